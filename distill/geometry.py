@@ -1,0 +1,64 @@
+"""The one coordinate convention, and the geometry that depends on it.
+
+Points are ``(x, y)`` in pixels of the image they are drawn on, continuous, with the centre of the top-left pixel at
+(0.5, 0.5): pixel column j covers [j, j + 1). Resizing multiplies by the ratio of sizes, nothing else. Sizes are
+``(height, width)``, boxes ``(x0, y0, x1, y1)``.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def resize_points(points: Tensor, from_size: tuple[int, int], to_size: tuple[int, int]) -> Tensor:
+    """Maps points (..., 2), x, y px, of an image of ``from_size`` onto the same image resized to ``to_size``."""
+    (h0, w0), (h1, w1) = from_size, to_size
+    return points * points.new_tensor([w1 / w0, h1 / h0])
+
+
+def cell_centres(size: tuple[int, int], image_size: tuple[int, int], like: Tensor) -> Tensor:
+    """Returns (h, w, 2) the x, y, in px, of the centres of an (h, w) grid of cells laid over an image.
+
+    Args:
+        size: the grid's (h, w).
+        image_size: (H, W) of the image it covers.
+        like: a tensor whose device and dtype to use.
+    """
+    (h, w), (height, width) = size, image_size
+    y = (torch.arange(h, device=like.device, dtype=like.dtype) + 0.5) * (height / h)
+    x = (torch.arange(w, device=like.device, dtype=like.dtype) + 0.5) * (width / w)
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+
+
+def sample_at(feature_map: Tensor, points: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Reads a feature map bilinearly at points.
+
+    Args:
+        feature_map: (B, C, h, w).
+        points: (B, N, 2) x, y in pixels of the image that the map covers; clamped at the map's border.
+        image_size: (H, W) of that image.
+
+    Returns:
+        (B, N, C).
+    """
+    height, width = image_size
+    grid = points / points.new_tensor([width, height]) * 2 - 1
+    sampled = F.grid_sample(feature_map, grid[:, None], padding_mode="border", align_corners=False)
+    return sampled[:, :, 0].transpose(1, 2)
+
+
+def gaussian_heatmap(points: Tensor, size: tuple[int, int], image_size: tuple[int, int], sigma_px: float) -> Tensor:
+    """Draws a Gaussian of peak 1 at each point.
+
+    Args:
+        points: (..., 2) x, y in pixels of an image of ``image_size``.
+        size: (h, w) of the maps to draw.
+        image_size: (H, W).
+        sigma_px: standard deviation in pixels of the image.
+
+    Returns:
+        (..., h, w), exp(-d^2 / (2 sigma^2)) with d the distance in pixels from cell centre to point.
+    """
+    centres = cell_centres(size, image_size, points)
+    squared = (centres - points[..., None, None, :]).square().sum(-1)
+    return torch.exp(-squared / (2 * sigma_px**2))

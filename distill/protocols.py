@@ -1,0 +1,49 @@
+"""The contract that teachers, students and baselines share."""
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from distill.types import Matches, PairBatch
+
+
+class Matcher(Protocol):
+    """Maps (source image, target image, source keypoints) to target keypoints."""
+
+    def __call__(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
+        """Matches B pairs at N points each.
+
+        Args:
+            src_img: (B, 3, H, W) float in [0, 1].
+            trg_img: (B, 3, H, W) float in [0, 1].
+            src_kps: (B, N, 2) x, y in pixels of ``src_img``.
+        """
+        ...
+
+
+@runtime_checkable
+class PairMatcher(Protocol):
+    """A matcher that also uses what is known about a pair: its boxes, its fingerprints, its truth."""
+
+    def match_pairs(self, pairs: PairBatch) -> Matches:
+        """Matches all points of ``pairs``; what it returns outside ``kps_mask`` has no meaning."""
+        ...
+
+
+@runtime_checkable
+class Fingerprinted(Protocol):
+    """A matcher whose answers may be stored as labels."""
+
+    def fingerprint(self) -> dict[str, str]:
+        """Returns all that decides an answer besides the images and the points, by field name.
+
+        Settings, a hash of the weights, preprocessing. Labels are refused when one field differs.
+        """
+        ...
+
+
+def match(matcher: Matcher | PairMatcher, pairs: PairBatch) -> Matches:
+    """Calls ``matcher`` on ``pairs`` by the richer of the two contracts that it satisfies."""
+    if isinstance(matcher, PairMatcher):
+        return matcher.match_pairs(pairs)
+    return matcher(pairs.src_img, pairs.trg_img, pairs.src_kps)
