@@ -1,0 +1,94 @@
+"""The parts of a Stable Diffusion small enough to be trained on two cores.
+
+The latents have a quarter of the image's side. As in Stable Diffusion the UNet reads the prompt at a half and a
+quarter of the latents' side; unlike there it does not at their full side, which costs most and localises least.
+"""
+
+import json
+from collections.abc import Iterable
+
+from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+
+def build_tokenizer(captions: Iterable[str], length: int) -> CLIPTokenizer:
+    """Learns a byte-pair vocabulary in which every word of ``captions`` is one token.
+
+    Args:
+        captions: texts that hold every word there is.
+        length: tokens of a prompt, the start and end marks included.
+    """
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=end))
+    learner.normalizer = normalizers.Lowercase()
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096, special_tokens=[start, end], end_of_word_suffix="</w>", show_progress=False
+    )
+    learner.train_from_iterator(captions, trainer)
+    return CLIPTokenizer(vocab=learner.get_vocab(), merges=_merges(learner), model_max_length=length)
+
+
+def _merges(tokenizer: Tokenizer) -> list[tuple[str, ...]]:
+    return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextModel:
+    """Returns a CLIP text transformer with random weights."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        projection_dim=width,
+    )
+    return CLIPTextModel(config)
+
+
+def build_autoencoder(channels: int, latent_channels: int) -> AutoencoderTiny:
+    """Returns an autoencoder with random weights: 3 channels to ``latent_channels`` at a quarter of the side."""
+    return AutoencoderTiny(
+        latent_channels=latent_channels,
+        encoder_block_out_channels=(channels,) * 3,
+        decoder_block_out_channels=(channels,) * 3,
+        num_encoder_blocks=(1, 2, 2),
+        num_decoder_blocks=(2, 2, 1),
+    )
+
+
+def build_unet(latent_side: int, latent_channels: int, channels: tuple[int, int, int], prompt_width: int) -> UNet2DConditionModel:
+    """Returns a UNet with random weights that reads the prompt at a half and a quarter of ``latent_side``."""
+    return UNet2DConditionModel(
+        sample_size=latent_side,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        block_out_channels=channels,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=prompt_width,
+        attention_head_dim=4,  # diffusers' old name for the number of heads
+        norm_num_groups=16,
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Returns Stable Diffusion's noise schedule with the velocity as the target (Salimans and Ho, ICLR 2022)."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )

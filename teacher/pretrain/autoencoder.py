@@ -1,0 +1,65 @@
+"""First stage: the autoencoder between pictures and latents."""
+
+from typing import Any
+
+import torch
+from diffusers import AutoencoderTiny
+from lightning import LightningModule
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class AutoencoderTraining(LightningModule):
+    """Trains an autoencoder on random crops: absolute and squared error of colours, absolute error of their differences.
+
+    The latents are held near unit scale and are disturbed before decoding, so that the diffusion model's small errors
+    do not matter: the part that the KL term plays in a variational autoencoder.
+
+    Args:
+        autoencoder: a diffusers ``AutoencoderTiny``.
+        crop: side in pixels of the crops that are trained on.
+        noise: standard deviation of the disturbance; latents have about 1.
+        lr: peak learning rate of the one-cycle schedule.
+    """
+
+    def __init__(self, autoencoder: AutoencoderTiny, crop: int, noise: float, lr: float) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.crop, self.noise, self.lr = crop, noise, lr
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """``batch["image"]`` is (B, 3, S, S) in [0, 1]."""
+        images = self._random_crop(batch["image"]) * 2 - 1
+        latents = self.autoencoder.encode(images).latents
+        decoded = self.autoencoder.decode(latents + self.noise * torch.randn_like(latents)).sample
+        colour = F.l1_loss(decoded, images)
+        edges = sum(F.l1_loss(decoded.diff(dim=d), images.diff(dim=d)) for d in (-1, -2))
+        scale = (latents.pow(2).mean() - 1).abs() + latents.mean().abs()
+        squared = F.mse_loss(decoded, images)
+        psnr = -10 * torch.log10(squared.detach() / 4)
+        self.log_dict({"train/colour": colour, "train/edges": edges, "train/psnr": psnr}, prog_bar=True)
+        return colour + 2 * squared + 0.5 * edges + 0.05 * scale
+
+    def _random_crop(self, images: Tensor) -> Tensor:
+        top, left = torch.randint(images.shape[-1] - self.crop + 1, (2,)).tolist()
+        return images[..., top : top + self.crop, left : left + self.crop].contiguous(memory_format=torch.channels_last)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW under a one-cycle schedule over the trainer's steps."""
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=1e-4)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps, pct_start=0.1)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@torch.no_grad()
+def reconstruction_psnr(autoencoder: AutoencoderTiny, images: Tensor) -> float:
+    """Returns the mean peak signal-to-noise ratio in dB over ``images`` (B, 3, H, W) in [0, 1]."""
+    decoded = autoencoder.decode(autoencoder.encode(images * 2 - 1).latents).sample.clamp(-1, 1) / 2 + 0.5
+    return float((-10 * torch.log10((decoded - images).pow(2).mean((1, 2, 3)))).mean())
+
+
+@torch.no_grad()
+def latent_scale(autoencoder: AutoencoderTiny, images: Tensor) -> float:
+    """Returns the factor that brings the latents of ``images`` (B, 3, H, W) in [0, 1] to unit deviation."""
+    return 1 / float(autoencoder.encode(images * 2 - 1).latents.std())

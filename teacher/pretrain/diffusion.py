@@ -1,0 +1,149 @@
+"""Second stage: UNet and text encoder learn to denoise the latents of captioned pictures."""
+
+from typing import Any
+
+import torch
+from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPTextModel, CLIPTokenizer
+
+
+class DiffusionTraining(LightningModule):
+    """Trains the UNet and the text encoder together on latents; the autoencoder stays frozen and outside.
+
+    Rendering and encoding a picture costs about as much as a training step on it, so each is used several times:
+    fresh latents replace the oldest of a pool, and batches are drawn from the pool.
+
+    Args:
+        unet: reads latents and prompts.
+        text_encoder: turns tokens into prompts.
+        tokenizer: turns captions into tokens.
+        autoencoder: with its ``scaling_factor`` set.
+        scheduler: the noise schedule; epsilon and velocity are understood as targets.
+        batch_size: latents of one step.
+        pool_size: latents kept.
+        drop_caption: the chance that a caption is replaced by the empty one, for classifier-free guidance.
+        lr: learning rate of AdamW.
+        warmup: steps until it is reached.
+        decay: the share of the trainer's steps over which it falls to zero at the end.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        autoencoder: AutoencoderTiny,
+        scheduler: DDIMScheduler,
+        batch_size: int,
+        pool_size: int,
+        drop_caption: float,
+        lr: float,
+        warmup: int,
+        decay: float,
+    ) -> None:
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+        self.tokenizer, self.scheduler = tokenizer, scheduler
+        self._frozen = [autoencoder.eval().requires_grad_(False)]  # in a list: no child, hence in no checkpoint
+        self.batch_size, self.pool = batch_size, LatentPool(pool_size)
+        self.drop_caption, self.lr, self.warmup, self.decay = drop_caption, lr, warmup, decay
+
+    @property
+    def autoencoder(self) -> AutoencoderTiny:
+        """The frozen autoencoder, on this module's device."""
+        return self._frozen[0].to(self.device)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """``batch`` holds fresh pictures: "image" (F, 3, S, S) in [0, 1] and "caption", F texts."""
+        self.pool.add(self.encode(batch["image"]), self.tokenize(batch["caption"]))
+        latents, tokens = self.pool.draw(self.batch_size)
+        dropped = torch.rand(len(tokens), 1, device=self.device) < self.drop_caption
+        tokens = torch.where(dropped, self.tokenize([""]), tokens)
+        timesteps = torch.randint(self.scheduler.config.num_train_timesteps, (len(latents),), device=self.device)
+        loss = self.denoising_loss(latents, tokens, torch.randn_like(latents), timesteps)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Logs the loss on pictures that are never trained on, at the same noise and timesteps each time."""
+        latents, tokens = self.encode(batch["image"]), self.tokenize(batch["caption"])
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(latents.shape, generator=generator).to(self.device)
+        steps = self.scheduler.config.num_train_timesteps
+        timesteps = torch.arange(len(latents), device=self.device) * steps // len(latents)
+        loss = self.denoising_loss(latents, tokens, noise, timesteps)
+        self.log("val/loss", loss, prog_bar=True, batch_size=len(latents))
+
+    def denoising_loss(self, latents: Tensor, tokens: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Returns the mean squared error of the UNet's answer to noisy latents.
+
+        Args:
+            latents: (B, 4, s, s), scaled.
+            tokens: (B, L).
+            noise: like ``latents``.
+            timesteps: (B,).
+        """
+        prompts = self.text_encoder(tokens).last_hidden_state
+        noisy = self.scheduler.add_noise(latents, noise, timesteps)
+        velocity = self.scheduler.config.prediction_type == "v_prediction"
+        target = self.scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
+        return F.mse_loss(self.unet(noisy, timesteps, prompts).sample.float(), target)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Returns scaled latents (F, 4, s, s) of ``images`` (F, 3, S, S) in [0, 1]."""
+        latents = self.autoencoder.encode(images * 2 - 1).latents
+        return (latents * self.autoencoder.config.scaling_factor).float()
+
+    def tokenize(self, captions: list[str]) -> Tensor:
+        """Returns (F, L) token numbers, padded."""
+        tokens = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
+        return tokens.input_ids.to(self.device)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW; warm-up, a plateau, and a straight fall to zero."""
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, betas=(0.9, 0.99), weight_decay=0.01)
+        steps = int(self.trainer.estimated_stepping_batches)
+        fall = max(1, int(steps * self.decay))
+
+        def factor(step: int) -> float:
+            return min(1.0, (step + 1) / self.warmup, max(0.0, (steps - step) / fall))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """Clips the gradient's norm at 1."""
+        nn.utils.clip_grad_norm_(self.parameters(), 1.0)
+
+
+class LatentPool:
+    """The newest latents with their captions, to draw batches from.
+
+    Args:
+        capacity: how many are kept.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.latents: Tensor | None = None
+        self.tokens: Tensor | None = None
+        self.seen = 0
+
+    def add(self, latents: Tensor, tokens: Tensor) -> None:
+        """Puts F latents in the place of the oldest ones."""
+        if self.latents is None or self.tokens is None:
+            self.latents = latents.new_empty(self.capacity, *latents.shape[1:])
+            self.tokens = tokens.new_empty(self.capacity, *tokens.shape[1:])
+        places = (torch.arange(len(latents), device=latents.device) + self.seen) % self.capacity
+        self.latents[places], self.tokens[places] = latents, tokens
+        self.seen += len(latents)
+
+    def draw(self, count: int) -> tuple[Tensor, Tensor]:
+        """Returns ``count`` of the kept latents and their tokens, drawn with replacement."""
+        assert self.latents is not None and self.tokens is not None
+        rows = torch.randint(min(self.seen, self.capacity), (count,), device=self.latents.device)
+        return self.latents[rows], self.tokens[rows]

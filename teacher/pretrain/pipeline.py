@@ -1,0 +1,53 @@
+"""From trained parts to a pipeline folder that diffusers loads, and pictures drawn with it."""
+
+import copy
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from torch import nn
+
+from teacher.pretrain.diffusion import DiffusionTraining
+
+
+def assemble(module: DiffusionTraining) -> StableDiffusionPipeline:
+    """Returns a pipeline of the module's parts as they are now; nothing is copied."""
+    return StableDiffusionPipeline(
+        vae=module.autoencoder,
+        text_encoder=module.text_encoder,
+        tokenizer=module.tokenizer,
+        unet=module.unet,
+        scheduler=module.scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def save_pipeline(module: DiffusionTraining, folder: Path) -> None:
+    """Writes the parts as a diffusers pipeline folder in half precision; the folder appears whole or not at all."""
+    pipeline = assemble(module)
+    for name in ("vae", "text_encoder", "unet"):
+        part: nn.Module = getattr(pipeline, name)
+        setattr(pipeline, name, copy.deepcopy(part).half())
+    draft = folder.with_name(folder.name + ".draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    pipeline.save_pretrained(draft, safe_serialization=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    draft.rename(folder)
+
+
+@torch.no_grad()
+def draw_grid(pipeline: StableDiffusionPipeline, captions: list[str], seed: int, steps: int = 20) -> Image.Image:
+    """Draws one picture a caption and lays them out in rows of four."""
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    pictures = pipeline(captions, num_inference_steps=steps, guidance_scale=3.0, generator=generator).images
+    width, height = pictures[0].size
+    rows = -(-len(pictures) // 4)
+    grid = Image.new("RGB", (4 * width, rows * height))
+    for i, picture in enumerate(pictures):
+        grid.paste(picture, (i % 4 * width, i // 4 * height))
+    return grid
