@@ -4,7 +4,7 @@ Camera frame: u to the right, v down, d away from the viewer; the square image s
 projection is orthographic. All of this is NumPy in float64, so that a scene is the same on every machine.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -120,6 +120,18 @@ class Scene:
     horizon: float
     texture_seed: int
     caption: str
+
+    def without_extras(self) -> "Scene":
+        """Returns the scene with nothing but the object."""
+        n = self.n_object
+        return replace(
+            self,
+            box_shaped=self.box_shaped[:n],
+            centre=self.centre[:n],
+            half=self.half[:n],
+            axes=self.axes[:n],
+            colour=self.colour[:n],
+        )
 
 
 def sample_scene(seed: int, index: int, difficulty: str) -> Scene:

@@ -1,0 +1,28 @@
+"""A pipeline's text side, for the few uses that want a real prompt."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from distill.errors import WeightsError
+
+
+@torch.no_grad()
+def encode_text(folder: Path, text: str, length: int) -> Tensor:
+    """Returns the prompt embedding (L, D) that a pipeline's own text encoder gives ``text``, padded to ``length``.
+
+    Raises:
+        WeightsError: when the pipeline folder has no single CLIP text encoder with its tokenizer.
+    """
+    for part, file in (("tokenizer", "tokenizer_config.json"), ("text_encoder", "config.json")):
+        if not (folder / part / file).is_file() or (folder / f"{part}_2").exists():
+            raise WeightsError(
+                f"Expected one text encoder and its tokenizer in {folder} but {part} is missing or not the only one; "
+                "use null_prompt=zeros."
+            )
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").eval().float()
+    tokens = tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    return encoder(tokens.input_ids).last_hidden_state[0]

@@ -1,0 +1,146 @@
+"""Running a UNet for its cross-attention only.
+
+The forward pass is split where the prompt enters. What comes before is computed once per noisy crop and shared by all
+prompts; what comes after the last layer that is read is not computed at all (in Stable Diffusion 1.x, 45 % of the
+work). What is recorded equals what ``UNet2DConditionModel.forward`` would compute.
+"""
+
+from typing import NamedTuple
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from torch import Tensor
+
+from teacher.attention import Layer, split_heads
+
+
+class Prefix(NamedTuple):
+    """What a UNet computes of C noisy crops before the prompt enters.
+
+    Attributes:
+        sample: (C, channels, h, w) features.
+        skips: the features kept for the decoder, each (C, ...).
+        time: (C, T) embedding of the timestep.
+    """
+
+    sample: Tensor
+    skips: list[Tensor]
+    time: Tensor
+
+
+class Recording(NamedTuple):
+    """Queries (R, heads, S, d) and keys (R, heads, L, d) of one layer."""
+
+    query: Tensor
+    key: Tensor
+
+
+class PromptedUNet:
+    """A UNet whose chosen cross-attention layers can be read.
+
+    Args:
+        unet: frozen; its attention processors are replaced.
+        layers: those to record, in the order in which they run.
+        image_size: side in px of the images it sees, which SDXL wants to be told.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, layers: list[Layer], image_size: int) -> None:
+        self.unet, self.layers, self.image_size = unet, layers, image_size
+        self._tape: list[Recording] = []
+        unet.set_attn_processor(AttnProcessor2_0())
+        for layer in layers:
+            layer.attention.set_processor(_Recorder(self._tape, last=layer is layers[-1]))
+        prompted = [_reads_prompt(block) for block in unet.down_blocks]
+        self._n_shared = prompted.index(True) if True in prompted else len(prompted)
+
+    @torch.no_grad()
+    def prefix(self, latents: Tensor, timestep: int) -> Prefix:
+        """Runs noisy ``latents`` (C, channels, h, w) as far as no prompt is needed."""
+        time = self._time_embedding(latents, timestep)
+        sample = self.unet.conv_in(2 * latents - 1 if self.unet.config.center_input_sample else latents)
+        skips = [sample]
+        for block in self.unet.down_blocks[: self._n_shared]:
+            sample, more = block(hidden_states=sample, temb=time)
+            skips += more
+        return Prefix(sample, skips, time)
+
+    def record(self, prefix: Prefix, crop_of: Tensor, prompts: Tensor) -> list[Recording]:
+        """Runs R prompts, each on the crop that ``crop_of`` names, up to the last layer that is read.
+
+        Args:
+            prefix: of C crops.
+            crop_of: (R,) int64 in [0, C).
+            prompts: (R, L, D).
+
+        Returns:
+            One recording a layer, in the layers' order; differentiable with respect to the prompts.
+        """
+        self._tape.clear()
+        try:
+            self._run_prompted(prefix, crop_of, prompts.to(prefix.sample.dtype))
+        except _LastLayerRead:
+            pass
+        return list(self._tape)
+
+    def _run_prompted(self, prefix: Prefix, crop_of: Tensor, prompts: Tensor) -> None:
+        unet, time = self.unet, prefix.time[crop_of]
+        shared, own = list(prefix.skips), []  # skip features per crop, expanded only when used, and per prompt
+        sample = prefix.sample[crop_of]
+
+        def run(block, sample: Tensor, **arguments):
+            if _reads_prompt(block):
+                arguments["encoder_hidden_states"] = prompts
+            return block(hidden_states=sample, temb=time, **arguments)
+
+        for block in unet.down_blocks[self._n_shared :]:
+            sample, more = run(block, sample)
+            own += more
+        if unet.mid_block is not None:
+            sample = run(unet.mid_block, sample)
+        for block in unet.up_blocks:
+            skips = [own.pop() if own else shared.pop()[crop_of] for _ in block.resnets]
+            sample = run(block, sample, res_hidden_states_tuple=tuple(reversed(skips)))
+
+    def _time_embedding(self, latents: Tensor, timestep: int) -> Tensor:
+        unet = self.unet
+        time = unet.time_embedding(unet.get_time_embed(latents, timestep))
+        if unet.config.addition_embed_type == "text_time":
+            time = time + unet.get_aug_embed(time, latents, self._added_conditions(latents))
+        return time if unet.time_embed_act is None else unet.time_embed_act(time)
+
+    def _added_conditions(self, latents: Tensor) -> dict[str, Tensor]:
+        """SDXL's second conditioning: no caption (zeros), and a whole, uncropped picture of the model's own size."""
+        config = self.unet.config
+        sizes = latents.new_tensor([self.image_size] * 2 + [0, 0] + [self.image_size] * 2)
+        width = config.projection_class_embeddings_input_dim - len(sizes) * config.addition_time_embed_dim
+        return {"text_embeds": latents.new_zeros(len(latents), width), "time_ids": sizes.expand(len(latents), -1)}
+
+
+def _reads_prompt(block: torch.nn.Module) -> bool:
+    return bool(getattr(block, "has_cross_attention", False))
+
+
+class _LastLayerRead(Exception):
+    """Leaves the forward pass at the point where nothing that follows is needed, from within any kind of block."""
+
+
+class _Recorder(AttnProcessor2_0):
+    """diffusers' fused attention, which also records its queries and keys."""
+
+    def __init__(self, tape: list[Recording], last: bool) -> None:
+        super().__init__()
+        self.tape, self.last = tape, last
+
+    def __call__(
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *args, **kwargs
+    ) -> Tensor:
+        assert encoder_hidden_states is not None, "only cross-attention is recorded"
+        query = split_heads(attn.to_q(hidden_states), attn.heads)
+        key = split_heads(attn.to_k(encoder_hidden_states), attn.heads)
+        self.tape.append(Recording(query, key))
+        if self.last:
+            raise _LastLayerRead
+        value = split_heads(attn.to_v(encoder_hidden_states), attn.heads)
+        attended = torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=attn.scale)
+        return attn.to_out[0](attended.transpose(1, 2).flatten(2))
