@@ -66,25 +66,24 @@ def choose_layers(unet: UNet2DConditionModel, names: Sequence[str]) -> list[Laye
     return [layers[i] for i in sorted(chosen)]
 
 
-def token_maps(query: Tensor, key: Tensor, scale: float, n_tokens: int) -> Tensor:
-    """Returns where the first tokens after the start of the prompt are attended to.
+def read_token(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """Returns where the token after the start of the prompt is attended to.
 
-    All tokens compete in the softmax; tokens 1 to ``n_tokens`` are kept and averaged over the heads. Computed in
-    single precision whatever the UNet runs in.
+    All tokens compete in the softmax; the map of token 1 is kept and averaged over the heads. Computed in single
+    precision whatever the UNet runs in.
 
     Args:
         query: (R, heads, h * w, d) of a square map.
         key: (R, heads, L, d).
         scale: multiplies the scores before the softmax.
-        n_tokens: how many tokens to keep.
 
     Returns:
-        (R, n_tokens, h, w), each in [0, 1].
+        (R, h, w) in [0, 1].
     """
     scores = (query.float() * scale) @ key.float().transpose(-1, -2)
-    maps = scores.softmax(-1)[..., 1 : 1 + n_tokens].mean(1)
-    side = round(maps.shape[1] ** 0.5)
-    return maps.transpose(1, 2).unflatten(-1, (side, side))
+    attention_map = scores.softmax(-1)[..., 1].mean(1)
+    side = round(attention_map.shape[-1] ** 0.5)
+    return attention_map.unflatten(-1, (side, side))
 
 
 def split_heads(features: Tensor, heads: int) -> Tensor:

@@ -49,45 +49,38 @@ def paste(maps: Tensor, boxes: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """Lays maps seen in crops back over the whole image.
 
     Args:
-        maps: (R, K, h, w), what was seen.
+        maps: (R, h, w), what was seen.
         boxes: (R, 3), where.
         side: of the grid laid over the image.
 
     Returns:
-        (R, K, side, side) bilinearly resampled, 0 outside the crop, and (R, 1, side, side), 1 where the centre of the
-        cell lies inside the crop and 0 elsewhere.
+        (R, side, side) bilinearly resampled, 0 outside the crop, and (R, side, side), 1 where the centre of the cell
+        lies inside the crop and 0 elsewhere.
     """
     grid = _sampling_grid(1 / boxes[:, 2], -boxes[:, :2] / boxes[:, 2:], side)
-    seen = (grid.abs() <= 1 + 1e-5).all(-1)[:, None].to(maps.dtype)
-    return F.grid_sample(maps, grid, padding_mode="border", align_corners=False) * seen, seen
+    seen = (grid.abs() <= 1 + 1e-5).all(-1).to(maps.dtype)
+    return F.grid_sample(maps[:, None], grid, padding_mode="border", align_corners=False)[:, 0] * seen, seen
 
 
-def choose_crops(
-    points: Tensor, present: Tensor, boxes: Tensor, priority: Tensor, margin: float, count: int = 1
-) -> Tensor:
-    """Chooses crops that keep points off their border.
+def choose_crops(points: Tensor, boxes: Tensor, priority: Tensor, margin: float) -> Tensor:
+    """Chooses for each point a crop that keeps it off the border.
 
-    A crop suits a prompt by the distance of its outermost point from the crop's border, of which no more than
-    ``margin`` counts. The most suitable are taken, and among equals those of the highest priority. So a point near the
-    image's border gets the crop that shows most of its surroundings, and two points well inside the image get the same
-    crop, for which the prompt-independent work is then done once.
+    A crop suits a point by the point's distance from the crop's border, of which no more than ``margin`` counts. The
+    most suitable is taken, and among equals the one of the highest priority. So a point near the image's border gets
+    a crop that shows as much of its surroundings as any does.
 
     Args:
-        points: (R, K, 2) of the image, K points a prompt.
-        present: (R, K) bool, which of them count.
-        boxes: (R, P, 3), the pool of each prompt's image.
+        points: (R, 2) of the image.
+        boxes: (P, 3), the image's pool.
         priority: (R, P) in [0, 1); minus infinity bars a crop.
         margin: fraction of the crop's side.
-        count: how many to choose.
 
     Returns:
-        (R, count) int64 in [0, P).
+        (R,) int64 in [0, P).
     """
-    inside = into_crop(points[:, None], boxes[:, :, None])
-    room = torch.minimum(inside, 1 - inside).amin(-1)
-    room = room.masked_fill(~present[:, None], torch.inf).amin(-1).clamp(-1.0, margin)
-    rank = (room * 1000).round()  # a thousandth of the side makes no difference
-    return (rank + priority).topk(count, dim=-1).indices
+    inside = into_crop(points[:, None], boxes[None])
+    room = torch.minimum(inside, 1 - inside).amin(-1).clamp(-1.0, margin)
+    return ((room * 1000).round() + priority).argmax(-1)  # a thousandth of the side makes no difference
 
 
 def _sampling_grid(scale: Tensor, offset: Tensor, side: int) -> Tensor:

@@ -34,11 +34,11 @@ class Settings:
         crop_margin: how far off a crop's border the query is kept where possible.
         crop_pool: crops an image is encoded at, corners included. The paper draws fresh ones instead, each encoded
             anew; a pool costs no accuracy worth the name and is shared by all points, prompts and steps.
+        noise_draws: how often noise is drawn for each crop of the pool; without it, anew at every step, as in the paper.
+            Frozen queries want a number, because each draw is one pass through the UNet.
         crops_per_step: crops that each prompt sees in one step; more make the gradient less noisy and cost as much.
         sigma: standard deviation of the Gaussian to be lit up. The paper's 27.98 px of 512.
         layers: which cross-attention to read, see :mod:`teacher.attention`.
-        points_per_prompt: points of one image that share a prompt as its tokens 1, 2, ...; divides the cost, but the
-            tokens compete, and an answer then depends on the points asked together.
         queries: "conditioned" runs every prompt through the UNet, as in the paper; "frozen" runs the UNet once per crop
             and lets prompts act on the keys alone, which makes a step hundreds of times cheaper and is not the same.
         null_prompt: what the UNet is given when queries are frozen: the text encoder's empty prompt, or zeros.
@@ -46,7 +46,7 @@ class Settings:
         readout_temperature: of the soft-argmax, relative to the map's peak.
         layer_temperature: of the softmax over all pixels that each layer goes through before the layers are averaged;
             the paper's is 1. Without it the layers are averaged as they are.
-        map_side: cells a side of the grid on which maps are compared and accumulated; without it, twice the latents'.
+        map_side: cells a side of the grid on which maps are compared and accumulated; without it, the latents'.
         heatmap_side: cells a side of the heatmap that is returned; without it, half the latents'.
         precision: "fp32", or "bf16" for weights and activations; the maps are computed in fp32 in any case.
         seed: of all that is random; with the image's content it decides starts, noise and crops.
@@ -62,10 +62,10 @@ class Settings:
     crop_ratio: float = 0.93165
     crop_margin: float = 0.15
     crop_pool: int = 8
+    noise_draws: int | None = None
     crops_per_step: int = 1
     sigma: float = 27.98 / 512
     layers: Sequence[str] = ("up@1/4", "up@1/2")
-    points_per_prompt: int = 1
     queries: Queries = "conditioned"
     null_prompt: NullPrompt = "empty"
     readout: Readout = "soft_argmax"
@@ -123,9 +123,9 @@ _RANGES = {
     "crop_ratio": (0.1, 1),
     "crop_margin": (0, 0.5),
     "crop_pool": (4, math.inf),
+    "noise_draws": (1, math.inf),
     "crops_per_step": (1, math.inf),
     "sigma": (_TINY, 1),
-    "points_per_prompt": (1, math.inf),
     "readout_temperature": (_TINY, math.inf),
     "layer_temperature": (_TINY, math.inf),
     "map_side": (1, math.inf),

@@ -5,7 +5,7 @@ quarter of the latents' side; unlike there it does not at their full side, which
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -53,30 +53,49 @@ def build_text_encoder(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLI
     return CLIPTextModel(config)
 
 
-def build_autoencoder(channels: int, latent_channels: int) -> AutoencoderTiny:
-    """Returns an autoencoder with random weights: 3 channels to ``latent_channels`` at a quarter of the side."""
+def build_autoencoder(channels: int, latent_channels: int, halvings: int) -> AutoencoderTiny:
+    """Returns an autoencoder with random weights.
+
+    Args:
+        channels: width of its convolutions.
+        latent_channels: channels of the latents.
+        halvings: how often the side is halved on the way to the latents.
+    """
     return AutoencoderTiny(
         latent_channels=latent_channels,
-        encoder_block_out_channels=(channels,) * 3,
-        decoder_block_out_channels=(channels,) * 3,
-        num_encoder_blocks=(1, 2, 2),
-        num_decoder_blocks=(2, 2, 1),
+        encoder_block_out_channels=(channels,) * (halvings + 1),
+        decoder_block_out_channels=(channels,) * (halvings + 1),
+        num_encoder_blocks=(1, *(2,) * halvings),
+        num_decoder_blocks=(*(2,) * halvings, 1),
     )
 
 
-def build_unet(latent_side: int, latent_channels: int, channels: tuple[int, int, int], prompt_width: int) -> UNet2DConditionModel:
-    """Returns a UNet with random weights that reads the prompt at a half and a quarter of ``latent_side``."""
+def build_unet(
+    latent_side: int, latent_channels: int, channels: Sequence[int], attention: Sequence[bool], prompt_width: int
+) -> UNet2DConditionModel:
+    """Returns a UNet with random weights.
+
+    Args:
+        latent_side: of the latents it is trained on.
+        latent_channels: channels of the latents.
+        channels: at the latents' side, half of it, and so on.
+        attention: for each of these levels, whether it attends to the prompt (and to itself).
+        prompt_width: channels of a prompt's tokens.
+    """
+    down = tuple("CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in attention)
+    up = tuple("CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(attention))
     return UNet2DConditionModel(
         sample_size=latent_side,
         in_channels=latent_channels,
         out_channels=latent_channels,
-        block_out_channels=channels,
+        block_out_channels=tuple(channels),
         layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        down_block_types=down,
+        up_block_types=up,
         cross_attention_dim=prompt_width,
         attention_head_dim=4,  # diffusers' old name for the number of heads
         norm_num_groups=16,
+        time_embedding_dim=192,
     )
 
 

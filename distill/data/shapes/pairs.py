@@ -58,8 +58,8 @@ class ShapesPairs(Dataset[PairBatch]):
             raise ConfigError(f"Expected data.size of at least 16 px but got {size}.")
         find_difficulty(difficulty)
         self.split, self.seed, self.size, self.difficulty = split, seed, size, difficulty
-        n_images = max(2 * len(CATEGORIES), ceil(n_pairs / pairs_per_image / len(CATEGORIES)) * len(CATEGORIES))
         names = list(CATEGORIES)
+        n_images = len(names) * max(pairs_per_image + 1, ceil(n_pairs / pairs_per_image / len(names)))
         self.pairs = sample_pairs([names[i % len(names)] for i in range(n_images)], n_pairs, seed)
         self.scene = lru_cache(maxsize=None)(self._scene)
         self.image = lru_cache(maxsize=4096)(self._image)

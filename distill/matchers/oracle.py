@@ -1,0 +1,35 @@
+"""The truth as a matcher: the upper end of every scale, and a check of the benchmark itself."""
+
+import torch
+
+from distill.errors import ConfigError
+from distill.geometry import gaussian_heatmap
+from distill.types import Matches, PairBatch
+
+
+class Oracle:
+    """Answers with the annotation, with certainty; the heatmap is a Gaussian at it.
+
+    Args:
+        heatmap_side: cells a side of the heatmap.
+        sigma: standard deviation of the Gaussian, as a fraction of the image's side.
+
+    Raises:
+        ConfigError: for a side or a deviation that is not positive.
+    """
+
+    def __init__(self, heatmap_side: int = 16, sigma: float = 0.055) -> None:
+        if heatmap_side < 1 or sigma <= 0:
+            raise ConfigError(f"Expected heatmap_side and sigma to be positive but got {heatmap_side} and {sigma}.")
+        self.heatmap_side, self.sigma = heatmap_side, sigma
+
+    def match_pairs(self, pairs: PairBatch) -> Matches:
+        """See :class:`distill.protocols.PairMatcher`."""
+        height, width = pairs.trg_img.shape[-2:]
+        side = (self.heatmap_side, self.heatmap_side)
+        heatmap = gaussian_heatmap(pairs.trg_kps, side, (height, width), self.sigma * max(height, width))
+        return Matches(pairs.trg_kps, torch.ones_like(pairs.trg_kps[..., 0]), heatmap)
+
+    def fingerprint(self) -> dict[str, str]:
+        """See :class:`distill.protocols.Fingerprinted`."""
+        return {"method": "oracle 1", "heatmap_side": str(self.heatmap_side), "sigma": str(self.sigma)}

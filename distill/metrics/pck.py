@@ -1,0 +1,89 @@
+"""Percentage of correct keypoints (PCK).
+
+A predicted point is right within ``alpha`` times the tolerance base of its pair, the boundary included. The figures of
+the field differ by how they are averaged: per image (the mean over pairs of each pair's share of right points) and per
+point (the share of right points among all). Both are reported; they are not comparable with each other.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+ALPHAS = (0.01, 0.05, 0.10, 0.15)
+
+
+def alpha_key(alpha: float) -> str:
+    """Returns ``alpha`` as it is written in reports and metric names: "0.10"."""
+    return f"{alpha:.2f}"
+
+
+def pck_correct(predicted: Tensor, truth: Tensor, pck_threshold: Tensor, alphas: Sequence[float] = ALPHAS) -> Tensor:
+    """Says which points are right.
+
+    Args:
+        predicted: (B, N, 2) x, y in original target pixels.
+        truth: (B, N, 2), the same.
+        pck_threshold: (B,) tolerance base, px.
+        alphas: A fractions of it.
+
+    Returns:
+        (B, N, A) bool; a point that is not a number is wrong.
+    """
+    distance = (predicted.double() - truth.double()).norm(dim=-1)
+    tolerance = pck_threshold.double()[:, None] * torch.tensor(list(alphas), dtype=torch.float64).to(distance.device)
+    # A point at exactly the tolerance is right; the slack is for rounding, far below a pixel.
+    return distance[..., None] <= tolerance[:, None] * (1 + 1e-9) + 1e-9
+
+
+def image_pck(correct: Tensor, kps_mask: Tensor) -> Tensor:
+    """Returns (B, A) the share of right points of each pair; NaN for a pair without points.
+
+    Args:
+        correct: (B, N, A) bool.
+        kps_mask: (B, N) bool, which points count.
+    """
+    counted = correct & kps_mask[..., None]
+    return counted.sum(1).double() / kps_mask.sum(1, keepdim=True).double().where(kps_mask.any(1, keepdim=True), torch.nan)
+
+
+class PCK(Metric):
+    """Accumulates PCK over batches and processes; pairs without points do not count.
+
+    Args:
+        alphas: fractions of the tolerance base.
+    """
+
+    full_state_update = False
+    image_sum: Tensor
+    point_sum: Tensor
+    n_pairs: Tensor
+    n_points: Tensor
+
+    def __init__(self, alphas: Sequence[float] = ALPHAS) -> None:
+        super().__init__()
+        self.alphas = tuple(alphas)
+        zeros = torch.zeros(len(self.alphas), dtype=torch.float64)
+        self.add_state("image_sum", zeros.clone(), dist_reduce_fx="sum")
+        self.add_state("point_sum", zeros.clone(), dist_reduce_fx="sum")
+        self.add_state("n_pairs", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("n_points", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, predicted: Tensor, truth: Tensor, kps_mask: Tensor, pck_threshold: Tensor) -> None:
+        """Adds a batch; arguments as for :func:`pck_correct` and :func:`image_pck`."""
+        correct = pck_correct(predicted, truth, pck_threshold, self.alphas)
+        self.image_sum += image_pck(correct, kps_mask).nansum(0)
+        self.point_sum += (correct & kps_mask[..., None]).sum((0, 1))
+        self.n_pairs += kps_mask.any(1).sum()
+        self.n_points += kps_mask.sum()
+
+    def compute(self) -> dict[str, dict[str, float]]:
+        """Returns ``{"image": {"0.10": percent, ...}, "point": {...}}``; NaN when nothing was added."""
+        per_image = 100 * self.image_sum / self.n_pairs.double().where(self.n_pairs > 0, torch.nan)
+        per_point = 100 * self.point_sum / self.n_points.double().where(self.n_points > 0, torch.nan)
+        keys = [alpha_key(alpha) for alpha in self.alphas]
+        return {
+            "image": dict(zip(keys, per_image.tolist(), strict=True)),
+            "point": dict(zip(keys, per_point.tolist(), strict=True)),
+        }

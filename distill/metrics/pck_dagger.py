@@ -1,0 +1,87 @@
+"""PCK-dagger: PCK that a swap of two keypoints cannot pass (Aygün and Mac Aodha, ECCV 2022, "Demystifying unsupervised
+semantic correspondence estimation").
+
+A predicted point is right only if it is within the tolerance *and* the annotated target keypoint nearest to it is the
+right one. What is wrong is a jitter (the right keypoint is the nearest, but none is within the tolerance), a swap (within
+the tolerance of some keypoint, but another than the right one is the nearest) or a miss (neither).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from distill.metrics.pck import pck_correct
+
+
+class Outcomes(NamedTuple):
+    """What became of each point; each (B, N) bool, exactly one of them true for a point that counts.
+
+    Attributes:
+        right: within the tolerance of its keypoint, and that is the nearest one.
+        jitter: within the tolerance of no keypoint, the right one being the nearest.
+        swap: within the tolerance of some keypoint, another one being the nearest.
+        miss: within the tolerance of no keypoint, another one being the nearest.
+    """
+
+    right: Tensor
+    jitter: Tensor
+    swap: Tensor
+    miss: Tensor
+
+
+def pck_dagger_outcomes(
+    predicted: Tensor, truth: Tensor, kps_mask: Tensor, pck_threshold: Tensor, alpha: float
+) -> Outcomes:
+    """Sorts predictions by what became of them.
+
+    Args:
+        predicted: (B, N, 2) x, y in original target pixels.
+        truth: (B, N, 2), the same.
+        kps_mask: (B, N) bool, which points count.
+        pck_threshold: (B,) tolerance base, px.
+        alpha: fraction of it.
+    """
+    distance = torch.cdist(predicted.double(), truth.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    distance = distance.masked_fill(~kps_mask[:, None], torch.inf)
+    own = distance.diagonal(dim1=1, dim2=2)
+    nearest_is_own = own <= distance.amin(-1)
+    close = (distance <= alpha * pck_threshold.double()[:, None, None] * (1 + 1e-9) + 1e-9).any(-1)
+    within = pck_correct(predicted, truth, pck_threshold, [alpha])[..., 0]
+    right = within & nearest_is_own
+    return Outcomes(
+        right=right & kps_mask,
+        jitter=~close & nearest_is_own & kps_mask,
+        swap=close & ~nearest_is_own & kps_mask,
+        miss=~close & ~nearest_is_own & kps_mask,
+    )
+
+
+class PCKDagger(Metric):
+    """Accumulates the rates of right, jitter, swap and miss, per point.
+
+    Args:
+        alpha: fraction of the tolerance base.
+    """
+
+    full_state_update = False
+    counts: Tensor
+    n_points: Tensor
+
+    def __init__(self, alpha: float = 0.10) -> None:
+        super().__init__()
+        self.alpha = alpha
+        self.add_state("counts", torch.zeros(4, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("n_points", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, predicted: Tensor, truth: Tensor, kps_mask: Tensor, pck_threshold: Tensor) -> None:
+        """Adds a batch; arguments as for :func:`pck_dagger_outcomes`."""
+        outcomes = pck_dagger_outcomes(predicted, truth, kps_mask, pck_threshold, self.alpha)
+        self.counts += torch.stack([outcome.sum() for outcome in outcomes])
+        self.n_points += kps_mask.sum()
+
+    def compute(self) -> dict[str, float]:
+        """Returns percentages by name; NaN when nothing was added."""
+        rates = 100 * self.counts.double() / self.n_points.double().where(self.n_points > 0, torch.nan)
+        return dict(zip(Outcomes._fields, rates.tolist(), strict=True))
