@@ -1,0 +1,63 @@
+"""The baseline without training: the nearest neighbour among a backbone's own features."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from distill.geometry import sample_at
+from distill.readout import argmax
+from distill.types import Matches
+from student.backbone import Backbone
+
+
+class NearestNeighbour(nn.Module):
+    """Compares a backbone's features by their cosine, and takes the best target cell.
+
+    With random weights it is the floor that a student trained from scratch starts from.
+
+    Args:
+        backbone: name of a timm model.
+        strides: of the maps to compare; several are brought to the finest grid, normalised, and joined.
+        weights: see :class:`student.backbone.Backbone`.
+        mean: see there.
+        std: see there.
+        options: see there.
+        seed: of random weights.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        strides: Sequence[int] = (16,),
+        weights: str | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        options: dict[str, Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.backbone = Backbone(backbone, strides, weights, mean, std, options)
+        self.eval().requires_grad_(False)
+
+    def forward(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
+        """Matches B pairs at N points each; see :class:`distill.protocols.Matcher`.
+
+        The heatmap holds cosines; the confidence is the best cosine, (1 + cos) / 2.
+        """
+        src_map, trg_map = self.describe(torch.cat([src_img, trg_img])).chunk(2)
+        queries = F.normalize(sample_at(src_map, src_kps, (src_img.shape[-2], src_img.shape[-1])), dim=-1)
+        heatmap = torch.einsum("bnc,bchw->bnhw", queries, trg_map)
+        points = argmax(heatmap, (trg_img.shape[-2], trg_img.shape[-1]))
+        return Matches(points, ((1 + heatmap.amax((-2, -1))) / 2).clamp(0, 1), heatmap)
+
+    def describe(self, images: Tensor) -> Tensor:
+        """Returns descriptors of length 1, (B, C, h, w), of ``images`` (B, 3, H, W) in [0, 1]."""
+        maps = [F.normalize(feature_map, dim=1) for feature_map in self.backbone(images)]
+        size = maps[0].shape[-2:]
+        joined = torch.cat([F.interpolate(m, size, mode="bilinear", align_corners=False) for m in maps], dim=1)
+        return F.normalize(joined, dim=1)
