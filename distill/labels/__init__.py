@@ -1,0 +1,5 @@
+"""Labels: a teacher's answers, stored so that they are made once and never mistaken for another teacher's."""
+
+from distill.labels.store import LabelStore, mismatch
+
+__all__ = ["LabelStore", "mismatch"]

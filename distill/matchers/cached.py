@@ -1,0 +1,83 @@
+"""A teacher behind its labels: what is stored is read, what is not is computed and stored."""
+
+import time
+from pathlib import Path
+
+import torch
+
+from distill.data.pairs import select_pairs
+from distill.errors import ConfigError, LabelError
+from distill.labels import LabelStore
+from distill.protocols import Fingerprinted, Matcher, PairMatcher, match
+from distill.types import Matches, PairBatch
+
+
+class Cached:
+    """Answers from a label store; asks the teacher for what is missing there and writes it through.
+
+    Args:
+        folder: of the label store.
+        teacher: makes missing labels, and says by its fingerprint which stored ones are its own. None reads only.
+        flush_seconds: how long new labels may stay in memory before they are written.
+        read_only: whether missing labels are an error although there is a teacher, which then only says which labels
+            are meant.
+
+    Raises:
+        ConfigError: when the teacher's answers cannot be stored, because it has no fingerprint.
+        LabelError: when the store holds labels of another teacher, or a damaged file.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        teacher: Matcher | PairMatcher | None = None,
+        flush_seconds: float = 60,
+        read_only: bool = False,
+    ) -> None:
+        if teacher is not None and not isinstance(teacher, Fingerprinted):
+            raise ConfigError(f"Expected a teacher with a fingerprint() but {type(teacher).__name__} has none; add one.")
+        self.teacher, self.flush_seconds, self.read_only = teacher, flush_seconds, read_only
+        self.store = LabelStore(folder, teacher.fingerprint() if teacher is not None else None)
+        self._flushed = time.monotonic()
+
+    def fingerprint(self) -> dict[str, str]:
+        """The teacher's."""
+        return dict(self.store.fingerprint or {})
+
+    def match_pairs(self, pairs: PairBatch) -> Matches:
+        """See :class:`distill.protocols.PairMatcher`.
+
+        Raises:
+            LabelError: when labels are missing and there is nothing to make them with.
+        """
+        labels, found = self.store.lookup(pairs)
+        missing = pairs.kps_mask & ~found
+        if not missing.any():
+            return labels
+        if self.teacher is None or self.read_only:
+            raise LabelError(self._what_is_missing(pairs, missing))
+        self.store.add(*self._ask(pairs, missing))
+        if time.monotonic() - self._flushed > self.flush_seconds:
+            self.flush()
+        return self.store.lookup(pairs)[0]
+
+    def flush(self) -> None:
+        """Writes new labels to the store."""
+        self.store.flush()
+        self._flushed = time.monotonic()
+
+    def _ask(self, pairs: PairBatch, missing: torch.Tensor) -> tuple[PairBatch, Matches, torch.Tensor]:
+        """Has the teacher answer the missing points of the pairs that lack any."""
+        assert self.teacher is not None
+        rows = missing.any(1).nonzero()[:, 0].tolist()
+        asked = select_pairs(pairs, rows)._replace(kps_mask=missing[rows])
+        with torch.no_grad():
+            return asked, match(self.teacher, asked), missing[rows]
+
+    def _what_is_missing(self, pairs: PairBatch, missing: torch.Tensor) -> str:
+        row = int(missing.any(1).nonzero()[0, 0])
+        return (
+            f"Expected a label for every point in {self.store.folder} ({len(self.store)} labels) but {int(missing.sum())} "
+            f"of {int(pairs.kps_mask.sum())} are missing, such as of {pairs.src_id[row]} -> {pairs.trg_id[row]}; "
+            f"make them with: python -m distill label labels.dir={self.store.folder}"
+        )
