@@ -89,6 +89,12 @@ class PromptOptimization:
             "prompt_length": str(self.prompt_length or "the model's"),
         }
 
+    @property
+    def n_parameters(self) -> int:
+        """How many numbers the frozen model has, without its text side, which is not used."""
+        parts = (self.pipeline.unet, self.pipeline.vae.encoder)
+        return sum(value.numel() for part in parts for value in part.parameters())
+
     def __call__(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
         """Matches B pairs at N points each; see :class:`distill.protocols.Matcher`.
 
@@ -193,7 +199,7 @@ class PromptOptimization:
 
     @property
     def _map_side(self) -> int:
-        return self.settings.map_side or int(self.pipeline.unet.config.sample_size)
+        return self.settings.map_side or 2 * int(self.pipeline.unet.config.sample_size)
 
 
 class Recent(Generic[Value]):

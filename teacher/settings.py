@@ -46,8 +46,8 @@ class Settings:
         readout_temperature: of the soft-argmax, relative to the map's peak.
         layer_temperature: of the softmax over all pixels that each layer goes through before the layers are averaged;
             the paper's is 1. Without it the layers are averaged as they are.
-        map_side: cells a side of the grid on which maps are compared and accumulated; without it, the latents'.
-        heatmap_side: cells a side of the heatmap that is returned; without it, half the latents'.
+        map_side: cells a side of the grid on which maps are compared and accumulated; without it, twice the latents'.
+        heatmap_side: cells a side of the heatmap that is returned; without it, half of map_side.
         precision: "fp32", or "bf16" for weights and activations; the maps are computed in fp32 in any case.
         seed: of all that is random; with the image's content it decides starts, noise and crops.
     """

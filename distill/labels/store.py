@@ -1,6 +1,6 @@
 """A folder of label files, found by the content of the images and the point."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,12 +19,16 @@ class LabelStore:
     Args:
         folder: of the files; made when the first label is written.
         fingerprint: of the teacher whose labels are wanted; None accepts whatever the folder holds.
+        offers: further folders to read from, such as labels that come with the project. One that another teacher made
+            is left aside: it was offered, not asked for.
 
     Raises:
         LabelError: when a file is damaged, or made by something else than ``fingerprint`` says; it names the fields.
     """
 
-    def __init__(self, folder: str | Path, fingerprint: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, fingerprint: Mapping[str, str] | None = None, offers: Sequence[str | Path] = ()
+    ) -> None:
         self.folder = Path(folder)
         self.fingerprint = dict(fingerprint) if fingerprint is not None else None
         self._shards: list[Shard] = []
@@ -32,6 +36,10 @@ class LabelStore:
         self._unwritten: dict[Key, Record] = {}
         for path in sorted(self.folder.glob("*.safetensors")):
             self._add(read_shard(path), path)
+        for path in (path for offer in offers for path in sorted(Path(offer).glob("*.safetensors"))):
+            shard = read_shard(path)
+            if not mismatch(shard.fingerprint, self.fingerprint or {}):
+                self._add(shard, path)
 
     def __len__(self) -> int:
         """How many labels there are, those included that are not written yet."""

@@ -1,6 +1,7 @@
 """A teacher behind its labels: what is stored is read, what is not is computed and stored."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ class Cached:
         folder: of the label store.
         teacher: makes missing labels, and says by its fingerprint which stored ones are its own. None reads only.
         flush_seconds: how long new labels may stay in memory before they are written.
+        offers: further folders that labels may be read from, see :class:`LabelStore`.
         read_only: whether missing labels are an error although there is a teacher, which then only says which labels
             are meant.
 
@@ -32,12 +34,13 @@ class Cached:
         folder: str | Path,
         teacher: Matcher | PairMatcher | None = None,
         flush_seconds: float = 60,
+        offers: Sequence[str | Path] = (),
         read_only: bool = False,
     ) -> None:
         if teacher is not None and not isinstance(teacher, Fingerprinted):
             raise ConfigError(f"Expected a teacher with a fingerprint() but {type(teacher).__name__} has none; add one.")
         self.teacher, self.flush_seconds, self.read_only = teacher, flush_seconds, read_only
-        self.store = LabelStore(folder, teacher.fingerprint() if teacher is not None else None)
+        self.store = LabelStore(folder, teacher.fingerprint() if teacher is not None else None, offers)
         self._flushed = time.monotonic()
 
     def fingerprint(self) -> dict[str, str]:

@@ -1,0 +1,162 @@
+"""A comparison on paper: a table for the terminal, Markdown, and one self-contained HTML file."""
+
+import base64
+import html
+import io
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from distill.comparison import HEADLINE, Comparison
+from distill.data.pairs import to_original
+from distill.evaluation import Benchmark
+from distill.geometry import resize_points
+from distill.metrics.pck import ALPHAS, alpha_key
+from distill.pictures import match_panel
+
+COLUMNS = (
+    "matcher",
+    *(f"PCK@{alpha_key(a)} image" for a in ALPHAS),
+    *(f"PCK@{alpha_key(a)} point" for a in ALPHAS),
+    "agrees@0.10",
+    "ms/pair",
+    "parameters",
+)
+
+
+def table(comparison: Comparison) -> list[list[str]]:
+    """Returns the figures as rows of text, in the order of ``COLUMNS``; what was not measured is a dash."""
+    rows = []
+    for name, evaluation in comparison.evaluations.items():
+        report = evaluation.report
+        figures = [report["pck"][average][alpha_key(a)] for average in ("image", "point") for a in ALPHAS]
+        agrees = comparison.agreement.get(name, {}).get(f"within_{alpha_key(HEADLINE)}")
+        parameters = report.get("parameters")
+        rows.append(
+            [
+                name,
+                *(f"{figure:.1f}" for figure in figures),
+                "–" if agrees is None else f"{agrees:.1f}",
+                "–" if report["latency_ms"] is None else f"{report['latency_ms']:.1f}",
+                "–" if parameters is None else f"{parameters / 1e6:.2f} M",
+            ]
+        )
+    return rows
+
+
+def markdown(comparison: Comparison) -> str:
+    """Returns the report in Markdown."""
+    lines = [f"# {heading(comparison)}", "", convention(comparison), ""]
+    lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    lines += ["| " + " | ".join(row) + " |" for row in table(comparison)]
+    lines += ["", f"PCK@0.10 per image against {comparison.reference}, in points, with the 95 % interval over pairs:", ""]
+    lines += [f"- {text}" for text in differences(comparison)]
+    lines += ["", *(f"{note}\n" for note in comparison.notes)]
+    return "\n".join(lines)
+
+
+def html_page(comparison: Comparison, panels: list[Image.Image]) -> str:
+    """Returns the report as one HTML page that needs no other file.
+
+    Args:
+        comparison: the figures.
+        panels: pictures of matches.
+    """
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in COLUMNS)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table(comparison))
+    items = "".join(f"<li>{html.escape(text)}</li>" for text in differences(comparison))
+    notes = "".join(f"<p>{html.escape(note)}</p>" for note in comparison.notes)
+    pictures = "".join(f'<img alt="matches" src="data:image/png;base64,{_base64(panel)}">' for panel in panels)
+    return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{html.escape(heading(comparison))}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem }}
+table {{ border-collapse: collapse }} td, th {{ padding: .3rem .6rem; border-bottom: 1px solid #ddd; text-align: right }}
+td:first-child, th:first-child {{ text-align: left }} img {{ max-width: 100%; display: block; margin: 1rem 0 }}
+.bar {{ fill: #4878a8 }} text {{ font: 13px system-ui, sans-serif }}
+</style>
+<h1>{html.escape(heading(comparison))}</h1><p>{html.escape(convention(comparison))}</p>
+{_bars(comparison)}
+<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>
+<h2>Differences</h2><p>PCK@0.10 per image against {html.escape(comparison.reference)}, in points, with the 95 % interval over pairs</p>
+<ul>{items}</ul>{notes}
+<h2>Matches</h2><p>The best, middle and worst pairs of {html.escape(list(comparison.evaluations)[min(1, len(comparison.evaluations) - 1)])};
+lines lead from each answer to the truth.</p>{pictures}
+</html>
+"""
+
+
+def heading(comparison: Comparison) -> str:
+    """Returns what was compared on what."""
+    report = _first(comparison)
+    return f"{', '.join(comparison.evaluations)} on {report['data']} {report['split']}"
+
+
+def convention(comparison: Comparison) -> str:
+    """Returns how the figures are to be read."""
+    report = _first(comparison)
+    return (
+        f"{report['n_pairs']} pairs, {report['n_points']} points; PCK in percent, in original target pixels, distance <= "
+        f"alpha x threshold ({report['threshold']}), mean over pairs (image) and over points (point)."
+    )
+
+
+def differences(comparison: Comparison) -> list[str]:
+    """Returns a line for each matcher but the reference."""
+    return [
+        f"{name}: {d['mean']:+.1f} [{d['low']:+.1f}, {d['high']:+.1f}]" for name, d in comparison.differences.items()
+    ]
+
+
+def example_panels(comparison: Comparison, benchmark: Benchmark, count: int = 6) -> list[Image.Image]:
+    """Returns panels of pairs from the best to the worst of the second matcher, evenly spaced; the truth comes last."""
+    names = list(comparison.evaluations)
+    judged = comparison.evaluations[names[min(1, len(names) - 1)]]
+    order = np.argsort(-judged.image_pck[:, ALPHAS.index(HEADLINE)], kind="stable")
+    places = order[np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)]
+    return [pair_panel(comparison, benchmark, int(place)) for place in places]
+
+
+def pair_panel(comparison: Comparison, benchmark: Benchmark, place: int) -> Image.Image:
+    """Draws the evaluated pair number ``place``: source, each matcher's answer, truth."""
+    first = next(iter(comparison.evaluations.values()))
+    pairs = benchmark[first.pairs[place]]
+    height, width = pairs.trg_img.shape[-2:]
+    original = tuple(pairs.trg_size[0].tolist())
+
+    def resized(points: np.ndarray) -> np.ndarray:
+        return resize_points(torch.as_tensor(points), original, (height, width)).numpy()
+
+    answers = {name: resized(e.predictions[place]) for name, e in comparison.evaluations.items() if name not in HIDDEN}
+    truth = to_original(pairs.trg_kps, pairs)[0, pairs.kps_mask[0]].numpy()
+    answers["ground truth"] = resized(truth)
+    points = pairs.src_kps[0, pairs.kps_mask[0]].numpy()
+    return match_panel(pairs.src_img[0], pairs.trg_img[0], points, answers, resized(truth))
+
+
+HIDDEN = ("nearest_neighbour", "box_relative")
+"""Matchers that pictures leave out, so that teacher and student are large enough to be seen."""
+
+
+def _bars(comparison: Comparison) -> str:
+    rows = []
+    for number, (name, evaluation) in enumerate(comparison.evaluations.items()):
+        value, y = evaluation.report["pck"]["image"][alpha_key(HEADLINE)], 26 * number
+        rows.append(
+            f'<text x="0" y="{y + 16}">{html.escape(name)}</text><rect class="bar" x="170" y="{y + 3}" height="18" '
+            f'width="{5 * value:.1f}"/><text x="{176 + 5 * value:.1f}" y="{y + 16}">{value:.1f}</text>'
+        )
+    height = 26 * len(rows)
+    return f'<h2>PCK@0.10 per image</h2><svg width="740" height="{height}" role="img">{"".join(rows)}</svg>'
+
+
+def _base64(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _first(comparison: Comparison) -> dict[str, Any]:
+    return next(iter(comparison.evaluations.values())).report
