@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import distill
-from distill.errors import ConfigError, DataError, DistillError, WeightsError, nearest
+from distill.errors import ConfigError, DataError, WeightsError, nearest
 from distill.types import Matches
 
 INPUTS = ("src_img", "trg_img", "src_kps")
@@ -69,7 +69,7 @@ def export_student(
         WeightsError: when the student holds NaN or infinity, or the file's answers differ from its own.
     """
     if precision not in PRECISIONS:
-        raise ConfigError(f"Expected a precision that can be exported but got {precision!r}; " + _only(precision))
+        raise ConfigError(f"Expected a precision that can be exported but got {precision!r}; " + nearest(precision, PRECISIONS) + ".")
     if size < 1:
         raise ConfigError(f"Expected size, the side of the images in px, to be positive but got {size}.")
     student = copy.deepcopy(student).cpu().float().eval()
