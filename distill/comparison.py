@@ -74,7 +74,9 @@ def compare(
         ConfigError: when ``reference`` is none of the matchers.
     """
     if reference not in matchers:
-        raise ConfigError(f"Expected reference to be one of the matchers but got {reference!r}; {nearest(reference, matchers)}.")
+        raise ConfigError(
+            f"Expected reference to be one of the matchers but got {reference!r}; {nearest(reference, matchers)}."
+        )
     evaluations = {}
     for name, matcher in matchers.items():
         evaluation = evaluate(matcher, benchmark, name, batch_size, device, progress)
@@ -88,7 +90,8 @@ def compare(
         evaluations=evaluations,
         reference=reference,
         agreement={
-            name: _rounded(agreement(e.predictions, base.predictions, base.thresholds, ALPHAS)) for name, e in others.items()
+            name: _rounded(agreement(e.predictions, base.predictions, base.thresholds, ALPHAS))
+            for name, e in others.items()
         },
         differences={
             name: _rounded(paired_difference(_headline(e), _headline(base), seed)) for name, e in others.items()

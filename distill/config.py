@@ -21,7 +21,7 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from distill.errors import ConfigError, DistillError, nearest
+from distill.errors import ConfigError, nearest
 
 _PACKAGE = Path(__file__).resolve().parent
 _ROOT = _PACKAGE.parent if (_PACKAGE.parent / "pyproject.toml").is_file() else _PACKAGE
@@ -133,7 +133,9 @@ def _folders(config_dir: str | Path | None) -> list[Path]:
     if config_dir is not None:
         own = Path(config_dir).expanduser().resolve()
         if not own.is_dir():
-            raise ConfigError(f"Expected --config-dir to be a folder but found none at {own}; give one with YAML files.")
+            raise ConfigError(
+                f"Expected --config-dir to be a folder but found none at {own}; give one with YAML files."
+            )
         folders.append(own)
     return folders
 

@@ -152,5 +152,3 @@ def _collect(
 
 def _rounded(figures: dict[str, Any]) -> dict[str, Any]:
     return {k: _rounded(v) if isinstance(v, dict) else round(v, 3) for k, v in figures.items()}
-
-

@@ -69,7 +69,9 @@ def export_student(
         WeightsError: when the student holds NaN or infinity, or the file's answers differ from its own.
     """
     if precision not in PRECISIONS:
-        raise ConfigError(f"Expected a precision that can be exported but got {precision!r}; " + nearest(precision, PRECISIONS) + ".")
+        raise ConfigError(
+            f"Expected a precision that can be exported but got {precision!r}; " + nearest(precision, PRECISIONS) + "."
+        )
     if size < 1:
         raise ConfigError(f"Expected size, the side of the images in px, to be positive but got {size}.")
     student = copy.deepcopy(student).cpu().float().eval()
@@ -88,21 +90,33 @@ def export_student(
 
 def to_onnx(student: nn.Module, size: int) -> onnx.ModelProto:
     """Traces ``student`` (on the CPU, in evaluation mode) at images of ``size`` px; pairs and points stay free."""
-    pairs, points = torch.export.Dim("pairs"), torch.export.Dim("points")
+    free = torch.export.Dim.DYNAMIC  # named dimensions are silently fixed by some networks
     program = torch.onnx.export(
         student,
         example(*TRACED, size, seed=0),
         input_names=list(INPUTS),
         output_names=list(OUTPUTS),
-        dynamic_shapes=({0: pairs}, {0: pairs}, {0: pairs, 1: points}),
+        dynamic_shapes=({0: free}, {0: free}, {0: free, 1: free}),
         opset_version=OPSET,
         dynamo=True,
         verbose=False,
     )
     assert program is not None  # only the older exporter, dynamo=False, returns None
     model = program.model_proto
+    _name_dimensions(model)
     onnx.checker.check_model(model)
     return model
+
+
+def _name_dimensions(model: onnx.ModelProto) -> None:
+    """Gives the free dimensions the names that a reader of the file understands."""
+    *images, points = model.graph.input
+    names = {tensor.type.tensor_type.shape.dim[0].dim_param: "pairs" for tensor in (*images, points)}
+    names[points.type.tensor_type.shape.dim[1].dim_param] = "points"
+    for tensor in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dimension in tensor.type.tensor_type.shape.dim:
+            if dimension.dim_param:
+                dimension.dim_param = names.get(dimension.dim_param, dimension.dim_param)
 
 
 def verify(path: Path, student: nn.Module, size: int, tolerance_px: float = 0.05, tolerance: float = 1e-3) -> Deviation:

@@ -10,7 +10,9 @@ from distill.progress import bar
 from distill.types import PairBatch
 
 
-def label(teacher: Cached, benchmark: Benchmark, device: str = "cpu", progress: bool = True, every: slice | None = None) -> int:
+def label(
+    teacher: Cached, benchmark: Benchmark, device: str = "cpu", progress: bool = True, every: slice | None = None
+) -> int:
     """Makes and stores the labels of ``benchmark`` that are not there yet; safe to kill and to start again.
 
     Pairs are taken in the order of their source images, because what a teacher learns of a source point serves all

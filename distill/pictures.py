@@ -81,7 +81,9 @@ def stack(panels: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
-def contact_sheet(images: Sequence[Tensor], points: Sequence[NDArray], columns: int = 6, side: int = 160) -> Image.Image:
+def contact_sheet(
+    images: Sequence[Tensor], points: Sequence[NDArray], columns: int = 6, side: int = 160
+) -> Image.Image:
     """Returns images (3, H, W) with their points (N, 2), x, y px, as a sheet of ``columns`` columns."""
     pictures = [draw_points(image, kps, side) for image, kps in zip(images, points, strict=True)]
     rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]

@@ -51,7 +51,11 @@ def markdown(comparison: Comparison) -> str:
     lines = [f"# {heading(comparison)}", "", convention(comparison), ""]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     lines += ["| " + " | ".join(row) + " |" for row in table(comparison)]
-    lines += ["", f"PCK@0.10 per image against {comparison.reference}, in points, with the 95 % interval over pairs:", ""]
+    lines += [
+        "",
+        f"PCK@0.10 per image against {comparison.reference}, in points, with the 95 % interval over pairs:",
+        "",
+    ]
     lines += [f"- {text}" for text in differences(comparison)]
     lines += ["", *(f"{note}\n" for note in comparison.notes)]
     return "\n".join(lines)
@@ -65,7 +69,9 @@ def html_page(comparison: Comparison, panels: list[Image.Image]) -> str:
         panels: pictures of matches.
     """
     head = "".join(f"<th>{html.escape(column)}</th>" for column in COLUMNS)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table(comparison))
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table(comparison)
+    )
     items = "".join(f"<li>{html.escape(text)}</li>" for text in differences(comparison))
     notes = "".join(f"<p>{html.escape(note)}</p>" for note in comparison.notes)
     pictures = "".join(f'<img alt="matches" src="data:image/png;base64,{_base64(panel)}">' for panel in panels)

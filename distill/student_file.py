@@ -41,7 +41,9 @@ def read_student_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Tenso
     """
     path = Path(path)
     if not path.is_file():
-        raise WeightsError(f"Expected a student's file but there is none at {path}; give the student.safetensors of a fit.")
+        raise WeightsError(
+            f"Expected a student's file but there is none at {path}; give the student.safetensors of a fit."
+        )
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -68,5 +70,7 @@ def load_into(student: nn.Module, tensors: Mapping[str, Tensor], path: str | Pat
         student.load_state_dict(dict(tensors))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise WeightsError(f"Expected weights in {path} that fit its configuration but {reason}; train it anew.") from error
+        raise WeightsError(
+            f"Expected weights in {path} that fit its configuration but {reason}; train it anew."
+        ) from error
     return student.eval()

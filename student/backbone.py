@@ -56,7 +56,10 @@ class Backbone(nn.Module):
         self.channels = tuple(info.channels()[levels[stride]] for stride in strides)
         self._levels = [levels[stride] for stride in strides]
         known = self.network.pretrained_cfg if hasattr(self.network, "pretrained_cfg") else {}
-        for key, value in (("mean", mean or known.get("mean", (0.5,) * 3)), ("std", std or known.get("std", (0.5,) * 3))):
+        for key, value in (
+            ("mean", mean or known.get("mean", (0.5,) * 3)),
+            ("std", std or known.get("std", (0.5,) * 3)),
+        ):
             self.register_buffer(key, torch.tensor(list(value)).view(3, 1, 1))
         if weights is not None and not pretrained:
             load_weights(self.network, Path(weights), name)

@@ -57,7 +57,7 @@ class StudentMatcher(nn.Module):
         """
         size = (src_img.shape[-2], src_img.shape[-1])
         descriptors = self.describe(torch.cat([src_img, trg_img]))
-        src_map, trg_map = descriptors.chunk(2)
+        src_map, trg_map = descriptors[: len(src_img)], descriptors[len(src_img) :]
         queries = F.normalize(sample_at(src_map, src_kps, size), dim=-1)
         heatmap = torch.einsum("bnc,bchw->bnhw", queries, trg_map) / self.log_temperature.exp()
         trg_size = (trg_img.shape[-2], trg_img.shape[-1])

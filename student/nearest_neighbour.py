@@ -49,7 +49,8 @@ class NearestNeighbour(nn.Module):
 
         The heatmap holds cosines; the confidence is the best cosine, (1 + cos) / 2.
         """
-        src_map, trg_map = self.describe(torch.cat([src_img, trg_img])).chunk(2)
+        descriptors = self.describe(torch.cat([src_img, trg_img]))
+        src_map, trg_map = descriptors[: len(src_img)], descriptors[len(src_img) :]
         queries = F.normalize(sample_at(src_map, src_kps, (src_img.shape[-2], src_img.shape[-1])), dim=-1)
         heatmap = torch.einsum("bnc,bchw->bnhw", queries, trg_map)
         points = argmax(heatmap, (trg_img.shape[-2], trg_img.shape[-1]))

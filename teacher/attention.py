@@ -53,7 +53,9 @@ def choose_layers(unet: UNet2DConditionModel, names: Sequence[str]) -> list[Laye
     for name in names:
         form = re.fullmatch(r"(?P<place>(?:down|mid|up)@1/\d+)(?::(?P<index>\d+))?", name)
         if form is None:
-            raise ConfigError(f"Expected layers to be named like up@1/4 or up@1/4:0 but got {name!r}; there are: {found}.")
+            raise ConfigError(
+                f"Expected layers to be named like up@1/4 or up@1/4:0 but got {name!r}; there are: {found}."
+            )
         index = form["index"]
         matching = {
             i for i, layer in enumerate(layers) if layer.place == form["place"] and index in (None, str(layer.index))

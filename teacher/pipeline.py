@@ -20,7 +20,10 @@ from distill.errors import ConfigError, WeightsError
 
 _AUTOENCODERS = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 _CONFIGS = {"unet": "config.json", "vae": "config.json", "scheduler": "scheduler_config.json"}
-_HUB_FILES = ["*/*.json", *(f"{part}/*model{shard}.safetensors" for part in ("unet", "vae") for shard in ("", "-*-of-*"))]
+_HUB_FILES = [
+    "*/*.json",
+    *(f"{part}/*model{shard}.safetensors" for part in ("unet", "vae") for shard in ("", "-*-of-*")),
+]
 
 
 @dataclass(frozen=True)

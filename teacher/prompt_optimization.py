@@ -138,7 +138,9 @@ class PromptOptimization:
     def find(self, image: Tensor, key: str, prompts: Tensor) -> Matches:
         """Returns where prompts (N, E, L, D) light up in ``image`` (3, H, W): one pair of N points, in fractions."""
         settings, side = self.settings, self._map_side
-        views = self._views_of(image, key, settings.timestep if settings.locate_timestep is None else settings.locate_timestep)
+        views = self._views_of(
+            image, key, settings.timestep if settings.locate_timestep is None else settings.locate_timestep
+        )
         rows = prompts.flatten(0, 1).split(self.chunk)
         maps = torch.cat([locate(views, chunk, settings, side) for chunk in rows])
         heatmap = combine(maps.unflatten(0, prompts.shape[:2]), settings.layer_temperature)[None]

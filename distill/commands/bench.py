@@ -2,7 +2,7 @@
 
 Prints a table and writes bench.json. Weights are as configured: random ones serve for timing.
 
-examples:
+Examples:
   python -m distill bench
   python -m distill bench what=[student] student.backbone=mobilenetv2_100 batches=[1,4,16]
 """

@@ -3,7 +3,7 @@
 Prints a table, and writes metrics.json, report.md and a self-contained report.html. The teacher answers from its label
 store; what is missing there is computed and stored, which takes minutes per image on a CPU.
 
-examples:
+Examples:
   python -m distill compare ckpt=runs/fit/student.safetensors
   python -m distill compare ckpt=runs/fit/student.safetensors data.n_pairs=40 run.dir=runs/compare-40
 """

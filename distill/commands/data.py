@@ -1,6 +1,6 @@
 """Describe a data set, and draw a contact sheet of it with its keypoints.
 
-examples:
+Examples:
   python -m distill data
   python -m distill data data=shapes data.difficulty=hard run.dir=runs/hard
   python -m distill data data=cub data.root=CUB_200_2011 run.dir=runs/cub

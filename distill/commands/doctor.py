@@ -1,6 +1,6 @@
 """Check versions, devices, weights and data sets; each problem comes with its remedy.
 
-examples:
+Examples:
   python -m distill doctor
   python -m distill doctor model=stable-diffusion-v1-5 data_root=CUB_200_2011
 """

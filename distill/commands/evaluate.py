@@ -3,7 +3,7 @@
 Prints the figures and writes them to metrics.json. Any matcher will do: a student (ckpt=), an ONNX file (file=), the
 teacher itself, stored labels, a baseline.
 
-examples:
+Examples:
   python -m distill evaluate ckpt=runs/fit/student.safetensors
   python -m distill evaluate matcher=onnx file=runs/fit/student.onnx data.n_pairs=100 run.dir=runs/onnx
   python -m distill evaluate matcher=box_relative data=cub data.root=CUB_200_2011 run.dir=runs/boxes
@@ -29,7 +29,9 @@ def run(cfg: DictConfig) -> Evaluation:
     result = evaluate(matcher, benchmark, name, cfg.batch_size, device)
     folder.write_json("metrics.json", result.report | {"environment": describe()})
     report = result.report
-    print(f"{report['data']} {report['split']}, {report['n_pairs']} pairs, {report['n_points']} points, threshold {report['threshold']}")
+    print(
+        f"{report['data']} {report['split']}, {report['n_pairs']} pairs, {report['n_points']} points, threshold {report['threshold']}"
+    )
     for average in ("image", "point"):
         figures = "  ".join(f"@{alpha} {value:5.1f}" for alpha, value in report["pck"][average].items())
         print(f"PCK per {average:<5}  {figures}")

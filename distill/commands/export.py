@@ -2,7 +2,7 @@
 
 The number of pairs and of points is free; the side of the images is the one that the student was trained on.
 
-examples:
+Examples:
   python -m distill export ckpt=runs/fit/student.safetensors file=student.onnx
 """
 

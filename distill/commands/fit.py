@@ -5,7 +5,7 @@ Labels are read from the store, or made on the fly and written through to it. Th
 student and baselines on test pairs (metrics.json, report.md, report.html). The checkpoint that agrees best with the
 teacher on the validation pairs is kept: choosing needs no annotation.
 
-examples:
+Examples:
   python -m distill fit
   python -m distill fit data=cub data.root=CUB_200_2011 student.backbone=mobilenetv2_100 train.n_pairs=500
 """
@@ -57,8 +57,10 @@ def run(cfg: DictConfig) -> Comparison | None:
     config = {**OmegaConf.to_container(cfg.student, resolve=True), "size": cfg.data.size}  # type: ignore[dict-item]
     save_student(student, config, folder / "student.safetensors")
     deviation = export_student(student, folder / "student.onnx", cfg.data.size, config)
-    print(f"student: {folder / 'student.safetensors'}\nONNX:    {folder / 'student.onnx'} "
-          f"(differs from torch by at most {deviation.points_px:.2g} px)")
+    print(
+        f"student: {folder / 'student.safetensors'}\nONNX:    {folder / 'student.onnx'} "
+        f"(differs from torch by at most {deviation.points_px:.2g} px)"
+    )
     if test is None:
         return None
     matchers = {"teacher": teacher, "student": student, "nearest_neighbour": baseline, "box_relative": BoxRelative()}
@@ -98,5 +100,3 @@ def _train(cfg: DictConfig, folder: RunFolder, module: Distillation, data: PairD
         raise DataError("Expected a validation during training but there was none; raise trainer.max_epochs.")
     state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
     module.load_state_dict(state)
-
-

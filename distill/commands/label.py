@@ -3,7 +3,7 @@
 Can be killed at any moment and started again: labels that are there are not made twice. The pairs are those that fit
 trains and validates on, and those that it compares on.
 
-examples:
+Examples:
   python -m distill label labels.dir=labels
   python -m distill label labels.dir=labels label.shard=0/4 splits=[train]
 """

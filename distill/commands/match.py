@@ -3,7 +3,7 @@
 Writes matches.json (points in pixels of the files, with confidence) and match.png. Images are turned as their EXIF
 orientation says, and points are meant in the image as it is seen.
 
-examples:
+Examples:
   python -m distill match src=a.jpg trg=b.jpg points=[[120,80],[60,200]] ckpt=runs/fit/student.safetensors
   python -m distill match matcher=onnx file=student.onnx src=a.jpg trg=b.jpg points=points.json
 """
@@ -84,7 +84,9 @@ def read_points(points: ListConfig | str) -> Tensor:
     try:
         given = json.loads(Path(points).read_text()) if isinstance(points, str) else OmegaConf.to_container(points)
     except (OSError, ValueError) as error:
-        raise DataError(f"Expected points as [[x,y],...] or a JSON file but {points} cannot be read ({error}).") from error
+        raise DataError(
+            f"Expected points as [[x,y],...] or a JSON file but {points} cannot be read ({error})."
+        ) from error
     try:
         array = np.array(given, dtype=np.float32)
     except (TypeError, ValueError):

@@ -2,8 +2,9 @@
 
 Files of the layout, all with one line per image or part: ``images.txt`` (id, path), ``image_class_labels.txt`` (id,
 class), ``classes.txt`` (class, name), ``train_test_split.txt`` (id, 1 for training), ``bounding_boxes.txt`` (id, x, y,
-width, height), ``parts/part_locs.txt`` (id, part, x, y, visible), and the photographs under ``images/``. Annotations
-count pixels from 1, as MATLAB does: the centre of the top-left pixel is at (1, 1), which is (0.5, 0.5) here.
+width, height), ``parts/part_locs.txt`` (id, part, x, y, visible), and the photographs under ``images/``.
+
+Coordinates are taken as they stand. Whether they count pixels from 0 or from 1 is documented nowhere; boxes begin at 0.
 """
 
 import hashlib
@@ -79,10 +80,10 @@ class CUBPairs(Dataset[PairBatch]):
         pixels, (height, width) = read_square(path, self.size)
         scale = torch.tensor([self.size / width, self.size / height])
         x, y, box_width, box_height = notes.box[image_id]
-        corners = torch.tensor([[x, y], [x + box_width, y + box_height]]) - 1  # from 1 to the pixel's left edge
+        corners = torch.tensor([[x, y], [x + box_width, y + box_height]])
         return AnnotatedImage(
             image=torch.from_numpy(pixels).permute(2, 0, 1).float() / 255,
-            keypoints=((torch.from_numpy(notes.points[image_id]) - 0.5) * scale).float(),
+            keypoints=(torch.from_numpy(notes.points[image_id]) * scale).float(),
             visible=torch.from_numpy(notes.visible[image_id]),
             bbox=(corners * scale).flatten().float(),
             original_size=(height, width),
@@ -126,7 +127,9 @@ class Annotations:
         ):
             if table.keys() != self.path.keys():
                 odd = min(table.keys() ^ self.path.keys())
-                raise DataError(f"Expected one line per image in {root / name} but image {odd} is not in both it and images.txt.")
+                raise DataError(
+                    f"Expected one line per image in {root / name} but image {odd} is not in both it and images.txt."
+                )
         self.category = {image: names.get(number, str(number)) for image, number in classes.items()}
 
 
@@ -144,7 +147,9 @@ def read_square(path: Path, size: int) -> tuple[np.ndarray, tuple[int, int]]:
             width, height = image.size
             resized = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
     except (OSError, UnidentifiedImageError) as error:
-        raise DataError(f"Expected a photograph at {path} but it cannot be read ({error}); restore or remove it.") from error
+        raise DataError(
+            f"Expected a photograph at {path} but it cannot be read ({error}); restore or remove it."
+        ) from error
     return np.asarray(resized).copy(), (height, width)
 
 

@@ -1,10 +1,8 @@
 """Image pairs as Lightning wants them."""
 
-from torch.utils.data import DataLoader, Dataset
-
-from lightning import LightningDataModule
-
 import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
 
 from distill.data.pairs import collate_pairs
 from distill.errors import ConfigError

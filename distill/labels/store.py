@@ -73,7 +73,12 @@ class LabelStore:
         for b, n, key in self._keys(pairs._replace(kps_mask=mask)):
             x, y = pairs.src_kps[b, n].tolist()
             self._unwritten[key] = Record(
-                pairs.src_hash[b], pairs.trg_hash[b], (x, y), trg_kps[b, n].clone(), float(confidence[b, n]), heatmap[b, n].clone()
+                pairs.src_hash[b],
+                pairs.trg_hash[b],
+                (x, y),
+                trg_kps[b, n].clone(),
+                float(confidence[b, n]),
+                heatmap[b, n].clone(),
             )
 
     def flush(self) -> None:

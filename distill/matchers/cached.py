@@ -38,7 +38,9 @@ class Cached:
         read_only: bool = False,
     ) -> None:
         if teacher is not None and not isinstance(teacher, Fingerprinted):
-            raise ConfigError(f"Expected a teacher with a fingerprint() but {type(teacher).__name__} has none; add one.")
+            raise ConfigError(
+                f"Expected a teacher with a fingerprint() but {type(teacher).__name__} has none; add one."
+            )
         self.teacher, self.flush_seconds, self.read_only = teacher, flush_seconds, read_only
         self.store = LabelStore(folder, teacher.fingerprint() if teacher is not None else None, offers)
         self._flushed = time.monotonic()

@@ -31,17 +31,23 @@ class OnnxMatcher:
         if file is None:
             raise ConfigError("Expected an ONNX file but got none; add file=<student.onnx>.")
         if not os.path.isfile(file):
-            raise WeightsError(f"Expected an ONNX file but there is none at {file}; write it with: python -m distill export.")
+            raise WeightsError(
+                f"Expected an ONNX file but there is none at {file}; write it with: python -m distill export."
+            )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
         try:
             self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises classes of its own that share no base but this
-            raise WeightsError(f"Expected a whole ONNX file at {file} but it cannot be read; export it again.") from error
+            raise WeightsError(
+                f"Expected a whole ONNX file at {file} but it cannot be read; export it again."
+            ) from error
         names = tuple(i.name for i in self.session.get_inputs()), tuple(o.name for o in self.session.get_outputs())
         size = self.session.get_modelmeta().custom_metadata_map.get("size", "")
         if names != (INPUTS, OUTPUTS) or not size.isdigit():
-            raise WeightsError(f"Expected a student that distill exported at {file} but its inputs and outputs are {names}.")
+            raise WeightsError(
+                f"Expected a student that distill exported at {file} but its inputs and outputs are {names}."
+            )
         self.size = int(size)
 
     def __call__(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:

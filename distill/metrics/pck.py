@@ -45,7 +45,9 @@ def image_pck(correct: Tensor, kps_mask: Tensor) -> Tensor:
         kps_mask: (B, N) bool, which points count.
     """
     counted = correct & kps_mask[..., None]
-    return counted.sum(1).double() / kps_mask.sum(1, keepdim=True).double().where(kps_mask.any(1, keepdim=True), torch.nan)
+    return counted.sum(1).double() / kps_mask.sum(1, keepdim=True).double().where(
+        kps_mask.any(1, keepdim=True), torch.nan
+    )
 
 
 class PCK(Metric):

@@ -47,7 +47,9 @@ class Distillation(LightningModule):
     ) -> None:
         super().__init__()
         if not losses or set(losses) != set(weights):
-            raise ConfigError(f"Expected a weight for each loss but got losses {list(losses)} and weights {list(weights)}.")
+            raise ConfigError(
+                f"Expected a weight for each loss but got losses {list(losses)} and weights {list(weights)}."
+            )
         self.student = student
         self._teacher = [teacher]  # in a list: no child, hence in no checkpoint
         self.losses, self.weights = dict(losses), dict(weights)

@@ -67,7 +67,7 @@ def test_a_batch_renders_like_its_scenes_alone():
 def test_images_are_in_range_and_show_the_object_within_its_box():
     scenes = [sample_scene(0, i, "easy") for i in range(8)]
     image, _, mask = render(scenes, 64)
-    assert image.shape == (8, 3, 64, 64) and 0 <= image.min() and image.max() <= 1
+    assert image.shape == (8, 3, 64, 64) and image.min() >= 0 and image.max() <= 1
     for scene, seen in zip(scenes, mask, strict=True):
         rows, columns = seen.nonzero(as_tuple=True)
         found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]

@@ -62,9 +62,9 @@ class Anatomy:
         turned = rotation(self.tilt[primitive]) @ (local * self.half[primitive])
         self.keypoints[name] = (turned + self.centre[primitive], primitive)
 
-    def both_sides(self, kind: Kind, group: str, centre: Vector, half: Vector, tilt: Vector = (0.0, 0.0, 0.0)) -> (
-        tuple[int, int]
-    ):
+    def both_sides(
+        self, kind: Kind, group: str, centre: Vector, half: Vector, tilt: Vector = (0.0, 0.0, 0.0)
+    ) -> tuple[int, int]:
         """Adds a primitive and its mirror image; returns (left, right), the left one lying at +y."""
         x, y, z = centre
         about_z, about_y, about_x = tilt

@@ -72,7 +72,9 @@ def dog(body: Anatomy, stretch: Stretch) -> None:
     head = body.add("ellipsoid", "head", (head_x, 0, head_z), (head_size, 0.8 * head_size, head_size))
     snout_length = stretch(0.1, 0.17)
     snout = body.add("ellipsoid", "head", (head_x + head_size, 0, head_z - 0.05), (snout_length, 0.07, 0.07))
-    ears = body.both_sides("ellipsoid", "head", (head_x - 0.05, 0.1, head_z + head_size), (0.06, 0.035, 0.12), (0, 0, -15))
+    ears = body.both_sides(
+        "ellipsoid", "head", (head_x - 0.05, 0.1, head_z + head_size), (0.06, 0.035, 0.12), (0, 0, -15)
+    )
     tail = body.add("ellipsoid", "tail", (-length - 0.1, 0, z + 0.16), (0.045, 0.045, 0.24), (0, -stretch(25, 55), 0))
     front = body.both_sides("box", "legs", (0.66 * length, 0.65 * girth, leg), (0.055, 0.05, leg))
     hind = body.both_sides("box", "legs", (-0.66 * length, 0.65 * girth, leg), (0.06, 0.05, leg))
@@ -99,7 +101,9 @@ def bird(body: Anatomy, stretch: Stretch) -> None:
     beak = body.add("ellipsoid", "beak", (x + head_size + 0.6 * bill, 0, top - 0.02), (bill, 0.055, 0.05))
     tail = body.add("box", "wings", (-length - 0.14, 0, z - 0.12), (0.24, 0.1, 0.03), (0, -stretch(15, 35), 0))
     wing_length = stretch(0.26, 0.34)
-    wings = body.both_sides("ellipsoid", "wings", (-0.06, 0.8 * girth, z + 0.03), (wing_length, 0.06, 0.15), (0, -22, 0))
+    wings = body.both_sides(
+        "ellipsoid", "wings", (-0.06, 0.8 * girth, z + 0.03), (wing_length, 0.06, 0.15), (0, -22, 0)
+    )
     feet = body.both_sides("box", "legs", (0.02, 0.1, leg), (0.035, 0.03, leg))
     body.mark("beak_tip", beak, (1, 0, 0))
     body.mark_both("eye", (head, head), (0.45, 0.8, 0.3))

@@ -52,8 +52,9 @@ class ShapesPairs(Dataset[PairBatch]):
         pairs_per_image: int = 4,
     ) -> None:
         if split not in ("train", "val", "test"):
-            raise ConfigError(f"Expected data.split to name a split but got {split!r}; "
-                              f"{nearest(split, ('train', 'val', 'test'))}.")
+            raise ConfigError(
+                f"Expected data.split to name a split but got {split!r}; {nearest(split, ('train', 'val', 'test'))}."
+            )
         if size < 16:
             raise ConfigError(f"Expected data.size of at least 16 px but got {size}.")
         find_difficulty(difficulty)

@@ -253,7 +253,9 @@ def _paint(
     return names, np.clip(np.stack([shades[group] for group in groups]), 0.02, 1)
 
 
-def _extras(rng: np.random.Generator, world: Difficulty, bbox: Array) -> tuple[NDArray[np.bool_], Array, Array, Array, Array]:
+def _extras(
+    rng: np.random.Generator, world: Difficulty, bbox: Array
+) -> tuple[NDArray[np.bool_], Array, Array, Array, Array]:
     """Draws clutter behind the object and occluders in front, as primitives."""
     behind = int(rng.integers(world.clutter + 1))
     front = int(rng.random() < world.occluders)
