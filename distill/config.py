@@ -98,6 +98,8 @@ def instantiate(config: Any, **kwargs: Any) -> Any:
     """
     if config is None:
         return None
+    if isinstance(config, dict):
+        config = OmegaConf.create(config)
     has_target = isinstance(config, DictConfig) and "_target_" in config
     partial = has_target and not config.get("_partial_")
     try:

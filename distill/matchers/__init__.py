@@ -1,0 +1,1 @@
+"""Matchers that are neither teacher nor student."""

@@ -10,15 +10,16 @@ from lightning.pytorch.utilities import rank_zero_only
 
 
 class JsonLines(Logger):
-    """Appends one line per logged step to ``metrics.jsonl``: the step and what was logged.
+    """Appends one line per logged step to a file: the step and what was logged.
 
     Args:
         folder: of the file.
+        file: its name.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, file: str = "metrics.jsonl") -> None:
         super().__init__()
-        self.path = folder / "metrics.jsonl"
+        self.path = folder / file
 
     @property
     def name(self) -> str:

@@ -40,6 +40,14 @@ class AutoencoderTraining(LightningModule):
         self.log_dict({"train/colour": colour, "train/edges": edges, "train/psnr": psnr}, prog_bar=True)
         return colour + 2 * squared + 0.5 * edges + 0.05 * scale
 
+    def finish(self, images: Tensor) -> float:
+        """Notes in the autoencoder's configuration what brings latents to unit scale, measured on ``images``
+        (B, 3, S, S) in [0, 1], and returns the reconstruction's PSNR on them in dB.
+        """
+        self.autoencoder.cpu().eval()
+        self.autoencoder.register_to_config(scaling_factor=latent_scale(self.autoencoder, images))
+        return reconstruction_psnr(self.autoencoder, images)
+
     def _random_crop(self, images: Tensor) -> Tensor:
         top, left = torch.randint(images.shape[-1] - self.crop + 1, (2,)).tolist()
         return images[..., top : top + self.crop, left : left + self.crop].contiguous(memory_format=torch.channels_last)

@@ -13,7 +13,7 @@ class Snapshot(Callback):
     """Writes the pipeline folder and a grid of drawn pictures at every validation, when the averaged weights are in.
 
     Args:
-        folder: gets ``sd-mini/`` (overwritten each time) and ``samples/<step>.png``.
+        folder: gets ``pipeline/`` (overwritten each time) and ``samples/<step>.png``.
         captions: what to draw.
         seed: of the drawing's noise, the same each time.
     """
@@ -24,7 +24,7 @@ class Snapshot(Callback):
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Lightning swaps the averaged weights in for the length of the validation."""
         assert isinstance(pl_module, DiffusionTraining)
-        save_pipeline(pl_module, self.folder / "sd-mini")
+        save_pipeline(pl_module, self.folder / "pipeline")
         samples = self.folder / "samples"
         samples.mkdir(parents=True, exist_ok=True)
         grid = draw_grid(assemble(pl_module), self.captions, self.seed)
