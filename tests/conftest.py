@@ -1,0 +1,104 @@
+"""What several tests share: small pairs, and random miniatures of pipelines."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+from distill.data.pairs import AnnotatedImage, make_pair
+from distill.types import PairBatch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def photographs() -> Path:
+    """The folder of real photographs beside the repository; tests that want it skip where it is absent."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no photographs in {folder}")
+    return folder
+
+
+def pair_of(n: int = 3, size: int = 32, seed: int = 0, threshold: str = "bbox") -> PairBatch:
+    random = torch.Generator().manual_seed(seed)
+
+    def image(name: str) -> AnnotatedImage:
+        return AnnotatedImage(
+            image=torch.rand(3, size, size, generator=random),
+            keypoints=torch.rand(n, 2, generator=random) * size,
+            visible=torch.ones(n, dtype=torch.bool),
+            bbox=torch.tensor([2.0, 4.0, size - 2.0, size - 4.0]),
+            original_size=(size, size),
+            category="thing",
+            id=name,
+            hash=f"{name}-{seed}",
+        )
+
+    return make_pair(image("source"), image("target"), threshold)  # type: ignore[arg-type]
+
+
+class Pairs(torch.utils.data.Dataset):
+    """A few pairs in memory."""
+
+    name, split, threshold = "few", "test", "bbox"
+
+    def __init__(self, items: list[PairBatch]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> PairBatch:
+        return self.items[index]
+
+
+@pytest.fixture
+def make_pairs():
+    return pair_of
+
+
+@pytest.fixture
+def few() -> Pairs:
+    return Pairs([pair_of(n, seed=n) for n in (3, 1, 4, 2)])
+
+
+@pytest.fixture(scope="session")
+def sd1_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline of Stable Diffusion 1.x's architecture, random and small: 64 px, 8 x 8 latents."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 16, 32, 32),
+        layers_per_block=2,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        cross_attention_dim=24,
+        attention_head_dim=2,
+        norm_num_groups=8,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=4,
+        sample_size=64,
+    )
+    folder = tmp_path_factory.mktemp("sd1")
+    StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=None,  # type: ignore[arg-type]
+        tokenizer=None,  # type: ignore[arg-type]
+        unet=unet,
+        scheduler=DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
+        safety_checker=None,  # type: ignore[arg-type]
+        feature_extractor=None,  # type: ignore[arg-type]
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return folder

@@ -1,0 +1,47 @@
+import pytest
+import torch
+
+from distill.errors import ConfigError
+from distill.geometry import gaussian_heatmap
+from distill.matchers.oracle import Oracle
+from distill.readout import windowed_soft_argmax
+from distill.training.augment import Augment, move_image, move_points
+
+
+def test_points_follow_the_picture_of_a_blob():
+    torch.manual_seed(0)
+    points = torch.tensor([[[50.0, 70.0]], [[70.0, 40.0]], [[64.0, 64.0]]])
+    blobs = gaussian_heatmap(points, (128, 128), (128, 128), sigma_px=4)
+    maps = Augment(scale=0.3, shift=0.1, tilt=20)._maps(3, blobs)
+    found = windowed_soft_argmax(50 * move_image(blobs, maps, "zeros"), (128, 128), radius_cells=20)
+    torch.testing.assert_close(found, move_points(points, maps, (128, 128)), atol=0.3, rtol=0)
+
+
+def test_nothing_changes_when_all_amounts_are_zero(make_pairs):
+    pair = make_pairs(4)
+    label = Oracle().match_pairs(pair)
+    changed, moved = Augment(0, 0, 0, 0)(pair, label)
+    torch.testing.assert_close(changed.src_img, pair.src_img, atol=1e-5, rtol=0)
+    torch.testing.assert_close(moved.trg_kps, label.trg_kps, atol=1e-4, rtol=0)
+    torch.testing.assert_close(moved.heatmap, label.heatmap, atol=1e-5, rtol=0)
+    assert torch.equal(changed.kps_mask, pair.kps_mask)
+
+
+def test_the_label_moves_with_the_target_and_not_with_the_source(make_pairs):
+    torch.manual_seed(1)
+    pair = make_pairs(6)
+    changed, moved = Augment()(pair, Oracle().match_pairs(pair))
+    torch.testing.assert_close(moved.trg_kps, changed.trg_kps)
+    assert not torch.allclose(changed.src_kps - pair.src_kps, changed.trg_kps - pair.trg_kps, atol=0.1)
+
+
+def test_points_that_leave_the_image_do_not_count(make_pairs):
+    torch.manual_seed(0)
+    pair = make_pairs(1)._replace(trg_kps=torch.tensor([[[0.2, 0.2]]]))
+    masks = [Augment(shift=0.3)(pair, Oracle().match_pairs(pair))[0].kps_mask.item() for _ in range(30)]
+    assert 0 < sum(masks) < 30
+
+
+def test_negative_amounts_are_refused():
+    with pytest.raises(ConfigError, match="at least 0 in augment"):
+        Augment(scale=-1)

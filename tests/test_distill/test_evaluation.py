@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+import torch
+
+from distill.comparison import compare, paired_difference
+from distill.errors import ConfigError, DataError
+from distill.evaluation import evaluate
+from distill.matchers.box_relative import BoxRelative
+from distill.matchers.oracle import Oracle
+from distill.report import html_page, markdown, pair_panel
+from distill.types import Matches
+
+
+class Off:
+    """Misses every point by as much."""
+
+    def __init__(self, by: float) -> None:
+        self.by = by
+
+    def match_pairs(self, pairs):
+        return Oracle().match_pairs(pairs)._replace(trg_kps=pairs.trg_kps + self.by)
+
+
+def test_the_oracle_is_always_right(few):
+    result = evaluate(Oracle(), few, "oracle", batch_size=3, progress=False)
+    assert set(result.report["pck"]["image"].values()) == {100.0}
+    assert (result.report["n_pairs"], result.report["n_points"]) == (4, 10)
+
+
+def test_errors_are_measured_in_original_pixels(few):
+    few.items = [pair._replace(trg_size=torch.tensor([[64, 64]])) for pair in few.items]
+    result = evaluate(Off(1.0), few, "off", progress=False)
+    np.testing.assert_allclose(result.predictions[0] - result.truth[0], 2.0, atol=1e-5)
+
+
+def test_pairs_without_points_are_left_out_and_counted(few):
+    empty = few.items[0]._replace(kps_mask=torch.zeros(1, 3, dtype=torch.bool))
+    few.items = [empty, *few.items]
+    report = evaluate(Oracle(), few, "oracle", progress=False)
+    assert report.pairs == [1, 2, 3, 4] and report.report["n_pairs_without_points"] == 1
+
+
+def test_an_answer_that_is_not_a_number_is_an_error(few):
+    with pytest.raises(DataError, match="finite points from off"):
+        evaluate(Off(float("nan")), few, "off", progress=False)
+
+
+def test_a_benchmark_without_points_is_an_error(few):
+    few.items = [few.items[0]._replace(kps_mask=torch.zeros(1, 3, dtype=torch.bool))]
+    with pytest.raises(DataError, match="common points"):
+        evaluate(Oracle(), few, "oracle", progress=False)
+
+
+def test_the_box_baseline_keeps_the_relative_position(make_pairs):
+    pair = make_pairs(1)._replace(
+        src_kps=torch.tensor([[[5.0, 6.0]]]),
+        src_bbox=torch.tensor([[0.0, 4.0, 20.0, 8.0]]),
+        trg_bbox=torch.tensor([[10.0, 10.0, 30.0, 20.0]]),
+    )
+    assert BoxRelative().match_pairs(pair).trg_kps[0, 0].tolist() == [15.0, 15.0]
+
+
+def test_a_comparison_holds_all_against_the_reference(few):
+    comparison = compare({"teacher": Off(0.5), "student": Oracle()}, few, progress=False)
+    assert comparison.agreement["student"]["median_px"] == pytest.approx(np.hypot(0.5, 0.5), abs=1e-3)
+    assert list(comparison.differences) == ["student"]
+    text, page = markdown(comparison), html_page(comparison, [pair_panel(comparison, few, 0)])
+    assert "| student | 100.0" in text and "data:image/png;base64" in page and "http" not in page.replace("https", "")
+    assert pair_panel(comparison, few, 1).width == 4 * 256
+
+
+def test_an_unknown_reference_is_an_error(few):
+    with pytest.raises(ConfigError, match="did you mean 'teacher'"):
+        compare({"teacher": Oracle()}, few, reference="techer", progress=False)
+
+
+def test_the_interval_of_a_paired_difference_covers_it():
+    random = np.random.default_rng(0)
+    base = random.normal(50, 20, 400)
+    result = paired_difference(base + random.normal(3, 5, 400), base)
+    assert result["low"] < 3 < result["high"] and result["high"] - result["low"] == pytest.approx(4 * 5 / 20, rel=0.2)
+
+
+def test_matches_are_a_plain_tuple():
+    assert Matches._fields == ("trg_kps", "confidence", "heatmap")

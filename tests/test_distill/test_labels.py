@@ -1,0 +1,155 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from distill.data.pairs import collate_pairs
+from distill.errors import ConfigError, LabelError
+from distill.labelling import label
+from distill.labels import LabelStore
+from distill.matchers.cached import Cached
+from distill.matchers.oracle import Oracle
+from distill.types import Matches, PairBatch
+
+
+class Counting(Oracle):
+    """An oracle that remembers how many points it was asked for."""
+
+    def __init__(self, side: int = 4) -> None:
+        super().__init__(heatmap_side=side)
+        self.asked = 0
+
+    def match_pairs(self, pairs: PairBatch) -> Matches:
+        self.asked += int(pairs.kps_mask.sum())
+        return super().match_pairs(pairs)
+
+
+def test_what_was_written_is_read_back_by_another_process(tmp_path, few):
+    batch, teacher = collate_pairs(few.items), Counting()
+    store = LabelStore(tmp_path, teacher.fingerprint())
+    store.add(batch, teacher.match_pairs(batch), batch.kps_mask)
+    store.flush()
+    labels, found = LabelStore(tmp_path, teacher.fingerprint()).lookup(batch)
+    assert torch.equal(found, batch.kps_mask)
+    torch.testing.assert_close(labels.trg_kps[found], batch.trg_kps[found])
+    torch.testing.assert_close(labels.heatmap[found], teacher.match_pairs(batch).heatmap[found], atol=1e-3, rtol=1e-3)
+
+
+def test_only_missing_points_are_asked_for_and_nothing_is_asked_twice(tmp_path, few):
+    teacher = Counting()
+    cached = Cached(tmp_path, teacher)
+    cached.match_pairs(collate_pairs(few.items[:2]))
+    assert teacher.asked == 4
+    answer = cached.match_pairs(collate_pairs(few.items))
+    assert teacher.asked == 10
+    batch = collate_pairs(few.items)
+    torch.testing.assert_close(answer.trg_kps[batch.kps_mask], batch.trg_kps[batch.kps_mask])
+    cached.flush()
+    Cached(tmp_path, teacher).match_pairs(batch)
+    assert teacher.asked == 10
+
+
+def test_a_point_is_the_same_within_rounding_and_another_one_beyond(tmp_path, make_pairs):
+    pair = make_pairs(1)._replace(src_kps=torch.tensor([[[10.005, 10.0]]]))
+    store = LabelStore(tmp_path, {})
+    store.add(pair, Oracle().match_pairs(pair), pair.kps_mask)
+    for shift, known in ((1e-5, True), (-1e-5, True), (0.2, False)):
+        assert bool(store.lookup(pair._replace(src_kps=pair.src_kps + shift))[1].all()) == known
+
+
+def test_labels_of_another_teacher_are_refused_and_the_field_is_named(tmp_path, few):
+    Cached(tmp_path, Counting(4)).match_pairs(few[0])
+    first = Cached(tmp_path, Counting(4))
+    first.match_pairs(few[0])
+    first.flush()
+    with pytest.raises(LabelError, match=r"heatmap_side \(4 in the store, 8 asked for\)"):
+        Cached(tmp_path, Counting(8))
+
+
+def test_offered_labels_are_used_when_they_are_the_teachers_own_and_left_aside_otherwise(tmp_path, few):
+    maker = Cached(tmp_path / "shipped", Counting(4))
+    maker.match_pairs(few[0])
+    maker.flush()
+    same, other = Counting(4), Counting(8)
+    Cached(tmp_path / "own", same, offers=[tmp_path / "shipped"]).match_pairs(few[0])
+    Cached(tmp_path / "own", other, offers=[tmp_path / "shipped"]).match_pairs(few[0])
+    assert (same.asked, other.asked) == (0, 3)
+
+
+def test_missing_labels_without_a_teacher_are_an_error_that_says_how_to_make_them(tmp_path, few):
+    with pytest.raises(LabelError, match=r"3 of 3 are missing, such as of source -> target.*python -m distill label"):
+        Cached(tmp_path).match_pairs(few[0])
+
+
+@pytest.mark.parametrize("cut", [10, 200])
+def test_a_truncated_file_is_named(tmp_path, few, cut):
+    cached = Cached(tmp_path, Counting())
+    cached.match_pairs(few[0])
+    cached.flush()
+    (file,) = tmp_path.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:cut])
+    with pytest.raises(LabelError, match=f"{file.name} but it cannot be read"):
+        Cached(tmp_path, Counting())
+
+
+def test_a_foreign_file_is_named(tmp_path):
+    save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(LabelError, match="foreign.safetensors but its format is None"):
+        LabelStore(tmp_path)
+
+
+def test_an_interrupted_write_leaves_nothing_that_is_read(tmp_path, few, monkeypatch):
+    cached = Cached(tmp_path, Counting())
+    cached.match_pairs(few[0])
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("No space left on device")))
+        with pytest.raises(LabelError, match="No space left"):
+            cached.flush()
+    assert not list(tmp_path.iterdir())
+    cached.flush()
+    assert len(LabelStore(tmp_path)) == 3
+
+
+def test_a_teacher_without_a_fingerprint_cannot_be_stored(tmp_path):
+    with pytest.raises(ConfigError, match="fingerprint"):
+        Cached(tmp_path, object())  # type: ignore[arg-type]
+
+
+def test_compacting_keeps_every_label_in_one_file(tmp_path, few):
+    cached = Cached(tmp_path, Counting())
+    for pair in few.items:
+        cached.match_pairs(pair)
+        cached.flush()
+    assert len(list(tmp_path.glob("*.safetensors"))) == 4
+    cached.store.compact()
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+    labels, found = LabelStore(tmp_path, Counting().fingerprint()).lookup(few[2])
+    assert found.all()
+    torch.testing.assert_close(labels.trg_kps, few[2].trg_kps)
+
+
+def test_labelling_a_data_set_is_resumed_where_it_was(tmp_path, few):
+    teacher = Counting()
+    assert label(Cached(tmp_path, teacher), few, progress=False, every=slice(0, None, 2)) > 0
+    label(Cached(tmp_path, teacher), few, progress=False)
+    assert teacher.asked == 10 and len(LabelStore(tmp_path)) == 10
+
+
+def test_two_writers_share_a_folder(tmp_path, few):
+    first, second = Cached(tmp_path, Counting()), Cached(tmp_path, Counting())
+    first.match_pairs(few[0])
+    second.match_pairs(few[1])
+    first.flush()
+    second.flush()
+    assert len(LabelStore(tmp_path)) == 4
+
+
+def test_the_metadata_is_json(tmp_path, few):
+    cached = Cached(tmp_path, Counting())
+    cached.match_pairs(few[0])
+    cached.flush()
+    (file,) = tmp_path.glob("*.safetensors")
+    raw = file.read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    assert json.loads(header["__metadata__"]["fingerprint"])["method"] == "oracle 1"

@@ -1,0 +1,53 @@
+import pytest
+import torch
+
+from distill.data.pairs import collate_pairs, sample_pairs, select_pairs, to_original
+from distill.errors import DataError
+
+
+def test_batches_are_padded_to_the_most_points(make_pairs):
+    batch = collate_pairs([make_pairs(2), make_pairs(4, seed=1)])
+    assert batch.kps_mask.tolist() == [[True, True, False, False], [True] * 4]
+    assert batch.kps_id.tolist() == [[0, 1, -1, -1], [0, 1, 2, 3]]
+    assert batch.src_hash == ["source-0", "source-1"]
+
+
+def test_images_of_different_sizes_do_not_make_a_batch(make_pairs):
+    with pytest.raises(DataError, match="one size in a batch"):
+        collate_pairs([make_pairs(2), make_pairs(2, size=16)])
+
+
+def test_selecting_rows_takes_everything_of_them(make_pairs):
+    batch = collate_pairs([make_pairs(2, seed=s) for s in range(3)])
+    chosen = select_pairs(batch, [2, 0])
+    assert chosen.trg_hash == ["target-2", "target-0"]
+    torch.testing.assert_close(chosen.src_kps[0], batch.src_kps[2])
+
+
+def test_points_go_back_to_original_pixels(make_pairs):
+    pair = make_pairs(1)._replace(trg_size=torch.tensor([[64, 16]]))
+    assert to_original(torch.tensor([[[16.0, 16.0]]]), pair)[0, 0].tolist() == [8.0, 32.0]
+
+
+@pytest.mark.parametrize(("threshold", "expected"), [("bbox", 28.0), ("img", 32.0)])
+def test_the_tolerance_base_is_the_longer_side(make_pairs, threshold, expected):
+    assert float(make_pairs(3, threshold=threshold).pck_threshold) == expected
+
+
+def test_the_keypoint_box_spans_the_visible_points(make_pairs):
+    pair = make_pairs(3, threshold="kps_bbox")
+    points = pair.trg_kps[0]
+    assert float(pair.pck_threshold) == pytest.approx(float((points.amax(0) - points.amin(0)).max()))
+
+
+def test_pairs_are_of_one_category_and_none_comes_twice():
+    categories = ["a", "b", "a", "b", "b", "c"]
+    pairs = sample_pairs(categories, 8, seed=0)
+    assert len(set(pairs)) == 8
+    assert all(s != t and categories[s] == categories[t] for s, t in pairs)
+    assert pairs == sample_pairs(categories, 8, seed=0) != sample_pairs(categories, 8, seed=1)
+
+
+def test_more_pairs_than_there_are_is_an_error():
+    with pytest.raises(DataError, match="between 1 and 8"):
+        sample_pairs(["a", "b", "a", "b", "b", "c"], 9, seed=0)

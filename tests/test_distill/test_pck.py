@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+import torch
+
+from distill.metrics.agreement import agreement
+from distill.metrics.pck import PCK, image_pck, pck_correct
+from distill.metrics.pck_dagger import PCKDagger, pck_dagger_outcomes
+
+
+def scenario(seed: int = 0, pairs: int = 6, points: int = 5):
+    random = np.random.default_rng(seed)
+    truth = random.uniform(0, 100, (pairs, points, 2))
+    predicted = truth + random.normal(0, 12, truth.shape)
+    mask = random.random((pairs, points)) < 0.7
+    mask[0] = False
+    base = random.uniform(40, 120, pairs)
+    return predicted, truth, mask, base
+
+
+def tensors(predicted, truth, mask, base):
+    return torch.tensor(predicted), torch.tensor(truth), torch.tensor(mask), torch.tensor(base)
+
+
+def test_a_point_exactly_at_the_threshold_is_right():
+    predicted, truth = torch.tensor([[[13.0, 14.0], [13.0, 14.001]]]), torch.tensor([[[10.0, 10.0], [10.0, 10.0]]])
+    assert pck_correct(predicted, truth, torch.tensor([50.0]), [0.10])[0, :, 0].tolist() == [True, False]
+
+
+def test_a_point_that_is_not_a_number_is_wrong():
+    nan = torch.full((1, 1, 2), float("nan"))
+    assert not pck_correct(nan, torch.zeros(1, 1, 2), torch.ones(1), [0.1]).any()
+
+
+def test_per_image_and_per_point_differ_as_computed_by_hand():
+    # Pair one: 1 of 1 right. Pair two: 1 of 3. Per image (1 + 1/3) / 2, per point 2 / 4.
+    truth = torch.zeros(2, 3, 2)
+    predicted = torch.tensor([[[1.0, 0], [99, 0], [99, 0]], [[1, 0], [99, 0], [99, 0]]])
+    mask = torch.tensor([[True, False, False], [True, True, True]])
+    metric = PCK([0.1])
+    metric.update(predicted, truth, mask, torch.tensor([10.0, 10.0]))
+    result = metric.compute()
+    assert result["image"]["0.10"] == pytest.approx(100 * (1 + 1 / 3) / 2)
+    assert result["point"]["0.10"] == pytest.approx(50.0)
+
+
+def test_the_metric_agrees_with_loops_however_the_pairs_are_split_into_batches():
+    predicted, truth, mask, base = scenario()
+    shares, right, count = [], 0, 0
+    for p, t, m, b in zip(predicted, truth, mask, base, strict=True):
+        hits = [np.hypot(*(q - r)) <= 0.15 * b for q, r, keep in zip(p, t, m, strict=True) if keep]
+        if hits:
+            shares.append(np.mean(hits))
+            right, count = right + sum(hits), count + len(hits)
+    metric = PCK([0.15])
+    arguments = tensors(predicted, truth, mask, base)
+    for rows in (slice(0, 1), slice(1, 4), slice(4, 6)):
+        metric.update(*(a[rows] for a in arguments))
+    assert metric.compute()["image"]["0.15"] == pytest.approx(100 * np.mean(shares))
+    assert metric.compute()["point"]["0.15"] == pytest.approx(100 * right / count)
+
+
+def test_two_processes_add_up_to_one():
+    arguments = tensors(*scenario())
+    whole, first, second = PCK(), PCK(), PCK()
+    whole.update(*arguments)
+    first.update(*(a[:2] for a in arguments))
+    second.update(*(a[2:] for a in arguments))
+    for name in ("image_sum", "point_sum", "n_pairs", "n_points"):
+        torch.testing.assert_close(getattr(first, name) + getattr(second, name), getattr(whole, name))
+
+
+def test_nothing_gives_nan_rather_than_a_number():
+    assert np.isnan(PCK([0.1]).compute()["image"]["0.10"])
+    assert torch.isnan(image_pck(torch.zeros(1, 2, 1, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.bool))).all()
+
+
+def test_the_four_outcomes_of_pck_dagger_by_hand():
+    truth = torch.tensor([[[0.0, 0.0], [100.0, 0.0], [50.0, 80.0], [0.0, 200.0]]])
+    predicted = torch.tensor([[[3.0, 0.0], [5.0, 0.0], [50.0, 95.0], [60.0, 40.0]]])
+    outcomes = pck_dagger_outcomes(predicted, truth, torch.ones(1, 4, dtype=torch.bool), torch.tensor([100.0]), 0.10)
+    assert [name for n in range(4) for name, rows in outcomes._asdict().items() if rows[0, n]] == [
+        "right",
+        "swap",
+        "jitter",
+        "miss",
+    ]
+
+
+def test_pck_dagger_sorts_every_point_once_and_never_exceeds_pck():
+    arguments = tensors(*scenario(3, pairs=40))
+    dagger, plain = PCKDagger(0.1), PCK([0.1])
+    dagger.update(*arguments)
+    plain.update(*arguments)
+    rates = dagger.compute()
+    assert sum(rates.values()) == pytest.approx(100)
+    assert rates["right"] <= plain.compute()["point"]["0.10"]
+
+
+def test_agreement_by_hand():
+    first, second = [np.array([[0.0, 0], [10, 0]]), np.array([[0.0, 0]])], [np.array([[3.0, 4], [10, 0]]), np.array([[0.0, 9]])]
+    result = agreement(first, second, [100, 60], [0.05, 0.10])
+    assert result == {"median_px": 5.0, "median_relative": 0.05, "within_0.05": pytest.approx(200 / 3), "within_0.10": pytest.approx(200 / 3)}

@@ -1,0 +1,43 @@
+import pytest
+import torch
+
+from distill.data.shapes import ShapesPairs
+from distill.errors import ConfigError
+
+
+def test_the_same_seed_gives_the_same_pairs_and_another_does_not():
+    first, again, other = (ShapesPairs("test", 4, seed, 32)[2] for seed in (0, 0, 1))
+    assert torch.equal(first.src_img, again.src_img) and torch.equal(first.trg_kps, again.trg_kps)
+    assert first.src_hash == again.src_hash != other.src_hash
+
+
+def test_points_lie_inside_and_near_the_object():
+    pairs = ShapesPairs("val", 8, 0, 48)
+    for number in range(8):
+        pair = pairs[number]
+        for points, box in ((pair.src_kps[0], pair.src_bbox[0]), (pair.trg_kps[0], pair.trg_bbox[0])):
+            assert ((points >= box[:2] - 2) & (points <= box[2:] + 2)).all()
+            assert ((points >= 0) & (points <= 48)).all()
+
+
+def test_images_do_not_depend_on_how_many_pairs_are_asked_for():
+    few, many = ShapesPairs("train", 8, 0, 32), ShapesPairs("train", 80, 0, 32)
+    assert torch.equal(few.image(3)[0].image, many.image(3)[0].image)
+
+
+def test_every_image_serves_as_source_about_as_often_as_asked_for():
+    pairs = ShapesPairs("train", 160, 0, 32, pairs_per_image=4).pairs
+    assert len({source for source, _ in pairs}) <= 40
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"split": "dev"}, "data.split"),
+        ({"split": "test", "size": 8}, "at least 16 px"),
+        ({"split": "test", "difficulty": "hrad"}, "did you mean 'hard'"),
+    ],
+)
+def test_settings_that_do_not_exist_are_named(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        ShapesPairs(**{"n_pairs": 4} | settings)

@@ -1,0 +1,56 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from distill.errors import ConfigError, WeightsError
+from distill.matchers.load import load_student
+from distill.student_file import load_into, read_student_file, save_student
+from student import StudentMatcher
+
+CONFIG = {"_target_": "student.StudentMatcher", "backbone": "test_resnet", "strides": [8, 16], "width": 16, "size": 64}
+
+
+@pytest.fixture(scope="module")
+def student() -> StudentMatcher:
+    torch.manual_seed(0)
+    return StudentMatcher("test_resnet", [8, 16], 16).eval()
+
+
+def test_a_student_comes_back_as_it_was(tmp_path, student, make_pairs):
+    save_student(student, CONFIG, tmp_path / "s.safetensors")
+    again = load_student(tmp_path / "s.safetensors")
+    pair = make_pairs(4, size=64)
+    with torch.no_grad():
+        expected, found = (m(pair.src_img, pair.trg_img, pair.src_kps) for m in (student, again))
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)) and again.size == 64
+
+
+def test_a_missing_file_a_truncated_one_and_a_foreign_one_are_told_apart(tmp_path, student):
+    path = tmp_path / "s.safetensors"
+    with pytest.raises(WeightsError, match="there is none at"):
+        read_student_file(path)
+    save_student(student, CONFIG, path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(WeightsError, match="cannot be read"):
+        read_student_file(path)
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(WeightsError, match="format is None"):
+        read_student_file(path)
+    with pytest.raises(ConfigError, match="ckpt="):
+        load_student(None)
+
+
+def test_weights_of_another_network_are_refused(student):
+    other = StudentMatcher("test_resnet", [8, 16], 24)
+    with pytest.raises(WeightsError, match="fit its configuration"):
+        load_into(other, student.state_dict(), "there")
+
+
+def test_an_interrupted_write_leaves_the_older_file(tmp_path, student, monkeypatch):
+    path = tmp_path / "s.safetensors"
+    save_student(student, CONFIG, path)
+    before = path.read_bytes()
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        save_student(student, {**CONFIG, "size": 32}, path)
+    assert path.read_bytes() == before
