@@ -1,5 +1,7 @@
 """First phase: prompts whose attention lights up at given points of the source image."""
 
+from collections.abc import Hashable, Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -26,13 +28,16 @@ def random_starts(points: Tensor, key: str, shape: tuple[int, int], settings: Se
     return torch.stack(starts).to(points)
 
 
-def optimise_prompts(views: Views, points: Tensor, starts: Tensor, settings: Settings, map_side: int) -> Tensor:
+def optimise_prompts(
+    views: Views, points: Tensor, starts: Tensor, names: Sequence[Hashable], settings: Settings, map_side: int
+) -> Tensor:
     """Moves each prompt until token 1 is attended to at its point.
 
     Args:
         views: of the source image.
         points: (R, 2) in fractions of the image's side, one for each prompt.
         starts: (R, L, D).
+        names: of the R prompts; each prompt's crops are drawn from its name, so that company does not matter.
         settings: of the method.
         map_side: cells a side of the grid on which maps are compared with the Gaussian.
 
@@ -41,7 +46,7 @@ def optimise_prompts(views: Views, points: Tensor, starts: Tensor, settings: Set
     """
     prompts = starts.clone().requires_grad_()
     optimizer = torch.optim.Adam([prompts], lr=settings.lr)
-    random = [generator(settings.seed, "crops", row) for row in _names(points)]
+    random = [generator(settings.seed, "crops", name) for name in names]
     for step in range(settings.steps):
         optimizer.zero_grad()
         for look in range(settings.crops_per_step):
@@ -71,14 +76,3 @@ def attention_loss(maps: list[Tensor], points: Tensor, sigma: float, side: int) 
 def enlarge(maps: Tensor, side: int) -> Tensor:
     """Returns maps (R, h, w) resampled bilinearly to (R, side, side)."""
     return F.interpolate(maps[:, None], (side, side), mode="bilinear", align_corners=False)[:, 0]
-
-
-def _names(points: Tensor) -> list[str]:
-    """Names each row by its point and how often the point came before, so that company does not matter."""
-    seen: dict[str, int] = {}
-    names = []
-    for x, y in points.tolist():
-        name = f"{x:.4f} {y:.4f}"
-        names.append(f"{name} {seen.setdefault(name, 0)}")
-        seen[name] += 1
-    return names

@@ -155,14 +155,14 @@ class PromptOptimization:
     def _optimise(self, image: Tensor, key: str, points: Tensor) -> Tensor:
         views = self._views_of(image, key, self.settings.timestep)
         shape = (self.pipeline.prompt_length, self.pipeline.prompt_width)
-        points = points.to(self.device)
+        points, copies = points.to(self.device), self.settings.embeddings
         starts = random_starts(points, key, shape, self.settings)
-        rows = zip(
-            points.repeat_interleave(self.settings.embeddings, 0).split(self.chunk),
-            starts.flatten(0, 1).split(self.chunk),
-            strict=True,
-        )
-        prompts = [optimise_prompts(views, at, start, self.settings, self._map_side) for at, start in rows]
+        names = [(key, round(x, 4), round(y, 4), copy) for x, y in points.tolist() for copy in range(copies)]
+        targets, rows = points.repeat_interleave(copies, 0), starts.flatten(0, 1)
+        chunks = [slice(first, first + self.chunk) for first in range(0, len(names), self.chunk)]
+        prompts = [
+            optimise_prompts(views, targets[c], rows[c], names[c], self.settings, self._map_side) for c in chunks
+        ]
         return torch.cat(prompts).unflatten(0, starts.shape[:2])
 
     def _views_of(self, image: Tensor, key: str, timestep: int) -> Views:

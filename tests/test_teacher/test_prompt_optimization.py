@@ -1,0 +1,142 @@
+import json
+import shutil
+
+import pytest
+import torch
+
+from distill.errors import ConfigError, DataError, WeightsError
+from distill.protocols import Fingerprinted, PairMatcher
+from teacher import PromptOptimization
+from teacher.optimise import attention_loss, random_starts
+from teacher.settings import Settings
+
+QUICK = {"steps": 3, "embeddings": 2, "crop_pool": 5, "crops": 2, "layers": ["up@1/4", "up@1/2"], "prompt_length": 7}
+
+
+def build(folder, **settings) -> PromptOptimization:
+    return PromptOptimization(str(folder), device="cpu", **{**QUICK, **settings})
+
+
+def test_it_satisfies_the_contracts(sd1_folder, make_pairs):
+    teacher = build(sd1_folder)
+    assert isinstance(teacher, PairMatcher) and isinstance(teacher, Fingerprinted)
+    pair = make_pairs(3, size=64)
+    answer = teacher(pair.src_img, pair.trg_img, pair.src_kps)
+    assert answer.trg_kps.shape == (1, 3, 2) and answer.heatmap.shape == (1, 3, 8, 8)
+    assert ((answer.trg_kps >= 0) & (answer.trg_kps <= 64)).all() and (answer.heatmap >= 0).all()
+    assert ((answer.confidence >= 0) & (answer.confidence <= 1)).all()
+
+
+@pytest.mark.parametrize("queries", ["conditioned", "frozen"])
+def test_optimising_lowers_the_loss_on_the_source(sd1_folder, make_pairs, queries):
+    teacher = build(sd1_folder, queries=queries, null_prompt="zeros", steps=25, lr=0.05)
+    pair = make_pairs(2, size=64)
+    points = pair.src_kps[0] / 64
+    views = teacher._views_of(pair.src_img[0], "key", 200)
+    starts = random_starts(points, "key", (7, 24), teacher.settings).flatten(0, 1)
+    prompts = teacher.prompts_for(pair.src_img[0], "key", points).flatten(0, 1)
+    whole, rows = torch.zeros(4, dtype=torch.long), points.repeat_interleave(2, 0)
+    with torch.no_grad():
+        before, after = (attention_loss(views.attend(p, whole, 99), rows, 0.055, 16).mean() for p in (starts, prompts))
+    assert after < before
+
+
+@pytest.mark.parametrize("queries", ["conditioned", "frozen"])
+def test_an_answer_does_not_depend_on_its_company_nor_on_the_chunk(sd1_folder, make_pairs, queries):
+    pair = make_pairs(3, size=64)
+    settings = {"queries": queries, "null_prompt": "zeros"}
+    together = build(sd1_folder, **settings)(pair.src_img, pair.trg_img, pair.src_kps)
+    alone = build(sd1_folder, chunk=1, **settings)(pair.src_img, pair.trg_img, pair.src_kps[:, 1:2])
+    torch.testing.assert_close(together.heatmap[:, 1], alone.heatmap[:, 0], atol=1e-4, rtol=1e-3)
+
+
+def test_the_prompts_of_a_point_serve_all_targets(sd1_folder, make_pairs, monkeypatch):
+    teacher, pair = build(sd1_folder), make_pairs(2, size=64)
+    calls = []
+    optimise = teacher._optimise
+    monkeypatch.setattr(teacher, "_optimise", lambda *a: calls.append(len(a[2])) or optimise(*a))
+    teacher.match_pairs(pair)
+    teacher.match_pairs(pair._replace(trg_img=pair.src_img, trg_hash=["other"]))
+    assert calls == [2]
+
+
+def test_the_fingerprint_names_settings_and_weights(sd1_folder, tmp_path):
+    first = build(sd1_folder).fingerprint()
+    assert first["steps"] == "3" and first == build(sd1_folder).fingerprint()
+    assert build(sd1_folder, lr=0.1).fingerprint()["lr"] != first["lr"]
+    other = tmp_path / "other"
+    shutil.copytree(sd1_folder, other)
+    (file,) = (other / "unet").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\1")
+    assert build(other).fingerprint()["weights"] != first["weights"]
+
+
+def test_padding_is_left_alone(sd1_folder, make_pairs):
+    pair = make_pairs(3, size=64)
+    mask = torch.tensor([[True, False, True]])
+    answer = build(sd1_folder).match_pairs(pair._replace(kps_mask=mask))
+    assert not answer.trg_kps[0, 1].any() and answer.heatmap[0, 2].any()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stesp": 3}, "did you mean 'steps'"),
+        ({"queries": "free"}, "queries in"),
+        ({"steps": 0, "lr": -1.0}, r"steps in \[1, inf\].*"),
+        ({"crops": 9}, "crops to be at most crop_pool"),
+        ({"chunk": 0}, "chunk"),
+    ],
+)
+def test_settings_that_cannot_work_are_named_before_weights_are_read(sd1_folder, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        build(sd1_folder, **settings)
+
+
+def test_layers_that_are_not_there_are_named(sd1_folder, make_pairs):
+    pair = make_pairs(1, size=64)
+    with pytest.raises(ConfigError, match=r"there are: down@1/1"):
+        build(sd1_folder, layers=["up@1/32"])(pair.src_img, pair.trg_img, pair.src_kps)
+
+
+def test_a_folder_that_is_no_whole_pipeline_is_refused(sd1_folder, tmp_path):
+    with pytest.raises(WeightsError, match="no folder"):
+        build(tmp_path / "none here")
+    broken = tmp_path / "broken"
+    shutil.copytree(sd1_folder, broken)
+    (file,) = (broken / "unet").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(WeightsError, match="truncated or damaged"):
+        build(broken)
+    shutil.rmtree(broken / "vae")
+    with pytest.raises(WeightsError, match=r"lacks vae/config.json.*vae/\*.safetensors"):
+        build(broken)
+
+
+def test_a_prompt_length_that_nobody_knows_is_asked_for(sd1_folder, make_pairs):
+    pair = make_pairs(1, size=64)
+    with pytest.raises(ConfigError, match="prompt_length"):
+        build(sd1_folder, prompt_length=None)(pair.src_img, pair.trg_img, pair.src_kps)
+
+
+def test_bad_images_and_points_are_refused(sd1_folder, make_pairs):
+    pair, teacher = make_pairs(1, size=64), build(sd1_folder)
+    with pytest.raises(DataError, match="NaN"):
+        teacher(pair.src_img * float("nan"), pair.trg_img, pair.src_kps)
+    with pytest.raises(DataError, match="inside its image"):
+        teacher(pair.src_img, pair.trg_img, pair.src_kps + 64)
+
+
+def test_starts_depend_on_seed_image_and_point_only():
+    points = torch.tensor([[0.2, 0.3], [0.4, 0.5]])
+    settings = Settings(embeddings=2)
+    both, one = random_starts(points, "a", (3, 4), settings), random_starts(points[1:], "a", (3, 4), settings)
+    assert torch.equal(both[1], one[0]) and not torch.equal(both[0], both[1])
+    assert not torch.equal(one, random_starts(points[1:], "b", (3, 4), settings))
+
+
+def test_an_image_size_that_the_unet_cannot_halve_is_refused(sd1_folder, make_pairs):
+    assert json.loads((sd1_folder / "unet" / "config.json").read_text())["sample_size"] == 8
+    pair = make_pairs(1, size=64)
+    with pytest.raises(ConfigError, match="multiple of 64"):
+        build(sd1_folder, image_size=72)(pair.src_img, pair.trg_img, pair.src_kps)
