@@ -7,6 +7,7 @@ a user can name. A folder of the user's own adds groups and choices to these, it
 
 import difflib
 import re
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException
-from omegaconf import Container, DictConfig, OmegaConf
+from omegaconf import Container, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from distill.errors import ConfigError, nearest
@@ -72,7 +73,8 @@ def defaults(verb: str, config_dir: str | Path | None = None) -> tuple[DictConfi
     with _search(config_dir) as base:
         config = _hydra_compose(verb, base, return_hydra_config=True)
     choices = {group: str(choice) for group, choice in config.hydra.runtime.choices.items() if "hydra" not in group}
-    del config["hydra"]
+    with open_dict(config):
+        del config["hydra"]
     return config, choices
 
 
@@ -109,25 +111,23 @@ def instantiate(config: Any, **kwargs: Any) -> Any:
         cause = error.__cause__
         while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
             cause = cause.__cause__
-        if isinstance(cause, Exception) and not _is_call_error(cause, hydra_frames=1):
+        if isinstance(cause, Exception) and not _is_call_error(cause):
             raise cause from None
         raise ConfigError(f"Expected a working configuration but {_one_line(cause or error)}") from error
     except TypeError as error:
-        if not partial or not _is_call_error(error, hydra_frames=1):
+        if not partial or not _is_call_error(error):
             raise
         raise ConfigError(f"Expected settings that {config['_target_']} takes but {_one_line(error)}.") from error
     except OmegaConfBaseException as error:
         raise ConfigError(_one_line(error)) from error
 
 
-def _is_call_error(error: BaseException, hydra_frames: int) -> bool:
+def _is_call_error(error: BaseException) -> bool:
     """Says whether the call itself failed, as with a wrong argument, rather than the code that was called."""
     if isinstance(error, InstantiationException | ImportError):
         return True
-    depth, trace = 0, error.__traceback__
-    while trace is not None:
-        depth, trace = depth + 1, trace.tb_next
-    return isinstance(error, TypeError) and depth <= hydra_frames
+    innermost = traceback.extract_tb(error.__traceback__)[-1].filename
+    return isinstance(error, TypeError) and (innermost == __file__ or "hydra" in Path(innermost).parts)
 
 
 def _folders(config_dir: str | Path | None) -> list[Path]:
@@ -192,7 +192,9 @@ def _split(
     parsed: list[tuple[str, Override]], config_dir: str | Path | None
 ) -> tuple[list[tuple[str, Override]], list[tuple[str, Override]]]:
     """Separates choices in groups from assignments of values, and checks the choices."""
-    chosen, assigned, problems = [], [], []
+    chosen: list[tuple[str, Override]] = []
+    assigned: list[tuple[str, Override]] = []
+    problems = []
     for text, override in parsed:
         names = options(override.key_or_group, config_dir)
         (chosen if names else assigned).append((text, override))
@@ -220,12 +222,13 @@ def _check_assignments(config: DictConfig, overrides: Sequence[Override], verb: 
 
 def _exists(config: DictConfig, key: str) -> bool:
     node, _, last = _parent(config, key)
-    return isinstance(node, DictConfig) and last in node
+    return isinstance(node, DictConfig) and last in node.keys()  # noqa: SIM118 - a value still to be given is a key too
 
 
 def _parent(config: DictConfig, key: str) -> tuple[Any, str, str]:
     """Returns the section of ``config`` that ``key`` lies in, or the innermost that exists, its name, and the rest."""
-    node, path = config, []
+    node: Any = config
+    path: list[str] = []
     *parents, last = key.split(".")
     for part in parents:
         if not isinstance(node, DictConfig) or part not in node or OmegaConf.is_missing(node, part):
@@ -242,7 +245,7 @@ def _nearest_key(config: DictConfig, key: str) -> str:
     node, path, last = _parent(config, key)
     if not isinstance(node, DictConfig):
         return f"{path} has no parts"
-    siblings = [f"{path}.{name}" if path else str(name) for name in node]
+    siblings = [f"{path}.{name!s}" if path else str(name) for name in node]
     if close and close[0] not in siblings:
         return f"did you mean {close[0]!r}? see --help for all keys; +{key}=... adds one"
     return f"{nearest(f'{path}.{last}' if path else last, siblings)}; +{key}=... adds one"
@@ -251,7 +254,7 @@ def _nearest_key(config: DictConfig, key: str) -> str:
 def keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
     """Yields the dotted names of all values in ``config``."""
     for name in config:
-        key = f"{prefix}{name}"
+        key = f"{prefix}{name!s}"
         node = config._get_node(name)
         if isinstance(node, DictConfig) and not node._is_none() and not node._is_interpolation():
             yield from keys(node, f"{key}.")

@@ -137,7 +137,7 @@ def verify(path: Path, student: nn.Module, size: int, tolerance_px: float = 0.05
         query = example(pairs, points, size, seed)
         with torch.inference_mode():
             expected = Matches(*(t.numpy() for t in student(*query)))
-        answer = Matches(*session.run(OUTPUTS, {n: t.numpy() for n, t in zip(INPUTS, query, strict=True)}))  # type: ignore[arg-type]
+        answer = Matches(*session.run(OUTPUTS, {n: t.numpy() for n, t in zip(INPUTS, query, strict=True)}))
         if not all(np.isfinite(field).all() for field in expected):
             raise WeightsError("Expected a student with finite answers but it gives NaN or infinity; train it again.")
         apart.append(np.linalg.norm(answer.trg_kps - expected.trg_kps, axis=-1).ravel())

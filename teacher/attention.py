@@ -21,12 +21,12 @@ class Layer(NamedTuple):
 
     Attributes:
         place: block and resolution, such as ``up@1/4``.
-        index: which of the layers of that place it is, in the order in which they run.
+        number: which of the layers of that place it is, in the order in which they run.
         attention: the module.
     """
 
     place: str
-    index: int
+    number: int
     attention: Attention
 
 
@@ -58,7 +58,7 @@ def choose_layers(unet: UNet2DConditionModel, names: Sequence[str]) -> list[Laye
             )
         index = form["index"]
         matching = {
-            i for i, layer in enumerate(layers) if layer.place == form["place"] and index in (None, str(layer.index))
+            i for i, layer in enumerate(layers) if layer.place == form["place"] and index in (None, str(layer.number))
         }
         if not matching:
             raise ConfigError(f"Expected layers to name cross-attention but {name!r} means none; there are: {found}.")

@@ -9,6 +9,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
@@ -151,7 +152,7 @@ def _weight_files(folder: Path, part: str) -> list[Path]:
     )
 
 
-def _load_part(kind: type, folder: Path, part: str, dtype: torch.dtype):
+def _load_part(kind: Any, folder: Path, part: str, dtype: torch.dtype) -> Any:
     try:
         module, info = kind.from_pretrained(
             folder,

@@ -6,10 +6,10 @@ same prompt's attention peaks in the target image is the match.
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import asdict
 from functools import cached_property
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -128,12 +128,12 @@ class PromptOptimization:
         """Returns the prompts (N, E, L, D) of points (N, 2), x, y in fractions of the sides of ``image`` (3, H, W)."""
         names = [(key, round(x, 4), round(y, 4)) for x, y in points.tolist()]
         missing = [i for i, name in enumerate(names) if name not in self._prompts]
+        known = {name: self._prompts[name] for name in names if name in self._prompts}
         if missing:
-            found = self._optimise(image, key, points[missing])
-            fresh = {names[i]: prompts for i, prompts in zip(missing, found, strict=True)}
-        else:
-            fresh = {}
-        return torch.stack([self._prompts.get(name, lambda name=name: fresh[name]) for name in names])
+            known |= dict(zip((names[i] for i in missing), self._optimise(image, key, points[missing]), strict=True))
+        for name, prompts in known.items():
+            self._prompts[name] = prompts
+        return torch.stack([known[name] for name in names])
 
     def find(self, image: Tensor, key: str, prompts: Tensor) -> Matches:
         """Returns where prompts (N, E, L, D) light up in ``image`` (3, H, W): one pair of N points, in fractions."""
@@ -176,7 +176,9 @@ class PromptOptimization:
                 return ConditionedViews(self._unet, crops)
             return FrozenViews(self._unet, crops, self._null_prompt, self.settings.noise_draws or FROZEN_DRAWS)
 
-        return self._views.get((key, timestep), look)
+        if (key, timestep) not in self._views:
+            self._views[key, timestep] = look()
+        return self._views[key, timestep]
 
     @cached_property
     def pipeline(self) -> Pipeline:
@@ -204,27 +206,26 @@ class PromptOptimization:
         return self.settings.map_side or 2 * int(self.pipeline.unet.config.sample_size)
 
 
-class Recent(Generic[Value]):
-    """Keeps the most recently used results of something costly.
+class Recent(OrderedDict[Hashable, Value]):
+    """A dictionary that forgets what was not used for longest.
 
     Args:
-        capacity: how many.
+        capacity: how many values are kept.
     """
 
     def __init__(self, capacity: int) -> None:
+        super().__init__()
         self.capacity = max(1, capacity)
-        self._kept: OrderedDict[Hashable, Value] = OrderedDict()
 
-    def __contains__(self, name: Hashable) -> bool:
-        return name in self._kept
+    def __getitem__(self, name: Hashable) -> Value:
+        self.move_to_end(name)
+        return super().__getitem__(name)
 
-    def get(self, name: Hashable, make: Callable[[], Value]) -> Value:
-        """Returns what is kept under ``name``, or makes and keeps it."""
-        value = self._kept.pop(name) if name in self._kept else make()
-        self._kept[name] = value
-        if len(self._kept) > self.capacity:
-            self._kept.popitem(last=False)
-        return value
+    def __setitem__(self, name: Hashable, value: Value) -> None:
+        super().__setitem__(name, value)
+        self.move_to_end(name)
+        if len(self) > self.capacity:
+            self.popitem(last=False)
 
 
 def peak_mass(heatmap: Tensor, points: Tensor) -> Tensor:

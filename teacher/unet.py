@@ -5,7 +5,8 @@ prompts; what comes after the last layer that is read is not computed at all (in
 work). What is recorded equals what ``UNet2DConditionModel.forward`` would compute.
 """
 
-from typing import NamedTuple
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -77,10 +78,8 @@ class PromptedUNet:
             One recording a layer, in the layers' order; differentiable with respect to the prompts.
         """
         self._tape.clear()
-        try:
+        with suppress(_LastLayerRead):
             self._run_prompted(prefix, crop_of, prompts.to(prefix.sample.dtype))
-        except _LastLayerRead:
-            pass
         return list(self._tape)
 
     def _run_prompted(self, prefix: Prefix, crop_of: Tensor, prompts: Tensor) -> None:
@@ -88,7 +87,7 @@ class PromptedUNet:
         shared, own = list(prefix.skips), []  # skip features per crop, expanded only when used, and per prompt
         sample = prefix.sample[crop_of]
 
-        def run(block, sample: Tensor, **arguments):
+        def run(block: Any, sample: Tensor, **arguments: Any) -> Any:
             if _reads_prompt(block):
                 arguments["encoder_hidden_states"] = prompts
             return block(hidden_states=sample, temb=time, **arguments)

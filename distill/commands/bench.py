@@ -11,6 +11,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from omegaconf import DictConfig
@@ -56,7 +57,7 @@ def _students(cfg: DictConfig, benchmark: Benchmark) -> list[dict]:
     for batch in cfg.batches:
         query = [value.to(choose_device(cfg.device)) for value in example(batch, N_POINTS, cfg.data.size, seed=0)]
         with torch.inference_mode():
-            latency = _median_ms(lambda query=query: student(*query), cfg.repeats)
+            latency = _median_ms(partial(student, *query), cfg.repeats)
         rows.append(_row("student", cfg.student.backbone, batch, latency))
     return rows
 

@@ -23,7 +23,7 @@ from distill.matchers.box_relative import BoxRelative
 from distill.matchers.cached import Cached
 from distill.matchers.load import load_student
 from distill.pictures import stack
-from distill.protocols import match
+from distill.protocols import PairMatcher, match
 from distill.report import COLUMNS, example_panels, html_page, markdown, table
 from distill.run import RunFolder
 from distill.student_file import read_student_file
@@ -60,7 +60,7 @@ def baseline_config(ckpt: str) -> dict:
     return {"_target_": "student.NearestNeighbour", "strides": [16], **shared}
 
 
-def teacher_cost(teacher, benchmark: Benchmark, n_pairs: int) -> dict[str, float | int | None]:
+def teacher_cost(teacher: PairMatcher, benchmark: Benchmark, n_pairs: int) -> dict[str, float | int | None]:
     """Times a teacher that knows nothing yet: "latency_ms" per pair, and its "parameters"."""
     order = by_source(benchmark)
     step = max(1, len(order) // n_pairs)

@@ -9,7 +9,9 @@ Examples:
 from collections import Counter
 
 import numpy as np
+from numpy.typing import NDArray
 from omegaconf import DictConfig
+from torch import Tensor
 
 from distill.config import instantiate
 from distill.evaluation import Benchmark
@@ -23,7 +25,10 @@ def run(cfg: DictConfig) -> dict:
     benchmark: Benchmark = instantiate(cfg.data)
     folder = RunFolder.create(cfg)
     categories: Counter[str] = Counter()
-    points, seen, images, keypoints = [], set(), [], []
+    points: list[int] = []
+    seen: set[str] = set()
+    images: list[Tensor] = []
+    keypoints: list[NDArray] = []
     for number in track(range(len(benchmark)), "read"):
         pairs = benchmark[number]
         categories.update(pairs.category)

@@ -22,7 +22,9 @@ def run(cfg: DictConfig) -> list[str]:
     for name, value in describe().items():
         print(f"{name:<14} {value}")
     problems = [problem for name in PARTS if (problem := _import_problem(name))]
-    checks = [("teacher's model", {"_target_": "teacher.PromptOptimization", "model": str(cfg.model)})]
+    checks: list[tuple[str, dict]] = [
+        ("teacher's model", {"_target_": "teacher.PromptOptimization", "model": str(cfg.model)})
+    ]
     if cfg.data_root is not None:
         checks.append(("data set", {"_target_": "distill.data.cub.Annotations", "root": Path(cfg.data_root)}))
     for what, config in checks:

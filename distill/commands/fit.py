@@ -43,10 +43,8 @@ def run(cfg: DictConfig) -> Comparison | None:
     device = choose_device(cfg.device)
     train, val = (pairs_of(cfg.data, split, cfg[split].n_pairs) for split in ("train", "val"))
     student: nn.Module = instantiate(cfg.student)
-    if cfg.test.n_pairs:
-        test, baseline = pairs_of(cfg.data, "test", cfg.test.n_pairs), instantiate(cfg.baseline)
-    else:
-        test = baseline = None
+    test = pairs_of(cfg.data, "test", cfg.test.n_pairs) if cfg.test.n_pairs else None
+    baseline = instantiate(cfg.baseline)
     teacher = Cached(cfg.labels.dir, instantiate(cfg.teacher), offers=list(cfg.labels.offers))
     folder = RunFolder.create(cfg, resume=cfg.run.resume)
     for pairs in filter(None, (train, val, test)):

@@ -44,18 +44,19 @@ def run(cfg: DictConfig) -> dict:
     with torch.inference_mode():
         answer = matcher(*(value.to(device) for value in query))
     found = resize_points(answer.trg_kps.cpu(), (size, size), trg_size)[0]
+    rows = [
+        {"src": _rounded(s), "trg": _rounded(t), "confidence": round(float(c), 4)}
+        for s, t, c in zip(points[0], found, answer.confidence[0].cpu(), strict=True)
+    ]
     matches = {
         "src": str(cfg.src),
         "trg": str(cfg.trg),
-        "matches": [
-            {"src": _rounded(s), "trg": _rounded(t), "confidence": round(float(c), 4)}
-            for s, t, c in zip(points[0], found, answer.confidence[0].cpu(), strict=True)
-        ],
+        "matches": rows,
     }
     folder.write_json("matches.json", matches)
     panel = match_panel(src_img[0], trg_img[0], points[0].numpy(), {"target": found.numpy()}, side=384)
     panel.save(folder / "match.png")
-    for row in matches["matches"]:
+    for row in rows:
         print(f"{row['src']} -> {row['trg']}  confidence {row['confidence']:.2f}")
     print(f"{folder / 'match.png'}")
     return matches
@@ -90,7 +91,7 @@ def read_points(points: ListConfig | str) -> Tensor:
     try:
         array = np.array(given, dtype=np.float32)
     except (TypeError, ValueError):
-        array = np.zeros(0)
+        array = np.zeros(0, dtype=np.float32)
     if array.ndim != 2 or array.shape[1] != 2:
         raise DataError(f"Expected points as [[x,y],...], x and y in pixels of the source, but got {given}.")
     return torch.from_numpy(array)[None]

@@ -4,7 +4,7 @@ First an autoencoder, then UNet and text encoder on its latents. The folder gets
 samples/, the curve (metrics.jsonl, curve.png) and checkpoints; a run that is there is continued, at whatever moment
 it was stopped. A GPU is used where there is one: there it takes minutes, on two cores hours.
 
-examples:
+Examples:
   python -m distill pretrain
   python -m distill pretrain run.dir=runs/short diffusion.steps=2000 autoencoder.steps=500
 """
@@ -37,7 +37,7 @@ def run(cfg: DictConfig) -> Path:
     pictures = next(iter(_pictures(cfg, VALIDATION_PICTURES, VALIDATION_START)))
     autoencoder = _autoencoder(cfg, folder, pictures["image"], device)
     module, snapshot = _diffusion(cfg, folder, autoencoder, pictures["caption"])
-    validation = DataLoader([pictures], batch_size=None)
+    validation: DataLoader = DataLoader([pictures], batch_size=None)  # type: ignore[arg-type]
     trainer = _trainer(
         cfg,
         folder,

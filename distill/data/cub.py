@@ -1,7 +1,7 @@
 """CUB-200-2011 (Wah et al., 2011), and any folder in its layout.
 
 Files of the layout, all with one line per image or part: ``images.txt`` (id, path), ``image_class_labels.txt`` (id,
-class), ``classes.txt`` (class, name), ``train_test_split.txt`` (id, 1 for training), ``bounding_boxes.txt`` (id, x, y,
+class), ``train_test_split.txt`` (id, 1 for training), ``bounding_boxes.txt`` (id, x, y,
 width, height), ``parts/part_locs.txt`` (id, part, x, y, visible), and the photographs under ``images/``.
 
 Coordinates are taken as they stand. Whether they count pixels from 0 or from 1 is documented nowhere; boxes begin at 0.
@@ -104,7 +104,6 @@ class Annotations:
     """
 
     def __init__(self, root: Path) -> None:
-        names = {int(row[0]): " ".join(row[1:]) for row in _rows(root / "classes.txt", 2)}
         self.path = {int(row[0]): " ".join(row[1:]) for row in _rows(root / "images.txt", 2)}
         classes = {int(row[0]): int(row[1]) for row in _rows(root / "image_class_labels.txt", 2)}
         self.training = {int(row[0]): row[1] == "1" for row in _rows(root / "train_test_split.txt", 2)}
@@ -130,7 +129,10 @@ class Annotations:
                 raise DataError(
                     f"Expected one line per image in {root / name} but image {odd} is not in both it and images.txt."
                 )
-        self.category = {image: names.get(number, str(number)) for image, number in classes.items()}
+        self.category = {
+            image: f"{number:03d}.{self.path[image].partition('/')[0].partition('.')[2]}"
+            for image, number in classes.items()
+        }
 
 
 def read_square(path: Path, size: int) -> tuple[np.ndarray, tuple[int, int]]:

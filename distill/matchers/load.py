@@ -10,8 +10,9 @@ from distill.student_file import load_into, read_student_file
 
 
 def load_student(path: str | Path | None) -> nn.Module:
-    """Builds the student that a file describes, with its weights, in evaluation mode; ``size`` is the side it was
-    trained on, px.
+    """Builds the student that a file describes, with its weights, in evaluation mode.
+
+    Its ``size`` is the side of the images it was trained on, px.
 
     Raises:
         ConfigError: when no file is given.
@@ -22,5 +23,5 @@ def load_student(path: str | Path | None) -> nn.Module:
     config, tensors = read_student_file(path)
     size = config.pop("size")
     student = load_into(instantiate({**config, "weights": None}), tensors, path)
-    student.size = size  # type: ignore[assignment]
+    student.size = size
     return student

@@ -1,6 +1,6 @@
-"""PCK-dagger: PCK that a swap of two keypoints cannot pass (Aygün and Mac Aodha, ECCV 2022, "Demystifying unsupervised
-semantic correspondence estimation").
+"""PCK-dagger: PCK that a swap of two keypoints cannot pass.
 
+Aygün and Mac Aodha, "Demystifying unsupervised semantic correspondence estimation", ECCV 2022.
 A predicted point is right only if it is within the tolerance *and* the annotated target keypoint nearest to it is the
 right one. What is wrong is a jitter (the right keypoint is the nearest, but none is within the tolerance), a swap (within
 the tolerance of some keypoint, but another than the right one is the nearest) or a miss (neither).

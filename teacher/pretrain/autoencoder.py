@@ -41,8 +41,9 @@ class AutoencoderTraining(LightningModule):
         return colour + 2 * squared + 0.5 * edges + 0.05 * scale
 
     def finish(self, images: Tensor) -> float:
-        """Notes in the autoencoder's configuration what brings latents to unit scale, measured on ``images``
-        (B, 3, S, S) in [0, 1], and returns the reconstruction's PSNR on them in dB.
+        """Ends the training: notes in the autoencoder's configuration what brings latents to unit scale.
+
+        Measured on ``images`` (B, 3, S, S) in [0, 1]; returns the reconstruction's PSNR on them in dB.
         """
         self.autoencoder.cpu().eval()
         self.autoencoder.register_to_config(scaling_factor=latent_scale(self.autoencoder, images))

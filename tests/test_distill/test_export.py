@@ -24,7 +24,9 @@ def test_the_file_gives_the_students_answers_at_any_number_of_pairs_and_points(e
         pair = make_pairs(n, size=64)
         with torch.no_grad():
             expected = student(pair.src_img, pair.trg_img, pair.src_kps)
-        torch.testing.assert_close(matcher(pair.src_img, pair.trg_img, pair.src_kps).trg_kps, expected.trg_kps, atol=0.05, rtol=0)
+        torch.testing.assert_close(
+            matcher(pair.src_img, pair.trg_img, pair.src_kps).trg_kps, expected.trg_kps, atol=0.05, rtol=0
+        )
 
 
 def test_the_free_dimensions_have_names(exported):

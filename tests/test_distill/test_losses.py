@@ -18,7 +18,9 @@ def random_case(side: int = 8):
     random = torch.Generator().manual_seed(0)
     mask = torch.tensor([[True, True, False]])
     label = matches([[[8.0, 8.0]] * 3], [[1.0, 0.25, 9.0]], torch.rand(1, 3, 4, 4, generator=random))
-    prediction = matches([[[8.0, 11.0], [20.0, 8.0], [0.0, 0.0]]], [[0.0] * 3], torch.randn(1, 3, side, side, generator=random))
+    prediction = matches(
+        [[[8.0, 11.0], [20.0, 8.0], [0.0, 0.0]]], [[0.0] * 3], torch.randn(1, 3, side, side, generator=random)
+    )
     return prediction, label, mask
 
 
@@ -63,7 +65,9 @@ def test_labels_without_confidence_teach_nothing():
     assert float(value) == 0 and math.isfinite(value)
 
 
-@pytest.mark.parametrize(("build", "name"), [(lambda: HeatmapKL(0), "sharpness"), (lambda: CoordinateHuber(-1), "delta")])
+@pytest.mark.parametrize(
+    ("build", "name"), [(lambda: HeatmapKL(0), "sharpness"), (lambda: CoordinateHuber(-1), "delta")]
+)
 def test_settings_that_cannot_work_are_named(build, name):
     with pytest.raises(ConfigError, match=name):
         build()

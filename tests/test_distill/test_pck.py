@@ -97,6 +97,14 @@ def test_pck_dagger_sorts_every_point_once_and_never_exceeds_pck():
 
 
 def test_agreement_by_hand():
-    first, second = [np.array([[0.0, 0], [10, 0]]), np.array([[0.0, 0]])], [np.array([[3.0, 4], [10, 0]]), np.array([[0.0, 9]])]
+    first, second = (
+        [np.array([[0.0, 0], [10, 0]]), np.array([[0.0, 0]])],
+        [np.array([[3.0, 4], [10, 0]]), np.array([[0.0, 9]])],
+    )
     result = agreement(first, second, [100, 60], [0.05, 0.10])
-    assert result == {"median_px": 5.0, "median_relative": 0.05, "within_0.05": pytest.approx(200 / 3), "within_0.10": pytest.approx(200 / 3)}
+    assert result == {
+        "median_px": 5.0,
+        "median_relative": 0.05,
+        "within_0.05": pytest.approx(200 / 3),
+        "within_0.10": pytest.approx(200 / 3),
+    }

@@ -82,4 +82,6 @@ def test_the_mass_of_a_window_is_the_softmax_summed_over_it():
 
 def test_importing_the_student_pulls_in_neither_diffusion_nor_training():
     code = "import student, sys; print([m for m in ('diffusers', 'transformers', 'lightning', 'hydra') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )

@@ -55,9 +55,16 @@ def plain_maps(unet: UNet2DConditionModel, names: list[str], latents, timestep: 
 
 def test_layers_are_named_by_block_and_share_of_the_latents_side(sd1_folder):
     places = [layer.place for layer in cross_attention_layers(load_unet(sd1_folder))]
-    assert places == ["down@1/1"] * 2 + ["down@1/2"] * 2 + ["down@1/4"] * 2 + ["mid@1/8"] + ["up@1/4"] * 3 + [
-        "up@1/2"
-    ] * 3 + ["up@1/1"] * 3
+    assert (
+        places
+        == ["down@1/1"] * 2
+        + ["down@1/2"] * 2
+        + ["down@1/4"] * 2
+        + ["mid@1/8"]
+        + ["up@1/4"] * 3
+        + ["up@1/2"] * 3
+        + ["up@1/1"] * 3
+    )
 
 
 @pytest.mark.parametrize("name", ["up@1/16", "up", "up@1/4:3", "sideways@1/2"])
@@ -122,7 +129,7 @@ def test_the_chosen_crop_keeps_the_point_off_its_border_where_one_can():
     priority[:, 0] = -torch.inf
     chosen = choose_crops(points, boxes, priority, margin=0.15)
     inside = into_crop(points, boxes[chosen])
-    assert 0.15 <= float(inside[0].min()) and float(inside[0].max()) <= 0.85
+    assert float(inside[0].min()) >= 0.15 and float(inside[0].max()) <= 0.85
     assert chosen[1] == 3  # only the lower left corner shows a point at (0.05, 0.95)
 
 

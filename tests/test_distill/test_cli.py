@@ -1,0 +1,104 @@
+import json
+
+import pytest
+import torch
+
+from distill.__main__ import VERBS, main
+from distill.student_file import save_student
+from student import StudentMatcher
+
+
+@pytest.fixture(scope="module")
+def ckpt(tmp_path_factory):
+    torch.manual_seed(0)
+    config = {
+        "_target_": "student.StudentMatcher",
+        "backbone": "test_resnet",
+        "strides": [8, 16],
+        "width": 16,
+        "size": 32,
+    }
+    path = tmp_path_factory.mktemp("student") / "student.safetensors"
+    save_student(StudentMatcher("test_resnet", [8, 16], 16), config, path)
+    return path
+
+
+def test_the_overview_names_every_verb(capsys):
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(verb in shown for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_says_what_a_verb_does_and_what_it_takes(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert f"python -m distill {verb}" in shown and "#" in shown and "_target_: distill.commands" not in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fitt"], "did you mean 'fit'"),
+        (["fit", "--epochs", "3"], "written without dashes"),
+        (["fit", "--config-dir"], "folder after --config-dir"),
+        (["evaluate", "run.dir={tmp}/r"], "add ckpt="),
+        (["evaluate", "ckpt={tmp}/none.safetensors", "run.dir={tmp}/r"], "there is none at"),
+        (["evaluate", "matcher=onnx", "file={tmp}/none.onnx", "run.dir={tmp}/r"], "there is none at"),
+        (
+            ["evaluate", "data=cub", "data.root={tmp}", "matcher=oracle", "run.dir={tmp}/r"],
+            "images.txt cannot be read",
+        ),
+        (["evaluate", "data.n_pairs=0", "matcher=oracle", "run.dir={tmp}/r"], "data.n_pairs between 1 and"),
+        (["label", "label.shard=4/4"], "label.shard as i/N"),
+        (["fit", "teacher.model={tmp}/none here", "run.dir={tmp}/r"], "no folder"),
+        (["fit", "student.backbone=resnet1O", "run.dir={tmp}/r"], "a timm model"),
+        (["fit", "student.weights={tmp}/w.safetensors", "run.dir={tmp}/r"], "no such file"),
+        (["bench", "what=[speed]", "run.dir={tmp}/r"], "Expected what to list"),
+    ],
+)
+def test_mistakes_are_one_line_and_nothing_is_written(arguments, message, tmp_path, capsys):
+    code = main([argument.format(tmp=tmp_path) for argument in arguments])
+    shown = capsys.readouterr().err
+    error = [line for line in shown.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(error) == 1 and message in error[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_evaluate_writes_its_figures_and_does_not_overwrite_them(tmp_path, ckpt, capsys):
+    arguments = ["evaluate", f"ckpt={ckpt}", "data.n_pairs=8", "data.size=32", f"run.dir={tmp_path}/run", "device=cpu"]
+    assert main(arguments) == 0
+    report = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert report["n_pairs"] <= 8 and set(report["pck"]) == {"image", "point"} and report["threshold"] == "bbox"
+    before = (tmp_path / "run" / "metrics.json").read_bytes()
+    assert main(arguments) == 2
+    assert "run.dir=<another folder>" in capsys.readouterr().err
+    assert (tmp_path / "run" / "metrics.json").read_bytes() == before
+
+
+def test_export_and_evaluate_of_the_file_agree_with_the_student(tmp_path, ckpt):
+    assert main(["export", f"ckpt={ckpt}", f"file={tmp_path}/s.onnx"]) == 0
+    scores = []
+    for name, choice in (("a", [f"ckpt={ckpt}"]), ("b", ["matcher=onnx", f"file={tmp_path}/s.onnx"])):
+        assert (
+            main(["evaluate", *choice, "data.n_pairs=16", "data.size=32", f"run.dir={tmp_path}/{name}", "device=cpu"])
+            == 0
+        )
+        scores.append(json.loads((tmp_path / name / "metrics.json").read_text())["pck"]["point"]["0.15"])
+    assert scores[0] == pytest.approx(scores[1], abs=1.0)
+
+
+def test_data_describes_and_draws(tmp_path):
+    assert main(["data", "data.n_pairs=8", "data.size=32", f"run.dir={tmp_path}/d", "images=4"]) == 0
+    description = json.loads((tmp_path / "d" / "description.json").read_text())
+    assert description["pairs"] == 8 and len(description["pairs_per_category"]) == 8
+    assert (tmp_path / "d" / "contact_sheet.png").stat().st_size > 1000
+
+
+def test_bench_measures_side_by_side(tmp_path):
+    arguments = ["bench", "what=[student,loader]", "student.backbone=test_resnet", "repeats=2", "batches=[1,2]"]
+    assert main([*arguments, "data.n_pairs=8", "data.size=32", f"run.dir={tmp_path}/b", "device=cpu"]) == 0
+    rows = json.loads((tmp_path / "b" / "bench.json").read_text())["rows"]
+    assert [row["what"] for row in rows] == ["student", "student", "loader"] and all(
+        row["latency_ms"] > 0 for row in rows
+    )

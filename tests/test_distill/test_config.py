@@ -1,0 +1,70 @@
+from pathlib import Path
+
+import pytest
+
+from distill.config import compose, defaults, instantiate, options, shipped
+from distill.errors import ConfigError
+
+VERBS = ["fit", "label", "evaluate", "compare", "export", "match", "pretrain", "bench", "data", "doctor"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_defaults_that_compose(verb):
+    config, choices = defaults(verb)
+    assert config and all(choice in options(group) for group, choice in choices.items())
+
+
+@pytest.mark.parametrize("group", ["data", "teacher", "student", "loss", "trainer", "matcher"])
+def test_every_choice_composes_in_some_verb(group):
+    verb = {"matcher": "evaluate"}.get(group, "fit")
+    for name in options(group):
+        extra = ["data.root=somewhere"] if name == "cub" else []
+        assert compose(verb, [f"{group}={name}", *extra])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["sede=1"], "did you mean 'seed'"),
+        (["student.bakcbone=x"], "did you mean 'student.backbone'"),
+        (["teacher=promt_optimization"], "did you mean 'prompt_optimization'"),
+        (["batch_size=many"], "Expected a whole number for batch_size but got many"),
+        (["seed"], "write seed=<value>"),
+        (["lr=[1"], "cannot read"),
+        (["data=cub"], r"data.root=<root>"),
+        (["lr=1,2"], "Expected one value for lr"),
+    ],
+)
+def test_what_a_user_mistypes_is_named(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        compose("fit", overrides)
+
+
+def test_several_mistakes_are_told_together():
+    with pytest.raises(ConfigError, match="sede.*labelz"):
+        compose("fit", ["sede=1", "labelz.dir=x"])
+
+
+def test_a_users_own_folder_adds_choices(tmp_path: Path):
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "mine.yaml").write_text("_target_: distill.matchers.oracle.Oracle\nheatmap_side: 4\n")
+    config = compose("fit", ["teacher=mine"], tmp_path)
+    assert instantiate(config.teacher).heatmap_side == 4
+    assert "oracle" in options("teacher", tmp_path)
+    with pytest.raises(ConfigError, match="--config-dir to be a folder"):
+        compose("fit", [], tmp_path / "none")
+
+
+def test_errors_inside_what_is_built_pass_through_and_wrong_arguments_do_not():
+    with pytest.raises(ConfigError, match="heatmap_side and sigma"):
+        instantiate({"_target_": "distill.matchers.oracle.Oracle", "sigma": -1})
+    with pytest.raises(ConfigError, match="unexpected keyword argument 'sigam'"):
+        instantiate({"_target_": "distill.matchers.oracle.Oracle", "sigam": 1})
+    with pytest.raises(ConfigError, match="distill.nothing"):
+        instantiate({"_target_": "distill.nothing.Here"})
+
+
+def test_files_of_the_project_are_found_from_anywhere(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert (shipped("configs") / "fit.yaml").is_file()
+    assert Path(compose("fit").teacher.model) == shipped("checkpoints/sd-mini")

@@ -1,0 +1,122 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from distill.data.cub import CUBPairs
+from distill.errors import ConfigError, DataError
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Path:
+    """Two classes of eight images each, half of them for training; part 1 is red, part 15 hidden everywhere."""
+    random = np.random.default_rng(0)
+    lines: dict[str, list[str]] = {name: [] for name in ("images", "labels", "split", "boxes", "parts")}
+    for image in range(1, 17):
+        name, (width, height) = f"00{1 + image % 2}.bird/{image} (a).png", (40 + image, 30)
+        pixels = random.integers(0, 60, (height, width, 3), dtype=np.uint8)
+        x, y = int(random.integers(10, 25)), int(random.integers(8, 20))
+        pixels[y - 2 : y + 2, x - 2 : x + 2] = (255, 0, 0)
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+        lines["images"].append(f"{image} {name}")
+        lines["labels"].append(f"{image} {1 + image % 2}")
+        lines["split"].append(f"{image} {image % 4 // 2}")
+        lines["boxes"].append(f"{image} 4.0 6.0 30.0 20.0")
+        lines["parts"] += [f"{image} {part} {x + part - 1}.0 {y}.0 {int(part < 15)}" for part in range(1, 16)]
+    (tmp_path / "parts").mkdir()
+    for name, file in (
+        ("images", "images.txt"),
+        ("labels", "image_class_labels.txt"),
+        ("split", "train_test_split.txt"),
+        ("boxes", "bounding_boxes.txt"),
+        ("parts", "parts/part_locs.txt"),
+    ):
+        (tmp_path / file).write_text("\r\n".join(lines[name]) + "\r\n")
+    return tmp_path
+
+
+def test_points_lie_where_the_photograph_shows_them(layout):
+    pairs = CUBPairs(str(layout), "test", 10, size=64)
+    for number in range(10):
+        pair = pairs[number]
+        assert pair.kps_id[0].tolist() == list(range(14))
+        x, y = pair.trg_kps[0, 0].int().tolist()
+        red, green, blue = pair.trg_img[0, :, y, x].tolist()
+        assert red > 0.8 and green < 0.2 and blue < 0.2
+
+
+def test_the_threshold_is_the_longer_side_of_the_box_in_the_photographs_pixels(layout):
+    pair = CUBPairs(str(layout), "test", 3, size=64)[0]
+    assert float(pair.pck_threshold) == pytest.approx(30)
+    height, width = pair.trg_size[0].tolist()
+    torch.testing.assert_close(
+        pair.trg_bbox[0], torch.tensor([4, 6, 34, 26]) * torch.tensor([64 / width, 64 / height] * 2)
+    )
+
+
+def test_the_official_split_is_kept_and_no_image_is_in_two(layout):
+    seen = {}
+    for split, n_pairs in (("train", 4), ("test", 8)):
+        pairs = CUBPairs(str(layout), split, n_pairs, size=32)
+        seen[split] = {pairs.ids[k] for pair in pairs.pairs for k in pair}
+    assert seen["test"] <= {i for i in range(17) if i % 4 // 2 == 0} and not seen["train"] & seen["test"]
+
+
+def test_photographs_are_known_by_their_content(layout):
+    first, again = (CUBPairs(str(layout), "test", 4, size=32)[0] for _ in range(2))
+    other = CUBPairs(str(layout), "test", 4, size=48)[0]
+    assert first.src_hash == again.src_hash != other.src_hash
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "images.txt",
+        "image_class_labels.txt",
+        "train_test_split.txt",
+        "bounding_boxes.txt",
+        "parts/part_locs.txt",
+    ],
+)
+@pytest.mark.parametrize("damage", ["missing", "empty", "malformed"])
+def test_each_file_is_named_when_it_is_missing_empty_or_malformed(layout, file, damage):
+    path = layout / file
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_text("" if damage == "empty" else "one two three\n")
+    with pytest.raises(DataError, match=path.name):
+        CUBPairs(str(layout), "test", 4)
+
+
+def test_a_photograph_that_cannot_be_read_is_named(layout):
+    pairs = CUBPairs(str(layout), "test", 4, size=32)
+    (layout / "images" / pairs.annotations.path[pairs.ids[pairs.pairs[0][0]]]).write_bytes(b"no image")
+    with pytest.raises(DataError, match="Expected a photograph at"):
+        pairs[0]
+
+
+def test_an_image_without_a_box_is_named(layout):
+    lines = (layout / "bounding_boxes.txt").read_text().splitlines()
+    (layout / "bounding_boxes.txt").write_text("\n".join(lines[1:]))
+    with pytest.raises(DataError, match="bounding_boxes.txt but image 1 is"):
+        CUBPairs(str(layout), "test", 4)
+
+
+def test_bad_settings_are_named(layout):
+    with pytest.raises(ConfigError, match="did you mean 'test'"):
+        CUBPairs(str(layout), "tets", 4)
+    with pytest.raises(ConfigError, match="at least 16 px"):
+        CUBPairs(str(layout), "test", 4, size=4)
+
+
+@pytest.mark.parametrize("folder", ["CUB_crops", "CUB_200_2011"])
+def test_real_photographs_are_read(photographs, folder):
+    pairs = CUBPairs(str(photographs / folder), "test", 20, size=64)
+    pair = pairs[0]
+    assert pair.kps_mask.sum() >= 1 and pair.src_img.shape == (1, 3, 64, 64)
+    assert ((pair.trg_kps >= 0) & (pair.trg_kps <= 64)).all()

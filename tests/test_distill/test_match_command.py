@@ -1,0 +1,70 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from distill.__main__ import main
+from distill.commands.match import read_image, read_points
+from distill.errors import DataError
+
+
+@pytest.fixture
+def images(tmp_path):
+    random = np.random.default_rng(0)
+    for name, size in (("a", (40, 60)), ("b", (50, 30))):
+        Image.fromarray(random.integers(0, 255, (*size, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    return tmp_path
+
+
+def run(folder, *extra: str) -> int:
+    matcher = ["matcher=nearest_neighbour", "matcher.backbone=test_resnet", "size=64", "device=cpu"]
+    return main(["match", f"src={folder}/a.png", f"trg={folder}/b.png", f"run.dir={folder}/out", *matcher, *extra])
+
+
+def test_matches_are_in_pixels_of_the_files(images):
+    assert run(images, "points=[[10,10],[59.5,39.5]]") == 0
+    written = json.loads((images / "out" / "matches.json").read_text())["matches"]
+    assert [row["src"] for row in written] == [[10, 10], [59.5, 39.5]]
+    assert all(0 <= row["trg"][0] <= 30 and 0 <= row["trg"][1] <= 50 and 0 <= row["confidence"] <= 1 for row in written)
+    assert Image.open(images / "out" / "match.png").width > 384
+
+
+def test_an_image_matches_itself_in_its_own_pixels(images):
+    assert run(images, f"trg={images}/a.png", "points=[[31,21]]", "matcher.strides=[4]") == 0
+    (row,) = json.loads((images / "out" / "matches.json").read_text())["matches"]
+    assert abs(row["trg"][0] - 31) < 4 and abs(row["trg"][1] - 21) < 3
+
+
+def test_points_may_come_from_a_file(images):
+    (images / "p.json").write_text("[[1, 2], [3, 4]]")
+    assert read_points(str(images / "p.json")).tolist() == [[[1, 2], [3, 4]]]
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["points=[[61,10]]"], "inside its image of 60 x 40 px"),
+        (["points=[]"], "Expected points as [[x,y],...]"),
+        (["points=[1,2]"], "Expected points as [[x,y],...]"),
+        (["points=nowhere.json"], "cannot be read"),
+        (["points=[[1,1]]", "src=nothing.png"], "nothing.png cannot be read"),
+    ],
+)
+def test_mistakes_are_one_line_and_nothing_is_written(images, extra, message, capsys):
+    assert run(images, *extra) == 2
+    assert message in capsys.readouterr().err and not (images / "out").exists()
+
+
+def test_images_are_turned_as_their_exif_orientation_says(tmp_path):
+    picture = Image.new("RGB", (20, 10))
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "turned.jpg", exif=exif)
+    assert read_image(tmp_path / "turned.jpg").shape == (1, 3, 20, 10)
+
+
+def test_a_file_that_is_no_image_is_an_error(tmp_path):
+    (tmp_path / "x.png").write_text("not an image")
+    with pytest.raises(DataError, match="x.png cannot be read"):
+        read_image(tmp_path / "x.png")
