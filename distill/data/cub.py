@@ -37,6 +37,7 @@ class CUBPairs(Dataset[PairBatch]):
         n_pairs: how many pairs.
         seed: of the pairing and of the validation images.
         size: side that images are resized to, px; the ratio of the sides is not kept.
+        pairs_per_image: how many targets a source image has.
 
     Raises:
         ConfigError: for an unknown split or a size below 16.
@@ -46,7 +47,9 @@ class CUBPairs(Dataset[PairBatch]):
     name = "cub"
     threshold: Threshold = "bbox"
 
-    def __init__(self, root: str, split: str, n_pairs: int, seed: int = 0, size: int = 128) -> None:
+    def __init__(
+        self, root: str, split: str, n_pairs: int, seed: int = 0, size: int = 128, pairs_per_image: int = 4
+    ) -> None:
         if split not in SPLITS:
             raise ConfigError(f"Expected data.split to name a split but got {split!r}; {nearest(split, SPLITS)}.")
         if size < 16:
@@ -55,7 +58,7 @@ class CUBPairs(Dataset[PairBatch]):
         self.annotations = Annotations(self.root)
         self.ids = [image for image in self._ids_of_split() if self.annotations.visible[image].any()]
         categories = [self.annotations.category[image] for image in self.ids]
-        self.pairs = sample_pairs(categories, n_pairs, seed)
+        self.pairs = sample_pairs(categories, n_pairs, seed, pairs_per_image)
         self.image = lru_cache(maxsize=2048)(self._image)
 
     def __len__(self) -> int:

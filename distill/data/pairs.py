@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice, zip_longest
 from typing import Literal
 
 import numpy as np
@@ -130,13 +131,15 @@ def to_original(points: Tensor, pairs: PairBatch) -> Tensor:
     return points * (pairs.trg_size.flip(-1).to(points) / points.new_tensor([width, height]))[:, None]
 
 
-def sample_pairs(categories: Sequence[str], n_pairs: int, seed: int) -> list[tuple[int, int]]:
+def sample_pairs(categories: Sequence[str], n_pairs: int, seed: int, per_source: int = 1) -> list[tuple[int, int]]:
     """Draws ordered pairs of different images of one category, none twice, the categories in turn.
 
     Args:
         categories: of each image.
         n_pairs: how many pairs.
         seed: decides the draw.
+        per_source: how many targets a source image gets at a time, as far as there are as many. A teacher that keeps
+            what it learned of a source point profits.
 
     Returns:
         (source, target) numbers of images.
@@ -154,18 +157,14 @@ def sample_pairs(categories: Sequence[str], n_pairs: int, seed: int) -> list[tup
             f"but got {n_pairs}."
         )
     rng = np.random.default_rng([seed, len(categories)])
-    queues = []
-    for category in sorted(members):
-        group = members[category]
-        count = len(group) * (len(group) - 1)
-        # Pair k is source k // (n - 1) with the target that skips the source itself.
-        order = rng.permutation(count) if count else np.zeros(0, int)
-        queues.append([(group, int(k)) for k in order])
-    pairs: list[tuple[int, int]] = []
-    while len(pairs) < n_pairs:
-        for queue in queues:
-            if queue and len(pairs) < n_pairs:
-                group, k = queue.pop()
-                source, target = divmod(k, len(group) - 1)
-                pairs.append((group[source], group[target + (target >= source)]))
-    return pairs
+    queues = [_bundles(members[category], per_source, rng) for category in sorted(members)]
+    bundles = (bundle for turn in zip_longest(*queues, fillvalue=[]) for bundle in turn)
+    return list(islice((pair for bundle in bundles for pair in bundle), n_pairs))
+
+
+def _bundles(group: list[int], per_source: int, rng: np.random.Generator) -> list[list[tuple[int, int]]]:
+    """Returns all pairs of a group in random order, up to ``per_source`` of one source together."""
+    sources = rng.permutation(group).tolist()
+    targets = {source: [t for t in rng.permutation(group).tolist() if t != source] for source in sources}
+    starts = range(0, len(group) - 1, per_source)
+    return [[(s, t) for t in targets[s][start : start + per_source]] for start in starts for s in sources]

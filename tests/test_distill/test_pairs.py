@@ -48,6 +48,11 @@ def test_pairs_are_of_one_category_and_none_comes_twice():
     assert pairs == sample_pairs(categories, 8, seed=0) != sample_pairs(categories, 8, seed=1)
 
 
+def test_a_source_gets_its_targets_together():
+    pairs = sample_pairs(["a"] * 6, 12, seed=0, per_source=4)
+    assert [len({s for s, _ in pairs[k : k + 4]}) for k in (0, 4, 8)] == [1, 1, 1] and len({s for s, _ in pairs}) == 3
+
+
 def test_more_pairs_than_there_are_is_an_error():
     with pytest.raises(DataError, match="between 1 and 8"):
         sample_pairs(["a", "b", "a", "b", "b", "c"], 9, seed=0)

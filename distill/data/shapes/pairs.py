@@ -33,7 +33,7 @@ class ShapesPairs(Dataset[PairBatch]):
         seed: of the world and of the pairing.
         size: side of the images, px.
         difficulty: "easy", "medium" or "hard".
-        pairs_per_image: how often an image is a source, on average.
+        pairs_per_image: how many targets a source image has.
 
     Raises:
         ConfigError: for an unknown split or difficulty, or a size below 16.
@@ -61,7 +61,7 @@ class ShapesPairs(Dataset[PairBatch]):
         self.split, self.seed, self.size, self.difficulty = split, seed, size, difficulty
         names = list(CATEGORIES)
         n_images = len(names) * max(pairs_per_image + 1, ceil(n_pairs / pairs_per_image / len(names)))
-        self.pairs = sample_pairs([names[i % len(names)] for i in range(n_images)], n_pairs, seed)
+        self.pairs = sample_pairs([names[i % len(names)] for i in range(n_images)], n_pairs, seed, pairs_per_image)
         self.scene = lru_cache(maxsize=None)(self._scene)
         self.image = lru_cache(maxsize=4096)(self._image)
 

@@ -1,0 +1,68 @@
+"""Training a miniature Stable Diffusion, and what comes out of it."""
+
+import json
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from distill.__main__ import main
+from teacher import PromptOptimization
+
+SMALL = [
+    "size=32",
+    "device=cpu",
+    "autoencoder.steps=4",
+    "autoencoder.batch_size=2",
+    "autoencoder.model.channels=8",
+    "autoencoder.model.halvings=2",
+    "autoencoder.training.crop=32",
+    "diffusion.fresh=2",
+    "diffusion.text_encoder.width=32",
+    "diffusion.unet.latent_side=8",
+    "diffusion.unet.channels=[16,32]",
+    "diffusion.training.batch_size=2",
+    "diffusion.training.pool_size=16",
+    "diffusion.checkpoint_every=2",
+    "diffusion.validate_every=2",
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrain") / "run"
+    assert main(["pretrain", f"run.dir={folder}", "diffusion.steps=4", *SMALL]) == 0
+    return folder
+
+
+def test_the_folder_holds_a_pipeline_samples_and_the_curve(trained):
+    assert (trained / "curve.png").is_file() and len(list((trained / "samples").glob("*.png"))) == 2
+    assert any("val/loss" in json.loads(line) for line in (trained / "diffusion.jsonl").read_text().splitlines())
+
+
+def test_diffusers_loads_it_and_draws_from_a_caption(trained):
+    pipeline = StableDiffusionPipeline.from_pretrained(trained / "pipeline", torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    (picture,) = pipeline("a dog facing left", num_inference_steps=2).images
+    assert picture.size == (32, 32)
+    words = pipeline.tokenizer("a dog facing left").input_ids
+    assert len(words) == 6  # one token a word, and the two marks
+
+
+@pytest.mark.parametrize("queries", ["conditioned", "frozen"])
+def test_the_teacher_runs_on_it_out_of_the_box(trained, make_pairs, queries):
+    settings = {"steps": 2, "layers": ["up@1/2", "up@1/1"], "queries": queries}
+    teacher = PromptOptimization(str(trained / "pipeline"), device="cpu", **settings)
+    assert torch.isfinite(teacher.match_pairs(make_pairs(2)).trg_kps).all()
+
+
+def test_a_run_goes_on_where_it_stopped(trained):
+    assert main(["pretrain", f"run.dir={trained}", "diffusion.steps=6", *SMALL]) == 0
+    checkpoint = torch.load(trained / "checkpoints" / "diffusion.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 6
+    assert sorted(path.stem for path in (trained / "samples").glob("*.png"))[-1] == "000006"
+
+
+def test_the_frozen_autoencoder_is_in_no_checkpoint(trained):
+    state = torch.load(trained / "checkpoints" / "diffusion.ckpt", weights_only=True)["state_dict"]
+    assert not any("autoencoder" in name for name in state)
