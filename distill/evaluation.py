@@ -91,7 +91,7 @@ def evaluate(
         if not pairs.kps_mask.any():
             continue
         start = time.perf_counter()
-        with torch.inference_mode():
+        with torch.no_grad():
             answer = match(matcher, to_device(pairs, device))
             points, confidence = answer.trg_kps.cpu(), answer.confidence.cpu()
         seconds += time.perf_counter() - start

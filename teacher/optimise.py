@@ -28,6 +28,7 @@ def random_starts(points: Tensor, key: str, shape: tuple[int, int], settings: Se
     return torch.stack(starts).to(points)
 
 
+@torch.enable_grad()
 def optimise_prompts(
     views: Views, points: Tensor, starts: Tensor, names: Sequence[Hashable], settings: Settings, map_side: int
 ) -> Tensor:

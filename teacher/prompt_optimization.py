@@ -113,15 +113,17 @@ class PromptOptimization:
             pairs.src_img, pairs.trg_img, pairs.src_kps, pairs.kps_mask.cpu(), pairs.src_hash, pairs.trg_hash
         )
 
+    @torch.inference_mode(False)  # whoever asks may be in it, and the optimisation needs gradients
+    @torch.no_grad()
     def _match(
         self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor, mask: Tensor, src_keys: list[str], trg_keys: list[str]
     ) -> Matches:
         height, width = src_img.shape[-2:]
         fractions = (src_kps.cpu().float() / torch.tensor([width, height])).double()
-        answers = []
-        for row, points in enumerate(fractions):
-            prompts = self.prompts_for(src_img[row], src_keys[row], points[mask[row]].float())
-            answers.append(self.find(trg_img[row], trg_keys[row], prompts))
+        answers = {}
+        for row in mask.any(1).nonzero()[:, 0].tolist():
+            prompts = self.prompts_for(src_img[row], src_keys[row], fractions[row, mask[row]].float())
+            answers[row] = self.find(trg_img[row], trg_keys[row], prompts)
         return _padded(answers, mask, src_kps, (trg_img.shape[-2], trg_img.shape[-1]))
 
     def prompts_for(self, image: Tensor, key: str, points: Tensor) -> Tensor:
@@ -241,13 +243,13 @@ def peak_mass(heatmap: Tensor, points: Tensor) -> Tensor:
     return (mass * near).sum((-2, -1)) / mass.sum((-2, -1)).clamp_min(1e-12)
 
 
-def _padded(answers: list[Matches], mask: Tensor, like: Tensor, size: tuple[int, int]) -> Matches:
-    """Spreads one answer a pair over the rows where ``mask`` is true, and turns fractions into pixels of the target."""
+def _padded(answers: dict[int, Matches], mask: Tensor, like: Tensor, size: tuple[int, int]) -> Matches:
+    """Spreads the answers of rows over the points where ``mask`` is true, and turns fractions into target pixels."""
     height, width = size
-    h, w = answers[0].heatmap.shape[-2:]
+    h, w = next((answer.heatmap.shape[-2:] for answer in answers.values()), (1, 1))
     points = torch.zeros(*mask.shape, 2)
     confidence, heatmap = torch.zeros(mask.shape), torch.zeros(*mask.shape, h, w)
-    for row, answer in enumerate(answers):
+    for row, answer in answers.items():
         points[row, mask[row]] = answer.trg_kps[0].float().cpu() * torch.tensor([width, height])
         confidence[row, mask[row]] = answer.confidence[0].float().cpu()
         heatmap[row, mask[row]] = answer.heatmap[0].float().cpu()

@@ -33,7 +33,9 @@ def test_diffusers_loads_it_and_draws_different_pictures_for_different_captions(
     pipeline = StableDiffusionPipeline.from_pretrained(model, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     pictures = [
-        pipeline(caption, num_inference_steps=6, guidance_scale=3.0, generator=torch.Generator().manual_seed(0)).images[0]
+        pipeline(caption, num_inference_steps=6, guidance_scale=3.0, generator=torch.Generator().manual_seed(0)).images[
+            0
+        ]
         for caption in ("a red car on grass", "a blue car on grass")
     ]
     red, blue = (torch.tensor(list(picture.getdata()), dtype=torch.float32).mean(0) for picture in pictures)
@@ -42,7 +44,11 @@ def test_diffusers_loads_it_and_draws_different_pictures_for_different_captions(
 
 def test_the_card_names_the_weights_that_are_there(model):
     card = (model / "README.md").read_text(encoding="utf-8")
-    for part, name in (("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"), ("text_encoder", "model")):
+    for part, name in (
+        ("unet", "diffusion_pytorch_model"),
+        ("vae", "diffusion_pytorch_model"),
+        ("text_encoder", "model"),
+    ):
         digest = hashlib.sha256((model / part / f"{name}.safetensors").read_bytes()).hexdigest()
         assert digest in card, f"the card does not know the weights of {part}"
     assert re.search(r"PCK", card) and re.search(r"PSNR", card)

@@ -4,6 +4,7 @@ import shutil
 import pytest
 import torch
 
+from distill.data.pairs import collate_pairs
 from distill.errors import ConfigError, DataError, WeightsError
 from distill.protocols import Fingerprinted, PairMatcher
 from teacher import PromptOptimization
@@ -69,6 +70,25 @@ def test_the_fingerprint_names_settings_and_weights(sd1_folder, tmp_path):
     (file,) = (other / "unet").glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\1")
     assert build(other).fingerprint()["weights"] != first["weights"]
+
+
+def test_it_can_be_asked_where_gradients_are_off(sd1_folder, make_pairs):
+    pair = make_pairs(2, size=64)
+    expected = build(sd1_folder).match_pairs(pair)
+    with torch.inference_mode():
+        inside = build(sd1_folder).match_pairs(pair)
+    with torch.no_grad():
+        without = build(sd1_folder).match_pairs(pair)
+    torch.testing.assert_close(inside.heatmap, expected.heatmap)
+    torch.testing.assert_close(without.heatmap, expected.heatmap)
+
+
+def test_a_pair_without_points_is_passed_over(sd1_folder, make_pairs):
+    pair = make_pairs(2, size=64)
+    empty = pair._replace(kps_mask=torch.zeros(1, 2, dtype=torch.bool))
+    assert not build(sd1_folder).match_pairs(empty).trg_kps.any()
+    batch = collate_pairs([empty, pair])
+    assert build(sd1_folder).match_pairs(batch).heatmap[1].any()
 
 
 def test_padding_is_left_alone(sd1_folder, make_pairs):
