@@ -1,7 +1,8 @@
 """The parts of a Stable Diffusion small enough to be trained on two cores.
 
-The latents have a quarter of the image's side. As in Stable Diffusion the UNet reads the prompt at a half and a
-quarter of the latents' side; unlike there it does not at their full side, which costs most and localises least.
+A picture of 128 px becomes 16 x 16 latents, an eighth of its side as in Stable Diffusion, and the UNet reads the prompt
+at their full side and at half of it. Latents of 32 x 32, read at a half and a quarter, were tried too: at equal time on
+two cores they learned markedly less.
 """
 
 import json
