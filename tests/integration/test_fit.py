@@ -53,7 +53,15 @@ def test_the_student_the_onnx_file_and_the_report_score_the_same(fitted, tmp_pat
     score = json.loads((fitted / "metrics.json").read_text())["matchers"][1]["pck"]["point"]["0.15"]
     for name, choice in (("a", f"ckpt={fitted}/student.safetensors"), ("b", f"file={fitted}/student.onnx")):
         matcher = ["matcher=onnx"] if name == "b" else []
-        arguments = ["evaluate", choice, *matcher, "data.size=64", "data.n_pairs=8", "device=cpu", f"run.dir={tmp_path}/{name}"]
+        arguments = [
+            "evaluate",
+            choice,
+            *matcher,
+            "data.size=64",
+            "data.n_pairs=8",
+            "device=cpu",
+            f"run.dir={tmp_path}/{name}",
+        ]
         assert main(arguments) == 0
         found = json.loads((tmp_path / name / "metrics.json").read_text())["pck"]["point"]["0.15"]
         assert found == pytest.approx(score, abs=0.5 if name == "a" else 2.0)
@@ -70,7 +78,13 @@ def test_compare_reads_the_labels_and_times_the_teacher(fitted, tmp_path):
 
 
 def test_another_teachers_labels_are_refused(fitted, tmp_path, capsys):
-    arguments = ["fit", f"run.dir={tmp_path}/r", f"labels.dir={fitted}/labels", "teacher.steps=3", "teacher.embeddings=1"]
+    arguments = [
+        "fit",
+        f"run.dir={tmp_path}/r",
+        f"labels.dir={fitted}/labels",
+        "teacher.steps=3",
+        "teacher.embeddings=1",
+    ]
     assert main([*arguments, *SMALL, "teacher.crops=1", "teacher.crop_pool=4"]) == 2
     assert "steps (2 in the store, 3 asked for)" in capsys.readouterr().err
     assert not (tmp_path / "r").exists()

@@ -98,6 +98,23 @@ def test_the_caption_names_category_colours_and_background():
             assert words[words.index(group) - 1] in COLOURS
 
 
+@pytest.mark.parametrize(
+    ("difficulty", "main", "palette"),
+    # hard: one of twelve colours for the main one, three of twelve for the palette
+    [("easy", 1.0, 1.0), ("medium", 0.75 + 0.2 / 3 + 0.05 / 12, 0.95 + 0.05 / 4), ("hard", 1 / 12, 1 / 4)],
+)
+def test_parts_have_their_usual_colours_as_often_as_the_world_says(difficulty, main, palette):
+    usual = allowed = drawn = 0
+    for index in range(600):
+        scene = sample_scene(3, index, difficulty)
+        words = scene.caption.split()
+        for group, colours in PALETTES[scene.category].items():
+            colour = words[words.index(group) - 1]
+            usual, allowed, drawn = usual + (colour == colours[0]), allowed + (colour in colours), drawn + 1
+    # Three standard deviations of a share of some 2400 draws.
+    assert abs(usual / drawn - main) < 0.03 and abs(allowed / drawn - palette) < 0.03
+
+
 def test_an_unknown_difficulty_names_the_nearest():
     with pytest.raises(ConfigError, match="did you mean 'medium'"):
         sample_scene(0, 0, "medum")

@@ -1,6 +1,7 @@
 """The kinds of objects. Each function grows one individual with proportions of its own.
 
-``stretch(low, high)`` draws a length. A category's palette names the colours that its groups usually have.
+``stretch(low, high)`` draws a length. A category's palette names the colours that its groups usually have, the
+most usual one first.
 """
 
 from collections.abc import Callable

@@ -16,7 +16,7 @@ from distill.data.shapes.scene import Scene, find_difficulty, sample_scene
 from distill.errors import ConfigError, nearest
 from distill.types import PairBatch
 
-WORLD_VERSION = 1
+WORLD_VERSION = 2
 """Raised whenever a change of the code changes a picture, so that old labels are refused."""
 
 SURFACE = 0.06  # half image sides; keypoints sit on or just below the surface

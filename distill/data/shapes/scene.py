@@ -52,6 +52,8 @@ class Difficulty:
         elevation: degrees (lowest, highest) from which the camera looks down.
         roll: degrees of tilt to either side.
         size: (smallest, largest) share of the image's side that the object's longer side takes.
+        main_colour: the chance that a colour group takes the first colour of its category's palette. Parts of real
+            things have usual colours (tyres are black); matchers may learn them and must not rely on them.
         any_colour: the chance that a colour group leaves its category's palette.
         jitter: standard deviation of a colour around its name's.
         occluders: the chance that something stands in front.
@@ -63,6 +65,7 @@ class Difficulty:
     elevation: tuple[float, float]
     roll: float
     size: tuple[float, float]
+    main_colour: float
     any_colour: float
     jitter: float
     occluders: float
@@ -71,9 +74,9 @@ class Difficulty:
 
 
 DIFFICULTIES: dict[str, Difficulty] = {
-    "easy": Difficulty(10, (0, 10), 3, (0.75, 0.9), 0.0, 0.02, 0.0, 0, 0.8),
-    "medium": Difficulty(25, (0, 18), 6, (0.6, 0.9), 0.1, 0.04, 0.1, 2, 1.0),
-    "hard": Difficulty(180, (-10, 40), 15, (0.45, 0.95), 1.0, 0.08, 0.4, 5, 1.3),
+    "easy": Difficulty(10, (0, 10), 3, (0.75, 0.9), 1.0, 0.0, 0.02, 0.0, 0, 0.8),
+    "medium": Difficulty(25, (0, 18), 6, (0.6, 0.9), 0.75, 0.05, 0.05, 0.1, 2, 1.0),
+    "hard": Difficulty(180, (-10, 40), 15, (0.45, 0.95), 0.0, 1.0, 0.08, 0.4, 5, 1.3),
 }
 
 
@@ -247,8 +250,12 @@ def _paint(
     """Draws a named colour for each group; returns the names and (P, 3) colours."""
     names, shades = {}, {}
     for group, palette in PALETTES[category].items():
-        choices = tuple(COLOURS) if rng.random() < world.any_colour else palette
-        names[group] = choices[rng.integers(len(choices))]
+        draw = rng.random()
+        if draw < world.main_colour:
+            palette = palette[:1]
+        elif draw < world.main_colour + world.any_colour:
+            palette = tuple(COLOURS)
+        names[group] = palette[rng.integers(len(palette))]
         shades[group] = np.asarray(COLOURS[names[group]]) + rng.normal(0, world.jitter, 3)
     return names, np.clip(np.stack([shades[group] for group in groups]), 0.02, 1)
 
