@@ -7,17 +7,15 @@ width, height), ``parts/part_locs.txt`` (id, part, x, y, visible), and the photo
 Coordinates are taken as they stand. Whether they count pixels from 0 or from 1 is documented nowhere; boxes begin at 0.
 """
 
-import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from distill.data.pairs import AnnotatedImage, Threshold, make_pair, sample_pairs
+from distill.data.photographs import check_size, read_photograph
 from distill.errors import ConfigError, DataError, nearest
 from distill.types import PairBatch
 
@@ -52,8 +50,7 @@ class CUBPairs(Dataset[PairBatch]):
     ) -> None:
         if split not in SPLITS:
             raise ConfigError(f"Expected data.split to name a split but got {split!r}; {nearest(split, SPLITS)}.")
-        if size < 16:
-            raise ConfigError(f"Expected data.size of at least 16 px but got {size}.")
+        check_size(size)
         self.root, self.split, self.seed, self.size = Path(root), split, seed, size
         self.annotations = Annotations(self.root)
         self.ids = [image for image in self._ids_of_split() if self.annotations.visible[image].any()]
@@ -79,20 +76,14 @@ class CUBPairs(Dataset[PairBatch]):
 
     def _image(self, number: int) -> AnnotatedImage:
         image_id, notes = self.ids[number], self.annotations
-        path = self.root / "images" / notes.path[image_id]
-        pixels, (height, width) = read_square(path, self.size)
-        scale = torch.tensor([self.size / width, self.size / height])
-        x, y, box_width, box_height = notes.box[image_id]
-        corners = torch.tensor([[x, y], [x + box_width, y + box_height]])
-        return AnnotatedImage(
-            image=torch.from_numpy(pixels).permute(2, 0, 1).float() / 255,
-            keypoints=(torch.from_numpy(notes.points[image_id]) * scale).float(),
-            visible=torch.from_numpy(notes.visible[image_id]),
-            bbox=(corners * scale).flatten().float(),
-            original_size=(height, width),
+        x, y, width, height = notes.box[image_id]
+        photograph = read_photograph(self.root / "images" / notes.path[image_id], self.size)
+        return photograph.annotated(
+            points=notes.points[image_id],
+            visible=notes.visible[image_id],
+            bbox=np.array([x, y, x + width, y + height]),
             category=notes.category[image_id],
-            id=notes.path[image_id],
-            hash=hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest(),
+            name=notes.path[image_id],
         )
 
 
@@ -136,26 +127,6 @@ class Annotations:
             image: f"{number:03d}.{self.path[image].partition('/')[0].partition('.')[2]}"
             for image, number in classes.items()
         }
-
-
-def read_square(path: Path, size: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """Reads a photograph and resizes it to a square.
-
-    Returns:
-        (size, size, 3) uint8, and the height and width that it had.
-
-    Raises:
-        DataError: when the file is missing or no image.
-    """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            resized = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
-    except (OSError, UnidentifiedImageError) as error:
-        raise DataError(
-            f"Expected a photograph at {path} but it cannot be read ({error}); restore or remove it."
-        ) from error
-    return np.asarray(resized).copy(), (height, width)
 
 
 def _rows(file: Path, width: int) -> Sequence[list[str]]:

@@ -1,0 +1,117 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from distill.data.spair import SPairPairs
+from distill.errors import ConfigError, DataError
+
+NAMES = ["000001-2008_a-2008_b:cat", "000002-2008_b-2008_a:cat", "000003-2008_a-2008_c:cat"]
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Path:
+    """Three photographs and three test pairs; the point with id 4 is red."""
+    spots = {"a": (20, 12), "b": (33, 25), "c": (8, 30)}
+    sizes = {"a": (60, 40), "b": (50, 48), "c": (44, 44)}
+    (tmp_path / "JPEGImages" / "cat").mkdir(parents=True)
+    for name, (x, y) in spots.items():
+        width, height = sizes[name]
+        pixels = np.zeros((height, width, 3), np.uint8)
+        pixels[y - 4 : y + 4, x - 4 : x + 4] = (255, 0, 0)
+        Image.fromarray(pixels).save(tmp_path / "JPEGImages" / "cat" / f"2008_{name}.jpg", quality=95)
+    (tmp_path / "Layout" / "large").mkdir(parents=True)
+    (tmp_path / "Layout" / "large" / "test.txt").write_text("\r\n".join(NAMES) + "\r\n")
+    (tmp_path / "PairAnnotation" / "test").mkdir(parents=True)
+    for name in NAMES:
+        src, trg = (part[-1] for part in name.split(":")[0].split("-")[1:])
+        note = {
+            "src_imname": f"2008_{src}.jpg",
+            "trg_imname": f"2008_{trg}.jpg",
+            "src_kps": [list(spots[src]), [5, 6]],
+            "trg_kps": [list(spots[trg]), [7, 8]],
+            "kps_ids": ["4", "17"],
+            "src_bndbox": [2, 2, 40, 30],
+            "trg_bndbox": [1, 4, 41, 34],
+            "src_imsize": [*sizes[src], 3],
+            "trg_imsize": [*sizes[trg], 3],
+            "category": "cat",
+            "viewpoint_variation": 1,
+            "scale_variation": 2,
+            "truncation": 3,
+            "occlusion": 0,
+        }
+        (tmp_path / "PairAnnotation" / "test" / f"{name}.json").write_text(json.dumps(note))
+    return tmp_path
+
+
+def test_the_pairs_are_the_benchmarks_in_its_order(layout):
+    pairs = SPairPairs(str(layout))
+    assert pairs.pairs == NAMES
+    assert [(p.src_id[0], p.trg_id[0]) for p in map(pairs.__getitem__, range(3))] == [
+        ("cat/2008_a.jpg", "cat/2008_b.jpg"),
+        ("cat/2008_b.jpg", "cat/2008_a.jpg"),
+        ("cat/2008_a.jpg", "cat/2008_c.jpg"),
+    ]
+
+
+def test_points_flags_and_threshold_are_the_annotations(layout):
+    pair = SPairPairs(str(layout), size=64)[0]
+    assert pair.kps_id[0].tolist() == [4, 17] and pair.variation[0].tolist() == [1, 2, 3, 0]
+    assert float(pair.pck_threshold) == pytest.approx(40, abs=1e-4), "the target's box, in its own pixels"
+    for image, points in ((pair.src_img, pair.src_kps), (pair.trg_img, pair.trg_kps)):
+        x, y = points[0, 0].int().tolist()
+        red, green, _ = image[0, :, y, x].tolist()
+        assert red > 0.7 and green < 0.3
+    assert pair.trg_size[0].tolist() == [48, 50]
+
+
+def test_a_file_system_without_colons_will_do(layout):
+    for file in (layout / "PairAnnotation" / "test").iterdir():
+        file.rename(file.with_name(file.name.replace(":", "_")))
+    assert SPairPairs(str(layout))[2].kps_id[0].tolist() == [4, 17]
+
+
+def test_a_draw_depends_on_the_seed_only(layout):
+    first, again = (SPairPairs(str(layout), n_pairs=2, seed=1).pairs for _ in range(2))
+    assert first == again and len(set(first)) == 2
+    assert any(SPairPairs(str(layout), n_pairs=2, seed=seed).pairs != first for seed in range(2, 8))
+
+
+def test_what_is_wrong_is_named(layout):
+    with pytest.raises(ConfigError, match="did you mean 'test'"):
+        SPairPairs(str(layout), split="tset")
+    with pytest.raises(DataError, match="trn.txt"):
+        SPairPairs(str(layout), split="train")
+    with pytest.raises(DataError, match="between 1 and 3"):
+        SPairPairs(str(layout), n_pairs=4)
+    (layout / "Layout" / "large" / "test.txt").write_text("\n")
+    with pytest.raises(DataError, match="is empty"):
+        SPairPairs(str(layout))
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda file: file.unlink(), "FileNotFoundError"),
+        (lambda file: file.write_text(file.read_text()[:50]), "JSONDecodeError"),
+        (lambda file: file.write_text(file.read_text().replace("trg_kps", "kps")), "KeyError"),
+        (lambda file: file.write_text(file.read_text().replace('"17"', '"30"')), "not all in 0 to 29"),
+        (lambda file: file.write_text(file.read_text().replace('"17"', '"-1"')), "not all in 0 to 29"),
+        (lambda file: file.write_text(file.read_text().replace("[7, 8]", "[7]")), "ValueError"),
+        (lambda file: file.write_text("[]"), "TypeError"),
+    ],
+)
+def test_a_broken_annotation_is_named(layout, break_it, message):
+    file = layout / "PairAnnotation" / "test" / f"{NAMES[0]}.json"
+    break_it(file)
+    with pytest.raises(DataError, match=f"{NAMES[0]}.*{message}"):
+        SPairPairs(str(layout))[0]
+
+
+def test_a_missing_photograph_is_named(layout):
+    (layout / "JPEGImages" / "cat" / "2008_b.jpg").unlink()
+    with pytest.raises(DataError, match="2008_b.jpg"):
+        SPairPairs(str(layout))[0]
