@@ -63,14 +63,14 @@ class SPairPairs(Dataset[PairBatch]):
             ids = [int(point) for point in note["kps_ids"]]
             if not set(ids) <= set(range(N_POINTS)):
                 raise ValueError(f"kps_ids {ids} are not all in 0 to {N_POINTS - 1}")
-            images = [self._annotated(note, side, ids) for side in ("src", "trg")]
-            variation = tuple(int(note[flag]) for flag in FLAGS)
+            src, trg = (self._annotated(note, side, ids) for side in ("src", "trg"))
+            viewpoint, scale, truncation, occlusion = (int(note[flag]) for flag in FLAGS)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"Expected the points, boxes and flags of a pair in {file} but it cannot be read "
                 f"({type(error).__name__}: {error}); restore the file."
             ) from error
-        return make_pair(*images, self.threshold, variation)  # type: ignore[arg-type]
+        return make_pair(src, trg, self.threshold, (viewpoint, scale, truncation, occlusion))
 
     def _annotated(self, note: dict[str, Any], side: str, ids: list[int]) -> AnnotatedImage:
         points, visible = np.zeros((N_POINTS, 2)), np.zeros(N_POINTS, bool)
