@@ -10,7 +10,9 @@ from teacher.pretrain.pipeline import assemble, draw_grid, save_pipeline
 
 
 class Snapshot(Callback):
-    """Writes the pipeline folder and a grid of drawn pictures at every validation, when the averaged weights are in.
+    """Writes the pipeline folder and a grid of drawn pictures at every validation and at the end.
+
+    At both times the averaged weights are in: Lightning swaps them in for a validation, and for good after the last step.
 
     Args:
         folder: gets ``pipeline/`` (overwritten each time) and ``samples/<step>.png``.
@@ -22,7 +24,14 @@ class Snapshot(Callback):
         self.folder, self.captions, self.seed = folder, captions, seed
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Lightning swaps the averaged weights in for the length of the validation."""
+        """Writes what there is so far."""
+        self._write(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the result."""
+        self._write(trainer, pl_module)
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, DiffusionTraining)
         save_pipeline(pl_module, self.folder / "pipeline")
         samples = self.folder / "samples"
