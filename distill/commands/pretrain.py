@@ -113,6 +113,7 @@ def _trainer(
         max_steps=stage.steps,
         accelerator="gpu" if device == "cuda" else "cpu",
         devices=1,
+        precision=cfg.precision,
         logger=JsonLines(folder.path, f"{name}.jsonl"),
         callbacks=[*callbacks, keep, RichProgressBar(leave=False)],
         val_check_interval=cfg.diffusion.validate_every if name == "diffusion" else None,

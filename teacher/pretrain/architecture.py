@@ -1,8 +1,8 @@
 """The parts of a Stable Diffusion small enough to be trained on two cores.
 
 A picture of 128 px becomes 16 x 16 latents, an eighth of its side as in Stable Diffusion, and the UNet reads the prompt
-at their full side and at half of it. Latents of 32 x 32, read at a half and a quarter, were tried too: at equal time on
-two cores they learned markedly less.
+at a half and at a quarter of their side, again as there. Attention at the full side would halve the pictures seen in
+equal time. Latents of 32 x 32 were tried too: at equal time on two cores they learned markedly less.
 """
 
 import json

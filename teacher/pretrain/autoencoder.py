@@ -31,10 +31,10 @@ class AutoencoderTraining(LightningModule):
         """``batch["image"]`` is (B, 3, S, S) in [0, 1]."""
         images = self._random_crop(batch["image"]) * 2 - 1
         latents = self.autoencoder.encode(images).latents
-        decoded = self.autoencoder.decode(latents + self.noise * torch.randn_like(latents)).sample
+        decoded = self.autoencoder.decode(latents + self.noise * torch.randn_like(latents)).sample.float()
         colour = F.l1_loss(decoded, images)
         edges = sum(F.l1_loss(decoded.diff(dim=d), images.diff(dim=d)) for d in (-1, -2))
-        scale = (latents.pow(2).mean() - 1).abs() + latents.mean().abs()
+        scale = (latents.float().pow(2).mean() - 1).abs() + latents.float().mean().abs()
         squared = F.mse_loss(decoded, images)
         psnr = -10 * torch.log10(squared.detach() / 4)
         self.log_dict({"train/colour": colour, "train/edges": edges, "train/psnr": psnr}, prog_bar=True)

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from teacher.crops import crop
+
 
 class DiffusionTraining(LightningModule):
     """Trains the UNet and the text encoder together on latents; the autoencoder stays frozen and outside.
@@ -24,6 +26,8 @@ class DiffusionTraining(LightningModule):
         scheduler: the noise schedule; epsilon and velocity are understood as targets.
         batch_size: latents of one step.
         pool_size: latents kept.
+        zoom: the smallest share of a picture's side that is shown; most pictures are shown whole or nearly so. The
+            teacher looks at crops, which must not be strange to the model.
         drop_caption: the chance that a caption is replaced by the empty one, for classifier-free guidance.
         lr: learning rate of AdamW.
         warmup: steps until it is reached.
@@ -39,6 +43,7 @@ class DiffusionTraining(LightningModule):
         scheduler: DDIMScheduler,
         batch_size: int,
         pool_size: int,
+        zoom: float,
         drop_caption: float,
         lr: float,
         warmup: int,
@@ -49,7 +54,8 @@ class DiffusionTraining(LightningModule):
         self.tokenizer, self.scheduler = tokenizer, scheduler
         self._frozen = [autoencoder.eval().requires_grad_(False)]  # in a list: no child, hence in no checkpoint
         self.batch_size, self.pool = batch_size, LatentPool(pool_size)
-        self.drop_caption, self.lr, self.warmup, self.decay = drop_caption, lr, warmup, decay
+        self.zoom, self.drop_caption = zoom, drop_caption
+        self.lr, self.warmup, self.decay = lr, warmup, decay
 
     @property
     def autoencoder(self) -> AutoencoderTiny:
@@ -58,7 +64,7 @@ class DiffusionTraining(LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """``batch`` holds fresh pictures: "image" (F, 3, S, S) in [0, 1] and "caption", F texts."""
-        self.pool.add(self.encode(batch["image"]), self.tokenize(batch["caption"]))
+        self.pool.add(self.encode(self._zoomed(batch["image"])), self.tokenize(batch["caption"]))
         latents, tokens = self.pool.draw(self.batch_size)
         dropped = torch.rand(len(tokens), 1, device=self.device) < self.drop_caption
         tokens = torch.where(dropped, self.tokenize([""]), tokens)
@@ -81,7 +87,7 @@ class DiffusionTraining(LightningModule):
         """Returns the mean squared error of the UNet's answer to noisy latents.
 
         Args:
-            latents: (B, 4, s, s), scaled.
+            latents: (B, C, s, s), scaled.
             tokens: (B, L).
             noise: like ``latents``.
             timesteps: (B,).
@@ -92,9 +98,15 @@ class DiffusionTraining(LightningModule):
         target = self.scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
         return F.mse_loss(self.unet(noisy, timesteps, prompts).sample.float(), target)
 
+    def _zoomed(self, images: Tensor) -> Tensor:
+        """Returns a random crop of each of ``images`` (F, 3, S, S), resized to the whole side."""
+        side = 1 - (1 - self.zoom) * torch.rand(len(images), 1, device=images.device).square()
+        boxes = torch.cat([torch.rand(len(images), 2, device=images.device) * (1 - side), side], dim=1)
+        return torch.cat([crop(image, box[None]) for image, box in zip(images, boxes, strict=True)])
+
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Returns scaled latents (F, 4, s, s) of ``images`` (F, 3, S, S) in [0, 1]."""
+        """Returns scaled latents (F, C, s, s) of ``images`` (F, 3, S, S) in [0, 1]."""
         latents = self.autoencoder.encode(images * 2 - 1).latents
         return (latents * self.autoencoder.config.scaling_factor).float()
 
