@@ -37,7 +37,7 @@ class WillowPairs(Dataset[PairBatch]):
         DataError: when there are no annotated photographs, a file is malformed, or there are too few pairs.
     """
 
-    name = "willow"
+    name = "pf_willow"
     threshold: Threshold = "kps_bbox"
 
     def __init__(

@@ -38,7 +38,7 @@ class SPairPairs(Dataset[PairBatch]):
         DataError: when a file is missing or malformed, or there are fewer pairs than asked for.
     """
 
-    name = "spair"
+    name = "spair71k"
     threshold: Threshold = "bbox"
 
     def __init__(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distill.data.spair import SPairPairs
+from distill.data.spair71k import SPairPairs
 from distill.errors import ConfigError, DataError
 
 NAMES = ["000001-2008_a-2008_b:cat", "000002-2008_b-2008_a:cat", "000003-2008_a-2008_c:cat"]

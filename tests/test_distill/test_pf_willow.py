@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from distill.data.willow import WillowPairs
+from distill.data.pf_willow import WillowPairs
 from distill.errors import ConfigError, DataError
 
 
