@@ -44,10 +44,7 @@ def run(cfg: DictConfig) -> Path:
         cfg.diffusion,
         "diffusion",
         device,
-        [
-            snapshot,
-            EMAWeightAveraging(decay=cfg.diffusion.ema),
-        ],
+        [snapshot, EMAWeightAveraging(decay=cfg.diffusion.ema), *_watching(cfg, folder)],
     )
     last = folder.path / "checkpoints" / "diffusion.ckpt"
     seen = _steps_done(last)
@@ -60,7 +57,7 @@ def run(cfg: DictConfig) -> Path:
         ckpt_path=str(last) if seen else None,
         weights_only=True,
     )
-    _draw_curve(folder)
+    _draw_curve(folder, cfg.diffusion.training.batch_size)
     print(f"pipeline: {folder / 'pipeline'}")
     return folder / "pipeline"
 
@@ -102,6 +99,10 @@ def _diffusion(
     return module, instantiate(part.snapshot, folder=folder.path, captions=captions[:8])
 
 
+def _watching(cfg: DictConfig, folder: RunFolder) -> list[Callback]:
+    return [instantiate(cfg.watch, folder=folder / "pipeline")] if cfg.watch is not None else []
+
+
 def _trainer(
     cfg: DictConfig, folder: RunFolder, stage: DictConfig, name: str, device: str, callbacks: list[Callback]
 ) -> Trainer:
@@ -135,19 +136,24 @@ def _steps_done(checkpoint: Path) -> int:
     return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
 
 
-def _draw_curve(folder: RunFolder) -> None:
-    """Draws the losses of the second stage."""
+def _draw_curve(folder: RunFolder, pictures_a_step: int) -> None:
+    """Draws the losses of the second stage, and the teacher's PCK where it was measured, against the pictures drawn."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = [json.loads(line) for line in (folder / "diffusion.jsonl").read_text().splitlines()]
-    figure, axes = pyplot.subplots(figsize=(7, 4))
-    for key in ("train/loss", "val/loss"):
-        points = [(row["step"], row[key]) for row in rows if key in row]
-        axes.plot(*zip(*points, strict=True), label=key) if points else None
-    axes.set(xlabel="step", ylabel="mean squared error", yscale="log")
-    axes.legend()
+    log = folder / "diffusion.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    figure, (losses, scores) = pyplot.subplots(1, 2, figsize=(11, 4))
+    for axes, keys in ((losses, ("train/loss", "val/loss")), (scores, ("val/pck@0.10",))):
+        for key in keys:
+            points = [(row["step"] * pictures_a_step, row[key]) for row in rows if key in row]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=key, marker="" if key == "train/loss" else ".")
+                axes.legend()
+        axes.set(xlabel="samples seen")
+    losses.set(ylabel="mean squared error", yscale="log")
+    scores.set(ylabel="the teacher's PCK@0.10 per image, %", ylim=(0, 100))
     figure.savefig(folder / "curve.png", dpi=120, bbox_inches="tight")
     pyplot.close(figure)
