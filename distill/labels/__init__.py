@@ -1,5 +1,6 @@
 """Labels: a teacher's answers, stored so that they are made once and never mistaken for another teacher's."""
 
-from distill.labels.store import LabelStore, mismatch
+from distill.labels.folder import mismatch
+from distill.labels.store import LabelStore
 
 __all__ = ["LabelStore", "mismatch"]

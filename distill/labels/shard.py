@@ -1,99 +1,143 @@
-"""One file of labels: columns of records, written once and never changed.
+"""One file of labels: written once, by one process, and never changed.
 
-A record is one point of one pair. Columns: ``src`` and ``trg`` (R,) int32, numbers of image fingerprints listed in the
-metadata; ``point`` (R, 2) float32, x, y px of the source; ``trg_kps`` (R, 2) float32, px of the target; ``confidence``
-(R,) float32; ``heatmap`` (R, h, w) float16. The metadata holds the format, the images, and the fingerprint of what made
-the labels.
+A safetensors file with the columns of :class:`distill.labels.records.Columns`, the checksum of each record as uint32,
+and one entry of metadata, ``distill``: JSON with the format, the images and the fingerprint of what made the labels. The
+file is named after the digest of its bytes, so that a flipped bit anywhere shows, and the same labels make the same file.
 """
 
+import fcntl
 import json
 import os
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.numpy import save
 
 from distill.errors import LabelError
+from distill.labels.records import ARRAYS, Columns, Image
 
-FORMAT = "distill-labels-1"
-COLUMNS = ("src", "trg", "point", "trg_kps", "confidence", "heatmap")
-
-
-@dataclass(frozen=True)
-class Record:
-    """The label of one point.
-
-    Attributes:
-        src: fingerprint of the source image's content.
-        trg: of the target image's.
-        point: x, y px of the source.
-        trg_kps: (2,) x, y px of the target.
-        confidence: in [0, 1].
-        heatmap: (h, w), non-negative.
-    """
-
-    src: str
-    trg: str
-    point: tuple[float, float]
-    trg_kps: Tensor
-    confidence: float
-    heatmap: Tensor
-
-
-def write_shard(folder: Path, records: list[Record], fingerprint: Mapping[str, str]) -> Path:
-    """Writes ``records`` to a new file in ``folder`` that appears whole or not at all; returns its path."""
-    images = sorted({image for record in records for image in (record.src, record.trg)})
-    number = {image: n for n, image in enumerate(images)}
-    columns = {
-        "src": torch.tensor([number[r.src] for r in records], dtype=torch.int32),
-        "trg": torch.tensor([number[r.trg] for r in records], dtype=torch.int32),
-        "point": torch.tensor([r.point for r in records], dtype=torch.float32),
-        "trg_kps": torch.stack([r.trg_kps for r in records]).float(),
-        "confidence": torch.tensor([r.confidence for r in records], dtype=torch.float32),
-        "heatmap": torch.stack([r.heatmap for r in records]).half(),
-    }
-    metadata = {"format": FORMAT, "images": json.dumps(images), "fingerprint": json.dumps(dict(fingerprint))}
-    name = uuid.uuid4().hex
-    unfinished, path = folder / f".{name}.unfinished", folder / f"{name}.safetensors"
-    try:
-        save_file(columns, unfinished, metadata)
-        with open(unfinished, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path
+FORMAT = "distill-labels-2"
+SUFFIX = ".safetensors"
+UNFINISHED = ".unfinished"
+ADVICE = "python -m distill label repair sets it aside, and the labels in it are made again"
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A file's columns in memory."""
+    """A file of labels that is open: its values are read from the disk when they are looked at.
 
-    images: list[str]
+    Attributes:
+        path: of the file.
+        fingerprint: of what made the labels.
+        columns: the records.
+        checksum: (R,) uint32, what :meth:`Columns.checksums` was when they were written.
+    """
+
+    path: Path
     fingerprint: dict[str, str]
-    columns: dict[str, Tensor]
+    columns: Columns
+    checksum: NDArray[np.uint32]
+
+    def damaged(self, rows: NDArray[np.integer] | slice = slice(None)) -> NDArray[np.bool_]:
+        """Returns which of the records at ``rows`` are not as they were written."""
+        return self.columns.take(rows).checksums() != self.checksum[rows]
+
+    def read(self, rows: NDArray[np.integer]) -> Columns:
+        """Returns the records at ``rows``, in memory.
+
+        Raises:
+            LabelError: when one is not as it was written.
+        """
+        columns = self.columns.take(rows)
+        damaged = (columns.checksums() != self.checksum[rows]).nonzero()[0]
+        if len(damaged):
+            raise LabelError(
+                f"Expected labels in {self.path} as they were written but {len(damaged)} are damaged, such as of "
+                f"{columns.describe(int(damaged[0]))}; {ADVICE}."
+            )
+        return columns
 
 
-def read_shard(path: Path) -> Shard:
-    """Reads a file of labels.
+def write_shard(folder: Path, columns: Columns, fingerprint: Mapping[str, str]) -> Path:
+    """Writes ``columns`` to a new file in ``folder`` that appears whole or not at all; returns its path.
 
     Raises:
-        LabelError: when it is truncated, damaged, or not a file of labels.
+        OSError: when that cannot be done; nothing is left behind.
     """
-    advice = "delete it, and the labels in it are made again"
+    about = {"format": FORMAT, "fingerprint": dict(sorted(fingerprint.items())), "images": columns.images}
+    arrays = {name: np.ascontiguousarray(getattr(columns, name)) for name in ARRAYS}
+    # One entry of metadata: safetensors writes several in random order, and the same labels would make other bytes.
+    content = save(arrays | {"checksum": columns.checksums()}, {"distill": json.dumps(about, ensure_ascii=False)})
+    path = folder / f"{digest(content)}{SUFFIX}"
+    write_whole(path, content)
+    return path
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file that is there, whole and on the disk, when this returns, and not at all when it is interrupted.
+
+    While it is written it has another name and is locked, so that others can tell it from what a killed process left.
+    """
+    unfinished = path.with_name(f".{uuid.uuid4().hex}{UNFINISHED}")
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
+        with open(unfinished, "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # else the new name itself may be lost when the power fails
+    finally:
+        os.close(folder)
+
+
+def digest(content: bytes) -> str:
+    """Returns 32 hexadecimal digits that name ``content``."""
+    return blake2b(content, digest_size=16).hexdigest()
+
+
+def open_shard(path: Path) -> Shard:
+    """Opens a file of labels.
+
+    Raises:
+        LabelError: when it is cut, not a file of labels, or of another format.
+    """
+    try:
+        with safe_open(path, "pt") as file:  # as torch maps files into memory, where numpy would read them
+            about = json.loads((file.metadata() or {}).get("distill", "{}"))
             names = set(file.keys())
-            if metadata.get("format") != FORMAT or not names >= set(COLUMNS):
-                found = metadata.get("format")
-                raise LabelError(f"Expected labels of format {FORMAT} in {path} but its format is {found!r}; {advice}.")
-            columns = {name: file.get_tensor(name) for name in COLUMNS}
-    except (SafetensorError, OSError) as error:
-        raise LabelError(f"Expected whole labels in {path} but it cannot be read ({error}); {advice}.") from error
-    return Shard(json.loads(metadata["images"]), json.loads(metadata["fingerprint"]), columns)
+            if about.get("format") != FORMAT or names != {*ARRAYS, "checksum"}:
+                found = about.get("format") or (file.metadata() or {}).get("format")
+                raise LabelError(f"Expected labels of format {FORMAT} in {path} but its format is {found!r}; {ADVICE}.")
+            arrays = {name: file.get_tensor(name).numpy() for name in names}
+        images = [Image(name, label, (height, width)) for name, label, (height, width) in about["images"]]
+        checksum = arrays.pop("checksum")
+        shard = Shard(path, dict(about["fingerprint"]), Columns(images, **arrays), checksum)
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise LabelError(f"Expected whole labels in {path} but it cannot be read ({error}); {ADVICE}.") from error
+    _check_shapes(shard)
+    return shard
+
+
+def _check_shapes(shard: Shard) -> None:
+    columns, count = shard.columns, len(shard.checksum)
+    right = {"src": (), "trg": (), "point": (2,), "trg_kps": (2,), "confidence": ()}
+    wrong = [name for name, shape in right.items() if getattr(columns, name).shape != (count, *shape)]
+    if wrong or columns.heatmap.ndim != 3 or len(columns.heatmap) != count:
+        raise LabelError(
+            f"Expected columns of {count} labels in {shard.path} but {wrong or 'heatmap'} differ; {ADVICE}."
+        )
+    for name in ("src", "trg"):
+        numbers = getattr(columns, name)
+        if count and not (numbers.min() >= 0 and numbers.max() < len(columns.images)):
+            raise LabelError(f"Expected images of the list in {shard.path} but {name} counts others; {ADVICE}.")

@@ -1,20 +1,27 @@
-"""A folder of label files, found by the content of the images and the point."""
+"""Labels of one teacher, found by the content of the images and the point."""
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.errors import LabelError
-from distill.labels.shard import Record, Shard, read_shard, write_shard
+from distill.labels.folder import LabelFolder, mismatch
+from distill.labels.records import GRID, Columns, Image, Record, image_number, joined, on_grid, point_keys
 from distill.types import Matches, PairBatch
 
-Key = tuple[str, str, int, int]
+AROUND = np.array([(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (-1, 1), (1, -1), (1, 1)])
+"""Cells of the grid in which a point may have been stored: its own, then those that a rounding error leads to."""
+
+Part = tuple[NDArray[np.int64], Columns]
 
 
 class LabelStore:
-    """Labels of one teacher, read and appended to. Several processes may append to one folder.
+    """Labels of one teacher, read and appended to. Any number of processes may read and append to one folder.
 
     Args:
         folder: of the files; made when the first label is written.
@@ -30,136 +37,145 @@ class LabelStore:
         self, folder: str | Path, fingerprint: Mapping[str, str] | None = None, offers: Sequence[str | Path] = ()
     ) -> None:
         self.folder = Path(folder)
-        self.fingerprint = dict(fingerprint) if fingerprint is not None else None
-        self._shards: list[Shard] = []
-        self._places: dict[Key, tuple[int, int]] = {}
-        self._unwritten: dict[Key, Record] = {}
-        for path in sorted(self.folder.glob("*.safetensors")):
-            self._add(read_shard(path), path)
-        for path in (path for offer in offers for path in sorted(Path(offer).glob("*.safetensors"))):
-            shard = read_shard(path)
-            if not mismatch(shard.fingerprint, self.fingerprint or {}):
-                self._add(shard, path)
+        self._own = LabelFolder(self.folder, fingerprint)
+        offered = [LabelFolder(Path(offer)) for offer in offers]
+        wanted = self._own.fingerprint
+        self._offers = [o for o in offered if wanted is None or not mismatch(o.fingerprint or {}, wanted)]
+        self._unwritten: dict[int, Record] = {}
+        self._count()
+
+    @property
+    def fingerprint(self) -> dict[str, str] | None:
+        """Of the teacher; None while it is not known."""
+        return self._own.fingerprint
 
     def __len__(self) -> int:
         """How many labels there are, those included that are not written yet."""
-        return len(self._places) + len(self._unwritten)
+        return self._written + len(self._unwritten)
+
+    @property
+    def unwritten(self) -> int:
+        """How many labels are in memory only."""
+        return len(self._unwritten)
 
     def lookup(self, pairs: PairBatch) -> tuple[Matches, Tensor]:
         """Returns the labels of a batch, and (B, N) bool which of its points have one.
 
         Points count as the same within a hundredth of a pixel. What has no label is zero.
+
+        Raises:
+            LabelError: when a label is not as it was written.
         """
-        found = torch.zeros_like(pairs.kps_mask, device="cpu")
-        rows: list[tuple[int, int, Tensor, float, Tensor]] = []
-        for b, n, key in self._keys(pairs):
-            for candidate in _neighbours(key):
-                label = self._read(candidate)
-                if label is not None:
-                    found[b, n] = True
-                    rows.append((b, n, *label))
-                    break
-        side = rows[0][-1].shape if rows else (1, 1)
-        points, confidence = torch.zeros(*found.shape, 2), torch.zeros(found.shape)
-        heatmap = torch.zeros(*found.shape, *side)
-        for b, n, point, sure, scores in rows:
-            points[b, n], confidence[b, n], heatmap[b, n] = point, sure, scores.float()
-        like = pairs.src_kps
-        return Matches(points.to(like), confidence.to(like), heatmap.to(like)), found.to(like.device)
+        places = np.argwhere(pairs.kps_mask.cpu().numpy())
+        points = pairs.src_kps.detach().cpu().numpy()[places[:, 0], places[:, 1]]
+        keys = _keys_around(pairs, places[:, 0], points)
+        left = np.arange(len(places))
+        parts: list[Part] = []
+        for folder in (self._own, *self._offers):
+            at = folder.find(keys[:, left])
+            hits = left[at >= 0]
+            parts += [(hits[members], columns) for members, columns in folder.read(at[at >= 0])]
+            left = left[at < 0]
+        parts += self._from_memory(keys, left)
+        for members, columns in parts:
+            self._check_identity(pairs, places[members], points[members], columns)
+        return _assembled(pairs, places, parts)
 
     def add(self, pairs: PairBatch, labels: Matches, mask: Tensor) -> None:
         """Keeps the labels of the points where ``mask`` (B, N) is true, in memory until :meth:`flush`."""
-        trg_kps, confidence, heatmap = (field.detach().cpu() for field in labels)
-        for b, n, key in self._keys(pairs._replace(kps_mask=mask)):
-            x, y = pairs.src_kps[b, n].tolist()
+        places = np.argwhere(mask.cpu().numpy())
+        points = pairs.src_kps.detach().cpu().numpy()[places[:, 0], places[:, 1]].astype(np.float32)
+        trg_kps, confidence, heatmap = (field.detach().float().cpu().numpy() for field in labels)
+        keys = _keys_around(pairs, places[:, 0], points)[0].tolist()
+        src_size, trg_size = ((image.shape[-2], image.shape[-1]) for image in (pairs.src_img, pairs.trg_img))
+        for key, (b, n), point in zip(keys, places.tolist(), points, strict=True):
             self._unwritten[key] = Record(
-                pairs.src_hash[b],
-                pairs.trg_hash[b],
-                (x, y),
-                trg_kps[b, n].clone(),
+                Image(pairs.src_hash[b], pairs.src_id[b], src_size),
+                Image(pairs.trg_hash[b], pairs.trg_id[b], trg_size),
+                point,
+                trg_kps[b, n].copy(),
                 float(confidence[b, n]),
-                heatmap[b, n].clone(),
+                heatmap[b, n].astype(np.float16),
             )
 
     def flush(self) -> None:
-        """Writes what was added to a file of its own.
+        """Writes what was added to a file of its own, one for each size of heatmap.
 
         Raises:
             LabelError: when the folder cannot be written to; the labels stay in memory.
         """
         if not self._unwritten:
             return
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path = write_shard(self.folder, list(self._unwritten.values()), self.fingerprint or {})
-        except OSError as error:
-            raise LabelError(f"Expected to write labels to {self.folder} but got: {error}; set labels.dir.") from error
+        records = sorted(self._unwritten.values(), key=_heatmap_size)
+        self._own.write([joined([Columns.of(list(group))]) for _, group in groupby(records, _heatmap_size)])
         self._unwritten.clear()
-        self._add(read_shard(path), path)
+        self._count()
+
+    def refresh(self) -> None:
+        """Takes notice of what other processes wrote to the folder."""
+        self._own.refresh()
+        self._count()
+
+    def write_index(self) -> None:
+        """Writes the index of the folder, see :meth:`LabelFolder.write_index`."""
+        self._own.write_index()
+        self._count()
 
     def compact(self) -> None:
-        """Writes all labels to one file and removes the others. No other process may use the folder meanwhile."""
+        """Writes all labels to few files, see :meth:`LabelFolder.compact`."""
         self.flush()
-        old = sorted(self.folder.glob("*.safetensors"))
-        if len(old) < 2:
-            return
-        fingerprint = self._shards[0].fingerprint
-        new = write_shard(self.folder, [self._record(key) for key in sorted(self._places)], fingerprint)
-        for path in old:
-            path.unlink()
-        self._shards, self._places = [], {}
-        self._add(read_shard(new), new)
+        self._own.compact()
+        self._count()
 
-    def _add(self, shard: Shard, path: Path) -> None:
-        if self.fingerprint is None:
-            self.fingerprint = shard.fingerprint
-        differing = mismatch(shard.fingerprint, self.fingerprint)
-        if differing:
-            raise LabelError(
-                f"Expected labels made by the present teacher in {self.folder} but {path.name} differs: {differing}; "
-                "set these back, or choose another folder with labels.dir."
-            )
-        number = len(self._shards)
-        self._shards.append(shard)
-        columns = (shard.columns[name].tolist() for name in ("src", "trg", "point"))
-        for row, (src, trg, (x, y)) in enumerate(zip(*columns, strict=True)):
-            self._places[_key(shard.images[src], shard.images[trg], x, y)] = number, row
+    def _count(self) -> None:
+        self._written = sum(folder.index.distinct() for folder in (self._own, *self._offers))
 
-    def _keys(self, pairs: PairBatch) -> list[tuple[int, int, Key]]:
-        points = pairs.src_kps.tolist()
-        places = pairs.kps_mask.nonzero().tolist()
-        return [(b, n, _key(pairs.src_hash[b], pairs.trg_hash[b], *points[b][n])) for b, n in places]
+    def _from_memory(self, keys: NDArray[np.uint64], members: NDArray[np.int64]) -> list[Part]:
+        if not self._unwritten:
+            return []
+        found = (
+            (member, next((self._unwritten[key] for key in keys[:, member].tolist() if key in self._unwritten), None))
+            for member in members.tolist()
+        )
+        return [(np.array([member]), Columns.of([record])) for member, record in found if record is not None]
 
-    def _read(self, key: Key) -> tuple[Tensor, float, Tensor] | None:
-        if key in self._unwritten:
-            record = self._unwritten[key]
-            return record.trg_kps, record.confidence, record.heatmap
-        if key not in self._places:
-            return None
-        number, row = self._places[key]
-        columns = self._shards[number].columns
-        return columns["trg_kps"][row], float(columns["confidence"][row]), columns["heatmap"][row]
-
-    def _record(self, key: Key) -> Record:
-        number, row = self._places[key]
-        x, y = self._shards[number].columns["point"][row].tolist()
-        label = self._read(key)
-        assert label is not None
-        return Record(key[0], key[1], (x, y), *label)
+    def _check_identity(self, pairs: PairBatch, places: NDArray, points: NDArray, columns: Columns) -> None:
+        """Refuses records that the index says are of other images or points than they are."""
+        hashes = [image.hash for image in columns.images]
+        near = np.abs(columns.point - points).max(1) < 2 / GRID
+        for row, (b, close) in enumerate(zip(places[:, 0].tolist(), near.tolist(), strict=True)):
+            named = hashes[columns.src[row]], hashes[columns.trg[row]]
+            if not close or named != (pairs.src_hash[b], pairs.trg_hash[b]):
+                raise LabelError(
+                    f"Expected an index that fits its files in {self.folder} but it names another label for "
+                    f"{pairs.src_id[b]} -> {pairs.trg_id[b]}; make it again with: python -m distill label repair "
+                    f"labels.dir={self.folder}"
+                )
 
 
-def mismatch(stored: Mapping[str, str], wanted: Mapping[str, str]) -> str:
-    """Returns the fields in which two fingerprints differ, as text: "steps (50 in the store, 100 asked for)"."""
-    fields = sorted(name for name in stored.keys() | wanted.keys() if stored.get(name) != wanted.get(name))
-    return ", ".join(f"{name} ({stored.get(name)} in the store, {wanted.get(name)} asked for)" for name in fields)
+def _assembled(pairs: PairBatch, places: NDArray, parts: Sequence[Part]) -> tuple[Matches, Tensor]:
+    """Spreads records over the points (P, 2) row and column that they are for."""
+    shape = tuple(pairs.kps_mask.shape)
+    sides = {part.heatmap.shape[1:] for _, part in parts}
+    if len(sides) > 1:
+        raise LabelError(f"Expected heatmaps of one size in a batch but got {sorted(sides)}; set data.size back.")
+    found = np.zeros(shape, bool)
+    points, confidence = np.zeros((*shape, 2), np.float32), np.zeros(shape, np.float32)
+    heatmap = np.zeros((*shape, *(sides.pop() if sides else (1, 1))), np.float32)
+    for members, columns in parts:
+        at = places[members, 0], places[members, 1]
+        found[at] = True
+        points[at], confidence[at], heatmap[at] = columns.trg_kps, columns.confidence, columns.heatmap
+    like = pairs.src_kps
+    labels = Matches(*(torch.from_numpy(values).to(like) for values in (points, confidence, heatmap)))
+    return labels, torch.from_numpy(found).to(like.device)
 
 
-def _key(src: str, trg: str, x: float, y: float) -> Key:
-    return src, trg, round(100 * x), round(100 * y)
+def _keys_around(pairs: PairBatch, rows: NDArray, points: NDArray) -> NDArray[np.uint64]:
+    """Returns (9, P) keys under which points (P, 2) of the pairs ``rows`` (P,) may have been stored."""
+    src, trg = (np.array([image_number(h) for h in hashes], np.uint64) for hashes in (pairs.src_hash, pairs.trg_hash))
+    return point_keys(src[rows][None], trg[rows][None], on_grid(points)[None] + AROUND[:, None])
 
 
-def _neighbours(key: Key) -> list[Key]:
-    """The key itself, then those next to it, which a rounding error may have led to."""
-    src, trg, x, y = key
-    around = [(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (-1, 1), (1, -1), (1, 1)]
-    return [(src, trg, x + dx, y + dy) for dx, dy in around]
+def _heatmap_size(record: Record) -> tuple[int, ...]:
+    return record.heatmap.shape

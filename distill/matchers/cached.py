@@ -62,9 +62,18 @@ class Cached:
         if self.teacher is None or self.read_only:
             raise LabelError(self._what_is_missing(pairs, missing))
         self.store.add(*self._ask(pairs, missing))
-        if time.monotonic() - self._flushed > self.flush_seconds:
+        if self.due:
             self.flush()
         return self.store.lookup(pairs)[0]
+
+    def knows(self, pairs: PairBatch) -> bool:
+        """Says whether all points of ``pairs`` have a label."""
+        return not pairs.kps_mask.any() or bool((self.store.lookup(pairs)[1] | ~pairs.kps_mask).all())
+
+    @property
+    def due(self) -> bool:
+        """Whether labels have been in memory for longer than they may."""
+        return time.monotonic() - self._flushed > self.flush_seconds
 
     def flush(self) -> None:
         """Writes new labels to the store."""

@@ -152,4 +152,6 @@ def test_the_metadata_is_json(tmp_path, few):
     (file,) = tmp_path.glob("*.safetensors")
     raw = file.read_bytes()
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-    assert json.loads(header["__metadata__"]["fingerprint"])["method"] == "oracle 1"
+    about = json.loads(header["__metadata__"]["distill"])
+    assert about["fingerprint"]["method"] == "oracle 1" and about["format"] == "distill-labels-2"
+    assert about["images"] == [["source-3", "source", [32, 32]], ["target-3", "target", [32, 32]]]

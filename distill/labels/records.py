@@ -1,0 +1,167 @@
+"""Labels in memory, as columns.
+
+A record is the label of one point of one pair. Its key says which images and which point; its checksum says whether
+its values are still those that were written.
+"""
+
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from hashlib import blake2b
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+GRID = 100
+"""Points are told apart on a grid of this many cells a pixel."""
+
+ARRAYS = ("src", "trg", "point", "trg_kps", "confidence", "heatmap")
+
+
+class Image(NamedTuple):
+    """An image that labels speak of.
+
+    Attributes:
+        hash: fingerprint of the content that the teacher was given, after resizing.
+        name: for people.
+        size: height, width in px of what the teacher was given.
+    """
+
+    hash: str
+    name: str
+    size: tuple[int, int]
+
+
+class Record(NamedTuple):
+    """The label of one point.
+
+    Attributes:
+        src: source image.
+        trg: target image.
+        point: (2,) x, y px of the source.
+        trg_kps: (2,) x, y px of the target.
+        confidence: in [0, 1].
+        heatmap: (h, w), non-negative.
+    """
+
+    src: Image
+    trg: Image
+    point: NDArray[np.float32]
+    trg_kps: NDArray[np.float32]
+    confidence: float
+    heatmap: NDArray[np.float16]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """R records, column by column.
+
+    Attributes:
+        images: what ``src`` and ``trg`` count.
+        src: (R,) int32, number of the source image.
+        trg: (R,) int32, of the target image.
+        point: (R, 2) float32, x, y px of the source.
+        trg_kps: (R, 2) float32, x, y px of the target.
+        confidence: (R,) float32 in [0, 1].
+        heatmap: (R, h, w) float16, non-negative.
+    """
+
+    images: Sequence[Image]
+    src: NDArray[np.int32]
+    trg: NDArray[np.int32]
+    point: NDArray[np.float32]
+    trg_kps: NDArray[np.float32]
+    confidence: NDArray[np.float32]
+    heatmap: NDArray[np.float16]
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> "Columns":
+        """Returns ``records``, at least one, whose heatmaps are of one size."""
+        known = {image.hash: image for record in records for image in (record.src, record.trg)}
+        images = [known[name] for name in sorted(known)]
+        number = {image.hash: n for n, image in enumerate(images)}
+        return cls(
+            images,
+            np.array([number[r.src.hash] for r in records], np.int32),
+            np.array([number[r.trg.hash] for r in records], np.int32),
+            np.array([r.point for r in records], np.float32),
+            np.array([r.trg_kps for r in records], np.float32),
+            np.array([r.confidence for r in records], np.float32),
+            np.stack([r.heatmap for r in records]).astype(np.float16),
+        )
+
+    def __len__(self) -> int:
+        return len(self.src)
+
+    def take(self, rows: NDArray[np.integer] | slice) -> "Columns":
+        """Returns the records at ``rows``; reads no others."""
+        return replace(self, **{name: getattr(self, name)[rows] for name in ARRAYS})
+
+    def keys(self) -> NDArray[np.uint64]:
+        """Returns (R,) the keys of the records."""
+        numbers = np.array([image_number(image.hash) for image in self.images], np.uint64)
+        return point_keys(numbers[self.src], numbers[self.trg], on_grid(self.point))
+
+    def checksums(self) -> NDArray[np.uint32]:
+        """Returns (R,) CRC-32 of everything a record says, its images' fingerprints included."""
+        columns = (self.point, self.trg_kps, self.confidence, self.heatmap)
+        rows = [np.ascontiguousarray(c).reshape(len(self), -1).view(np.uint8) for c in columns]
+        names = [image.hash.encode() for image in self.images]
+        numbers = zip(self.src.tolist(), self.trg.tolist(), np.concatenate(rows, 1), strict=True)
+        sums = (zlib.crc32(row, zlib.crc32(names[trg], zlib.crc32(names[src]))) for src, trg, row in numbers)
+        return np.fromiter(sums, np.uint32, len(self))
+
+    def describe(self, row: int) -> str:
+        """Returns for people which point a record is of: "boat/3 -> boat/7 at (12.5, 80.25)"."""
+        x, y = self.point[row].tolist()
+        return f"{self.images[self.src[row]].name} -> {self.images[self.trg[row]].name} at ({x:.2f}, {y:.2f})"
+
+
+def joined(parts: Iterable[Columns]) -> Columns:
+    """Returns the records of all ``parts``, at least one, in the order of their images' fingerprints and points."""
+    parts = list(parts)
+    known = {image.hash: image for part in reversed(parts) for image in part.images}
+    used = {part.images[n].hash for part in parts for n in np.unique([part.src, part.trg]).tolist()}
+    images = [known[name] for name in sorted(used)]
+    number = {image.hash: n for n, image in enumerate(images)}
+    columns: dict[str, list[NDArray]] = {field.name: [] for field in fields(Columns) if field.name != "images"}
+    for part in parts:
+        renumbered = np.array([number.get(image.hash, -1) for image in part.images], np.int32)
+        for name in columns:
+            values = getattr(part, name)
+            columns[name].append(renumbered[values] if name in ("src", "trg") else values)
+    whole = Columns(images, **{name: np.concatenate(values) for name, values in columns.items()})
+    return whole.take(np.lexsort((whole.point[:, 1], whole.point[:, 0], whole.trg, whole.src)))
+
+
+@lru_cache(maxsize=1 << 16)
+def image_number(fingerprint: str) -> int:
+    """Returns 64 bits of an image's fingerprint."""
+    return int.from_bytes(blake2b(fingerprint.encode(), digest_size=8).digest(), "little")
+
+
+def on_grid(points: NDArray) -> NDArray[np.int64]:
+    """Returns (..., 2) cells of the grid on which points (..., 2), x, y px, are told apart."""
+    return np.rint(points.astype(np.float64) * GRID).astype(np.int64)
+
+
+def point_keys(src: NDArray[np.uint64], trg: NDArray[np.uint64], cells: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Returns 64-bit keys of points: two in a million records are the same by chance once in 37 million stores.
+
+    Args:
+        src: (...,) numbers of source images, see :func:`image_number`.
+        trg: (...,) of target images.
+        cells: (..., 2) see :func:`on_grid`.
+    """
+    x, y = (cells[..., axis].astype(np.uint64) & np.uint64(0xFFFFFFFF) for axis in (0, 1))
+    return _mixed(_mixed(_mixed(src) ^ trg) ^ (x << np.uint64(32) | y))
+
+
+def _mixed(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Spreads every bit over all 64: a step of splitmix64 (Steele et al., OOPSLA 2014)."""
+    bits = bits + np.uint64(0x9E3779B97F4A7C15)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))
