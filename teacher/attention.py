@@ -68,22 +68,25 @@ def choose_layers(unet: UNet2DConditionModel, names: Sequence[str]) -> list[Laye
     return [layers[i] for i in sorted(chosen)]
 
 
-def read_token(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """Returns where the token after the start of the prompt is attended to.
+def read_tokens(query: Tensor, key: Tensor, scale: float, tokens: int = 1, upper: bool = False) -> Tensor:
+    """Returns where the tokens after the start of the prompt are attended to.
 
-    All tokens compete in the softmax; the map of token 1 is kept and averaged over the heads. Computed in single
+    All tokens compete in the softmax; the maps of tokens 1 to T are kept and averaged over the heads. Computed in single
     precision whatever the UNet runs in.
 
     Args:
         query: (R, heads, h * w, d) of a square map.
         key: (R, heads, L, d).
         scale: multiplies the scores before the softmax.
+        tokens: T.
+        upper: whether only the upper half of the heads is averaged.
 
     Returns:
-        (R, h, w) in [0, 1].
+        (R, T, h, w) in [0, 1].
     """
-    scores = (query.float() * scale) @ key.float().transpose(-1, -2)
-    attention_map = scores.softmax(-1)[..., 1].mean(1)
+    first = query.shape[1] // 2 if upper else 0
+    scores = (query[:, first:].float() * scale) @ key[:, first:].float().transpose(-1, -2)
+    attention_map = scores.softmax(-1)[..., 1 : 1 + tokens].mean(1).transpose(1, 2)
     side = round(attention_map.shape[-1] ** 0.5)
     return attention_map.unflatten(-1, (side, side))
 

@@ -1,42 +1,29 @@
 """First phase: prompts whose attention lights up at given points of the source image."""
 
-from collections.abc import Hashable, Sequence
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from distill.geometry import gaussian_heatmap
-from teacher.crops import choose_crops, into_crop
+from teacher.crops import into_crop
 from teacher.settings import Settings
-from teacher.views import Views, generator
+from teacher.views import Views
 
+WINDOW = 10
+"""Steps over which the loss is averaged to see whether it still falls."""
 
-def random_starts(points: Tensor, key: str, shape: tuple[int, int], settings: Settings) -> Tensor:
-    """Returns the prompts (N, E, L, D) from N(0, 1) that the optimisation of each point starts from.
-
-    Args:
-        points: (N, 2) in fractions of the image's side; they and ``key`` decide the draw, not their company.
-        key: of the image.
-        shape: L, D.
-        settings: E and the seed.
-    """
-    starts = []
-    for x, y in points.tolist():
-        random = generator(settings.seed, key, "start", round(x, 4), round(y, 4))
-        starts.append(torch.randn(settings.embeddings, *shape, generator=random))
-    return torch.stack(starts).to(points)
+_LOSS_SCALE = 2.0**14  # keeps gradients of maps from vanishing in half precision; Adam does not mind
 
 
 @torch.enable_grad()
 def optimise_prompts(
-    views: Views, points: Tensor, starts: Tensor, names: Sequence[Hashable], settings: Settings, map_side: int
+    views: Views, points: Tensor, starts: Tensor, names: list[tuple], settings: Settings, map_side: int
 ) -> Tensor:
-    """Moves each prompt until token 1 is attended to at its point.
+    """Moves each prompt until its tokens 1, 2, ... are attended to at its points.
 
     Args:
         views: of the source image.
-        points: (R, 2) in fractions of the image's side, one for each prompt.
+        points: (R, T, 2) in fractions of the image's side, the points of each prompt's first T tokens after the start.
         starts: (R, L, D).
         names: of the R prompts; each prompt's crops are drawn from its name, so that company does not matter.
         settings: of the method.
@@ -47,33 +34,68 @@ def optimise_prompts(
     """
     prompts = starts.clone().requires_grad_()
     optimizer = torch.optim.Adam([prompts], lr=settings.lr)
-    random = [generator(settings.seed, "crops", name) for name in names]
+    looks = views.looks([("crops", name) for name in names], once=False)
+    done = starts.clone()
+    watch = Convergence(len(points), settings.early_stop)
+    scale = _LOSS_SCALE if settings.precision == "fp16" else 1.0
     for step in range(settings.steps):
+        rows = watch.rows
         optimizer.zero_grad()
         for look in range(settings.crops_per_step):
-            priority = torch.stack([torch.rand(len(views.boxes), generator=g) for g in random]).to(points)
-            priority[:, 0] = -torch.inf  # the whole image is no crop
-            crop_of = choose_crops(points, views.boxes, priority, settings.crop_margin)
-            maps = views.attend(prompts, crop_of, step * settings.crops_per_step + look)
-            loss = attention_loss(maps, into_crop(points, views.boxes[crop_of]), settings.sigma, map_side)
-            loss.sum().backward()  # a sum, so that no prompt's gradient depends on the others
+            aim = looks.at(points[rows], rows)
+            maps = views.attend(prompts[rows], aim, step * settings.crops_per_step + look, points.shape[1])
+            loss = attention_loss(maps, into_crop(points[rows], aim.boxes[:, None]), settings, map_side)
+            (loss.sum() * scale).backward()  # a sum, so that no prompt's gradient depends on the others
+        assert prompts.grad is not None
+        prompts.grad /= scale
         optimizer.step()
-    return prompts.detach()
+        done[rows] = prompts.detach()[rows]
+        watch.add(loss.detach())
+        if not watch.rows:
+            break
+    return done
 
 
-def attention_loss(maps: list[Tensor], points: Tensor, sigma: float, side: int) -> Tensor:
+class Convergence:
+    """Which prompts are still getting better.
+
+    Args:
+        count: how many prompts there are.
+        share: a prompt is done when ``WINDOW`` steps lower its mean loss by less than this share; None for never.
+    """
+
+    def __init__(self, count: int, share: float | None) -> None:
+        self.rows, self.share = list(range(count)), share
+        self._losses: list[Tensor] = []
+
+    def add(self, loss: Tensor) -> None:
+        """Takes note of a step's loss, one value for each of ``rows``, and shortens ``rows`` where it has settled."""
+        if self.share is None:
+            return
+        self._losses.append(loss)
+        if len(self._losses) < 2 * WINDOW:
+            return
+        before, after = (torch.stack(part).mean(0) for part in (self._losses[:WINDOW], self._losses[WINDOW:]))
+        falling = after < (1 - self.share) * before
+        self.rows = [row for row, go in zip(self.rows, falling.tolist(), strict=True) if go]
+        self._losses = [one[falling] for one in self._losses[WINDOW:]]
+
+
+def attention_loss(maps: list[Tensor], points: Tensor, settings: Settings, side: int) -> Tensor:
     """Returns (R,) the mean squared difference between attention maps and Gaussians of peak 1.
 
     Args:
-        maps: one (R, h, w) a layer; enlarged bilinearly to the common grid.
-        points: (R, 2), fractions of the crop's side.
-        sigma: fraction of the crop's side.
+        maps: one (R, T, h, w) a layer; enlarged bilinearly to the common grid.
+        points: (R, T, 2), fractions of the crop's side.
+        settings: the Gaussian's width, and where its cells lie.
         side: of the common grid, cells.
     """
-    target = gaussian_heatmap(points, (side, side), (1, 1), sigma)
-    return torch.stack([(enlarge(m, side) - target).square().mean((-2, -1)) for m in maps]).mean(0)
+    if settings.target_cells == "corners":
+        points = points + 0.5 / side  # cells at j instead of j + 0.5: the same as a point half a cell further on
+    target = gaussian_heatmap(points, (side, side), (1, 1), settings.sigma)
+    return torch.stack([(enlarge(m, side) - target).square().mean((-3, -2, -1)) for m in maps]).mean(0)
 
 
 def enlarge(maps: Tensor, side: int) -> Tensor:
-    """Returns maps (R, h, w) resampled bilinearly to (R, side, side)."""
-    return F.interpolate(maps[:, None], (side, side), mode="bilinear", align_corners=False)[:, 0]
+    """Returns maps (R, T, h, w) resampled bilinearly to (R, T, side, side)."""
+    return F.interpolate(maps, (side, side), mode="bilinear", align_corners=False)

@@ -5,11 +5,8 @@ same prompt's attention peaks in the target image is the match.
 """
 
 import hashlib
-from collections import OrderedDict
-from collections.abc import Hashable
-from dataclasses import asdict
-from functools import cached_property
-from typing import Any, TypeVar
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,40 +14,53 @@ from torch.nn import functional as F
 
 from distill.checks import check_images, check_query
 from distill.errors import ConfigError
-from distill.geometry import cell_centres
-from distill.readout import argmax, windowed_soft_argmax
 from distill.types import Matches, PairBatch
-from teacher.attention import choose_layers
+from teacher import confidence
 from teacher.locate import combine, locate
-from teacher.optimise import optimise_prompts, random_starts
-from teacher.pipeline import Pipeline, check_folder, load_pipeline, locate_folder, weights_digest
+from teacher.memory import Chunks
+from teacher.pipeline import Pipeline, check_folder, locate_folder, weights_digest
+from teacher.precision import settle_precision
+from teacher.prompts import PromptMaker, Prompts
+from teacher.readout import read_out
+from teacher.scenes import Scenes
 from teacher.settings import Settings
-from teacher.text import encode_text
-from teacher.unet import PromptedUNet
-from teacher.views import ConditionedViews, FrozenViews, NoisyCrops, Views
 
-Value = TypeVar("Value")
 VERSION = "1"
 """Raised whenever a change of the code changes answers, so that old labels are refused."""
 
-CONFIDENCE_RADIUS = 0.1
-FROZEN_DRAWS = 4
+
+class Found(NamedTuple):
+    """What was seen of N points in a target image; points and sides in fractions.
+
+    Attributes:
+        points: (1, N, 2).
+        heatmap: (1, N, side, side).
+        maps: (N, E, side, side), each embedding's attention, averaged over the layers.
+    """
+
+    points: Tensor
+    heatmap: Tensor
+    maps: Tensor
 
 
 class PromptOptimization:
     """The teacher: a matcher that needs no training and no annotation, and much time.
 
     What is random depends on the seed, the image and the point only: an answer is the same whatever else is asked in
-    the same call. The prompts of a source point are kept and serve all targets. Weights are loaded at the first use.
+    the same call, unless several points share a prompt. The prompts of a source point are kept and serve all targets.
+    Source and target need not show the same kind of thing. Weights are loaded at the first use.
 
     Args:
         model: a pipeline folder as diffusers saves it, or a hub id.
         image_size: side in px of what the UNet sees; without it, what it was trained at.
         prompt_length: tokens of a prompt; without it, what the tokenizer says.
         device: "auto" takes a GPU where there is one.
-        chunk: prompts that run through the UNet together; bounds the memory, does not change the answers.
+        chunk: prompts that run through the UNet together; bounds the memory, does not change the answers. It is halved
+            whenever the memory does not suffice.
         kept_points: how many source points' prompts are kept in memory.
         kept_images: how many images' encoded crops are kept in memory.
+        truncate: whether the UNet stops after the last layer that is read; for measuring what that brings.
+        share: whether prompts share what the UNet computes before they enter; for measuring what that brings.
         settings: see :class:`teacher.settings.Settings`.
 
     Raises:
@@ -67,17 +77,23 @@ class PromptOptimization:
         chunk: int = 32,
         kept_points: int = 4096,
         kept_images: int = 64,
+        truncate: bool = True,
+        share: bool = True,
         **settings: Any,
     ) -> None:
         if chunk < 1:
             raise ConfigError(f"Expected chunk, the prompts that run together, to be at least 1 but got {chunk}.")
-        self.settings = Settings.of(**settings)
-        self.model, self.image_size, self.prompt_length, self.chunk = model, image_size, prompt_length, chunk
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        asked = Settings.of(**settings)
+        self.settings = replace(asked, precision=settle_precision(asked.precision, self.device))
+        self.model, self.image_size, self.prompt_length = model, image_size, prompt_length
         self.folder = locate_folder(model)
         check_folder(self.folder)
-        self._prompts: Recent[Tensor] = Recent(kept_points)
-        self._views: Recent[Views] = Recent(kept_images)
+        self.scenes = Scenes(
+            self.folder, self.settings, self.device, image_size, prompt_length, chunk, kept_images, truncate, share
+        )
+        self.chunks = Chunks(chunk)
+        self.maker = PromptMaker(self.scenes, self.settings, self.chunks, kept_points)
 
     def fingerprint(self) -> dict[str, str]:
         """Returns all that decides an answer besides images and points, by field name."""
@@ -88,6 +104,11 @@ class PromptOptimization:
             "image_size": str(self.image_size or "the model's"),
             "prompt_length": str(self.prompt_length or "the model's"),
         }
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The frozen model, loaded at the first use."""
+        return self.scenes.pipeline
 
     @property
     def n_parameters(self) -> int:
@@ -103,7 +124,7 @@ class PromptOptimization:
         """
         check_query(src_img, trg_img, src_kps)
         everything = torch.ones(src_kps.shape[:2], dtype=torch.bool)
-        return self._match(src_img, trg_img, src_kps, everything, *map(_content_hashes, (src_img, trg_img)))
+        return self._match(src_img, trg_img, src_kps, everything, *map(content_hashes, (src_img, trg_img)))
 
     def match_pairs(self, pairs: PairBatch) -> Matches:
         """Matches all points of ``pairs``, which name their images' content."""
@@ -119,128 +140,68 @@ class PromptOptimization:
         self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor, mask: Tensor, src_keys: list[str], trg_keys: list[str]
     ) -> Matches:
         height, width = src_img.shape[-2:]
-        fractions = (src_kps.cpu().float() / torch.tensor([width, height])).double()
+        fractions = src_kps.cpu().float() / torch.tensor([width, height])
         answers = {}
         for row in mask.any(1).nonzero()[:, 0].tolist():
-            prompts = self.prompts_for(src_img[row], src_keys[row], fractions[row, mask[row]].float())
-            answers[row] = self.find(trg_img[row], trg_keys[row], prompts)
+            source, target = (src_img[row], src_keys[row]), (trg_img[row], trg_keys[row])
+            answers[row] = self._answer(source, target, fractions[row, mask[row]])
         return _padded(answers, mask, src_kps, (trg_img.shape[-2], trg_img.shape[-1]))
 
-    def prompts_for(self, image: Tensor, key: str, points: Tensor) -> Tensor:
-        """Returns the prompts (N, E, L, D) of points (N, 2), x, y in fractions of the sides of ``image`` (3, H, W)."""
-        names = [(key, round(x, 4), round(y, 4)) for x, y in points.tolist()]
-        missing = [i for i, name in enumerate(names) if name not in self._prompts]
-        known = {name: self._prompts[name] for name in names if name in self._prompts}
-        if missing:
-            known |= dict(zip((names[i] for i in missing), self._optimise(image, key, points[missing]), strict=True))
-        for name, prompts in known.items():
-            self._prompts[name] = prompts
-        return torch.stack([known[name] for name in names])
+    def _answer(self, source: tuple[Tensor, str], target: tuple[Tensor, str], points: Tensor) -> Matches:
+        """Matches points (N, 2) of one pair of images, each with its name; all in fractions of the sides."""
+        prompts = self.maker.prompts_for(*source, points)
+        found = self.find(*target, prompts)
+        sure = confidence.joint([self._judge(kind, source, target, points, prompts, found) for kind in self._kinds])
+        small = self.settings.heatmap_side or max(1, self.scenes.map_side // 2)
+        return Matches(found.points, sure[None], F.adaptive_avg_pool2d(found.heatmap, small))
 
-    def find(self, image: Tensor, key: str, prompts: Tensor) -> Matches:
-        """Returns where prompts (N, E, L, D) light up in ``image`` (3, H, W): one pair of N points, in fractions."""
-        settings, side = self.settings, self._map_side
-        views = self._views_of(
-            image, key, settings.timestep if settings.locate_timestep is None else settings.locate_timestep
+    def find(self, image: Tensor, key: str, prompts: Prompts, mirrored: bool = False) -> Found:
+        """Returns where prompts light up in ``image`` (3, H, W), or in its mirror image, mirrored back."""
+        maps = self._maps(image, key, prompts, mirrored)
+        contrast = self._maps(image, key, prompts, not mirrored) if self.settings.sides == "mirror" else None
+        heatmap = combine(maps, self.settings.layer_temperature, contrast)[None]
+        return Found(read_out(heatmap, self.settings), heatmap, maps.mean(2))
+
+    def _maps(self, image: Tensor, key: str, prompts: Prompts, mirrored: bool) -> Tensor:
+        """Returns (N, E, layers, side, side)."""
+        settings = self.settings
+        timestep = settings.timestep if settings.locate_timestep is None else settings.locate_timestep
+        views = self.scenes.views(image, key, timestep, mirrored)
+        rows = prompts.embedding.flatten(0, 1)
+        token = prompts.token.to(rows.device).repeat_interleave(settings.embeddings)
+        found = self.chunks.run(
+            lambda chunk: locate(views, rows[chunk], token[chunk], settings, self.scenes.map_side), len(rows)
         )
-        rows = prompts.flatten(0, 1).split(self.chunk)
-        maps = torch.cat([locate(views, chunk, settings, side) for chunk in rows])
-        heatmap = combine(maps.unflatten(0, prompts.shape[:2]), settings.layer_temperature)[None]
-        if settings.readout == "argmax":
-            points = argmax(heatmap, (1, 1))
-        else:
-            temperature = settings.readout_temperature * heatmap.amax((-2, -1), keepdim=True).flatten(2)
-            points = windowed_soft_argmax(heatmap, (1, 1), temperature, radius_cells=side / 16)
-        small = settings.heatmap_side or side // 2
-        return Matches(points, peak_mass(heatmap, points), F.adaptive_avg_pool2d(heatmap, small))
+        maps = torch.cat(found).unflatten(0, prompts.embedding.shape[:2])
+        return maps.flip(-1) if mirrored else maps
 
-    def _optimise(self, image: Tensor, key: str, points: Tensor) -> Tensor:
-        views = self._views_of(image, key, self.settings.timestep)
-        shape = (self.pipeline.prompt_length, self.pipeline.prompt_width)
-        points, copies = points.to(self.device), self.settings.embeddings
-        starts = random_starts(points, key, shape, self.settings)
-        names = [(key, round(x, 4), round(y, 4), copy) for x, y in points.tolist() for copy in range(copies)]
-        targets, rows = points.repeat_interleave(copies, 0), starts.flatten(0, 1)
-        chunks = [slice(first, first + self.chunk) for first in range(0, len(names), self.chunk)]
-        prompts = [
-            optimise_prompts(views, targets[c], rows[c], names[c], self.settings, self._map_side) for c in chunks
-        ]
-        return torch.cat(prompts).unflatten(0, starts.shape[:2])
-
-    def _views_of(self, image: Tensor, key: str, timestep: int) -> Views:
-        def look() -> Views:
-            size = self.pipeline.image_size
-            resized = image[None].to(self.device, torch.float32)
-            if resized.shape[-2:] != (size, size):
-                resized = F.interpolate(resized, (size, size), mode="bilinear", antialias=True, align_corners=False)
-            crops = NoisyCrops(self.pipeline, self.settings, resized[0].clamp(0, 1), key, timestep)
-            if self.settings.queries == "conditioned":
-                return ConditionedViews(self._unet, crops)
-            return FrozenViews(self._unet, crops, self._null_prompt, self.settings.noise_draws or FROZEN_DRAWS)
-
-        if (key, timestep) not in self._views:
-            self._views[key, timestep] = look()
-        return self._views[key, timestep]
-
-    @cached_property
-    def pipeline(self) -> Pipeline:
-        """The frozen model, loaded at the first use."""
-        dtype = torch.bfloat16 if self.settings.precision == "bf16" else torch.float32
-        pipeline = load_pipeline(str(self.folder), self.image_size, self.prompt_length, dtype)
-        pipeline.vae.to(self.device)
-        pipeline.unet.to(self.device)
-        return pipeline
-
-    @cached_property
-    def _unet(self) -> PromptedUNet:
-        layers = choose_layers(self.pipeline.unet, self.settings.layers)
-        return PromptedUNet(self.pipeline.unet, layers, self.pipeline.image_size)
-
-    @cached_property
-    def _null_prompt(self) -> Tensor:
-        length, width = self.pipeline.prompt_length, self.pipeline.prompt_width
-        if self.settings.null_prompt == "zeros":
-            return torch.zeros(length, width, device=self.device)
-        return encode_text(self.folder, "", length).to(self.device)
+    def _judge(
+        self,
+        kind: str,
+        source: tuple[Tensor, str],
+        target: tuple[Tensor, str],
+        points: Tensor,
+        prompts: Prompts,
+        found: Found,
+    ) -> Tensor:
+        """Returns (N,) in [0, 1], the confidence of one kind; see :mod:`teacher.confidence`."""
+        if kind == "peak_mass":
+            return confidence.peak_mass(found.heatmap, found.points)[0]
+        if kind == "peak":
+            return found.maps.mean(1).amax((-2, -1))
+        if kind == "entropy":
+            return confidence.concentration(found.maps.mean(1))
+        if kind == "spread":
+            return confidence.unanimity(found.maps)
+        if kind == "mirror":
+            other = self.find(*target, prompts, mirrored=True).points
+            return confidence.closeness((other - found.points).norm(dim=-1)[0])
+        back = self.find(*source, self.maker.prompts_for(*target, found.points[0].clamp(0, 1).cpu())).points[0]
+        return confidence.closeness((back - points.to(back)).norm(dim=-1))
 
     @property
-    def _map_side(self) -> int:
-        return self.settings.map_side or 2 * int(self.pipeline.unet.config.sample_size)
-
-
-class Recent(OrderedDict[Hashable, Value]):
-    """A dictionary that forgets what was not used for longest.
-
-    Args:
-        capacity: how many values are kept.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        super().__init__()
-        self.capacity = max(1, capacity)
-
-    def __getitem__(self, name: Hashable) -> Value:
-        self.move_to_end(name)
-        return super().__getitem__(name)
-
-    def __setitem__(self, name: Hashable, value: Value) -> None:
-        super().__setitem__(name, value)
-        self.move_to_end(name)
-        if len(self) > self.capacity:
-            self.popitem(last=False)
-
-
-def peak_mass(heatmap: Tensor, points: Tensor) -> Tensor:
-    """Returns (B, N) in [0, 1]: how much of the squared heatmap lies around the answer.
-
-    Args:
-        heatmap: (B, N, h, w), non-negative.
-        points: (B, N, 2) in fractions of the sides.
-    """
-    centres = cell_centres((heatmap.shape[-2], heatmap.shape[-1]), (1, 1), heatmap)
-    near = (centres - points[..., None, None, :]).norm(dim=-1) <= CONFIDENCE_RADIUS
-    mass = heatmap.square()
-    return (mass * near).sum((-2, -1)) / mass.sum((-2, -1)).clamp_min(1e-12)
+    def _kinds(self) -> tuple[str, ...]:
+        return tuple(self.settings.confidence)
 
 
 def _padded(answers: dict[int, Matches], mask: Tensor, like: Tensor, size: tuple[int, int]) -> Matches:
@@ -256,6 +217,7 @@ def _padded(answers: dict[int, Matches], mask: Tensor, like: Tensor, size: tuple
     return Matches(points.to(like), confidence.to(like), heatmap.to(like))
 
 
-def _content_hashes(images: Tensor) -> list[str]:
+def content_hashes(images: Tensor) -> list[str]:
+    """Returns a name for the content of each of ``images`` (B, 3, H, W), at eight bits a channel."""
     pixels = (images.detach().cpu() * 255).round().to(torch.uint8).numpy()
     return [hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest() for image in pixels]

@@ -44,20 +44,30 @@ class PromptedUNet:
         unet: frozen; its attention processors are replaced.
         layers: those to record, in the order in which they run.
         image_size: side in px of the images it sees, which SDXL wants to be told.
+        truncate: whether to stop after the last layer that is read. It changes no answer, only what it costs.
+        share: whether prompts share what comes before they enter. Neither does this.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, layers: list[Layer], image_size: int) -> None:
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        layers: list[Layer],
+        image_size: int,
+        truncate: bool = True,
+        share: bool = True,
+    ) -> None:
         self.unet, self.layers, self.image_size = unet, layers, image_size
         self._tape: list[Recording] = []
         unet.set_attn_processor(AttnProcessor2_0())
         for layer in layers:
-            layer.attention.set_processor(_Recorder(self._tape, last=layer is layers[-1]))
+            layer.attention.set_processor(_Recorder(self._tape, last=truncate and layer is layers[-1]))
         prompted = [_reads_prompt(block) for block in unet.down_blocks]
-        self._n_shared = prompted.index(True) if True in prompted else len(prompted)
+        self._n_shared = (prompted.index(True) if True in prompted else len(prompted)) if share else 0
 
     @torch.no_grad()
     def prefix(self, latents: Tensor, timestep: int) -> Prefix:
         """Runs noisy ``latents`` (C, channels, h, w) as far as no prompt is needed."""
+        latents = latents.to(self.unet.dtype)
         time = self._time_embedding(latents, timestep)
         sample = self.unet.conv_in(2 * latents - 1 if self.unet.config.center_input_sample else latents)
         skips = [sample]

@@ -7,9 +7,11 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor
 
 from distill.errors import ConfigError
-from teacher.attention import choose_layers, cross_attention_layers, read_token
-from teacher.crops import choose_crops, crop, crop_boxes, into_crop, paste
+from teacher.attention import choose_layers, cross_attention_layers, read_tokens
+from teacher.crops import crop, into_crop, paste
+from teacher.looks import choose_crops, crop_boxes
 from teacher.optimise import attention_loss
+from teacher.settings import Settings
 from teacher.unet import PromptedUNet
 
 
@@ -91,7 +93,7 @@ def test_the_truncated_unet_records_the_maps_of_the_whole_one_and_their_gradient
     free = prompts.clone().requires_grad_()
     recorded = prompted.record(prompted.prefix(latents, timestep), crop_of, free)
     layers = zip(recorded, prompted.layers, strict=True)
-    maps = [read_token(r.query, r.key, layer.attention.scale) for r, layer in layers]
+    maps = [read_tokens(r.query, r.key, layer.attention.scale)[:, 0] for r, layer in layers]
     for row in range(3):
         for found, wanted in zip(maps, expected[row], strict=True):
             torch.testing.assert_close(found[row].detach(), wanted, atol=1e-5, rtol=0)
@@ -127,17 +129,17 @@ def test_the_chosen_crop_keeps_the_point_off_its_border_where_one_can():
     points = torch.tensor([[0.5, 0.5], [0.05, 0.95]])
     priority = torch.zeros(2, len(boxes))
     priority[:, 0] = -torch.inf
-    chosen = choose_crops(points, boxes, priority, margin=0.15)
+    chosen = choose_crops(points[:, None], boxes, priority, margin=0.15)
     inside = into_crop(points, boxes[chosen])
     assert float(inside[0].min()) >= 0.15 and float(inside[0].max()) <= 0.85
     assert chosen[1] == 3  # only the lower left corner shows a point at (0.05, 0.95)
 
 
 def test_the_loss_is_the_mean_square_from_a_gaussian_of_peak_one():
-    maps, points, sigma, side = torch.rand(1, 4, 4), torch.tensor([[0.3, 0.6]]), 0.1, 4
+    maps, points, sigma, side = torch.rand(1, 1, 4, 4), torch.tensor([[[0.3, 0.6]]]), 0.1, 4
     total = 0.0
     for row in range(4):
         for column in range(4):
             squared = ((column + 0.5) / 4 - 0.3) ** 2 + ((row + 0.5) / 4 - 0.6) ** 2
-            total += (float(maps[0, row, column]) - np.exp(-squared / (2 * sigma**2))) ** 2
-    assert float(attention_loss([maps], points, sigma, side)) == pytest.approx(total / 16, rel=1e-5)
+            total += (float(maps[0, 0, row, column]) - np.exp(-squared / (2 * sigma**2))) ** 2
+    assert float(attention_loss([maps], points, Settings(sigma=sigma), side)) == pytest.approx(total / 16, rel=1e-5)

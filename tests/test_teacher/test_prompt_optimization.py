@@ -8,8 +8,9 @@ from distill.data.pairs import collate_pairs
 from distill.errors import ConfigError, DataError, WeightsError
 from distill.protocols import Fingerprinted, PairMatcher
 from teacher import PromptOptimization
-from teacher.optimise import attention_loss, random_starts
+from teacher.optimise import attention_loss
 from teacher.settings import Settings
+from teacher.start import random_starts
 
 QUICK = {"steps": 3, "embeddings": 2, "crop_pool": 5, "crops": 2, "layers": ["up@1/4", "up@1/2"], "prompt_length": 7}
 
@@ -33,12 +34,15 @@ def test_optimising_lowers_the_loss_on_the_source(sd1_folder, make_pairs, querie
     teacher = build(sd1_folder, queries=queries, null_prompt="zeros", steps=25, lr=0.05)
     pair = make_pairs(2, size=64)
     points = pair.src_kps[0] / 64
-    views = teacher._views_of(pair.src_img[0], "key", 200)
+    views = teacher.scenes.views(pair.src_img[0], "key", 200)
     starts = random_starts(points, "key", (7, 24), teacher.settings).flatten(0, 1)
-    prompts = teacher.prompts_for(pair.src_img[0], "key", points).flatten(0, 1)
-    whole, rows = torch.zeros(4, dtype=torch.long), points.repeat_interleave(2, 0)
+    prompts = teacher.maker.prompts_for(pair.src_img[0], "key", points).embedding.flatten(0, 1)
+    rows = points.repeat_interleave(2, 0)[:, None]
+    whole = views.looks([("any",)] * 4, once=True).numbered(0)
     with torch.no_grad():
-        before, after = (attention_loss(views.attend(p, whole, 99), rows, 0.055, 16).mean() for p in (starts, prompts))
+        before, after = (
+            attention_loss(views.attend(p, whole, 99), rows, teacher.settings, 16).mean() for p in (starts, prompts)
+        )
     assert after < before
 
 
@@ -54,8 +58,8 @@ def test_an_answer_does_not_depend_on_its_company_nor_on_the_chunk(sd1_folder, m
 def test_the_prompts_of_a_point_serve_all_targets(sd1_folder, make_pairs, monkeypatch):
     teacher, pair = build(sd1_folder), make_pairs(2, size=64)
     calls = []
-    optimise = teacher._optimise
-    monkeypatch.setattr(teacher, "_optimise", lambda *a: calls.append(len(a[2])) or optimise(*a))
+    optimise = teacher.maker._optimise
+    monkeypatch.setattr(teacher.maker, "_optimise", lambda *a: calls.append(len(a[2])) or optimise(*a))
     teacher.match_pairs(pair)
     teacher.match_pairs(pair._replace(trg_img=pair.src_img, trg_hash=["other"]))
     assert calls == [2]

@@ -1,0 +1,115 @@
+"""The frozen model, and images as prompts see them through it."""
+
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from teacher.attention import choose_layers
+from teacher.memory import Chunks
+from teacher.pipeline import Pipeline, load_pipeline
+from teacher.recent import Recent
+from teacher.settings import Settings
+from teacher.text import encode_text
+from teacher.unet import PromptedUNet
+from teacher.views import ConditionedViews, CropPool, FreshCrops, FrozenViews, Views
+
+FROZEN_DRAWS = 4
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Scenes:
+    """Loads the model at the first use, and keeps what it has encoded of the images that it saw last.
+
+    Args:
+        folder: of the pipeline.
+        settings: of the method.
+        device: where all is computed.
+        image_size: side in px of what the UNet sees; without it, what it was trained at.
+        prompt_length: tokens of a prompt; without it, what the tokenizer says.
+        chunk: crops that are encoded together, to begin with.
+        kept: how many images' encoded crops are kept.
+        truncate: see :class:`teacher.unet.PromptedUNet`.
+        share: see there.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Settings,
+        device: torch.device,
+        image_size: int | None,
+        prompt_length: int | None,
+        chunk: int,
+        kept: int,
+        truncate: bool = True,
+        share: bool = True,
+    ) -> None:
+        self.folder, self.settings, self.device = folder, settings, device
+        self._image_size, self._prompt_length = image_size, prompt_length
+        self._truncate, self._share = truncate, share
+        self._chunks = Chunks(chunk)
+        self._views: Recent[Views] = Recent(kept)
+
+    def views(self, image: Tensor, key: str, timestep: int, mirrored: bool = False) -> Views:
+        """Returns what prompts see of ``image`` (3, H, W) in [0, 1], or of its mirror image, at a diffusion time.
+
+        Args:
+            image: of any size; squashed to the model's.
+            key: names its content.
+            timestep: diffusion time.
+            mirrored: left to right.
+        """
+        name = (key, timestep, mirrored)
+        if name not in self._views:
+            self._views[name] = self._look(
+                image.flip(-1) if mirrored else image, f"{key} mirrored" if mirrored else key, timestep
+            )
+        return self._views[name]
+
+    def _look(self, image: Tensor, key: str, timestep: int) -> Views:
+        size, settings = self.pipeline.image_size, self.settings
+        resized = image[None].to(self.device, torch.float32)
+        if resized.shape[-2:] != (size, size):
+            resized = F.interpolate(resized, (size, size), mode="bilinear", antialias=True, align_corners=False)
+        given = (self.pipeline, settings, resized[0].clamp(0, 1), key, timestep, self._chunks)
+        if settings.crop_source == "fresh":
+            return ConditionedViews(self.unet, FreshCrops(*given))
+        crops = CropPool(*given)
+        if settings.queries == "conditioned":
+            return ConditionedViews(self.unet, crops)
+        return FrozenViews(self.unet, crops, self._null_prompt, settings.noise_draws or FROZEN_DRAWS, self._chunks)
+
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        """The frozen model, loaded at the first use."""
+        dtype = DTYPES[self.settings.precision]
+        pipeline = load_pipeline(str(self.folder), self._image_size, self._prompt_length, dtype)
+        pipeline.vae.to(self.device)
+        pipeline.unet.to(self.device)
+        return pipeline
+
+    @cached_property
+    def unet(self) -> PromptedUNet:
+        """Its denoiser, whose chosen layers can be read."""
+        layers = choose_layers(self.pipeline.unet, self.settings.layers)
+        return PromptedUNet(self.pipeline.unet, layers, self.pipeline.image_size, self._truncate, self._share)
+
+    @property
+    def prompt_shape(self) -> tuple[int, int]:
+        """L, D of a prompt."""
+        return self.pipeline.prompt_length, self.pipeline.prompt_width
+
+    @property
+    def map_side(self) -> int:
+        """Cells a side of the grid on which maps are compared and accumulated."""
+        side = self.settings.map_side
+        return self.pipeline.image_size if side == "image" else side or 2 * int(self.pipeline.unet.config.sample_size)
+
+    @cached_property
+    def _null_prompt(self) -> Tensor:
+        if self.settings.null_prompt == "zeros":
+            return torch.zeros(*self.prompt_shape, device=self.device)
+        return encode_text(self.folder, "", self.prompt_shape[0]).to(self.device)
