@@ -26,6 +26,9 @@ VERBS = {
     "doctor": "versions, devices, weights and data sets, with fixes",
 }
 
+ACTIONS = {"label": ("status", "verify", "repair", "merge", "export")}
+"""Words that may follow a verb, and are then its ``<verb>.action``."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code: 0, 2 for what the user can mend, 130 when interrupted."""
@@ -51,7 +54,7 @@ def _dispatch(arguments: list[str]) -> int:
     verb, *rest = arguments
     if verb not in VERBS:
         raise ConfigError(f"Expected a verb but got {verb!r}; {nearest(verb, VERBS)}.")
-    config_dir, overrides, wants_help = _split(rest)
+    config_dir, overrides, wants_help = _split(_with_action(verb, rest))
     from distill.config import compose  # Hydra takes a second to import, which an overview need not wait for
     from distill.help import describe_verb
 
@@ -61,6 +64,16 @@ def _dispatch(arguments: list[str]) -> int:
     config = compose(verb, overrides, config_dir)
     importlib.import_module(f"distill.commands.{verb}").run(config)
     return 0
+
+
+def _with_action(verb: str, arguments: list[str]) -> list[str]:
+    """Writes a word after the verb as the override that it stands for."""
+    if verb not in ACTIONS or not arguments or "=" in arguments[0] or not arguments[0][:1].isalpha():
+        return arguments
+    word, *rest = arguments
+    if word not in ACTIONS[verb]:
+        raise ConfigError(f"Expected a word that {verb} knows but got {word!r}; {nearest(word, ACTIONS[verb])}.")
+    return [f"{verb}.action={word}", *rest]
 
 
 def _split(arguments: list[str]) -> tuple[str | None, list[str], bool]:

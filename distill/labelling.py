@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 from distill.data.pairs import collate_pairs
 from distill.evaluation import Benchmark, to_device
+from distill.labels import LabelStore
 from distill.labels.claims import Claims
 from distill.matchers.cached import Cached
-from distill.progress import bar
+from distill.progress import bar, track
 from distill.types import PairBatch
 
 
@@ -101,6 +102,16 @@ class _Work:
         self.written = time.monotonic()
         if self.claims is not None:
             self.claims.release()
+
+
+def coverage(store: LabelStore, benchmark: Benchmark) -> tuple[int, int]:
+    """Returns how many points of ``benchmark`` have a label, and how many there are."""
+    known = points = 0
+    for number in track(range(len(benchmark)), f"read {benchmark.name} {benchmark.split}"):
+        pairs = benchmark[number]
+        points += int(pairs.kps_mask.sum())
+        known += int(store.lookup(pairs)[1].sum())
+    return known, points
 
 
 def by_source_image(benchmark: Benchmark) -> list[list[int]]:

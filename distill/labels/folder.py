@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.errors import LabelError
+from distill.labels.claims import FILE as CLAIMS
 from distill.labels.index import FILE, Index, label_files, read_index, write_index
 from distill.labels.records import Columns, joined
 from distill.labels.shard import Shard, open_shard, write_shard
@@ -73,7 +74,7 @@ class LabelFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             written = [write_shard(self.path, part, self.fingerprint or {}) for part in parts]
         except OSError as error:
-            raise self._cannot_write(error) from error
+            raise self.cannot_write(error) from error
         self._add([path for path in written if path not in self._known])
         return written
 
@@ -90,7 +91,7 @@ class LabelFolder:
             else:
                 (self.path / FILE).unlink(missing_ok=True)
         except OSError as error:
-            raise self._cannot_write(error) from error
+            raise self.cannot_write(error) from error
 
     def compact(self) -> None:
         """Writes all labels to few files, each label once, and removes the others. No other process may write then."""
@@ -104,6 +105,7 @@ class LabelFolder:
         new = [w.take(slice(at, at + LARGEST)) for w in wholes for at in range(0, len(w), LARGEST)]
         for path in old - set(self.write(new)):
             path.unlink()
+        (self.path / CLAIMS).unlink(missing_ok=True)
         self.write_index()
 
     def _use_index(self, present: Mapping[Path, int]) -> None:
@@ -142,7 +144,8 @@ class LabelFolder:
                 "set these back, or choose another folder with labels.dir."
             )
 
-    def _cannot_write(self, error: OSError) -> LabelError:
+    def cannot_write(self, error: OSError) -> LabelError:
+        """Returns the error that says so."""
         return LabelError(f"Expected to write labels to {self.path} but got: {error}; make room or set labels.dir.")
 
     def __getstate__(self) -> dict[str, object]:

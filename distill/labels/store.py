@@ -54,6 +54,11 @@ class LabelStore:
         return self._written + len(self._unwritten)
 
     @property
+    def files(self) -> list[Path]:
+        """Of the folder's labels, in no particular order."""
+        return list(self._own.index.files)
+
+    @property
     def unwritten(self) -> int:
         """How many labels are in memory only."""
         return len(self._unwritten)

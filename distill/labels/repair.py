@@ -1,0 +1,54 @@
+"""Making a folder of labels whole again."""
+
+from pathlib import Path
+
+from distill.errors import LabelError
+from distill.labels.audit import audit
+from distill.labels.folder import LabelFolder
+from distill.labels.index import FILE
+from distill.labels.shard import write_shard
+
+ASIDE = "damaged"
+
+
+def repair(folder: Path) -> list[str]:
+    """Sets aside what cannot be trusted, keeps every label that can, and makes the index again.
+
+    Files that cannot be read or are of another teacher go to the folder ``damaged`` inside; so do files with single
+    damaged labels, after their other labels were written to a new file. Where labels of one point disagree, none is
+    kept. No other process may write meanwhile.
+
+    Returns:
+        What was done, in words.
+
+    Raises:
+        LabelError: when there is no such folder or it cannot be written to.
+    """
+    found = audit(folder)
+    done = []
+    try:
+        for path, why in found.refused.items():
+            _set_aside(path)
+            done.append(f"{path.name} {why}: moved to {ASIDE}/")
+        for shard in found.shards:
+            bad = found.bad.get(shard.path)
+            if bad is None:
+                continue
+            if not bad.all():
+                write_shard(folder, shard.columns.take((~bad).nonzero()[0]), found.fingerprint)
+            _set_aside(shard.path)
+            done.append(f"{shard.path.name}: {int((~bad).sum())} labels kept, {int(bad.sum())} not, moved to {ASIDE}/")
+        for path in found.unfinished:
+            path.unlink()
+            done.append(f"{path.name}: unfinished, removed")
+        (folder / FILE).unlink(missing_ok=True)
+        LabelFolder(folder).write_index()
+    except OSError as error:
+        raise LabelError(f"Expected to mend labels in {folder} but got: {error}; make it writable.") from error
+    return [*done, f"{FILE}: made again" if (folder / FILE).exists() else "one file needs no index"]
+
+
+def _set_aside(path: Path) -> None:
+    aside = path.parent / ASIDE
+    aside.mkdir(exist_ok=True)
+    path.replace(aside / path.name)
