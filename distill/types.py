@@ -26,8 +26,9 @@ class Matches(NamedTuple):
 class PairBatch(NamedTuple):
     """B image pairs with their annotations.
 
-    Images have been resized to one common size. Points and boxes are in pixels of the resized images; ``trg_size``
-    leads back to the original pixels, in which ``pck_threshold`` is given and scores are taken.
+    Images have been brought to one common size. Points and boxes are in pixels of these images; ``trg_content`` and
+    ``trg_size`` lead back to the pixels in which ``pck_threshold`` is given and scores are taken, the original ones
+    unless a benchmark's convention says otherwise.
 
     Attributes:
         src_img: (B, 3, H, W) float in [0, 1].
@@ -38,8 +39,11 @@ class PairBatch(NamedTuple):
         kps_id: (B, N) int64, which named part the point is; -1 in the padding.
         src_bbox: (B, 4) x0, y0, x1, y1, px.
         trg_bbox: (B, 4) x0, y0, x1, y1, px.
-        trg_size: (B, 2) height, width of the original target image, px.
-        pck_threshold: (B,) tolerance base in original target pixels; a match is right within ``alpha`` times this.
+        trg_all_kps: (B, M, 2) x, y, px, of every annotated point of the target, common or not; padded.
+        trg_all_id: (B, M) int64, which named part each of these is; -1 in the padding.
+        trg_content: (B, 4) x0, y0, x1, y1, px, the part of ``trg_img`` that shows the photograph; the rest is padding.
+        trg_size: (B, 2) height, width of the target image that scores are taken in, px.
+        pck_threshold: (B,) tolerance base in pixels of ``trg_size``; a match is right within ``alpha`` times this.
         variation: (B, 4) int64, SPair-71k's viewpoint (0-2), scale (0-2), truncation (0-3: none, source, target,
             both) and occlusion (0-3).
         category: B names.
@@ -57,6 +61,9 @@ class PairBatch(NamedTuple):
     kps_id: Tensor
     src_bbox: Tensor
     trg_bbox: Tensor
+    trg_all_kps: Tensor
+    trg_all_id: Tensor
+    trg_content: Tensor
     trg_size: Tensor
     pck_threshold: Tensor
     variation: Tensor

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice, zip_longest
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -12,10 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill.errors import DataError
+from distill.geometry import map_points
 from distill.types import PairBatch
 
 Threshold = Literal["bbox", "img", "kps_bbox"]
 NO_VARIATION = (0, 0, 0, 0)
+PADDING = {"src_kps": 0, "trg_kps": 0, "kps_mask": False, "kps_id": -1, "trg_all_kps": 0, "trg_all_id": -1}
+"""Fields with a row for each point, and what fills them up to the pair with the most."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class AnnotatedImage:
         category: its name.
         id: for people.
         hash: fingerprint of the content; labels are keyed by it.
+        content: x0, y0, x1, y1 px, the part of ``image`` that is not padding; None for all of it.
     """
 
     image: Tensor
@@ -41,6 +45,24 @@ class AnnotatedImage:
     category: str
     id: str
     hash: str
+    content: tuple[float, float, float, float] | None = None
+
+    @property
+    def frame(self) -> tuple[float, float, float, float]:
+        """``content``, said explicitly."""
+        return self.content or (0.0, 0.0, float(self.image.shape[-1]), float(self.image.shape[-2]))
+
+
+class Scoring(NamedTuple):
+    """Where a pair is scored, and how tolerantly, when it is not in the target's original pixels.
+
+    Attributes:
+        size: height, width of the target, resized, that scores are taken in.
+        pck_threshold: tolerance base in its pixels.
+    """
+
+    size: tuple[int, int]
+    pck_threshold: float
 
 
 def make_pair(
@@ -48,16 +70,19 @@ def make_pair(
     trg: AnnotatedImage,
     threshold: Threshold,
     variation: tuple[int, int, int, int] = NO_VARIATION,
+    scoring: Scoring | None = None,
 ) -> PairBatch:
     """Returns a batch of one pair, with the points that are visible in both images.
 
     Args:
         src: source image.
         trg: target image, of the same category.
-        threshold: what PCK's tolerance is a fraction of, always in original target pixels: the longer side of the
+        threshold: what PCK's tolerance is a fraction of, in original target pixels: the longer side of the
             target's box ("bbox"), of the image ("img"), or of the box around the target's visible keypoints.
         variation: SPair-71k's four flags.
+        scoring: another way of scoring, which then goes before ``threshold``.
     """
+    size, base = scoring or (trg.original_size, _tolerance_base(trg, threshold))
     shared = src.visible & trg.visible
     n = int(shared.sum())
     return PairBatch(
@@ -69,8 +94,11 @@ def make_pair(
         kps_id=shared.nonzero()[:, 0][None],
         src_bbox=src.bbox[None].float(),
         trg_bbox=trg.bbox[None].float(),
-        trg_size=torch.tensor([trg.original_size]),
-        pck_threshold=torch.tensor([_tolerance_base(trg, threshold)]),
+        trg_all_kps=trg.keypoints[trg.visible][None].float(),
+        trg_all_id=trg.visible.nonzero()[:, 0][None],
+        trg_content=torch.tensor([trg.frame]),
+        trg_size=torch.tensor([size]),
+        pck_threshold=torch.tensor([base]),
         variation=torch.tensor([variation]),
         category=[trg.category],
         src_id=[src.id],
@@ -82,7 +110,8 @@ def make_pair(
 
 def _tolerance_base(image: AnnotatedImage, threshold: Threshold) -> float:
     height, width = image.original_size
-    scale = torch.tensor([width / image.image.shape[-1], height / image.image.shape[-2]])
+    x0, y0, x1, y1 = image.frame
+    scale = torch.tensor([width / (x1 - x0), height / (y1 - y0)])
     if threshold == "img":
         return float(max(height, width))
     if threshold == "bbox":
@@ -100,17 +129,17 @@ def collate_pairs(pairs: Sequence[PairBatch]) -> PairBatch:
     sizes = {tuple(image.shape[-2:]) for pair in pairs for image in (pair.src_img, pair.trg_img)}
     if len(sizes) > 1:
         raise DataError(f"Expected images of one size in a batch but got {sorted(sizes)}; set data.size.")
-    most = max(pair.kps_mask.shape[1] for pair in pairs)
 
     def joined(name: str) -> Tensor | list[str]:
         values = [getattr(pair, name) for pair in pairs]
         if isinstance(values[0], list):
             return [text for value in values for text in value]
-        if name in ("src_kps", "trg_kps"):
-            values = [F.pad(value, (0, 0, 0, most - value.shape[1])) for value in values]
-        if name in ("kps_mask", "kps_id"):
-            fill = False if name == "kps_mask" else -1
-            values = [F.pad(value, (0, most - value.shape[1]), value=fill) for value in values]
+        if name in PADDING:
+            most = max(value.shape[1] for value in values)
+            values = [
+                F.pad(value, (0, 0) * (value.ndim - 2) + (0, most - value.shape[1]), value=PADDING[name])
+                for value in values
+            ]
         return torch.cat(values)
 
     return PairBatch(**{name: joined(name) for name in PairBatch._fields})  # type: ignore[arg-type]
@@ -126,9 +155,18 @@ def select_pairs(pairs: PairBatch, rows: Sequence[int]) -> PairBatch:
 
 
 def to_original(points: Tensor, pairs: PairBatch) -> Tensor:
-    """Maps points (B, N, 2), x, y in pixels of ``pairs.trg_img``, to pixels of the original target images."""
-    height, width = pairs.trg_img.shape[-2:]
-    return points * (pairs.trg_size.flip(-1).to(points) / points.new_tensor([width, height]))[:, None]
+    """Maps points (B, N, 2), x, y in pixels of ``pairs.trg_img``, to the pixels that scores are taken in."""
+    return map_points(points, pairs.trg_content, _whole(pairs.trg_size))
+
+
+def from_original(points: Tensor, pairs: PairBatch) -> Tensor:
+    """Maps points (B, N, 2), x, y in the pixels that scores are taken in, to pixels of ``pairs.trg_img``."""
+    return map_points(points, _whole(pairs.trg_size), pairs.trg_content)
+
+
+def _whole(size: Tensor) -> Tensor:
+    """Returns (B, 4) the boxes of whole images of ``size`` (B, 2) height, width."""
+    return torch.cat([torch.zeros_like(size), size.flip(-1)], dim=-1)
 
 
 def sample_pairs(categories: Sequence[str], n_pairs: int, seed: int, per_source: int = 1) -> list[tuple[int, int]]:
@@ -151,6 +189,11 @@ def sample_pairs(categories: Sequence[str], n_pairs: int, seed: int, per_source:
     for number, category in enumerate(categories):
         members[category].append(number)
     possible = sum(len(group) * (len(group) - 1) for group in members.values())
+    if not possible:
+        raise DataError(
+            f"Expected two images of one category but got {len(categories)} images in {len(members)} categories; "
+            "check data.root and data.split."
+        )
     if n_pairs < 1 or n_pairs > possible:
         raise DataError(
             f"Expected data.n_pairs between 1 and {possible}, the same-category pairs of {len(categories)} images, "

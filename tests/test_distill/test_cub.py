@@ -62,7 +62,7 @@ def test_the_official_split_is_kept_and_no_image_is_in_two(layout):
     seen = {}
     for split, n_pairs in (("train", 4), ("test", 8)):
         pairs = CUBPairs(str(layout), split, n_pairs, size=32)
-        seen[split] = {pairs.ids[k] for pair in pairs.pairs for k in pair}
+        seen[split] = {pairs.ids[name] for pair in pairs.pairs for name in pair}
     assert seen["test"] <= {i for i in range(17) if i % 4 // 2 == 0} and not seen["train"] & seen["test"]
 
 
@@ -95,7 +95,7 @@ def test_each_file_is_named_when_it_is_missing_empty_or_malformed(layout, file, 
 
 def test_a_photograph_that_cannot_be_read_is_named(layout):
     pairs = CUBPairs(str(layout), "test", 4, size=32)
-    (layout / "images" / pairs.annotations.path[pairs.ids[pairs.pairs[0][0]]]).write_bytes(b"no image")
+    (layout / "images" / pairs.pairs[0][0]).write_bytes(b"no image")
     with pytest.raises(DataError, match="Expected a photograph at"):
         pairs[0]
 

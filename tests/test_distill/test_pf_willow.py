@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from distill.data.pf_willow import WillowPairs
+from distill.data.pf_willow import PFWillowPairs
 from distill.errors import ConfigError, DataError
 
 
@@ -25,7 +25,7 @@ def layout(tmp_path: Path) -> Path:
 
 
 def test_all_ordered_pairs_within_a_folder_are_there_once(layout):
-    pairs = WillowPairs(str(layout))
+    pairs = PFWillowPairs(str(layout))
     named = {(pair.src_id[0], pair.trg_id[0]) for pair in map(pairs.__getitem__, range(len(pairs)))}
     expected = {
         (f"{folder}/photo {a}", f"{folder}/photo {b}")
@@ -38,7 +38,7 @@ def test_all_ordered_pairs_within_a_folder_are_there_once(layout):
 
 
 def test_points_lie_where_the_photograph_shows_them(layout):
-    pairs = WillowPairs(str(layout), n_pairs=5, size=64)
+    pairs = PFWillowPairs(str(layout), n_pairs=5, size=64)
     for number in range(5):
         pair = pairs[number]
         x, y = pair.trg_kps[0, 0].int().tolist()
@@ -47,44 +47,44 @@ def test_points_lie_where_the_photograph_shows_them(layout):
 
 
 def test_the_threshold_is_the_longer_side_of_the_targets_point_box_in_its_own_pixels(layout):
-    pair = WillowPairs(str(layout), size=64)[0]
+    pair = PFWillowPairs(str(layout), size=64)[0]
     assert float(pair.pck_threshold) == pytest.approx(36, abs=1e-4)
     assert pair.kps_mask.sum() == 10
 
 
 def test_the_photographs_at_hand_give_ninety_pairs_a_folder(photographs):
-    pairs = WillowPairs(str(photographs / "PF-WILLOW" / "PF-dataset"))
+    pairs = PFWillowPairs(str(photographs / "PF-WILLOW" / "PF-dataset"))
     assert len(pairs) == 270
     assert ((pairs[0].trg_kps >= 0) & (pairs[0].trg_kps <= 128)).all()
 
 
 def test_what_is_wrong_is_named(layout, tmp_path):
     with pytest.raises(ConfigError, match="'test', all there is"):
-        WillowPairs(str(layout), split="train")
+        PFWillowPairs(str(layout), split="train")
     with pytest.raises(ConfigError, match="at least 16 px"):
-        WillowPairs(str(layout), size=8)
+        PFWillowPairs(str(layout), size=8)
     with pytest.raises(DataError, match="found none"):
-        WillowPairs(str(tmp_path / "nowhere"))
+        PFWillowPairs(str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="between 1 and 12"):
-        WillowPairs(str(layout), n_pairs=13)
+        PFWillowPairs(str(layout), n_pairs=13)
 
 
 @pytest.mark.parametrize("content", [b"", b"MATLAB 5.0 MAT-file" + bytes(40), b"\x00" * 300])
 def test_a_broken_annotation_is_named(layout, content):
     (layout / "car(S)" / "photo 1.mat").write_bytes(content)
     with pytest.raises(DataError, match="photo 1.mat"):
-        WillowPairs(str(layout))
+        PFWillowPairs(str(layout))
 
 
 @pytest.mark.parametrize("points", [np.zeros((10, 2)), np.full((2, 10), np.nan)])
 def test_annotations_of_another_shape_or_without_values_are_refused(layout, points):
     savemat(layout / "duck(S)" / "photo 0.mat", {"pts_coord": points})
     with pytest.raises(DataError, match=r"Expected finite pts_coord of shape \(2, 10\)"):
-        WillowPairs(str(layout))
+        PFWillowPairs(str(layout))
 
 
 def test_a_broken_photograph_is_named(layout):
     (layout / "car(S)" / "photo 1.png").write_bytes(b"no image")
-    pairs = WillowPairs(str(layout))
+    pairs = PFWillowPairs(str(layout))
     with pytest.raises(DataError, match="photo 1.png"):
         [pairs[number] for number in range(len(pairs))]

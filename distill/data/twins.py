@@ -1,0 +1,38 @@
+"""Which parts of an object mirror or repeat each other, by the part's number from 0 on.
+
+A point is geometry-aware when a twin of it is visible in the target too, so that looks alone cannot tell them apart
+(Zhang et al., "Telling Left from Right", CVPR 2024). The groups of SPair-71k and AP-10K are those of that work; those
+of CUB-200-2011 are its parts named left and right.
+"""
+
+from collections.abc import Mapping, Sequence
+
+Groups = Sequence[Sequence[int]]
+
+_WHEELED = ((10, 13, 20, 23), (11, 14, 21, 24), (12, 15, 22, 25), (16, 17, 26, 27), (18, 19, 28, 29))
+_LEGS = ((9, 10, 11, 12), (15, 16, 17, 18))
+
+SPAIR71K: Mapping[str, Groups] = {
+    "aeroplane": tuple((left, left + 1) for left in range(4, 21, 2)),
+    "bicycle": ((2, 3), (6, 7), (9, 10)),
+    "bird": ((1, 2), (10, 11), (12, 13), (14, 15)),
+    "boat": tuple((left, left + 1) for left in range(1, 12, 2)),
+    "bottle": tuple((left, left + 1) for left in range(0, 9, 2)),
+    "bus": ((0, 1), (2, 3, 5, 6), (4, 7), *_WHEELED),
+    "car": ((0, 1), (2, 3, 6, 7), (4, 8), (5, 9), *_WHEELED),
+    "cat": ((2, 3), _LEGS[0]),
+    "chair": ((0, 1), (2, 3), (4, 5, 6, 7), (8, 9), (10, 11), (12, 13)),
+    "cow": ((2, 3), *_LEGS, (19, 20)),
+    "dog": ((2, 3), _LEGS[0]),
+    "horse": ((2, 3), (10, 11, 12, 13), (16, 17, 18, 19)),
+    "motorbike": ((0, 1), (2, 3)),
+    "person": tuple((left, left + 1) for left in range(8, 19, 2)),
+    "pottedplant": ((0, 1, 2, 3), (4, 5), (6, 8)),
+    "sheep": ((2, 3), *_LEGS, (19, 20)),
+    "train": tuple((left, left + 1) for left in range(0, 17, 2)),
+    "tvmonitor": ((0, 2, 4, 6), (1, 3, 5, 7), (8, 10, 12, 14), (9, 11, 13, 15)),
+}
+
+AP10K: Mapping[str, Groups] = {"": ((5, 8), (6, 9, 12, 15), (7, 10, 13, 16), (11, 14))}
+
+CUB: Mapping[str, Groups] = {"": ((6, 10), (7, 11), (8, 12))}
