@@ -1,5 +1,7 @@
 """Slow matchers on diffusion models."""
 
+from teacher.dift import DiffusionFeatures
 from teacher.prompt_optimization import PromptOptimization
+from teacher.straightforward import Straightforward
 
-__all__ = ["PromptOptimization"]
+__all__ = ["DiffusionFeatures", "PromptOptimization", "Straightforward"]

@@ -111,6 +111,16 @@ class PromptOptimization:
         return self.scenes.pipeline
 
     @property
+    def size(self) -> int:
+        """Side of the images that it is best given, px."""
+        return self.pipeline.image_size
+
+    @property
+    def passes(self) -> int:
+        """How often a prompt has run through the UNet, for the source and for targets."""
+        return self.scenes.unet.passes
+
+    @property
     def n_parameters(self) -> int:
         """How many numbers the frozen model has, without its text side, which is not used."""
         parts = (self.pipeline.unet, self.pipeline.vae.encoder)

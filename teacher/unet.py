@@ -57,6 +57,7 @@ class PromptedUNet:
         share: bool = True,
     ) -> None:
         self.unet, self.layers, self.image_size = unet, layers, image_size
+        self.passes = 0  # prompts run so far
         self._tape: list[Recording] = []
         unet.set_attn_processor(AttnProcessor2_0())
         for layer in layers:
@@ -88,6 +89,7 @@ class PromptedUNet:
             One recording a layer, in the layers' order; differentiable with respect to the prompts.
         """
         self._tape.clear()
+        self.passes += len(prompts)
         with suppress(_LastLayerRead):
             self._run_prompted(prefix, crop_of, prompts.to(prefix.sample.dtype))
         return list(self._tape)
@@ -115,15 +117,21 @@ class PromptedUNet:
         unet = self.unet
         time = unet.time_embedding(unet.get_time_embed(latents, timestep))
         if unet.config.addition_embed_type == "text_time":
-            time = time + unet.get_aug_embed(time, latents, self._added_conditions(latents))
+            time = time + unet.get_aug_embed(time, latents, added_conditions(unet, latents, self.image_size))
         return time if unet.time_embed_act is None else unet.time_embed_act(time)
 
-    def _added_conditions(self, latents: Tensor) -> dict[str, Tensor]:
-        """SDXL's second conditioning: no caption (zeros), and a whole, uncropped picture of the model's own size."""
-        config = self.unet.config
-        sizes = latents.new_tensor([self.image_size] * 2 + [0, 0] + [self.image_size] * 2)
-        width = config.projection_class_embeddings_input_dim - len(sizes) * config.addition_time_embed_dim
-        return {"text_embeds": latents.new_zeros(len(latents), width), "time_ids": sizes.expand(len(latents), -1)}
+
+def added_conditions(unet: UNet2DConditionModel, latents: Tensor, image_size: int) -> dict[str, Tensor]:
+    """Returns SDXL's second conditioning for latents (C, ...); nothing for a UNet that has none.
+
+    No caption (zeros), and a whole, uncropped picture of ``image_size`` px.
+    """
+    config = unet.config
+    if config.addition_embed_type != "text_time":
+        return {}
+    sizes = latents.new_tensor([image_size] * 2 + [0, 0] + [image_size] * 2)
+    width = config.projection_class_embeddings_input_dim - len(sizes) * config.addition_time_embed_dim
+    return {"text_embeds": latents.new_zeros(len(latents), width), "time_ids": sizes.expand(len(latents), -1)}
 
 
 def _reads_prompt(block: torch.nn.Module) -> bool:
