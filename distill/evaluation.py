@@ -14,13 +14,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from distill.data.pairs import collate_pairs, to_original
 from distill.errors import DataError
-from distill.metrics.pck import ALPHAS, PCK, image_pck, pck_correct
+from distill.metrics.geometry_aware import GeometryAwarePCK, Groups
+from distill.metrics.pck import ALPHAS, PCK, category_mean, image_pck, pck_correct
 from distill.metrics.pck_dagger import PCKDagger
 from distill.progress import track
 from distill.protocols import Matcher, PairMatcher, match
 from distill.types import PairBatch
 
 Array = NDArray[np.float64]
+
+VARIATIONS = ("viewpoint", "scale", "truncation", "occlusion")
+"""SPair-71k's flags, in the order of :class:`PairBatch`'s ``variation``."""
 
 
 class Benchmark(Protocol):
@@ -66,9 +70,10 @@ def evaluate(
     device: str = "cpu",
     progress: bool = True,
 ) -> Evaluation:
-    """Runs ``matcher`` over all pairs and scores it in the original pixels of the target images.
+    """Runs ``matcher`` over all pairs and scores it by the benchmark's convention.
 
-    Pairs without a common point are left out and counted. The time is that of the matcher alone, by the wall clock.
+    That is in the original pixels of the target images, unless the benchmark says otherwise. Pairs without a common point
+    are left out and counted, and so are points without a truth. The time is that of the matcher alone, by the wall clock.
 
     Args:
         matcher: on ``device`` already.
@@ -82,13 +87,13 @@ def evaluate(
         DataError: when no pair has a point, or the matcher answers with NaN or infinity.
     """
     loader = DataLoader(cast(Dataset, benchmark), batch_size, collate_fn=collate_pairs)
-    pck, dagger = PCK(), PCKDagger()
-    per_category: dict[str, PCK] = defaultdict(PCK)
+    scores = _Scores(getattr(benchmark, "twins", {}))
     found: dict[str, list] = defaultdict(list)
     seconds, first = 0.0, 0
     for pairs in track(loader, f"evaluate {name}", enabled=progress):
         numbers, first = range(first, first + len(pairs.category)), first + len(pairs.category)
-        if not pairs.kps_mask.any():
+        known = pairs.kps_mask & torch.isfinite(pairs.trg_kps).all(-1)
+        if not known.any():
             continue
         start = time.perf_counter()
         with torch.no_grad():
@@ -98,31 +103,88 @@ def evaluate(
         if not torch.isfinite(points[pairs.kps_mask]).all():
             raise DataError(f"Expected finite points from {name} but got NaN or infinity; check its weights.")
         predicted, truth = to_original(points, pairs), to_original(pairs.trg_kps, pairs)
-        scored = (predicted, truth, pairs.kps_mask, pairs.pck_threshold)
-        pck.update(*scored)
-        dagger.update(*scored)
-        for category in set(pairs.category):
-            rows = torch.tensor([c == category for c in pairs.category])
-            per_category[category].update(*(value[rows] for value in scored))
-        _collect(found, numbers, *scored, confidence)
+        scores.add(pairs, predicted, truth, known)
+        _collect(found, numbers, predicted, truth, known, pairs.pck_threshold, confidence)
     if not found["pairs"]:
-        raise DataError(f"Expected pairs with common points in {benchmark.name} but found none; choose another split.")
-    skipped = len(cast(Sized, benchmark)) - len(found["pairs"])
+        raise DataError(
+            f"Expected pairs with common points in {benchmark.name} but found none; choose another split, or give points."
+        )
+    n_pairs = len(found["pairs"])
     report = {
         "matcher": name,
         "data": benchmark.name,
         "split": benchmark.split,
-        "n_pairs": len(found["pairs"]),
-        "n_pairs_without_points": skipped,
-        "n_points": int(pck.n_points),
-        "threshold": benchmark.threshold,
-        "pck": _rounded(pck.compute()),
-        "pck_dagger": _rounded(dagger.compute()),
-        "per_category": {c: _rounded(per_category[c].compute()["image"]) for c in sorted(per_category)},
+        **_convention(benchmark),
+        "n_pairs": n_pairs,
+        "n_pairs_without_points": len(cast(Sized, benchmark)) - n_pairs,
+        **scores.report(),
         "seconds": round(seconds, 3),
-        "latency_ms": round(1000 * seconds / len(found["pairs"]), 3),
+        "latency_ms": round(1000 * seconds / n_pairs, 3),
     }
     return Evaluation(report=report, image_pck=np.stack(found.pop("image_pck")), **found)
+
+
+def _convention(benchmark: Benchmark) -> dict[str, Any]:
+    """Returns what a figure has to be read with: how pairs are chosen and scored, and what was left out."""
+    fingerprint = getattr(benchmark, "fingerprint", None)
+    return {
+        "convention": getattr(benchmark, "convention", "canonical"),
+        "resize": getattr(benchmark, "resize", "squash"),
+        "threshold": benchmark.threshold,
+        "pairs_fingerprint": fingerprint() if callable(fingerprint) else None,
+        "skipped": dict(getattr(benchmark, "skipped", {})),
+    }
+
+
+class _Scores:
+    """All figures of one matcher on one benchmark."""
+
+    def __init__(self, twins: Groups) -> None:
+        self.twins = twins
+        self.all, self.dagger, self.geometry_aware = PCK(), PCKDagger(), GeometryAwarePCK(twins)
+        self.categories: dict[str, PCK] = defaultdict(PCK)
+        self.variations: dict[tuple[str, int], PCK] = defaultdict(PCK)
+
+    def add(self, pairs: PairBatch, predicted: Tensor, truth: Tensor, known: Tensor) -> None:
+        """Adds a batch; ``known`` (B, N) bool says which points count."""
+        scored = (predicted, truth, known, pairs.pck_threshold)
+        self.all.update(*scored)
+        self.dagger.update(*scored, to_original(pairs.trg_all_kps, pairs), pairs.trg_all_id >= 0)
+        if self.twins:
+            self.geometry_aware.update(*scored, pairs.kps_id, pairs.trg_all_id, pairs.category)
+        for category in set(pairs.category):
+            rows = torch.tensor([c == category for c in pairs.category])
+            self.categories[category].update(*(value[rows] for value in scored))
+        for flag, levels in zip(VARIATIONS, pairs.variation.unbind(1), strict=True):
+            for level in levels.unique().tolist():
+                self.variations[flag, level].update(*(value[levels == level] for value in scored))
+
+    def report(self) -> dict[str, Any]:
+        """Returns the figures by name."""
+        by_category = {name: self.categories[name].compute() for name in sorted(self.categories)}
+        averages = ("image", "point")
+        means = {a: category_mean({name: found[a] for name, found in by_category.items()}) for a in averages}
+        figures: dict[str, Any] = {
+            "n_points": int(self.all.n_points),
+            "pck": _rounded(self.all.compute()),
+            "pck_category_mean": _rounded(means),
+            "pck_dagger": _rounded(self.dagger.compute()),
+            "per_category": {name: _rounded(found["image"]) for name, found in by_category.items()},
+        }
+        if self.twins:
+            subset = self.geometry_aware
+            counts = {"n_points": int(subset.n_points), "n_pairs": int(subset.n_pairs)}
+            figures["geometry_aware"] = counts | _rounded(subset.compute())
+        if any(level for _, level in self.variations):
+            figures["per_variation"] = {
+                flag: {
+                    str(level): {"n_pairs": int(metric.n_pairs)} | _rounded(metric.compute())
+                    for (name, level), metric in sorted(self.variations.items())
+                    if name == flag
+                }
+                for flag in VARIATIONS
+            }
+        return figures
 
 
 def to_device(pairs: PairBatch, device: str | torch.device) -> PairBatch:

@@ -10,9 +10,8 @@ import torch
 from PIL import Image
 
 from distill.comparison import HEADLINE, Comparison
-from distill.data.pairs import to_original
+from distill.data.pairs import from_original, to_original
 from distill.evaluation import Benchmark
-from distill.geometry import resize_points
 from distill.metrics.pck import ALPHAS, alpha_key
 from distill.pictures import match_panel
 
@@ -103,8 +102,9 @@ def heading(comparison: Comparison) -> str:
 def convention(comparison: Comparison) -> str:
     """Returns how the figures are to be read."""
     report = _first(comparison)
+    frame = "in original target pixels" if report["convention"] == "canonical" else "by the convention of the paper"
     return (
-        f"{report['n_pairs']} pairs, {report['n_points']} points; PCK in percent, in original target pixels, distance <= "
+        f"{report['n_pairs']} pairs, {report['n_points']} points; PCK in percent, {frame}, distance <= "
         f"alpha x threshold ({report['threshold']}), mean over pairs (image) and over points (point)."
     )
 
@@ -129,11 +129,9 @@ def pair_panel(comparison: Comparison, benchmark: Benchmark, place: int) -> Imag
     """Draws the evaluated pair number ``place``: source, each matcher's answer, truth."""
     first = next(iter(comparison.evaluations.values()))
     pairs = benchmark[first.pairs[place]]
-    height, width = pairs.trg_img.shape[-2:]
-    original = tuple(pairs.trg_size[0].tolist())
 
     def resized(points: np.ndarray) -> np.ndarray:
-        return resize_points(torch.as_tensor(points), original, (height, width)).numpy()
+        return from_original(torch.as_tensor(points)[None], pairs)[0].numpy()
 
     answers = {name: resized(e.predictions[place]) for name, e in comparison.evaluations.items() if name not in HIDDEN}
     truth = to_original(pairs.trg_kps, pairs)[0, pairs.kps_mask[0]].numpy()

@@ -5,7 +5,8 @@ the field differ by how they are averaged: per image (the mean over pairs of eac
 point (the share of right points among all). Both are reported; they are not comparable with each other.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -50,8 +51,19 @@ def image_pck(correct: Tensor, kps_mask: Tensor) -> Tensor:
     )
 
 
+def category_mean(per_category: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Returns the mean over categories of PCK by alpha; a category without points (NaN) does not count.
+
+    Args:
+        per_category: by category PCK by alpha.
+    """
+    counted = [figures for figures in per_category.values() if not any(map(math.isnan, figures.values()))]
+    keys = next(iter(per_category.values()), {})
+    return {key: sum(f[key] for f in counted) / len(counted) if counted else math.nan for key in keys}
+
+
 class PCK(Metric):
-    """Accumulates PCK over batches and processes; pairs without points do not count.
+    """Accumulates PCK over batches and processes; pairs without points, and points without a truth, do not count.
 
     Args:
         alphas: fractions of the tolerance base.
@@ -74,6 +86,7 @@ class PCK(Metric):
 
     def update(self, predicted: Tensor, truth: Tensor, kps_mask: Tensor, pck_threshold: Tensor) -> None:
         """Adds a batch; arguments as for :func:`pck_correct` and :func:`image_pck`."""
+        kps_mask = kps_mask & torch.isfinite(truth).all(-1)
         correct = pck_correct(predicted, truth, pck_threshold, self.alphas)
         self.image_sum += image_pck(correct, kps_mask).nansum(0)
         self.point_sum += (correct & kps_mask[..., None]).sum((0, 1))
@@ -89,3 +102,53 @@ class PCK(Metric):
             "image": dict(zip(keys, per_image.tolist(), strict=True)),
             "point": dict(zip(keys, per_point.tolist(), strict=True)),
         }
+
+
+class CategoryPCK(Metric):
+    """Accumulates PCK of each category over batches and processes, and averages over the categories.
+
+    Args:
+        categories: their names, the same in every process.
+        alphas: fractions of the tolerance base.
+    """
+
+    full_state_update = False
+    image_sum: Tensor
+    point_sum: Tensor
+    n_pairs: Tensor
+    n_points: Tensor
+
+    def __init__(self, categories: Sequence[str], alphas: Sequence[float] = ALPHAS) -> None:
+        super().__init__()
+        self.categories, self.alphas = tuple(categories), tuple(alphas)
+        zeros = torch.zeros(len(self.categories), len(self.alphas), dtype=torch.float64)
+        counts = torch.zeros(len(self.categories), dtype=torch.int64)
+        self.add_state("image_sum", zeros.clone(), dist_reduce_fx="sum")
+        self.add_state("point_sum", zeros.clone(), dist_reduce_fx="sum")
+        self.add_state("n_pairs", counts.clone(), dist_reduce_fx="sum")
+        self.add_state("n_points", counts.clone(), dist_reduce_fx="sum")
+
+    def update(
+        self, predicted: Tensor, truth: Tensor, kps_mask: Tensor, pck_threshold: Tensor, category: Sequence[str]
+    ) -> None:
+        """Adds a batch; arguments as for :meth:`PCK.update`, and the B names of the categories."""
+        kps_mask = kps_mask & torch.isfinite(truth).all(-1)
+        correct = pck_correct(predicted, truth, pck_threshold, self.alphas)
+        rows = torch.tensor([self.categories.index(name) for name in category], device=kps_mask.device)
+        self.image_sum.index_add_(0, rows, image_pck(correct, kps_mask).nan_to_num(0.0))
+        self.point_sum.index_add_(0, rows, (correct & kps_mask[..., None]).sum(1).double())
+        self.n_pairs.index_add_(0, rows, kps_mask.any(1).long())
+        self.n_points.index_add_(0, rows, kps_mask.sum(1))
+
+    def compute(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Returns PCK in percent by average ("image", "point"), category, and alpha; NaN where nothing was added."""
+        keys = [alpha_key(alpha) for alpha in self.alphas]
+        found = {}
+        for average, sums, counts in (
+            ("image", self.image_sum, self.n_pairs),
+            ("point", self.point_sum, self.n_points),
+        ):
+            shares = 100 * sums / counts.double().where(counts > 0, torch.nan)[:, None]
+            rows = (dict(zip(keys, row, strict=True)) for row in shares.tolist())
+            found[average] = dict(zip(self.categories, rows, strict=True))
+        return found

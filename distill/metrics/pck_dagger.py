@@ -32,7 +32,13 @@ class Outcomes(NamedTuple):
 
 
 def pck_dagger_outcomes(
-    predicted: Tensor, truth: Tensor, kps_mask: Tensor, pck_threshold: Tensor, alpha: float
+    predicted: Tensor,
+    truth: Tensor,
+    kps_mask: Tensor,
+    pck_threshold: Tensor,
+    alpha: float,
+    others: Tensor | None = None,
+    others_mask: Tensor | None = None,
 ) -> Outcomes:
     """Sorts predictions by what became of them.
 
@@ -42,11 +48,16 @@ def pck_dagger_outcomes(
         kps_mask: (B, N) bool, which points count.
         pck_threshold: (B,) tolerance base, px.
         alpha: fraction of it.
+        others: (B, M, 2) further annotated keypoints of the target, such as those that the source does not show.
+        others_mask: (B, M) bool, which of them exist.
     """
-    distance = torch.cdist(predicted.double(), truth.double(), compute_mode="donot_use_mm_for_euclid_dist")
-    distance = distance.masked_fill(~kps_mask[:, None], torch.inf)
-    own = distance.diagonal(dim1=1, dim2=2)
-    nearest_is_own = own <= distance.amin(-1)
+    candidates, exist = truth.double(), kps_mask
+    if others is not None and others_mask is not None:
+        candidates, exist = torch.cat([candidates, others.double()], 1), torch.cat([kps_mask, others_mask], 1)
+    own = (predicted.double() - truth.double()).norm(dim=-1)
+    distance = torch.cdist(predicted.double(), candidates, compute_mode="donot_use_mm_for_euclid_dist")
+    distance = distance.masked_fill(~exist[:, None], torch.inf)
+    nearest_is_own = own <= distance.amin(-1) + 1e-9
     close = (distance <= alpha * pck_threshold.double()[:, None, None] * (1 + 1e-9) + 1e-9).any(-1)
     within = pck_correct(predicted, truth, pck_threshold, [alpha])[..., 0]
     right = within & nearest_is_own
@@ -75,9 +86,17 @@ class PCKDagger(Metric):
         self.add_state("counts", torch.zeros(4, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("n_points", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, predicted: Tensor, truth: Tensor, kps_mask: Tensor, pck_threshold: Tensor) -> None:
+    def update(
+        self,
+        predicted: Tensor,
+        truth: Tensor,
+        kps_mask: Tensor,
+        pck_threshold: Tensor,
+        others: Tensor | None = None,
+        others_mask: Tensor | None = None,
+    ) -> None:
         """Adds a batch; arguments as for :func:`pck_dagger_outcomes`."""
-        outcomes = pck_dagger_outcomes(predicted, truth, kps_mask, pck_threshold, self.alpha)
+        outcomes = pck_dagger_outcomes(predicted, truth, kps_mask, pck_threshold, self.alpha, others, others_mask)
         self.counts += torch.stack([outcome.sum() for outcome in outcomes])
         self.n_points += kps_mask.sum()
 
