@@ -83,12 +83,12 @@ def load_pipeline(
     folder = locate_folder(model)
     check_folder(folder)
     vae_config, unet_config = (json.loads((folder / part / "config.json").read_text()) for part in ("vae", "unet"))
+    _check_conditioning(unet_config, folder)
     autoencoder = _autoencoder_class(vae_config, folder)
     image_size = _image_size(image_size, unet_config, vae_config)
     prompt_length = prompt_length or _tokenizer_length(folder)
     vae = _load_part(autoencoder, folder, "vae", dtype)
     unet = _load_part(UNet2DConditionModel, folder, "unet", dtype)
-    _check_conditioning(unet, folder)
     scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
     width = unet.config.cross_attention_dim
     width = width if isinstance(width, int) else max(width)
@@ -182,21 +182,28 @@ def _autoencoder_class(config: dict, folder: Path) -> type:
     return _AUTOENCODERS[name]
 
 
-def _check_conditioning(unet: UNet2DConditionModel, folder: Path) -> None:
+def _check_conditioning(unet: dict, folder: Path) -> None:
     wanted = {
-        name: unet.config.get(name)
+        name: unet.get(name)
         for name, known in (
             ("class_embed_type", (None,)),
             ("encoder_hid_dim_type", (None,)),
             ("time_cond_proj_dim", (None,)),
             ("addition_embed_type", (None, "text_time")),
         )
-        if unet.config.get(name) not in known
+        if unet.get(name) not in known
     }
     if wanted:
         raise WeightsError(
             f"Expected a UNet that is conditioned on a prompt and a timestep in {folder / 'unet'} but it also wants "
             f"{wanted}; choose a text-to-image pipeline of the Stable Diffusion family."
+        )
+    sizes = ("addition_time_embed_dim", "projection_class_embeddings_input_dim")
+    unsaid = [name for name in sizes if unet.get("addition_embed_type") == "text_time" and not unet.get(name)]
+    if unsaid:
+        raise WeightsError(
+            f"Expected the second conditioning of SDXL to be described in {folder / 'unet' / 'config.json'} but "
+            f"{' and '.join(unsaid)} are missing; copy the folder again."
         )
 
 

@@ -101,7 +101,7 @@ class Plain:
             free = prompt.clone().requires_grad_()
             loss = self.loss(self.maps(image, box, noise, self.settings["timestep"], free), point, box, side)
             (gradient,) = torch.autograd.grad(loss, free)
-    X
+            first = first or (float(loss.detach()), gradient)
             mean = 0.9 * mean + 0.1 * gradient
             square = 0.999 * square + 0.001 * gradient**2
             prompt = prompt - lr * (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)

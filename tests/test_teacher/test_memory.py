@@ -1,0 +1,67 @@
+import pytest
+import torch
+
+from teacher import PromptOptimization
+from teacher.memory import Chunks
+
+QUICK = {"steps": 2, "embeddings": 2, "crop_pool": 5, "crops": 2, "layers": ["up@1/4"], "prompt_length": 7}
+
+
+def test_a_chunk_is_halved_until_it_fits_and_all_rows_are_done_once():
+    done = []
+
+    def work(rows: slice) -> list[int]:
+        if rows.stop - rows.start > 3:
+            raise torch.OutOfMemoryError("too many")
+        done.extend(range(rows.start, rows.stop))
+        return list(range(rows.start, rows.stop))
+
+    chunks = Chunks(16)
+    assert sum(chunks.run(work, 10), []) == list(range(10)) == done
+    assert chunks.size == 2  # 10, 5, 2
+
+
+def test_what_was_found_to_fit_is_kept():
+    sizes = []
+
+    def work(rows: slice) -> None:
+        sizes.append(rows.stop - rows.start)
+        if sizes[-1] > 4:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    chunks = Chunks(8)
+    chunks.run(work, 8)
+    chunks.run(work, 8)
+    assert sizes == [8, 4, 4, 4, 4]
+
+
+def test_a_single_row_that_does_not_fit_is_an_error_and_so_is_any_other():
+    def full(rows: slice) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    def broken(rows: slice) -> None:
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        Chunks(4).run(full, 4)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        Chunks(4).run(broken, 4)
+
+
+def test_the_teacher_answers_the_same_when_memory_runs_out_on_the_way(sd1_folder, make_pairs, monkeypatch):
+    pair = make_pairs(3, size=64)
+    expected = PromptOptimization(str(sd1_folder), device="cpu", **QUICK).match_pairs(pair)
+    teacher = PromptOptimization(str(sd1_folder), device="cpu", **QUICK)
+    record = teacher.scenes.unet.record
+    refused = []
+
+    def small(prefix, crop_of, prompts):
+        if len(prompts) > 2:
+            refused.append(len(prompts))
+            raise torch.OutOfMemoryError("full")
+        return record(prefix, crop_of, prompts)
+
+    monkeypatch.setattr(teacher.scenes.unet, "record", small)
+    answer = teacher.match_pairs(pair)
+    assert refused == [6, 3] and teacher.chunks.size == 1
+    torch.testing.assert_close(answer.heatmap, expected.heatmap, atol=1e-4, rtol=1e-3)
