@@ -16,9 +16,10 @@ import torch
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import distributed, nn
 
 from distill.commands.compare import print_table, write_reports
+from distill.commands.launch import check_command_line, is_first_process, is_many
 from distill.comparison import Comparison, compare
 from distill.config import instantiate
 from distill.data.datamodule import PairDataModule
@@ -33,6 +34,7 @@ from distill.run import RunFolder
 from distill.student_file import save_student
 from distill.training.log import JsonLines
 from distill.training.module import Distillation
+from distill.training.seeding import BatchSeed
 
 MONITOR = "val/pck_teacher@0.10"
 
@@ -40,17 +42,22 @@ MONITOR = "val/pck_teacher@0.10"
 def run(cfg: DictConfig) -> Comparison | None:
     """Trains, saves, exports and compares; returns the comparison, if test pairs were asked for."""
     seed_everything(cfg.seed, workers=True, verbose=False)
+    if is_many(cfg):
+        check_command_line()
     device = choose_device(cfg.device)
     train, val = (pairs_of(cfg.data, split, cfg[split].n_pairs) for split in ("train", "val"))
     student: nn.Module = instantiate(cfg.student)
     test = pairs_of(cfg.data, "test", cfg.test.n_pairs) if cfg.test.n_pairs else None
     baseline = instantiate(cfg.baseline)
     teacher = Cached(cfg.labels.dir, instantiate(cfg.teacher), offers=list(cfg.labels.offers))
-    folder = RunFolder.create(cfg, resume=cfg.run.resume)
+    first = is_first_process()
+    folder = RunFolder.create(cfg, resume=cfg.run.resume) if first else RunFolder(cfg.run.dir)
     for pairs in filter(None, (train, val, test)):
-        label(teacher, pairs, device)
+        label(teacher, pairs, device, progress=first)
     module = _distillation(cfg, student, teacher)
     _train(cfg, folder, module, PairDataModule(train, val, cfg.batch_size, cfg.num_workers, cfg.seed))  # type: ignore[arg-type]
+    if not first:
+        return None
     student = module.student.cpu().eval()
     config = {**OmegaConf.to_container(cfg.student, resolve=True), "size": cfg.data.size}  # type: ignore[dict-item]
     save_student(student, config, folder / "student.safetensors")
@@ -82,9 +89,11 @@ def _distillation(cfg: DictConfig, student: nn.Module, teacher: Cached) -> Disti
 
 
 def _train(cfg: DictConfig, folder: RunFolder, module: Distillation, data: PairDataModule) -> None:
-    """Trains, and leaves the best student in ``module``."""
-    checkpoint = ModelCheckpoint(folder.path / "checkpoints", "best", monitor=MONITOR, mode="max", save_last=True)
-    callbacks: list[Callback] = [checkpoint, RichProgressBar(leave=False)]
+    """Trains, and leaves the best student in ``module``; where several processes train, they end here."""
+    where = {"dirpath": folder.path / "checkpoints", "enable_version_counter": False}
+    checkpoint = ModelCheckpoint(**where, filename="best", monitor=MONITOR, mode="max")
+    resumable = ModelCheckpoint(**where, filename="last", every_n_epochs=1, save_on_train_epoch_end=True)
+    callbacks: list[Callback] = [BatchSeed(cfg.seed), checkpoint, resumable, RichProgressBar(leave=False)]
     trainer: Trainer = instantiate(
         cfg.trainer, logger=JsonLines(folder.path), callbacks=callbacks, default_root_dir=str(folder.path)
     )
@@ -93,6 +102,9 @@ def _train(cfg: DictConfig, folder: RunFolder, module: Distillation, data: PairD
     trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
+    if distributed.is_initialized():
+        trainer.strategy.barrier()
+        distributed.destroy_process_group()  # what follows is the first process's business alone
     best = Path(checkpoint.best_model_path)
     if not best.is_file():
         raise DataError("Expected a validation during training but there was none; raise trainer.max_epochs.")

@@ -1,9 +1,11 @@
 """Image pairs as Lightning wants them."""
 
-import torch
-from lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
+from typing import Any
 
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from distill.data.order import WholeBatches
 from distill.data.pairs import collate_pairs
 from distill.errors import ConfigError
 from distill.types import PairBatch
@@ -11,6 +13,9 @@ from distill.types import PairBatch
 
 class PairDataModule(LightningDataModule):
     """Batches of training pairs in an order that the seed decides, and of validation pairs in their own order.
+
+    The order of an epoch depends on the seed and the epoch alone, so that a resumed training goes on as it would have.
+    Several processes share the pairs: training pairs evenly, validation batches as one process would make them.
 
     Args:
         train: training pairs.
@@ -34,19 +39,23 @@ class PairDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[PairBatch]:
         """Shuffled."""
-        order = torch.Generator().manual_seed(self.seed)
-        return self._loader(self.train, shuffle=True, generator=order)
+        world_size, rank = self._place()
+        return self._loader(self.train, DistributedSampler(self.train, world_size, rank, seed=self.seed))
 
     def val_dataloader(self) -> DataLoader[PairBatch]:
         """In the data set's order."""
-        return self._loader(self.val)
+        return self._loader(self.val, WholeBatches(self.val, self.batch_size, *self._place()))
 
-    def _loader(self, pairs: Dataset[PairBatch], **options) -> DataLoader[PairBatch]:
+    def _place(self) -> tuple[int, int]:
+        """Returns how many processes there are and which of them this is."""
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
+
+    def _loader(self, pairs: Dataset[PairBatch], order: DistributedSampler[Any]) -> DataLoader[PairBatch]:
         return DataLoader(
             pairs,
             self.batch_size,
+            sampler=order,
             collate_fn=collate_pairs,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            **options,
         )

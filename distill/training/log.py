@@ -1,6 +1,7 @@
 """Training's figures as lines of JSON."""
 
 import json
+import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from lightning.pytorch.utilities import rank_zero_only
 class JsonLines(Logger):
     """Appends one line per logged step to a file: the step and what was logged.
 
+    A training that was killed and resumed logs some steps again; what the file says of them is removed first.
+
     Args:
         folder: of the file.
         file: its name.
@@ -20,6 +23,7 @@ class JsonLines(Logger):
     def __init__(self, folder: Path, file: str = "metrics.jsonl") -> None:
         super().__init__()
         self.path = folder / file
+        self._begun = False
 
     @property
     def name(self) -> str:
@@ -34,9 +38,22 @@ class JsonLines(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Appends a line."""
+        if not self._begun:
+            self._forget(step or 0)
+            self._begun = True
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Does nothing: the run's folder holds its configuration."""
+
+    def _forget(self, step: int) -> None:
+        """Removes what an earlier process logged of ``step`` and later, and a line that it could not finish."""
+        if not self.path.exists():
+            return
+        whole = [line for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1:] == "\n"]
+        kept = [line for line in whole if (json.loads(line)["step"] or 0) < step]
+        unfinished = self.path.with_name(f".{self.path.name}.unfinished")
+        unfinished.write_text("".join(kept), encoding="utf-8")
+        os.replace(unfinished, self.path)

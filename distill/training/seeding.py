@@ -1,0 +1,25 @@
+"""Randomness that a resumed training finds again."""
+
+from typing import Any
+
+import numpy as np
+from lightning import Callback, LightningModule, Trainer, seed_everything
+
+
+class BatchSeed(Callback):
+    """Seeds all generators anew before every batch, from the seed, the epoch, the batch and the process.
+
+    What is random in a step then depends on nothing that happened before it, so that a training that was killed and
+    goes on from a checkpoint draws what it would have drawn.
+
+    Args:
+        seed: of the training.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Seeds Python's, NumPy's and torch's generators."""
+        place = [self.seed, trainer.current_epoch, batch_idx, trainer.global_rank]
+        seed_everything(int(np.random.SeedSequence(place).generate_state(1)[0]), verbose=False)
