@@ -22,12 +22,12 @@ VERBS = {
     "match": "two image files and points in, matches out",
     "pretrain": "train the small Stable Diffusion that the default teacher uses",
     "bench": "speed and memory of teacher and student, side by side",
-    "data": "describe a data set and draw a contact sheet",
+    "data": "check, download or describe a data set",
     "doctor": "versions, devices, weights and data sets, with fixes",
 }
 
-ACTIONS = {"label": ("status", "verify", "repair", "merge", "export")}
-"""Words that may follow a verb, and are then its ``<verb>.action``."""
+ACTIONS = {"label": ("status", "verify", "repair", "merge", "export"), "data": ("describe", "check", "download")}
+"""Words that may follow a verb, and are then its ``<verb>.action``, or its ``action`` where that is a group."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,7 +73,7 @@ def _with_action(verb: str, arguments: list[str]) -> list[str]:
     word, *rest = arguments
     if word not in ACTIONS[verb]:
         raise ConfigError(f"Expected a word that {verb} knows but got {word!r}; {nearest(word, ACTIONS[verb])}.")
-    return [f"{verb}.action={word}", *rest]
+    return [f"action={word}" if verb == "data" else f"{verb}.action={word}", *rest]
 
 
 def _split(arguments: list[str]) -> tuple[str | None, list[str], bool]:

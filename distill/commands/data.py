@@ -1,12 +1,17 @@
-"""Describe a data set, and draw a contact sheet of it with its keypoints.
+"""Describe, check or download a data set.
+
+describe counts, draws a contact sheet with the keypoints and writes the list of pairs; check reads every file and names
+what is missing or broken; download fetches a benchmark from its official address into data.root.
 
 Examples:
   python -m distill data
   python -m distill data data=shapes data.difficulty=hard run.dir=runs/hard
-  python -m distill data data=cub data.root=CUB_200_2011 run.dir=runs/cub
+  python -m distill data check data=cub data.root=CUB_200_2011
+  python -m distill data download data=pf_willow data.root=PF-WILLOW
 """
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,14 +19,26 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from distill.config import instantiate
+from distill.data.download import RECIPES, download
+from distill.data.pair_list import pair_list
+from distill.data.photograph_pairs import PhotographPairs
+from distill.errors import ConfigError, DataError, nearest
 from distill.evaluation import Benchmark
 from distill.pictures import contact_sheet
-from distill.progress import track
+from distill.progress import bar, track
 from distill.run import RunFolder
 
 
 def run(cfg: DictConfig) -> dict:
-    """Prints and writes counts, draws the sheet, and returns the counts."""
+    """Does what ``action`` says, prints what it found, and returns it."""
+    actions = {"describe": describe, "check": check, "download": fetch}
+    if cfg.action not in actions:
+        raise ConfigError(f"Expected an action of data but got {cfg.action!r}; {nearest(cfg.action, actions)}.")
+    return actions[cfg.action](cfg)
+
+
+def describe(cfg: DictConfig) -> dict:
+    """Prints and writes counts, draws the sheet, writes the list of pairs, and returns the counts."""
     benchmark: Benchmark = instantiate(cfg.data)
     folder = RunFolder.create(cfg)
     categories: Counter[str] = Counter()
@@ -48,9 +65,62 @@ def run(cfg: DictConfig) -> dict:
         "pairs_without_points": points.count(0),
         "pairs_per_category": dict(sorted(categories.items())),
     }
+    if isinstance(benchmark, PhotographPairs):
+        description |= {"pairs_fingerprint": benchmark.fingerprint(), "skipped": benchmark.skipped}
+        folder.write_text("pairs.csv", pair_list(benchmark.pairs))
     folder.write_json("description.json", description)
     contact_sheet(images, keypoints).save(folder / "contact_sheet.png")
     for key, value in description.items():
         print(f"{key}: {value}")
     print(folder / "contact_sheet.png")
     return description
+
+
+def check(cfg: DictConfig) -> dict:
+    """Reads every pair and photograph of a split, and prints what is wrong, file by file.
+
+    Raises:
+        DataError: when something is.
+    """
+    settings = dict(cfg.data)
+    if "root" in settings:  # all pairs of the files, and all that is wrong with them rather than the first
+        settings |= {"n_pairs": None, "bad": "skip"}
+    benchmark: Benchmark = instantiate(settings)
+    problems, photographs = {}, 0
+    if isinstance(benchmark, PhotographPairs):
+        problems = benchmark.skipped | benchmark.problems()
+        photographs = sum(1 for _ in benchmark.notes())
+    messages = list(dict.fromkeys(problems.values()))
+    print(
+        f"{benchmark.name} {benchmark.split}: {len(benchmark)} pairs and {photographs} photographs are in order, "
+        f"{len(messages)} problems"
+    )
+    for message in messages:
+        print(f"problem: {message}")
+    if messages:
+        raise DataError(
+            f"Expected nothing wrong with {benchmark.name} but found {len(messages)} problems; mend them, or leave their "
+            "pairs out with data.bad=skip."
+        )
+    return {"pairs": len(benchmark), "photographs": photographs, "problems": messages}
+
+
+def fetch(cfg: DictConfig) -> dict:
+    """Downloads what has an address, and prints what has to be done by hand."""
+    name = cfg.data["_target_"].split(".")[2]
+    recipe = RECIPES.get(name)
+    if recipe is None:
+        raise ConfigError(f"Expected a benchmark with a known address but got {name}; {nearest(name, RECIPES)}.")
+    files = []
+    for source in recipe.sources:
+        with bar(" bytes") as shown:
+            task = shown.add_task(source.filename, total=None, note="")
+            place = download(
+                source,
+                Path(cfg.data.root),
+                lambda done, total, t=task, s=shown: s.update(t, completed=done, total=total),
+            )
+        files.append(str(place))
+        print(f"{source.url} -> {place}")
+    print(f"by hand: {recipe.manual}")
+    return {"files": files, "manual": recipe.manual}

@@ -1,0 +1,199 @@
+"""Fetching benchmarks from their official addresses: resumed, verified, and unpacked safely."""
+
+import hashlib
+import os
+import tarfile
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from distill.errors import DataError
+
+CHUNK = 1 << 20
+TIMEOUT = 60  # seconds without a byte
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file of a benchmark.
+
+    Attributes:
+        url: its official address.
+        md5: of the file, where it is published.
+        into: sub-folder that it belongs in.
+    """
+
+    url: str
+    md5: str | None = None
+    into: str = "."
+
+    @property
+    def filename(self) -> str:
+        """The file's name."""
+        return PurePosixPath(self.url.partition("?")[0]).name
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one comes by a benchmark.
+
+    Attributes:
+        sources: what can be fetched.
+        manual: what a person has to do, or has to know.
+    """
+
+    sources: Sequence[Source]
+    manual: str
+
+
+_WILLOW = "https://www.di.ens.fr/willow/research"
+_LISTS = f"{_WILLOW}/cnngeometric/other_resources"
+
+RECIPES: Mapping[str, Recipe] = {
+    "spair71k": Recipe(
+        [Source("https://cvlab.postech.ac.kr/research/SPair-71k/data/SPair-71k.tar.gz")],
+        "https://cvlab.postech.ac.kr/research/SPair-71k/; afterwards data.root is the folder SPair-71k.",
+    ),
+    "pf_pascal": Recipe(
+        [
+            Source(f"{_WILLOW}/proposalflow/dataset/PF-dataset-PASCAL.zip"),
+            Source(f"{_LISTS}/test_pairs_pf_pascal.csv", into="PF-dataset-PASCAL"),
+            Source(f"{_LISTS}/val_pairs_pf_pascal.csv", into="PF-dataset-PASCAL"),
+        ],
+        "the list of training pairs, train_pairs_pf_pascal.csv, has no stable address: SCNet's authors keep it, "
+        "https://github.com/k-han/SCNet; put it beside the others.",
+    ),
+    "pf_willow": Recipe(
+        [
+            Source(f"{_WILLOW}/proposalflow/dataset/PF-dataset.zip"),
+            Source(f"{_LISTS}/test_pairs_pf.csv", into="PF-dataset"),
+        ],
+        "https://www.di.ens.fr/willow/research/proposalflow/; without test_pairs_pf.csv the 900 pairs are made.",
+    ),
+    "cub": Recipe(
+        [
+            Source(
+                "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz?download=1",
+                md5="97eceeb196236b17998738112f37df78",
+            )
+        ],
+        "https://www.vision.caltech.edu/datasets/cub_200_2011/; afterwards data.root is the folder CUB_200_2011.",
+    ),
+    "ap10k": Recipe(
+        [],
+        "AP-10K has no stable address: take the images from https://github.com/AlexTheBad/AP-10K, and make JPEGImages, "
+        "ImageAnnotation and PairAnnotation of them with prepare_ap10k.ipynb of https://github.com/Junyi42/GeoAware-SC.",
+    ),
+    "folder": Recipe([], "photographs of your own need no download: one sub-folder for each category."),
+    "shapes": Recipe([], "shapes is drawn by the program and needs no download."),
+}
+
+
+def download(source: Source, folder: Path, progress: Callable[[int, int | None], None] | None = None) -> Path:
+    """Fetches a file, going on where an earlier try ended, and unpacks it if it is an archive.
+
+    The file appears whole or not at all; until then it is named ``.part``. An archive is removed after it was unpacked.
+
+    Args:
+        source: what to fetch.
+        folder: where to.
+        progress: called with the bytes that are there and, if known, how many there will be.
+
+    Returns:
+        The file, or the folder that it was unpacked in.
+
+    Raises:
+        DataError: when the server does not answer or breaks off, the checksum differs, the file cannot be written, or
+            the archive is damaged or wants to write outside of the folder.
+    """
+    place = folder / source.into
+    file = place / source.filename
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            part = file.with_name(f"{file.name}.part")
+            _fetch(source.url, part, progress)
+            _verify(part, source)
+            os.replace(part, file)
+    except (OSError, urllib.error.URLError) as error:
+        raise DataError(
+            f"Expected to download {source.url} but got: {error}; run the command again, it goes on where it stopped."
+        ) from error
+    if file.suffix in (".zip", ".tgz") or file.name.endswith(".tar.gz"):
+        extract(file, place)
+        file.unlink()
+        return place
+    return file
+
+
+def extract(archive: Path, folder: Path) -> None:
+    """Unpacks a ZIP or TAR archive; looks at all members before it writes the first.
+
+    Raises:
+        DataError: when the archive is damaged, or a member is a link or device, or lies outside of the folder.
+    """
+    try:
+        if archive.suffix == ".zip":
+            with zipfile.ZipFile(archive) as zipped:
+                links = [i.filename for i in zipped.infolist() if (i.external_attr >> 28) == 0o12]
+                _refuse(archive, zipped.namelist(), links)
+                zipped.extractall(folder)
+        else:
+            with tarfile.open(archive) as tarred:
+                members = tarred.getmembers()
+                special = [m.name for m in members if not (m.isfile() or m.isdir())]
+                _refuse(archive, [m.name for m in members], special)
+                tarred.extractall(folder, members, filter="data")
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
+        raise DataError(
+            f"Expected an archive in {archive} but it is damaged ({error}); remove it and download again."
+        ) from error
+
+
+def _refuse(archive: Path, names: Sequence[str], special: Sequence[str]) -> None:
+    outside = [n for n in names if ".." in PurePosixPath(n.replace("\\", "/")).parts or n.startswith(("/", "\\"))]
+    outside += [name for name in names if name[1:2] == ":"]
+    for found, what in ((outside, "lies outside of the folder"), (special, "is a link or a device")):
+        if found:
+            raise DataError(
+                f"Expected files and folders in {archive} but {found[0]} {what}; nothing was unpacked, do not trust it."
+            )
+
+
+def _fetch(url: str, part: Path, progress: Callable[[int, int | None], None] | None) -> None:
+    done = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+    try:
+        answer = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and done:  # nothing is left to fetch
+            return
+        raise
+    with answer, part.open("ab" if answer.status == 206 else "wb") as file:
+        done = done if answer.status == 206 else 0
+        length = answer.headers.get("Content-Length")
+        total = done + int(length) if length is not None else None
+        while chunk := answer.read(CHUNK):
+            file.write(chunk)
+            done += len(chunk)
+            if progress is not None:
+                progress(done, total)
+    if total is not None and done < total:
+        raise OSError(f"the server broke off after {done} of {total} bytes")
+
+
+def _verify(part: Path, source: Source) -> None:
+    if source.md5 is None:
+        return
+    digest = hashlib.md5(usedforsecurity=False)
+    with part.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    if digest.hexdigest() != source.md5:
+        part.unlink()
+        raise DataError(
+            f"Expected {source.filename} with MD5 {source.md5} but got {digest.hexdigest()}; it was removed, download again."
+        )
