@@ -91,12 +91,18 @@ class Index:
 
 
 def label_files(folder: Path) -> dict[Path, int]:
-    """Returns the sizes in bytes of the files of labels in ``folder``, by path in alphabetical order."""
+    """Returns the sizes in bytes of the files of labels in ``folder``, by path in alphabetical order.
+
+    Raises:
+        LabelError: when ``folder`` is no folder or cannot be read.
+    """
     try:
         with os.scandir(folder) as entries:
             found = {entry.path: entry.stat().st_size for entry in entries if entry.name.endswith(SUFFIX)}
     except FileNotFoundError:
         return {}
+    except OSError as error:
+        raise LabelError(f"Expected a folder of labels at {folder} but got: {error}; set labels.dir.") from error
     return {Path(path): found[path] for path in sorted(found)}
 
 
