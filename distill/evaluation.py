@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from distill.data.pairs import collate_pairs, to_original
 from distill.errors import DataError
+from distill.metrics.confidence import auroc, kept_pck
 from distill.metrics.geometry_aware import GeometryAwarePCK, Groups
 from distill.metrics.pck import ALPHAS, PCK, category_mean, image_pck, pck_correct
 from distill.metrics.pck_dagger import PCKDagger
@@ -118,6 +119,7 @@ def evaluate(
         "n_pairs": n_pairs,
         "n_pairs_without_points": len(cast(Sized, benchmark)) - n_pairs,
         **scores.report(),
+        "confidence": _rounded(_confidence(found)),
         "seconds": round(seconds, 3),
         "latency_ms": round(1000 * seconds / n_pairs, 3),
     }
@@ -185,6 +187,14 @@ class _Scores:
                 for flag in VARIATIONS
             }
         return figures
+
+
+def _confidence(found: dict[str, list]) -> dict[str, Any]:
+    """Returns how well the confidence tells points that are right within 0.10 of the tolerance base from wrong ones."""
+    distance = [np.linalg.norm(p - t, axis=-1) for p, t in zip(found["predictions"], found["truth"], strict=True)]
+    relative = np.concatenate([d / base for d, base in zip(distance, found["thresholds"], strict=True)])
+    sure, right = np.concatenate(found["confidence"]), relative <= 0.10 * (1 + 1e-9)
+    return {"auroc@0.10": auroc(sure, right), "pck@0.10_of_kept": kept_pck(sure, right)}
 
 
 def to_device(pairs: PairBatch, device: str | torch.device) -> PairBatch:

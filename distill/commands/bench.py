@@ -1,10 +1,12 @@
 """Measure speed and memory of student, teacher and data loading, side by side in one run.
 
-Prints a table and writes bench.json. Weights are as configured: random ones serve for timing.
+Prints a table and writes bench.json. Weights are as configured: random ones serve for timing. The teacher is measured
+beside the same method in plain loops, and with ladder=true one lever after the other.
 
 Examples:
   python -m distill bench
   python -m distill bench what=[student] student.backbone=mobilenetv2_100 batches=[1,4,16]
+  python -m distill bench what=teacher teacher_pairs=32 ladder=true
 """
 
 import resource
@@ -18,13 +20,13 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from distill.commands.compare import teacher_cost
 from distill.config import instantiate
 from distill.data.pairs import collate_pairs
 from distill.environment import choose_device, describe
 from distill.errors import ConfigError
 from distill.evaluation import Benchmark
 from distill.export import example
+from distill.ladder import climb
 from distill.run import RunFolder
 
 N_POINTS = 10
@@ -37,17 +39,19 @@ def run(cfg: DictConfig) -> list[dict]:
         "teacher": _teacher,
         "loader": _loader,
     }
-    unknown = [what for what in cfg.what if what not in measured]
-    if unknown:
-        raise ConfigError(f"Expected what to list {list(measured)} but got {unknown}; correct what=[...].")
+    wanted = [cfg.what] if isinstance(cfg.what, str) else list(cfg.what)
+    unknown = [what for what in wanted if what not in measured]
+    if unknown or not wanted:
+        raise ConfigError(f"Expected what to list {list(measured)} but got {unknown or wanted}; correct what=[...].")
     benchmark: Benchmark = instantiate(cfg.data)
     folder = RunFolder.create(cfg)
-    rows = [row for what in cfg.what for row in measured[what](cfg, benchmark)]
+    rows = [row for what in wanted for row in measured[what](cfg, benchmark)]
     folder.write_json("bench.json", {"rows": rows, "environment": describe()})
-    table = Table(*rows[0].keys())
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = Table(*(column.replace("_", " ") for column in columns))
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    Console(width=120).print(table)
+        table.add_row(*(str(row.get(column, "")) for column in columns))
+    Console(width=150).print(table)
     return rows
 
 
@@ -63,9 +67,11 @@ def _students(cfg: DictConfig, benchmark: Benchmark) -> list[dict]:
 
 
 def _teacher(cfg: DictConfig, benchmark: Benchmark) -> list[dict]:
-    cost = teacher_cost(instantiate(cfg.teacher), benchmark, cfg.teacher_pairs)
-    assert cost["latency_ms"] is not None
-    return [_row("teacher", cfg.teacher.get("queries", "teacher"), 1, cost["latency_ms"])]
+    rows = []
+    for row in climb(cfg, benchmark):
+        rows.append({**row, "threads": torch.get_num_threads()})
+        print(f"{row['variant']}: {row['seconds_per_point']:g} s/point", flush=True)
+    return rows
 
 
 def _loader(cfg: DictConfig, benchmark: Benchmark) -> list[dict]:

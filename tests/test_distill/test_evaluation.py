@@ -33,6 +33,23 @@ def test_errors_are_measured_in_original_pixels(few):
     np.testing.assert_allclose(result.predictions[0] - result.truth[0], 2.0, atol=1e-5)
 
 
+def test_a_confidence_that_knows_which_points_are_right_scores_one(few):
+    class Knowing:
+        def match_pairs(self, pairs):
+            right = torch.arange(pairs.src_kps.shape[1]) % 2 == 0
+            points = pairs.trg_kps + torch.where(right, 0.0, 100.0)[:, None]
+            return (
+                Oracle()
+                .match_pairs(pairs)
+                ._replace(trg_kps=points, confidence=0.2 + 0.5 * right.expand(points.shape[:2]))
+            )
+
+    report = evaluate(Knowing(), few, "knowing", batch_size=1, progress=False).report
+    assert report["confidence"]["auroc@0.10"] == 1.0
+    assert report["confidence"]["pck@0.10_of_kept"]["0.50"] == 100.0
+    assert report["confidence"]["pck@0.10_of_kept"]["1.00"] == report["pck"]["point"]["0.10"]
+
+
 def test_pairs_without_points_are_left_out_and_counted(few):
     empty = few.items[0]._replace(kps_mask=torch.zeros(1, 3, dtype=torch.bool))
     few.items = [empty, *few.items]
