@@ -119,7 +119,7 @@ def evaluate(
         "n_pairs": n_pairs,
         "n_pairs_without_points": len(cast(Sized, benchmark)) - n_pairs,
         **scores.report(),
-        "confidence": _rounded(_confidence(found)),
+        "confidence": _confidence(found),
         "seconds": round(seconds, 3),
         "latency_ms": round(1000 * seconds / n_pairs, 3),
     }
@@ -194,7 +194,11 @@ def _confidence(found: dict[str, list]) -> dict[str, Any]:
     distance = [np.linalg.norm(p - t, axis=-1) for p, t in zip(found["predictions"], found["truth"], strict=True)]
     relative = np.concatenate([d / base for d, base in zip(distance, found["thresholds"], strict=True)])
     sure, right = np.concatenate(found["confidence"]), relative <= 0.10 * (1 + 1e-9)
-    return {"auroc@0.10": auroc(sure, right), "pck@0.10_of_kept": kept_pck(sure, right)}
+    area = auroc(sure, right)
+    return {
+        "auroc@0.10": None if np.isnan(area) else round(area, 3),
+        "pck@0.10_of_kept": _rounded(kept_pck(sure, right)),
+    }
 
 
 def to_device(pairs: PairBatch, device: str | torch.device) -> PairBatch:
