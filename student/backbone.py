@@ -1,32 +1,45 @@
-"""Any timm backbone as a pyramid of feature maps."""
+"""Any timm network as a pyramid of feature maps."""
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from distill.errors import ConfigError, WeightsError, nearest
+from distill.errors import ConfigError, nearest
+from student import lora as adapters
+from student.weights import load_weights
+
+Tuning = Literal["full", "fixed_norm", "frozen"]
 
 
 class Backbone(nn.Module):
-    """A timm network that returns its feature maps at the strides asked for.
+    """A timm network that returns its feature maps at the strides asked for, without prefix tokens.
+
+    The network is used through timm's feature contract, ``feature_info`` and ``forward_intermediates``, which
+    convolutional networks and transformers share; what lies behind the last map that is read is cut off.
 
     Args:
         name: of the timm model.
-        strides: px per cell of the maps to return, finest first; vision transformers have one stride only.
+        strides: px per cell of the maps to return, finest first.
         weights: a safetensors file with the network's weights, "pretrained" for timm's own (downloaded), or nothing for
             random ones. The file may hold more than is used, such as a classifier.
         mean: of the colours the weights were trained with; without it, what timm says of the model.
         std: the same for the standard deviation.
         options: further arguments of ``timm.create_model``, such as ``pad_type: same``.
+        layers: of a network whose maps all have one stride (a plain vision transformer): numbers of the blocks to read,
+            -1 being the last; without it, the last one. Their maps count as levels, as ``strides`` does elsewhere.
+        tuning: "full" trains all weights; "fixed_norm" trains them but keeps the running statistics of batch
+            normalisation, which small batches would spoil; "frozen" trains nothing.
+        lora: rank, alpha and targets of low-rank adapters, see :func:`student.lora.add_adapters`; everything else in the
+            network is frozen then.
 
     Raises:
-        ConfigError: for an unknown model or a stride that it does not have.
+        ConfigError: for an unknown model, one without the feature contract, a stride or block that it does not have, or
+            an unknown tuning.
         WeightsError: for a file that is missing, damaged, or of another network.
     """
 
@@ -41,53 +54,129 @@ class Backbone(nn.Module):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         options: dict[str, Any] | None = None,
+        layers: Sequence[int] | None = None,
+        tuning: Tuning = "full",
+        lora: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if not timm.is_model(name):
             raise ConfigError(f"Expected backbone to be a timm model but got {name!r}; {_similar(name)}.")
-        pretrained = weights == "pretrained"
-        self.network = timm.create_model(name, pretrained=pretrained, features_only=True, **(options or {}))
-        info = self.network.feature_info
-        levels: dict[int, int] = {stride: level for level, stride in enumerate(info.reduction())}
-        missing = [stride for stride in strides if stride not in levels]
-        if missing or not strides:
-            raise ConfigError(f"Expected strides among those of {name}, {sorted(levels)}, but got {list(strides)}.")
-        self.strides = tuple(strides)
-        self.channels = tuple(info.channels()[levels[stride]] for stride in strides)
-        self._levels = [levels[stride] for stride in strides]
-        known = self.network.pretrained_cfg if hasattr(self.network, "pretrained_cfg") else {}
-        for key, value in (
-            ("mean", mean or known.get("mean", (0.5,) * 3)),
-            ("std", std or known.get("std", (0.5,) * 3)),
-        ):
-            self.register_buffer(key, torch.tensor(list(value)).view(3, 1, 1))
-        if weights is not None and not pretrained:
-            load_weights(self.network, Path(weights), name)
+        if tuning not in get_args(Tuning):
+            raise ConfigError(
+                f"Expected student.tuning to be known but got {tuning!r}; {nearest(tuning, get_args(Tuning))}."
+            )
+        self.name, self.tuning = name, tuning
+        self.network = timm.create_model(
+            name, pretrained=weights == "pretrained", num_classes=0, **{**_free_size(name), **(options or {})}
+        )
+        if weights not in (None, "pretrained"):
+            load_weights(self.network, Path(str(weights)), name)
+        info = _feature_info(self.network, name)
+        self.levels = _choose_levels(name, [level["reduction"] for level in info], strides, layers)
+        self.strides = tuple(info[level]["reduction"] for level in self.levels)
+        self.channels = tuple(info[level]["num_chs"] for level in self.levels)
+        self.patch = max(self.strides) if len({level["reduction"] for level in info}) == 1 else 1
+        if hasattr(self.network, "prune_intermediate_layers"):
+            self.network.prune_intermediate_layers(sorted(set(self.levels)), prune_norm=False, prune_head=True)
+        known = getattr(self.network, "pretrained_cfg", None) or {}
+        for key, value in (("mean", mean), ("std", std)):
+            chosen = value or known.get(key) or (0.5,) * 3
+            self.register_buffer(key, torch.tensor([float(v) for v in chosen]).view(3, 1, 1))
+        if tuning == "frozen" or lora is not None:
+            self.network.requires_grad_(False)
+        if lora is not None:
+            adapters.add_adapters(self.network, **lora)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Returns feature maps (B, C, H / stride, W / stride) of ``images`` (B, 3, H, W) in [0, 1], as in ``strides``."""
-        maps = self.network((images - self.mean) / self.std)
-        return [maps[level] for level in self._levels]
+        """Returns feature maps (B, C, H / stride, W / stride) of ``images`` (B, 3, H, W) in [0, 1], as in ``strides``.
 
-
-def load_weights(network: nn.Module, file: Path, name: str) -> None:
-    """Fills all of ``network`` from a safetensors file, or raises a :class:`WeightsError` and leaves it untouched."""
-    if not file.is_file():
-        raise WeightsError(f"Expected weights of {name} in {file} but there is no such file; check student.weights.")
-    try:
-        given = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"Expected whole safetensors in {file} but got: {error}; copy the file again.") from error
-    wanted = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
-    missing = [key for key in wanted if key not in given]
-    differing = [key for key in wanted if key in given and given[key].shape != wanted[key].shape]
-    if missing or differing:
-        example = (missing + differing)[0]
-        raise WeightsError(
-            f"Expected weights of {name} in {file} but {len(missing)} tensors are missing and {len(differing)} have "
-            f"another shape, such as {example}; choose the backbone that the file was made for."
+        Raises:
+            ConfigError: when the network's patches do not divide the images.
+        """
+        self.check_size(images.shape[-2], images.shape[-1])
+        wanted = sorted(set(self.levels))
+        maps = self.network.forward_intermediates(
+            (images - self.mean) / self.std,
+            indices=wanted,
+            norm=self.patch > 1,  # transformers' features are meant to be read behind their last normalisation
+            output_fmt="NCHW",
+            intermediates_only=True,
         )
-    network.load_state_dict({key: given[key] for key in wanted}, strict=False)
+        return [maps[wanted.index(level)] for level in self.levels]
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises a :class:`ConfigError` unless the network's patches divide an image of that size, px."""
+        if height % self.patch or width % self.patch:
+            below = max(1, min(height, width) // self.patch) * self.patch
+            raise ConfigError(
+                f"Expected images whose sides {self.patch}, the patch of {self.name}, divides but got {height} x {width} "
+                f"px; set data.size={below} or data.size={below + self.patch}."
+            )
+
+    def fix_size(self, size: int) -> None:
+        """Prepares the network for images of ``size`` px only, so that no graph has to resample position embeddings."""
+        if self.patch > 1 and getattr(self.network, "dynamic_img_size", False):
+            self.network.set_input_size(img_size=size)
+            self.network.dynamic_img_size = self.network.patch_embed.dynamic_img_pad = False
+            # With a fixed size the patches come as a sequence, as if the network had been built for it.
+            self.network.patch_embed.flatten, self.network.patch_embed.output_fmt = True, None
+
+    def merge_adapters(self) -> None:
+        """Folds low-rank adapters into the weights that they adapt; without any, nothing happens."""
+        adapters.merge_adapters(self.network)
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Switches between training and evaluation; what ``tuning`` fixes stays in evaluation mode."""
+        super().train(mode)
+        if self.tuning == "frozen":
+            self.network.eval()
+        if self.tuning == "fixed_norm":
+            for module in self.network.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+
+def _free_size(name: str) -> dict[str, bool]:
+    """Returns the option that lets a transformer take images of any size, for networks that have it."""
+    with torch.device("meta"):
+        plain = timm.create_model(name)
+    return {"dynamic_img_size": True} if "dynamic_img_size" in inspect.signature(type(plain)).parameters else {}
+
+
+def _feature_info(network: nn.Module, name: str) -> list[dict[str, Any]]:
+    """Returns what timm says of a network's feature maps: "num_chs" and "reduction" of each."""
+    if not hasattr(network, "forward_intermediates"):
+        raise ConfigError(
+            f"Expected a backbone that gives its feature maps but {name} has no forward_intermediates in this version of "
+            "timm; choose another, such as resnet18, convnext_atto or vit_small_patch14_dinov2."
+        )
+    info = network.feature_info
+    return list(info if isinstance(info, list) else info.info)
+
+
+def _choose_levels(
+    name: str, reductions: list[int], strides: Sequence[int], layers: Sequence[int] | None
+) -> tuple[int, ...]:
+    """Returns the numbers of the feature maps that ``strides``, or of a transformer ``layers``, ask for."""
+    if not strides or not set(strides) <= set(reductions):
+        known = sorted(set(reductions))
+        raise ConfigError(f"Expected strides among those of {name}, {known}, but got {list(strides)}; correct strides.")
+    uniform = len(set(reductions)) == 1
+    if not uniform and layers is not None:
+        raise ConfigError(
+            f"Expected layers only for a backbone of one stride but {name} has {sorted(set(reductions))}; use strides."
+        )
+    if not uniform:
+        last = {stride: level for level, stride in enumerate(reductions)}
+        return tuple(last[stride] for stride in strides)
+    count = len(reductions)
+    chosen = [-1] if layers is None else list(layers)
+    if not chosen or not all(-count <= layer < count for layer in chosen):
+        raise ConfigError(
+            f"Expected layers of {name} between {-count} and {count - 1} but got {chosen}; correct layers."
+        )
+    return tuple(layer % count for layer in chosen)
 
 
 def _similar(name: str) -> str:

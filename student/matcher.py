@@ -7,10 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distill.errors import ConfigError
 from distill.geometry import cell_centres, sample_at
 from distill.readout import windowed_soft_argmax
 from distill.types import Matches
-from student.backbone import Backbone
+from student.backbone import Backbone, Tuning
+from student.fusion import Fusion
+from student.refinement import Refinement
 
 
 class StudentMatcher(nn.Module):
@@ -19,7 +22,7 @@ class StudentMatcher(nn.Module):
     Args:
         backbone: name of a timm model.
         strides: of its maps that are fused, finest first; the finest is the heatmap's.
-        width: channels of the descriptors.
+        width: channels of the head's descriptors.
         weights: see :class:`student.backbone.Backbone`.
         mean: see there.
         std: see there.
@@ -28,6 +31,16 @@ class StudentMatcher(nn.Module):
             and in the middle, and hurts where they do not.
         temperature: of the correlation at the start; it is learned.
         radius_cells: of the window of the soft-argmax.
+        layers: see :class:`student.backbone.Backbone`.
+        tuning: see there.
+        lora: see there.
+        upsample: how often the heatmap's sides are doubled, see :class:`student.fusion.Fusion`.
+        shortcut: whether the backbone's own features stand beside the head's, see there.
+        refinement: channels of a second comparison at a quarter of the images' side around each answer, see
+            :class:`student.refinement.Refinement`; 0 for none.
+
+    Raises:
+        ConfigError: for a width, temperature or radius that is not positive.
     """
 
     def __init__(
@@ -42,10 +55,22 @@ class StudentMatcher(nn.Module):
         position: bool = False,
         temperature: float = 0.05,
         radius_cells: float = 3.0,
+        layers: Sequence[int] | None = None,
+        tuning: Tuning = "full",
+        lora: dict[str, Any] | None = None,
+        upsample: int = 0,
+        shortcut: bool = False,
+        refinement: int = 0,
     ) -> None:
         super().__init__()
-        self.backbone = Backbone(backbone, strides, weights, mean, std, options)
-        self.fusion = Fusion(self.backbone.channels, width, position)
+        if min(width, temperature, radius_cells) <= 0 or refinement < 0:
+            raise ConfigError(
+                "Expected width, temperature and radius_cells of the student to be positive and refinement at least 0 but "
+                f"got {width}, {temperature}, {radius_cells} and {refinement}."
+            )
+        self.backbone = Backbone(backbone, strides, weights, mean, std, options, layers, tuning, lora)
+        self.fusion = Fusion(self.backbone.channels, width, position, upsample, shortcut)
+        self.refinement = Refinement(refinement, radius_cells) if refinement else None
         self.log_temperature = nn.Parameter(torch.tensor(float(temperature)).log())
         self.radius_cells = radius_cells
 
@@ -55,51 +80,55 @@ class StudentMatcher(nn.Module):
         The heatmap holds similarities divided by the temperature; a softmax over its cells makes it a distribution.
         The confidence is the probability within the window around the answer.
         """
-        size = (src_img.shape[-2], src_img.shape[-1])
+        return self.look(src_img, trg_img, src_kps)[0]
+
+    def look(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> tuple[Matches, Tensor, Tensor]:
+        """Returns the answer, and the descriptors of sources and targets that it came from."""
         descriptors = self.describe(torch.cat([src_img, trg_img]))
         src_map, trg_map = descriptors[: len(src_img)], descriptors[len(src_img) :]
-        queries = F.normalize(sample_at(src_map, src_kps, size), dim=-1)
+        answer = self.correlate(src_map, trg_map, src_kps, image_size(src_img), image_size(trg_img))
+        if self.refinement is not None:
+            answer = answer._replace(trg_kps=self.refinement(src_img, trg_img, src_kps, answer.trg_kps))
+        return answer, src_map, trg_map
+
+    def describe(self, images: Tensor) -> Tensor:
+        """Returns descriptors of length 1, (B, C, h, w), of ``images`` (B, 3, H, W) in [0, 1]."""
+        return F.normalize(self.fusion(self.backbone(images)), dim=1)
+
+    def correlate(
+        self, src_map: Tensor, trg_map: Tensor, src_kps: Tensor, src_size: tuple[int, int], trg_size: tuple[int, int]
+    ) -> Matches:
+        """Matches points by descriptors that were computed before.
+
+        Args:
+            src_map: (B, C, h, w), of :meth:`describe`.
+            trg_map: the same of the targets.
+            src_kps: (B, N, 2) x, y, px of the sources.
+            src_size: (H, W) of the source images, px.
+            trg_size: (H, W) of the target images, px.
+        """
+        queries = F.normalize(sample_at(src_map, src_kps, src_size), dim=-1)
         heatmap = torch.einsum("bnc,bchw->bnhw", queries, trg_map) / self.log_temperature.exp()
-        trg_size = (trg_img.shape[-2], trg_img.shape[-1])
         trg_kps = windowed_soft_argmax(heatmap, trg_size, radius_cells=self.radius_cells)
         return Matches(trg_kps, window_mass(heatmap, trg_kps, trg_size, self.radius_cells), heatmap)
 
-    def describe(self, images: Tensor) -> Tensor:
-        """Returns descriptors of length 1, (B, width, h, w), of ``images`` (B, 3, H, W) in [0, 1]."""
-        return F.normalize(self.fusion(self.backbone(images)), dim=1)
+    def check_size(self, size: int) -> None:
+        """Raises a :class:`ConfigError` when images of ``size`` px a side cannot be described."""
+        self.backbone.check_size(size, size)
+
+    def freeze_for_export(self, size: int) -> None:
+        """Turns the student, in place, into what is exported: adapters merged, for images of ``size`` px a side."""
+        self.merge_adapters()
+        self.backbone.fix_size(size)
+
+    def merge_adapters(self) -> None:
+        """Folds low-rank adapters, if there are any, into the weights that they adapt, in place."""
+        self.backbone.merge_adapters()
 
 
-class Fusion(nn.Module):
-    """Adds up feature maps from coarse to fine (Lin et al., "Feature pyramid networks", CVPR 2017).
-
-    Args:
-        channels: of each map, finest first.
-        width: of the result.
-        position: whether two channels with x and y in [-1, 1] join the result before the last convolutions.
-    """
-
-    def __init__(self, channels: Sequence[int], width: int, position: bool) -> None:
-        super().__init__()
-        self.position = position
-        self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
-        extra = 2 if position else 0
-        self.refine = nn.Sequential(
-            nn.Conv2d(width + extra, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1),
-        )
-
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Returns (B, width, h, w) at the finest map's size."""
-        fused = self.lateral[-1](maps[-1])
-        for lateral, finer in zip(reversed(self.lateral[:-1]), reversed(maps[:-1]), strict=True):
-            fused = lateral(finer) + F.interpolate(fused, finer.shape[-2:], mode="bilinear", align_corners=False)
-        if self.position:
-            h, w = fused.shape[-2:]
-            grid = cell_centres((h, w), (2, 2), fused).permute(2, 0, 1) - 1
-            fused = torch.cat([fused, grid.expand(fused.shape[0], -1, -1, -1)], dim=1)
-        return self.refine(fused)
+def image_size(images: Tensor) -> tuple[int, int]:
+    """Returns (H, W), px, of images (B, 3, H, W)."""
+    return images.shape[-2], images.shape[-1]
 
 
 def window_mass(heatmap: Tensor, points: Tensor, image_size: tuple[int, int], radius_cells: float) -> Tensor:

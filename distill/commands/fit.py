@@ -11,55 +11,53 @@ Examples:
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from lightning import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
-from torch import distributed, nn
+from torch import nn
 
 from distill.commands.compare import print_table, write_reports
-from distill.commands.launch import check_command_line, is_first_process, is_many
 from distill.comparison import Comparison, compare
 from distill.config import instantiate
 from distill.data.datamodule import PairDataModule
 from distill.datasets import pairs_of
 from distill.environment import choose_device
 from distill.errors import DataError
+from distill.evaluation import Benchmark
 from distill.export import export_student
+from distill.filtering import Filtered, survey
 from distill.labelling import label
 from distill.matchers.box_relative import BoxRelative
 from distill.matchers.cached import Cached
+from distill.matchers.remembered import Remembered
 from distill.run import RunFolder
 from distill.student_file import save_student
+from distill.training.callbacks import callbacks, checkpoints
 from distill.training.log import JsonLines
 from distill.training.module import Distillation
-from distill.training.seeding import BatchSeed
-
-MONITOR = "val/pck_teacher@0.10"
 
 
 def run(cfg: DictConfig) -> Comparison | None:
     """Trains, saves, exports and compares; returns the comparison, if test pairs were asked for."""
     seed_everything(cfg.seed, workers=True, verbose=False)
-    if is_many(cfg):
-        check_command_line()
     device = choose_device(cfg.device)
-    train, val = (pairs_of(cfg.data, split, cfg[split].n_pairs) for split in ("train", "val"))
     student: nn.Module = instantiate(cfg.student)
+    check_size(student, cfg.data.size)
+    train, val = (pairs_of(cfg.data, split, cfg[split].n_pairs) for split in ("train", "val"))
+    if cfg.points is not None:
+        train = instantiate(cfg.points, pairs=train)
     test = pairs_of(cfg.data, "test", cfg.test.n_pairs) if cfg.test.n_pairs else None
     baseline = instantiate(cfg.baseline)
     teacher = Cached(cfg.labels.dir, instantiate(cfg.teacher), offers=list(cfg.labels.offers))
-    first = is_first_process()
-    folder = RunFolder.create(cfg, resume=cfg.run.resume) if first else RunFolder(cfg.run.dir)
-    for pairs in filter(None, (train, val, test)):
-        label(teacher, pairs, device, progress=first)
     module = _distillation(cfg, student, teacher)
+    folder = RunFolder.create(cfg, resume=cfg.run.resume)
+    for pairs in filter(None, (train, val, test)):
+        label(teacher, pairs, device)
+    _filter(cfg, module, train, device)
     _train(cfg, folder, module, PairDataModule(train, val, cfg.batch_size, cfg.num_workers, cfg.seed))  # type: ignore[arg-type]
-    if not first:
-        return None
-    student = module.student.cpu().eval()
-    config = {**OmegaConf.to_container(cfg.student, resolve=True), "size": cfg.data.size}  # type: ignore[dict-item]
+    student, config = finished(module.student, cfg)
     save_student(student, config, folder / "student.safetensors")
     deviation = export_student(student, folder / "student.onnx", cfg.data.size, config)
     print(
@@ -76,7 +74,27 @@ def run(cfg: DictConfig) -> Comparison | None:
     return comparison
 
 
+def check_size(student: nn.Module, size: int) -> None:
+    """Raises a :class:`ConfigError` when the student says that it cannot take images of ``size`` px a side."""
+    check = getattr(student, "check_size", None)
+    if callable(check):
+        check(size)
+
+
+def finished(student: nn.Module, cfg: DictConfig) -> tuple[nn.Module, dict[str, Any]]:
+    """Returns the student as it is kept, its adapters merged, on the CPU, with the configuration that builds it."""
+    student = student.cpu().eval()
+    merge = getattr(student, "merge_adapters", None)
+    if callable(merge):
+        merge()
+    config: dict[str, Any] = OmegaConf.to_container(cfg.student, resolve=True)  # type: ignore[assignment]
+    return student, {**config, **({"lora": None} if "lora" in config else {}), "size": cfg.data.size}
+
+
 def _distillation(cfg: DictConfig, student: nn.Module, teacher: Cached) -> Distillation:
+    if cfg.compile:
+        for child in student.children():
+            child.compile()
     return Distillation(
         student,
         teacher,
@@ -85,26 +103,39 @@ def _distillation(cfg: DictConfig, student: nn.Module, teacher: Cached) -> Disti
         augment=instantiate(cfg.augment),
         lr=cfg.lr,
         weight_decay=cfg.weight_decay,
+        backbone_lr=cfg.backbone_lr,
+        warmup=cfg.warmup,
+        curriculum=instantiate(cfg.filter.curriculum),
     )
+
+
+def _filter(cfg: DictConfig, module: Distillation, train: Benchmark, device: str) -> None:
+    """Weighs the training labels, if the configuration has criteria or a curriculum."""
+    criteria = instantiate(cfg.filter.criteria) or {}
+    if not criteria and module.curriculum is None:
+        return
+    labeller = Remembered(Filtered(module.teacher, criteria))
+    confidence = survey(labeller, train, cfg.batch_size, device)
+    module.learn_from(labeller)
+    if module.curriculum is not None:
+        module.curriculum.calibrate(confidence)
+    kept = (confidence > 0).float().mean()
+    print(f"labels:  {len(confidence)}, {kept:.0%} kept, mean confidence {confidence.mean():.2f}")
 
 
 def _train(cfg: DictConfig, folder: RunFolder, module: Distillation, data: PairDataModule) -> None:
-    """Trains, and leaves the best student in ``module``; where several processes train, they end here."""
-    where = {"dirpath": folder.path / "checkpoints", "enable_version_counter": False}
-    checkpoint = ModelCheckpoint(**where, filename="best", monitor=MONITOR, mode="max")
-    resumable = ModelCheckpoint(**where, filename="last", every_n_epochs=1, save_on_train_epoch_end=True)
-    callbacks: list[Callback] = [BatchSeed(cfg.seed), checkpoint, resumable, RichProgressBar(leave=False)]
-    trainer: Trainer = instantiate(
-        cfg.trainer, logger=JsonLines(folder.path), callbacks=callbacks, default_root_dir=str(folder.path)
+    """Trains, and leaves the best student in ``module``, or the last one where nothing is monitored."""
+    checkpoint = checkpoints(folder.path, cfg.monitor)
+    loggers = [JsonLines(folder.path), *filter(None, [instantiate(cfg.logger.also)])]
+    beside = callbacks(
+        checkpoint, cfg.ema, cfg.patience, cfg.find_lr, instantiate(cfg.self_distillation), instantiate(cfg.callbacks)
     )
+    trainer: Trainer = instantiate(cfg.trainer, logger=loggers, callbacks=beside, default_root_dir=str(folder.path))
     last = folder.path / "checkpoints" / "last.ckpt"
     resumed = str(last) if cfg.run.resume and last.is_file() else None
     trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    if distributed.is_initialized():
-        trainer.strategy.barrier()
-        distributed.destroy_process_group()  # what follows is the first process's business alone
     best = Path(checkpoint.best_model_path)
     if not best.is_file():
         raise DataError("Expected a validation during training but there was none; raise trainer.max_epochs.")

@@ -13,28 +13,39 @@ from distill.types import Matches, PairBatch
 class Augment:
     """Changes colours, and moves, scales and tilts source and target independently.
 
-    A label is carried along: its points and heatmap are mapped as the target image is. Nothing is mirrored: a label of
-    an image is no label of its mirror image, where left and right have changed places.
+    A label is carried along: its points and heatmap are mapped as the target image is. A mirrored pair has both its images
+    mirrored, and the label with them: what corresponded still does, though left and right have changed places in both.
+    One image alone is never mirrored, nor is a cached map ever taken for that of a mirror image.
 
     Args:
         scale: largest relative change of size, 0.2 for 0.8 to 1.25.
         shift: largest move, as a fraction of the side.
         tilt: largest rotation, degrees.
         colour: largest change of brightness and of each channel's contrast.
+        mirror: how often both images of a pair are mirrored, in [0, 1].
 
     Raises:
-        ConfigError: for negative amounts.
+        ConfigError: for negative amounts, or a share outside [0, 1].
     """
 
-    def __init__(self, scale: float = 0.15, shift: float = 0.08, tilt: float = 8.0, colour: float = 0.2) -> None:
-        if min(scale, shift, tilt, colour) < 0:
-            raise ConfigError(f"Expected amounts of at least 0 in augment but got {[scale, shift, tilt, colour]}.")
-        self.scale, self.shift, self.tilt, self.colour = scale, shift, tilt, colour
+    def __init__(
+        self, scale: float = 0.15, shift: float = 0.08, tilt: float = 8.0, colour: float = 0.2, mirror: float = 0.0
+    ) -> None:
+        if min(scale, shift, tilt, colour) < 0 or not 0 <= mirror <= 1:
+            raise ConfigError(
+                "Expected amounts of at least 0 in augment, and mirror in [0, 1], but got "
+                f"{[scale, shift, tilt, colour, mirror]}."
+            )
+        self.scale, self.shift, self.tilt, self.colour, self.mirror = scale, shift, tilt, colour, mirror
 
     def __call__(self, pairs: PairBatch, label: Matches) -> tuple[PairBatch, Matches]:
         """Returns changed pairs and their label; points that left an image are taken out of ``kps_mask``."""
         size = (pairs.src_img.shape[-2], pairs.src_img.shape[-1])
         src, trg = (self._maps(len(image), image) for image in (pairs.src_img, pairs.trg_img))
+        if self.mirror > 0:
+            side = torch.where(torch.rand(len(src), device=src.device) < self.mirror, -1.0, 1.0)
+            sides = torch.stack([side, torch.ones_like(side), torch.ones_like(side)], -1)[:, None]
+            src, trg = src * sides, trg * sides  # the new x counts backwards
         src_kps, trg_kps = move_points(pairs.src_kps, src, size), move_points(pairs.trg_kps, trg, size)
         label_kps = move_points(label.trg_kps, trg, size)
         mask = pairs.kps_mask & inside(src_kps, size) & inside(label_kps, size)

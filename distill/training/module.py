@@ -9,11 +9,28 @@ from torch import Tensor, nn
 
 from distill.data.pairs import to_original
 from distill.errors import ConfigError
-from distill.losses import Loss
+from distill.losses import DenseStudent, Example, Loss
 from distill.metrics.pck import PCK
 from distill.protocols import Matcher, PairMatcher, match
 from distill.training.augment import Augment
-from distill.types import PairBatch
+from distill.training.curriculum import Curriculum
+from distill.training.guard import check_finite
+from distill.training.optimiser import adamw
+from distill.types import Matches, PairBatch
+
+
+class Aside:
+    """Holds what is used in training but is no part of the module: in no checkpoint, and not copied with it.
+
+    Args:
+        content: whatever it is.
+    """
+
+    def __init__(self, content: Any) -> None:
+        self.content = content
+
+    def __deepcopy__(self, memo: dict) -> "Aside":
+        return self
 
 
 class Distillation(LightningModule):
@@ -28,11 +45,14 @@ class Distillation(LightningModule):
         losses: by name.
         weights: of the losses, by the same names.
         augment: what is done to labelled training pairs; None for nothing.
-        lr: peak learning rate of AdamW under a one-cycle schedule.
+        lr: peak learning rate of AdamW, see :mod:`distill.training.optimiser`.
         weight_decay: of AdamW.
+        backbone_lr: the backbone's peak rate, as a fraction of ``lr``.
+        warmup: share of the steps until the peak.
+        curriculum: which labels count when; None for all, always.
 
     Raises:
-        ConfigError: when a loss has no weight or there is none.
+        ConfigError: when a loss has no weight or there is none, or a loss needs descriptors that the student has not.
     """
 
     def __init__(
@@ -44,35 +64,63 @@ class Distillation(LightningModule):
         augment: Augment | None,
         lr: float,
         weight_decay: float,
+        backbone_lr: float = 1.0,
+        warmup: float = 0.1,
+        curriculum: Curriculum | None = None,
     ) -> None:
         super().__init__()
+        losses = {name: loss for name, loss in losses.items() if loss is not None}
+        weights = {name: weight for name, weight in weights.items() if weight is not None}
         if not losses or set(losses) != set(weights):
             raise ConfigError(
                 f"Expected a weight for each loss but got losses {list(losses)} and weights {list(weights)}."
             )
+        self.dense = isinstance(student, DenseStudent)
+        wanting = [name for name, loss in losses.items() if getattr(loss, "dense", False)]
+        if wanting and not self.dense:
+            raise ConfigError(
+                f"Expected a student with look, describe and correlate for the losses {', '.join(wanting)} but "
+                f"{type(student).__name__} has none; leave these losses out."
+            )
         self.student = student
-        self._teacher = [teacher]  # in a list: no child, hence in no checkpoint
-        self.losses, self.weights = dict(losses), dict(weights)
-        self.augment, self.lr, self.weight_decay = augment, lr, weight_decay
+        self._teacher, self._labeller = Aside(teacher), Aside(teacher)
+        self.losses, self.weights = losses, weights
+        self.augment, self.curriculum = augment, curriculum
+        self.lr, self.weight_decay, self.backbone_lr, self.warmup = lr, weight_decay, backbone_lr, warmup
         self.pck_truth, self.pck_teacher = PCK((0.05, 0.10)), PCK((0.05, 0.10))
 
     @property
     def teacher(self) -> Matcher | PairMatcher:
-        """What makes the labels."""
-        return self._teacher[0]
+        """What the student is validated against."""
+        return self._teacher.content
+
+    @property
+    def labeller(self) -> Matcher | PairMatcher:
+        """What makes the labels that the student is trained on: the teacher, until somebody better comes."""
+        return self._labeller.content
+
+    def learn_from(self, labeller: Matcher | PairMatcher) -> None:
+        """Takes training labels from ``labeller`` from now on; a setter would register a network as part of this one."""
+        self._labeller.content = labeller
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
-        """Returns the weighted sum of the losses on a batch of pairs."""
+        """Returns the weighted sum of the losses on a batch of pairs.
+
+        Raises:
+            DataError: when a loss is NaN or infinite.
+        """
         with torch.no_grad():
-            label = match(self.teacher, batch)
+            label = match(self.labeller, batch)
+            if self.curriculum is not None:
+                label = self.curriculum(label, self.progress())
             if self.augment is not None:
                 batch, label = self.augment(batch, label)
-        return self._loss("train", batch, label)[0]
+        return self._loss("train", batch, label, batch_idx)[0]
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
         """Scores the student against ground truth and against the teacher's labels, both as PCK per image."""
         label = match(self.teacher, batch)
-        _, points = self._loss("val", batch, label)
+        _, points = self._loss("val", batch, label, batch_idx)
         predicted = to_original(points, batch)
         self.pck_truth.update(predicted, to_original(batch.trg_kps, batch), batch.kps_mask, batch.pck_threshold)
         self.pck_teacher.update(predicted, to_original(label.trg_kps, batch), batch.kps_mask, batch.pck_threshold)
@@ -85,17 +133,26 @@ class Distillation(LightningModule):
             metric.reset()
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW under a one-cycle schedule over the trainer's steps."""
-        optimizer = torch.optim.AdamW(self.student.parameters(), lr=self.lr, weight_decay=self.weight_decay)
-        steps = max(2, int(self.trainer.estimated_stepping_batches))
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps, pct_start=0.1)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        """AdamW under a warm-up and a cosine over the trainer's steps."""
+        steps = int(self.trainer.estimated_stepping_batches)
+        return adamw(self.student, steps, self.lr, self.backbone_lr, self.weight_decay, self.warmup)
 
-    def _loss(self, stage: str, batch: PairBatch, label: Any) -> tuple[Tensor, Tensor]:
-        prediction = self.student(batch.src_img, batch.trg_img, batch.src_kps)
-        size = (batch.trg_img.shape[-2], batch.trg_img.shape[-1])
-        terms = {name: loss(prediction, label, batch.kps_mask, size) for name, loss in self.losses.items()}
+    def progress(self) -> float:
+        """Returns the share of the training that is over, in [0, 1]."""
+        return min(1.0, self.trainer.global_step / max(1.0, float(self.trainer.estimated_stepping_batches)))
+
+    def _loss(self, stage: str, batch: PairBatch, label: Matches, batch_idx: int) -> tuple[Tensor, Tensor]:
+        example = self._example(batch, label)
+        terms = {name: loss(example) for name, loss in self.losses.items()}
+        check_finite(terms, self.losses, example, batch_idx)
         total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
         logged = {f"{stage}/{name}": term for name, term in terms.items()} | {f"{stage}/loss": total}
-        self.log_dict(logged, batch_size=len(batch.category))
-        return total, prediction.trg_kps
+        self.log_dict(logged, batch_size=len(batch.category), sync_dist=stage == "val")
+        return total, example.prediction.trg_kps
+
+    def _example(self, batch: PairBatch, label: Matches) -> Example:
+        query = (batch.src_img, batch.trg_img, batch.src_kps)
+        if not self.dense:
+            return Example(batch, label, self.student(*query))
+        prediction, src_map, trg_map = self.student.look(*query)  # type: ignore[operator]
+        return Example(batch, label, prediction, self.student, src_map, trg_map)

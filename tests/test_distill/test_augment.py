@@ -6,6 +6,7 @@ from distill.geometry import gaussian_heatmap
 from distill.matchers.oracle import Oracle
 from distill.readout import windowed_soft_argmax
 from distill.training.augment import Augment, move_image, move_points
+from distill.training.warp import RandomWarp
 
 
 def test_points_follow_the_picture_of_a_blob():
@@ -45,3 +46,34 @@ def test_points_that_leave_the_image_do_not_count(make_pairs):
 def test_negative_amounts_are_refused():
     with pytest.raises(ConfigError, match="at least 0 in augment"):
         Augment(scale=-1)
+
+
+def test_a_mirrored_pair_is_mirrored_as_a_whole(make_pairs):
+    pair = make_pairs(5)
+    changed, moved = Augment(0, 0, 0, 0, mirror=1)(pair, Oracle().match_pairs(pair))
+    torch.testing.assert_close(changed.src_img, pair.src_img.flip(-1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(changed.trg_img, pair.trg_img.flip(-1), atol=1e-5, rtol=0)
+    width = pair.src_img.shape[-1]
+    for found, before in ((changed.src_kps, pair.src_kps), (moved.trg_kps, pair.trg_kps)):
+        torch.testing.assert_close(found[..., 0], width - before[..., 0], atol=1e-3, rtol=0)
+        torch.testing.assert_close(found[..., 1], before[..., 1], atol=1e-3, rtol=0)
+    torch.testing.assert_close(moved.heatmap, Oracle().match_pairs(pair).heatmap.flip(-1), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("mirror", [0.0, 1.0])
+def test_a_warp_says_where_every_pixel_came_from(mirror):
+    torch.manual_seed(0)
+    warp = RandomWarp(mirror=mirror)(3, torch.zeros(1))
+    truth = torch.tensor([[[60.0, 66.0]], [[50.0, 70.0]], [[70.0, 60.0]]])
+    blobs = gaussian_heatmap(truth, (128, 128), (128, 128), sigma_px=4)
+    seen = windowed_soft_argmax(50 * warp.image(blobs), (128, 128), radius_cells=14)
+    torch.testing.assert_close(warp.points(seen, (128, 128)), truth, atol=0.4, rtol=0)
+
+
+def test_warps_differ_and_mirror_as_often_as_they_are_told():
+    torch.manual_seed(0)
+    warp = RandomWarp(tilt=0, mirror=0.25)(4000, torch.zeros(1))
+    assert float((warp.affine[:, 0, 0] < 0).float().mean()) == pytest.approx(0.25, abs=0.03)
+    assert len(warp.wave.unique(dim=0)) == 4000
+    with pytest.raises(ConfigError, match="RandomWarp"):
+        RandomWarp(mirror=2)

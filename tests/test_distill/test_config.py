@@ -14,7 +14,7 @@ def test_every_verb_has_defaults_that_compose(verb):
     assert config and all(choice in options(group) for group, choice in choices.items())
 
 
-@pytest.mark.parametrize("group", ["data", "teacher", "student", "loss", "trainer", "matcher"])
+@pytest.mark.parametrize("group", ["data", "teacher", "student", "loss", "filter", "logger", "trainer", "matcher"])
 def test_every_choice_composes_in_some_verb(group):
     verb = {"matcher": "evaluate"}.get(group, "fit")
     for name in options(group):

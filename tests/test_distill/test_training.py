@@ -1,3 +1,4 @@
+import copy
 import json
 
 import pytest
@@ -10,7 +11,7 @@ from distill.errors import ConfigError
 from distill.losses import CoordinateHuber, HeatmapKL
 from distill.matchers.oracle import Oracle
 from distill.training.log import JsonLines
-from distill.training.module import Distillation
+from distill.training.module import Aside, Distillation
 from student import StudentMatcher
 
 
@@ -50,7 +51,9 @@ def test_a_student_learns_a_handful_of_pairs_by_heart(tmp_path):
 
 def test_the_teacher_is_in_no_checkpoint(tmp_path):
     module = distillation()
-    module._teacher = [torch.nn.Linear(3, 3)]  # type: ignore[list-item]
+    module._teacher = Aside(torch.nn.Linear(3, 3))
+    module.learn_from(torch.nn.Linear(3, 3))
+    assert copy.deepcopy(module).teacher is module.teacher
     assert not any("teacher" in name for name in module.state_dict())
     assert all(name.startswith("student.") for name in module.state_dict())
 

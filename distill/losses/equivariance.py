@@ -1,0 +1,64 @@
+"""A picture and its warp, whose correspondence is known exactly."""
+
+import torch
+from torch import Tensor
+
+from distill.errors import ConfigError
+from distill.geometry import cell_centres, gaussian_heatmap
+from distill.losses.base import Example, dense_parts
+from distill.training.augment import inside
+from distill.training.warp import RandomWarp
+
+
+class Equivariance:
+    """Every point of a warped source image should be found where the warp took it from: no teacher, no label.
+
+    The target is a Gaussian around the true place; the loss is the cross entropy of the student's distribution over the
+    cells of the original, less the target's entropy, so that zero is perfect. The picture is really warped and described
+    again: a cached map is never moved instead.
+
+    Args:
+        warp: draws warps. With ``mirror`` above 0 descriptors are made the same for both sides of a symmetric object,
+            which helps where one side at a time is visible, and hurts where both are.
+        points: a side of the grid of query points, each moved at random within its cell.
+        sigma_cells: of the target, in cells of the student's map.
+        share: of the batch's pairs, at least one, whose source is warped; each costs another image.
+
+    Raises:
+        ConfigError: for amounts that are not positive, or a share outside (0, 1].
+    """
+
+    dense = True
+
+    def __init__(self, warp: RandomWarp, points: int = 8, sigma_cells: float = 0.7, share: float = 1.0) -> None:
+        if points < 1 or sigma_cells <= 0 or not 0 < share <= 1:
+            raise ConfigError(
+                "Expected Equivariance with points >= 1, sigma_cells > 0 and share in (0, 1] but got "
+                f"{points}, {sigma_cells} and {share}."
+            )
+        self.warp, self.points, self.sigma_cells, self.share = warp, points, sigma_cells, share
+
+    def __call__(self, example: Example) -> Tensor:
+        """See :class:`distill.losses.base.Loss`."""
+        student, src_map, _ = dense_parts(example)
+        count = max(1, round(self.share * len(src_map)))
+        images, size = example.pairs.src_img[:count], example.src_size
+        warp = self.warp(count, images)
+        queries = jittered_grid(self.points, count, size, images)
+        truth = warp.points(queries, size)
+        warped_map = student.describe(warp.image(images))
+        heatmap = student.correlate(warped_map, src_map[:count], queries, size, size).heatmap
+        cells = (heatmap.shape[-2], heatmap.shape[-1])
+        target = gaussian_heatmap(truth, cells, size, self.sigma_cells * size[1] / cells[1]).flatten(2)
+        target = target / target.sum(-1, keepdim=True).clamp_min(1e-12)
+        loss = (torch.xlogy(target, target) - target * heatmap.flatten(2).log_softmax(-1)).sum(-1)
+        mask = inside(truth, size)
+        return (loss * mask).sum() / mask.sum().clamp_min(1)
+
+
+def jittered_grid(side: int, count: int, size: tuple[int, int], like: Tensor) -> Tensor:
+    """Returns (count, side^2, 2) x, y px: one point at random in each cell of a grid over an image of ``size``."""
+    centres = cell_centres((side, side), size, like).flatten(0, 1)
+    cell = centres.new_tensor([size[1] / side, size[0] / side])
+    jitter = torch.rand(count, *centres.shape, device=like.device, dtype=centres.dtype) - 0.5
+    return centres + jitter * cell

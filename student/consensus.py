@@ -1,0 +1,66 @@
+"""Agreement among neighbouring matches: what sets a match apart from a lookalike.
+
+All functions work on the scores between all cells of a source and all cells of a target, (B, h, w, h', w'). Points next
+to each other in one image lie next to each other in the other, so a match that its neighbours share, moved by the same
+offset, is likelier than one that they do not (Rocco et al., "Neighbourhood consensus networks", NeurIPS 2018; Min et
+al., "Hyperpixel flow", ICCV 2019, who vote for offsets over the whole image). Nothing is learned here.
+"""
+
+import torch
+from torch import Tensor
+
+
+def mutual_probability(scores: Tensor) -> Tensor:
+    """Returns (B, h, w, h', w'): the geometric mean of a softmax over target cells and one over source cells.
+
+    Args:
+        scores: (B, h, w, h', w'), logits.
+    """
+    flat = scores.flatten(3).flatten(1, 2)
+    return (flat.softmax(2) * flat.softmax(1)).sqrt().view_as(scores)
+
+
+def neighbourhood_votes(probability: Tensor, sigma_cells: float) -> Tensor:
+    """Sums each match's probability with those of the matches of neighbouring cells that share its offset.
+
+    Args:
+        probability: (B, h, w, h', w').
+        sigma_cells: of the Gaussian weight of a neighbour by its distance, in cells; it is cut off at 1.7 sigma.
+
+    Returns:
+        (B, h, w, h', w').
+    """
+    radius = max(1, round(1.7 * sigma_cells))
+    return _along(_along(probability, 1, sigma_cells, radius), 2, sigma_cells, radius)
+
+
+def refine_scores(scores: Tensor, sigma_cells: float, strength: float) -> tuple[Tensor, Tensor]:
+    """Adds the logarithm of the neighbours' votes to the scores.
+
+    Args:
+        scores: (B, h, w, h', w'), logits.
+        sigma_cells: see :func:`neighbourhood_votes`.
+        strength: of the votes, relative to the scores; 0 leaves the scores as they are.
+
+    Returns:
+        The new logits, and (B,) how well the two images agree: the mean over source cells of the best vote.
+    """
+    votes = neighbourhood_votes(mutual_probability(scores), sigma_cells)
+    return scores + strength * votes.clamp_min(1e-9).log(), votes.flatten(3).amax(-1).mean((1, 2))
+
+
+def _along(values: Tensor, axis: int, sigma: float, radius: int) -> Tensor:
+    """Sums over equal steps along one axis of the source and the same axis of the target, which is two axes further."""
+    out = torch.zeros_like(values)
+    for step in range(-radius, radius + 1):
+        here, there = [slice(None)] * 5, [slice(None)] * 5
+        for dim in (axis, axis + 2):
+            side = values.shape[dim]
+            here[dim], there[dim] = (
+                slice(max(0, -step), max(0, side - max(0, step))),
+                slice(max(0, step), max(0, side + min(0, step))),
+            )
+        weight = float(torch.exp(torch.tensor(-(step**2) / (2 * sigma**2))))
+        if abs(step) < min(values.shape[axis], values.shape[axis + 2]):
+            out[tuple(here)] += weight * values[tuple(there)]
+    return out

@@ -1,0 +1,59 @@
+"""A second look at full resolution, around the answer of the first."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from distill.geometry import sample_at
+
+STRIDE = 4  # px per cell of the second look
+
+
+class Refinement(nn.Module):
+    """Moves an answer to the best place near it, by a shallow network that sees edges and corners at a quarter scale.
+
+    Only a window around each answer is compared, so the cost does not grow with the image. The window is read at fixed
+    offsets, without indexing by data-dependent shapes, so that it exports to ONNX.
+
+    Args:
+        width: channels of the descriptors.
+        radius_cells: half the window's side, in cells of 4 px.
+        temperature: of the comparison at the start; it is learned.
+    """
+
+    offsets: Tensor
+
+    def __init__(self, width: int, radius_cells: float = 3.0, temperature: float = 0.1) -> None:
+        super().__init__()
+        self.network = nn.Sequential(
+            nn.Conv2d(3, width, 5, stride=2, padding=2),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+        )
+        self.log_temperature = nn.Parameter(torch.tensor(float(temperature)).log())
+        self.gain = nn.Parameter(torch.zeros(()))  # of the move: untrained, the second look changes nothing
+        reach = torch.arange(-int(radius_cells), int(radius_cells) + 1, dtype=torch.float32) * STRIDE
+        offsets = torch.stack(torch.meshgrid(reach, reach, indexing="xy"), dim=-1).flatten(0, 1)
+        self.register_buffer("offsets", offsets)
+
+    def forward(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor, trg_kps: Tensor) -> Tensor:
+        """Returns the answers (B, N, 2), x, y px, moved.
+
+        Args:
+            src_img: (B, 3, H, W) in [0, 1].
+            trg_img: the same.
+            src_kps: (B, N, 2) x, y, px.
+            trg_kps: (B, N, 2) x, y, px: the first look's answers.
+        """
+        src_size, trg_size = ((image.shape[-2], image.shape[-1]) for image in (src_img, trg_img))
+        src_map, trg_map = self.network(src_img * 2 - 1), self.network(trg_img * 2 - 1)
+        queries = F.normalize(sample_at(src_map, src_kps, src_size), dim=-1)
+        window = trg_kps[:, :, None] + self.offsets  # (B, N, K, 2)
+        around = sample_at(trg_map, window.flatten(1, 2), trg_size).unflatten(1, (-1, len(self.offsets)))
+        scores = torch.einsum("bnc,bnkc->bnk", queries, F.normalize(around, dim=-1)) / self.log_temperature.exp()
+        move = torch.einsum("bnk,kd->bnd", scores.softmax(-1), self.offsets)
+        height, width = trg_size
+        moved = trg_kps + self.gain * move
+        return torch.stack([moved[..., 0].clamp(0, width), moved[..., 1].clamp(0, height)], dim=-1)

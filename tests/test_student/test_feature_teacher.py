@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from distill.errors import ConfigError
+from distill.geometry import gaussian_heatmap
+from distill.protocols import Fingerprinted, PairMatcher
+from student import FeatureTeacher, NearestNeighbour
+from student.consensus import mutual_probability, neighbourhood_votes, refine_scores
+
+
+class Colours(nn.Module):
+    """Describes a picture by its averaged colours: coarse, but exactly known, and the same for mirror images."""
+
+    def describe(self, images):
+        return F.normalize(F.adaptive_avg_pool2d(images, 16) - 0.45, dim=1)
+
+
+def blob_picture(places, size=64):
+    """Three blobs, red, green and blue, at places (3, 2)."""
+    blobs = gaussian_heatmap(torch.as_tensor(places, dtype=torch.float32)[None], (size, size), (size, size), 5.0)
+    return 0.4 + 0.6 * blobs
+
+
+def teacher(**options) -> FeatureTeacher:
+    return FeatureTeacher(Colours(), **{"side": 16, "sigma_cells": 1.5, "strength": 1.0} | options)
+
+
+def test_votes_are_sums_over_neighbours_that_moved_alike():
+    random = np.random.default_rng(0)
+    probability = random.random((4, 5, 4, 5)).astype(np.float32)
+    sigma, radius = 1.0, 2
+    expected = np.zeros_like(probability)
+    for y, x, v, u in np.ndindex(*probability.shape):
+        for dy in range(-radius, radius + 1):
+            for dx in range(-radius, radius + 1):
+                place = (y + dy, x + dx, v + dy, u + dx)
+                if all(0 <= p < n for p, n in zip(place, probability.shape, strict=True)):
+                    expected[y, x, v, u] += np.exp(-(dx**2 + dy**2) / (2 * sigma**2)) * probability[place]
+    found = neighbourhood_votes(torch.from_numpy(probability)[None], sigma)[0]
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
+
+
+def test_a_match_that_its_neighbours_share_wins_over_a_lookalike():
+    scores = torch.full((1, 1, 6, 1, 6), 0.0)
+    for x in range(5):
+        scores[0, 0, x, 0, x + 1] = 5.0  # everything moved by one
+    scores[0, 0, 2, 0, 0] = 5.5  # the lookalike
+    assert int(scores[0, 0, 2, 0].argmax()) == 0
+    refined, agreement = refine_scores(scores, 1.5, 2.0)
+    assert int(refined[0, 0, 2, 0].argmax()) == 3
+    assert float(agreement) > float(refine_scores(torch.zeros_like(scores), 1.5, 2.0)[1])
+
+
+def test_the_mutual_probability_is_the_geometric_mean_of_both_directions():
+    scores = torch.randn(1, 2, 2, 2, 2)
+    flat = scores.view(4, 4).double().numpy()
+    there = np.exp(flat) / np.exp(flat).sum(1, keepdims=True)
+    back = np.exp(flat) / np.exp(flat).sum(0, keepdims=True)
+    np.testing.assert_allclose(mutual_probability(scores).view(4, 4).numpy(), np.sqrt(there * back), rtol=1e-4)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_blobs_are_found_in_a_shifted_picture_and_in_its_mirror_image(mirrored):
+    places = torch.tensor([[20.0, 20.0], [40.0, 24.0], [28.0, 44.0]])
+    there = places + torch.tensor([4.0, 6.0])
+    source, target = blob_picture(places), blob_picture(there)
+    if mirrored:
+        target, there = target.flip(-1), torch.stack([64 - there[:, 0], there[:, 1]], -1)
+    answer = teacher()(source, target, places[None])
+    assert float((answer.trg_kps[0] - there).norm(dim=-1).max()) < 4
+    assert float(answer.confidence.min()) > 0.8
+    torch.testing.assert_close(answer.heatmap.sum((-2, -1)), torch.ones(1, 3))
+
+
+def test_a_part_that_the_target_has_not_gets_little_confidence():
+    places = torch.tensor([[16.0, 16.0], [48.0, 20.0], [20.0, 48.0]])
+    source, target = blob_picture(places), blob_picture(places)
+    target[:, 1] = 0.4  # no green any more
+    confidence = teacher(strength=0.0)(source, target, places[None]).confidence[0]
+    assert confidence[1] < 0.5 < min(confidence[0], confidence[2])
+
+
+def test_each_image_is_described_once(make_pairs):
+    counted = []
+
+    class Counting(Colours):
+        def describe(self, images):
+            counted.append(len(images))
+            return super().describe(images)
+
+    pair = make_pairs(3, size=64)
+    matcher = FeatureTeacher(Counting(), side=16)
+    first, second = matcher.match_pairs(pair), matcher.match_pairs(pair)
+    assert sum(counted) == 4  # two images and their mirror images
+    torch.testing.assert_close(first.trg_kps, second.trg_kps)
+    assert isinstance(matcher, PairMatcher) and isinstance(matcher, Fingerprinted)
+
+
+def test_the_memory_for_images_is_bounded(make_pairs):
+    matcher = FeatureTeacher(Colours(), side=16, remember=2)
+    for seed in range(3):
+        matcher.match_pairs(make_pairs(2, size=64, seed=seed))
+        assert len(matcher._known) <= 2
+
+
+def test_the_fingerprint_tells_weights_and_settings_apart():
+    prints = [
+        FeatureTeacher(NearestNeighbour("test_resnet", [16], seed=seed), **options).fingerprint()
+        for seed, options in ((0, {}), (0, {}), (1, {}), (0, {"strength": 1.0}))
+    ]
+    assert prints[0] == prints[1] and prints[0] != prints[2] and prints[0] != prints[3]
+    assert {name for name in prints[0] if prints[0][name] != prints[2][name]} == {"weights"}
+
+
+def test_amounts_that_cannot_work_are_named():
+    with pytest.raises(ConfigError, match="sigma_cells"):
+        teacher(sigma_cells=0)
+    with pytest.raises(ConfigError, match="strength"):
+        teacher(strength=-1)
