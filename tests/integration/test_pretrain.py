@@ -21,6 +21,10 @@ SMALL = [
     "diffusion.text_encoder.width=32",
     "diffusion.unet.latent_side=8",
     "diffusion.unet.channels=[16,32]",
+    "diffusion.unet.attention=[true,true]",
+    "watch.every=1",
+    "watch.pairs.n_pairs=2",
+    "watch.teacher.steps=1",
     "diffusion.training.batch_size=2",
     "diffusion.training.pool_size=16",
     "diffusion.checkpoint_every=2",
@@ -37,7 +41,9 @@ def trained(tmp_path_factory):
 
 def test_the_folder_holds_a_pipeline_samples_and_the_curve(trained):
     assert (trained / "curve.png").is_file() and len(list((trained / "samples").glob("*.png"))) == 2
-    assert any("val/loss" in json.loads(line) for line in (trained / "diffusion.jsonl").read_text().splitlines())
+    rows = [json.loads(line) for line in (trained / "diffusion.jsonl").read_text().splitlines()]
+    assert any("val/loss" in row for row in rows)
+    assert [row["step"] for row in rows if 0 <= row.get("val/pck@0.10", -1) <= 100] == [2, 4, 4]
 
 
 def test_diffusers_loads_it_and_draws_from_a_caption(trained):
