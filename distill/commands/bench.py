@@ -20,8 +20,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from distill.benchmarks.loader import loader_rates
 from distill.config import instantiate
-from distill.data.pairs import collate_pairs
 from distill.environment import choose_device, describe
 from distill.errors import ConfigError
 from distill.evaluation import Benchmark
@@ -75,9 +75,7 @@ def _teacher(cfg: DictConfig, benchmark: Benchmark) -> list[dict]:
 
 
 def _loader(cfg: DictConfig, benchmark: Benchmark) -> list[dict]:
-    pairs = iter(range(len(benchmark)))
-    latency = _median_ms(lambda: collate_pairs([benchmark[next(pairs)]]), min(cfg.repeats, len(benchmark) - 2))
-    return [_row("loader", benchmark.name, 1, latency)]
+    return loader_rates(partial(instantiate, cfg.data))
 
 
 def _median_ms(call: Callable[[], object], repeats: int) -> float:

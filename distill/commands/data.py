@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
+from rich.progress import Progress, TaskID
 from torch import Tensor
 
 from distill.config import instantiate
@@ -86,7 +87,8 @@ def check(cfg: DictConfig) -> dict:
     if "root" in settings:  # all pairs of the files, and all that is wrong with them rather than the first
         settings |= {"n_pairs": None, "bad": "skip"}
     benchmark: Benchmark = instantiate(settings)
-    problems, photographs = {}, 0
+    problems: dict[str, str] = {}
+    photographs = 0
     if isinstance(benchmark, PhotographPairs):
         problems = benchmark.skipped | benchmark.problems()
         photographs = sum(1 for _ in benchmark.notes())
@@ -115,11 +117,11 @@ def fetch(cfg: DictConfig) -> dict:
     for source in recipe.sources:
         with bar(" bytes") as shown:
             task = shown.add_task(source.filename, total=None, note="")
-            place = download(
-                source,
-                Path(cfg.data.root),
-                lambda done, total, t=task, s=shown: s.update(t, completed=done, total=total),
-            )
+
+            def show(done: int, total: int | None, to: Progress = shown, what: TaskID = task) -> None:
+                to.update(what, completed=done, total=total)
+
+            place = download(source, Path(cfg.data.root), show)
         files.append(str(place))
         print(f"{source.url} -> {place}")
     print(f"by hand: {recipe.manual}")
