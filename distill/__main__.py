@@ -26,8 +26,12 @@ VERBS = {
     "doctor": "versions, devices, weights and data sets, with fixes",
 }
 
-ACTIONS = {"label": ("status", "verify", "repair", "merge", "export"), "data": ("describe", "check", "download")}
-"""Words that may follow a verb, and are then its ``<verb>.action``, or its ``action`` where that is a group."""
+ACTIONS = {
+    "label": ("label.action", ("status", "verify", "repair", "merge", "export")),
+    "data": ("action", ("describe", "check", "download")),
+    "bench": ("what", ("student", "teacher", "loader")),
+}
+"""Words that may follow a verb, and the key whose value they are."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,9 +75,10 @@ def _with_action(verb: str, arguments: list[str]) -> list[str]:
     if verb not in ACTIONS or not arguments or "=" in arguments[0] or not arguments[0][:1].isalpha():
         return arguments
     word, *rest = arguments
-    if word not in ACTIONS[verb]:
-        raise ConfigError(f"Expected a word that {verb} knows but got {word!r}; {nearest(word, ACTIONS[verb])}.")
-    return [f"action={word}" if verb == "data" else f"{verb}.action={word}", *rest]
+    key, words = ACTIONS[verb]
+    if word not in words:
+        raise ConfigError(f"Expected a word that {verb} knows but got {word!r}; {nearest(word, words)}.")
+    return [f"{key}={word}", *rest]
 
 
 def _split(arguments: list[str]) -> tuple[str | None, list[str], bool]:

@@ -4,7 +4,7 @@ All variants run in one process, on the same weights, pairs and points.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -33,23 +33,24 @@ class FirstPairs(Subset):
         self.name, self.split, self.threshold = benchmark.name, benchmark.split, benchmark.threshold
 
 
-def variants(cfg: DictConfig) -> Iterator[tuple[str, Mapping[str, Any], int]]:
+def variants(cfg: DictConfig) -> Iterator[tuple[str, dict[str, Any], int]]:
     """Yields name, configuration and number of pairs of every variant that ``cfg``, bench's, asks for.
 
     The levers add up: each variant has its own settings and those of all before it, on top of the paper's.
     """
-    paper = OmegaConf.to_container(cfg.paper, resolve=True)
-    teacher = OmegaConf.to_container(cfg.teacher, resolve=True)
-    assert isinstance(paper, dict) and isinstance(teacher, dict)
+    paper, teacher = _plain(cfg.paper), _plain(cfg.teacher)
     if cfg.straightforward_pairs and cfg.straightforward.model is not None:
-        plain = OmegaConf.to_container(cfg.straightforward, resolve=True)
-        yield "straightforward", {**plain, **paper}, cfg.straightforward_pairs  # type: ignore[dict-item]
+        yield "straightforward", _plain(cfg.straightforward) | paper, cfg.straightforward_pairs
     if cfg.ladder:
         pulled: dict[str, Any] = {}
-        for name, settings in OmegaConf.to_container(cfg.levers, resolve=True).items():  # type: ignore[union-attr]
+        for name, settings in _plain(cfg.levers).items():
             pulled |= settings
-            yield str(name), {**teacher, **paper, **pulled}, cfg.teacher_pairs
+            yield name, teacher | paper | pulled, cfg.teacher_pairs
     yield "as configured", teacher, cfg.teacher_pairs
+
+
+def _plain(node: DictConfig) -> dict[str, Any]:
+    return {str(key): value for key, value in OmegaConf.to_container(node, resolve=True).items()}  # type: ignore[union-attr]
 
 
 def measure(matcher: Matcher | PairMatcher, name: str, benchmark: Benchmark, n_pairs: int) -> dict[str, Any]:
@@ -85,4 +86,4 @@ def measure(matcher: Matcher | PairMatcher, name: str, benchmark: Benchmark, n_p
 def climb(cfg: DictConfig, benchmark: Benchmark) -> Iterator[dict[str, Any]]:
     """Yields a row for each variant, as it is measured."""
     for name, config, n_pairs in list(variants(cfg)):
-        yield measure(instantiate(dict(config)), name, benchmark, n_pairs)
+        yield measure(instantiate(config), name, benchmark, n_pairs)
