@@ -45,7 +45,7 @@ def variants(cfg: DictConfig) -> Iterator[tuple[str, dict[str, Any], int]]:
         pulled: dict[str, Any] = {}
         for name, settings in _plain(cfg.levers).items():
             pulled |= settings
-            yield name, teacher | paper | pulled, cfg.teacher_pairs
+            yield name, teacher | paper | pulled, cfg.ladder_pairs
     yield "as configured", teacher, cfg.teacher_pairs
 
 

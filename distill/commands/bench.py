@@ -6,7 +6,7 @@ beside the same method in plain loops, and with ladder=true one lever after the 
 Examples:
   python -m distill bench
   python -m distill bench what=[student] student.backbone=mobilenetv2_100 batches=[1,4,16]
-  python -m distill bench teacher teacher_pairs=32 ladder=true
+  python -m distill bench teacher ladder=true ladder_pairs=4 paper.steps=13 paper.embeddings=1 paper.crops=4
 """
 
 import resource
