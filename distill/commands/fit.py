@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from lightning import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import distributed, nn
 
 from distill.commands.compare import print_table, write_reports
+from distill.commands.launch import check_command_line, is_first_process, is_many
 from distill.comparison import Comparison, compare
 from distill.config import instantiate
 from distill.data.datamodule import PairDataModule
@@ -37,11 +38,14 @@ from distill.student_file import save_student
 from distill.training.callbacks import callbacks, checkpoints
 from distill.training.log import JsonLines
 from distill.training.module import Distillation
+from distill.training.seeding import BatchSeed
 
 
 def run(cfg: DictConfig) -> Comparison | None:
     """Trains, saves, exports and compares; returns the comparison, if test pairs were asked for."""
     seed_everything(cfg.seed, workers=True, verbose=False)
+    if is_many(cfg):
+        check_command_line()
     device = choose_device(cfg.device)
     student: nn.Module = instantiate(cfg.student)
     check_size(student, cfg.data.size)
@@ -52,11 +56,14 @@ def run(cfg: DictConfig) -> Comparison | None:
     baseline = instantiate(cfg.baseline)
     teacher = Cached(cfg.labels.dir, instantiate(cfg.teacher), offers=list(cfg.labels.offers))
     module = _distillation(cfg, student, teacher)
-    folder = RunFolder.create(cfg, resume=cfg.run.resume)
+    first = is_first_process()
+    folder = RunFolder.create(cfg, resume=cfg.run.resume) if first else RunFolder(cfg.run.dir)
     for pairs in filter(None, (train, val, test)):
-        label(teacher, pairs, device)
+        label(teacher, pairs, device, progress=first)
     _filter(cfg, module, train, device)
     _train(cfg, folder, module, PairDataModule(train, val, cfg.batch_size, cfg.num_workers, cfg.seed))  # type: ignore[arg-type]
+    if not first:
+        return None
     student, config = finished(module.student, cfg)
     save_student(student, config, folder / "student.safetensors")
     deviation = export_student(student, folder / "student.onnx", cfg.data.size, config)
@@ -124,18 +131,25 @@ def _filter(cfg: DictConfig, module: Distillation, train: Benchmark, device: str
 
 
 def _train(cfg: DictConfig, folder: RunFolder, module: Distillation, data: PairDataModule) -> None:
-    """Trains, and leaves the best student in ``module``, or the last one where nothing is monitored."""
+    """Trains, and leaves the best student in ``module``, or the last one where nothing is monitored.
+
+    Several processes are one again afterwards: what follows is the first one's business.
+    """
     checkpoint = checkpoints(folder.path, cfg.monitor)
     loggers = [JsonLines(folder.path), *filter(None, [instantiate(cfg.logger.also)])]
     beside = callbacks(
         checkpoint, cfg.ema, cfg.patience, cfg.find_lr, instantiate(cfg.self_distillation), instantiate(cfg.callbacks)
     )
+    beside.append(BatchSeed(cfg.seed))
     trainer: Trainer = instantiate(cfg.trainer, logger=loggers, callbacks=beside, default_root_dir=str(folder.path))
     last = folder.path / "checkpoints" / "last.ckpt"
     resumed = str(last) if cfg.run.resume and last.is_file() else None
     trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
+    if distributed.is_initialized():
+        trainer.strategy.barrier()
+        distributed.destroy_process_group()
     best = Path(checkpoint.best_model_path)
     if not best.is_file():
         raise DataError("Expected a validation during training but there was none; raise trainer.max_epochs.")

@@ -24,7 +24,9 @@ def checkpoints(folder: Path, monitor: str | None) -> ModelCheckpoint:
         monitor: a key that validation logs.
     """
     name = "best" if monitor else "final"
-    return ModelCheckpoint(folder / "checkpoints", name, monitor=monitor, mode="max", save_last=True)
+    # Without a counter, as a resumed training would start new files beside the old ones and be resumed from these again.
+    options: dict[str, Any] = {"save_last": True, "enable_version_counter": False}
+    return ModelCheckpoint(folder / "checkpoints", name, monitor=monitor, mode="max", **options)
 
 
 def callbacks(
