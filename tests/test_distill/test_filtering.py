@@ -1,0 +1,130 @@
+import math
+
+import pytest
+import torch
+
+from distill.data.pairs import collate_pairs
+from distill.data.unannotated import GridPoints
+from distill.errors import ConfigError, LabelError
+from distill.filtering import (
+    Agreement,
+    Concentration,
+    Filtered,
+    LeastConfidence,
+    MirrorAgreement,
+    RelaxedCycle,
+    survey,
+)
+from distill.geometry import gaussian_heatmap
+from distill.matchers.oracle import Oracle
+from distill.matchers.remembered import Remembered
+from distill.types import Matches
+
+
+def shifted(dx: float):
+    """A matcher that answers with the query, moved to the right."""
+
+    def matcher(src_img, trg_img, src_kps):
+        points = src_kps + torch.tensor([dx, 0.0])
+        return Matches(points, torch.ones_like(points[..., 0]), points.new_zeros(*points.shape[:2], 4, 4))
+
+    return matcher
+
+
+def label_of(pairs, dx=0.0) -> Matches:
+    return shifted(dx)(pairs.src_img, pairs.trg_img, pairs.src_kps)
+
+
+def test_the_cycle_weighs_by_the_distance_on_coming_back(make_pairs):
+    pairs = make_pairs(3, size=32)
+    weight = RelaxedCycle(shifted(-1.0), tolerance=0.1)(pairs, label_of(pairs, 4.0))
+    torch.testing.assert_close(weight, torch.full((1, 3), math.exp(-((3 / 32) ** 2) / (2 * 0.1**2))))
+
+
+def test_agreement_weighs_by_the_distance_between_two_answers(make_pairs):
+    pairs = make_pairs(3, size=32)
+    weight = Agreement(shifted(2.0), tolerance=0.1)(pairs, label_of(pairs, -1.0))
+    torch.testing.assert_close(weight, torch.full((1, 3), math.exp(-((3 / 32) ** 2) / (2 * 0.1**2))))
+
+
+def test_in_the_mirror_what_moves_right_moves_left(make_pairs):
+    pairs = make_pairs(3, size=32)
+    alike = MirrorAgreement(shifted(-2.0))(pairs, label_of(pairs, 2.0))
+    torch.testing.assert_close(alike, torch.ones(1, 3))
+    unlike = MirrorAgreement(shifted(2.0), tolerance=0.1)(pairs, label_of(pairs, 2.0))
+    torch.testing.assert_close(unlike, torch.full((1, 3), math.exp(-((4 / 32) ** 2) / (2 * 0.1**2))))
+
+
+def test_the_mirror_shows_the_matcher_mirrored_pictures(make_pairs):
+    seen = []
+
+    def matcher(src_img, trg_img, src_kps):
+        seen.extend([src_img, trg_img])
+        return shifted(0)(src_img, trg_img, src_kps)
+
+    pairs = make_pairs(2)
+    MirrorAgreement(matcher)(pairs, label_of(pairs))
+    assert torch.equal(seen[0], pairs.src_img.flip(-1)) and torch.equal(seen[1], pairs.trg_img.flip(-1))
+
+
+def test_two_peaks_halve_the_concentration(make_pairs):
+    pairs = make_pairs(2, size=64)
+    first, second = torch.tensor([[[16.0, 16.0]] * 2]), torch.tensor([[[48.0, 48.0]] * 2])
+    one, other = (gaussian_heatmap(p, (32, 32), (64, 64), 3.0) for p in (first, second))
+    ones = torch.ones(1, 2)
+    criterion = Concentration(radius=0.2)
+    torch.testing.assert_close(criterion(pairs, Matches(first, ones, one)), ones, atol=1e-3, rtol=0)
+    torch.testing.assert_close(criterion(pairs, Matches(first, ones, one + other)), ones / 2, atol=1e-3, rtol=0)
+
+
+def test_criteria_multiply_the_confidence(make_pairs):
+    pairs = make_pairs(3)
+    halves = {"a": lambda p, label: torch.full((1, 3), 0.5), "b": lambda p, label: torch.tensor([[1.0, 0.5, 0.0]])}
+    confidence = Filtered(Oracle(), halves).match_pairs(pairs).confidence
+    assert confidence.tolist() == [[0.5, 0.25, 0.0]]
+    sure = LeastConfidence(0.4)(pairs, Oracle().match_pairs(pairs)._replace(confidence=torch.tensor([[0.3, 0.4, 1.0]])))
+    assert sure.tolist() == [[0.0, 1.0, 1.0]]
+
+
+def test_a_survey_knows_all_labels_and_refuses_when_none_is_left(few):
+    confidence = survey(Filtered(Oracle(), {}), few, batch_size=3, device="cpu", progress=False)
+    assert confidence.tolist() == [1.0] * 10
+    nothing = Filtered(Oracle(), {"none": lambda pairs, label: torch.zeros_like(label.confidence)})
+    with pytest.raises(LabelError, match="took out all 10"):
+        survey(nothing, few, batch_size=3, device="cpu", progress=False)
+
+
+@pytest.mark.parametrize("build", [lambda: LeastConfidence(2), lambda: RelaxedCycle(shifted(0), 0)])
+def test_amounts_that_cannot_work_are_named(build):
+    with pytest.raises(ConfigError, match="of a filter"):
+        build()
+
+
+def test_a_pair_is_asked_about_once_and_its_answer_stays_the_same(few):
+    asked = []
+
+    class Counting(Oracle):
+        def match_pairs(self, pairs):
+            asked.extend(pairs.src_hash)
+            return super().match_pairs(pairs)
+
+    batch = collate_pairs([few[n] for n in range(4)])
+    remembered, expected = Remembered(Counting()), Oracle().match_pairs(batch)
+    for _ in range(2):
+        found = remembered.match_pairs(batch)
+        torch.testing.assert_close(found.trg_kps[batch.kps_mask], expected.trg_kps[batch.kps_mask])
+        torch.testing.assert_close(found.heatmap[batch.kps_mask], expected.heatmap[batch.kps_mask], atol=1e-3, rtol=0)
+        assert not found.confidence[~batch.kps_mask].any()
+    assert len(asked) == len(set(asked)) == len(remembered) == 4
+
+
+def test_points_on_a_grid_are_the_same_every_time_and_know_no_counterpart(few):
+    grid = GridPoints(few, side=4)
+    pair = grid[0]
+    assert torch.equal(pair.src_kps, grid[0].src_kps) and pair.trg_kps.isnan().all() and pair.kps_mask.all()
+    cells = (pair.src_kps[0] / 8).floor()
+    assert len({(int(x), int(y)) for x, y in cells}) == 16 and cells.min() == 0 and cells.max() == 3
+    assert not torch.equal(GridPoints(few, side=4, seed=1)[0].src_kps, pair.src_kps)
+    assert len(grid) == 4 and (grid.name, grid.threshold) == (few.name, few.threshold)
+    with pytest.raises(ConfigError, match="points.side"):
+        GridPoints(few, side=0)
