@@ -1,0 +1,60 @@
+import json
+
+import pytest
+import torch
+
+from distill.__main__ import main
+from distill.config import compose
+from distill.errors import ConfigError
+from distill.ladder import FirstPairs, variants
+from distill.peak import PeakMemory
+
+SMALL = [
+    *("bench", "teacher", "device=cpu", "data.size=64", "data.n_pairs=4", "ladder=true"),
+    *("paper.steps=2", "paper.embeddings=1", "paper.crops=4", "preset.steps=1", "preset.embeddings=1"),
+    *("preset.crops=1", "teacher.prompt_length=7"),
+]
+
+
+def test_bench_climbs_from_plain_loops_to_the_configured_teacher(sd1_folder, tmp_path):
+    assert main([*SMALL, f"teacher.model={sd1_folder}", f"run.dir={tmp_path}/b", "~levers.bf16", "~levers.frozen queries"]) == 0
+    rows = json.loads((tmp_path / "b" / "bench.json").read_text())["rows"]
+    by_name = {row["variant"]: row for row in rows}
+    assert list(by_name)[:2] == ["straightforward", "ours, nothing shared"] and list(by_name)[-1] == "as configured"
+    assert len({row["points"] for row in rows}) == 1
+    plain, same = by_name["straightforward"], by_name["ours, nothing shared"]
+    assert plain["passes_per_point"] == same["passes_per_point"] == 2 + 4
+    assert plain["pck@0.10"] == same["pck@0.10"] == by_name["batches"]["pck@0.10"]
+    assert by_name["as configured"]["passes_per_point"] == 1 + 1
+    assert by_name["four points in a prompt"]["passes_per_point"] < 2
+    for row in rows:
+        assert row["what"] == "teacher" and row["per_second"] > 0 and row["peak_memory_mib"] > 10
+        assert row["latency_ms"] > 0 and row["threads"] >= 1 and row["batch"] == 1
+
+
+def test_levers_add_up_on_top_of_the_papers_settings():
+    cfg = compose("bench", ["ladder=true", "teacher.model=x"])
+    found = {name: config for name, config, _ in variants(cfg)}
+    assert found["truncated UNet"]["truncate"] and not found["truncated UNet"]["share"]
+    assert found["truncated UNet"]["steps"] == 129 and found["truncated UNet"]["crop_source"] == "fresh"
+    last = found["four points in a prompt"]
+    assert last["points_per_prompt"] == 4 and last["start"] == "query" and last["steps"] == cfg.preset.steps
+
+
+def test_a_teacher_without_a_model_is_measured_alone():
+    names = [name for name, _, _ in variants(compose("bench", ["teacher=oracle"]))]
+    assert names == ["as configured"]
+
+
+def test_more_pairs_than_there_are_cannot_be_measured_on(few):
+    with pytest.raises(ConfigError, match="between 1 and 4"):
+        FirstPairs(few, 5)
+    assert len(FirstPairs(few, 2)) == 2
+
+
+def test_the_peak_covers_what_was_held_only_for_a_while():
+    with PeakMemory() as before:
+        pass
+    with PeakMemory() as during:
+        torch.ones(64 * 2**20).sum()  # 256 MiB
+    assert during.mib > before.mib + 200

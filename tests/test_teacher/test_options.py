@@ -1,0 +1,319 @@
+"""Every option of the teacher does what its line of documentation says."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from distill.config import compose, instantiate
+from distill.errors import ConfigError
+from teacher import DiffusionFeatures, PromptOptimization, Straightforward, confidence, precision
+from teacher.attention import Layer, read_tokens
+from teacher.locate import combine
+from teacher.looks import CORNERS, FreshLooks, PoolLooks, crop_boxes
+from teacher.optimise import Convergence, attention_loss
+from teacher.prompts import _groups
+from teacher.readout import read_out, subpixel
+from teacher.settings import Settings
+from teacher.start import token_for
+
+QUICK = {"steps": 3, "embeddings": 2, "crop_pool": 5, "crops": 2, "layers": ["up@1/4", "up@1/2"], "prompt_length": 7}
+
+
+def build(folder, **settings) -> PromptOptimization:
+    return PromptOptimization(str(folder), device="cpu", **{**QUICK, **settings})
+
+
+def test_the_paper_preset_is_what_the_released_code_runs_with():
+    for verb, group in (("label", "teacher"), ("evaluate", "matcher")):
+        config = compose(verb, [f"{group}=prompt_optimization", "preset=paper"])[group]
+        expected = {
+            "embeddings": 5,
+            "steps": 129,
+            "timestep": 140,
+            "locate_timestep": 40,
+            "noise": "uniform",
+            "crops": 20,
+            "crop_source": "fresh",
+            "crop_edges": "pixels",
+            "heads": "upper",
+            "target_cells": "corners",
+            "readout": "argmax",
+            "layer_temperature": 1.0,
+            "layers": ["up@1/4", "up@1/2:0"],
+            "map_side": "image",
+        }
+        assert {name: config[name] for name in expected} == expected
+        assert config.lr == pytest.approx(0.0023755632) and 512 * config.sigma == pytest.approx(27.98, abs=0.01)
+        assert int(512 * config.crop_ratio) == 477  # 93.165 % of the side
+
+
+def test_the_default_preset_is_the_settings_own_default_but_for_the_layers():
+    preset = compose("label").preset
+    values = {name: list(v) if name == "layers" else v for name, v in preset.items()}
+    assert Settings.of(**values) == Settings(layers=tuple(preset.layers))
+
+
+def test_a_setting_on_the_command_line_outdoes_the_preset():
+    config = compose("fit", ["preset=paper", "teacher.steps=7"]).teacher
+    assert config.steps == 7 and config.embeddings == 5
+
+
+def test_the_upper_half_of_the_heads_is_the_mean_of_the_last_ones():
+    torch.manual_seed(0)
+    query, key = torch.randn(1, 4, 9, 5), torch.randn(1, 4, 6, 5)
+    every = torch.stack([read_tokens(query[:, [h]], key[:, [h]], 0.3, 2) for h in range(4)])
+    torch.testing.assert_close(read_tokens(query, key, 0.3, 2), every.mean(0))
+    torch.testing.assert_close(read_tokens(query, key, 0.3, 2, upper=True), every[2:].mean(0))
+
+
+def test_target_cells_at_corners_are_half_a_cell_off():
+    maps, side = [torch.zeros(1, 1, 8, 8)], 8
+    points = torch.tensor([[[4 / 8, 4 / 8]]])
+    corners = attention_loss(maps, points, Settings(target_cells="corners", sigma=0.1), side)
+    centres = attention_loss(maps, points + 0.5 / 8, Settings(sigma=0.1), side)
+    torch.testing.assert_close(corners, centres)
+
+
+@pytest.mark.parametrize("edges", ["exact", "pixels"])
+def test_a_fresh_crop_keeps_the_point_off_its_border_and_stays_inside(edges):
+    settings = Settings(crop_source="fresh", crop_edges=edges, crop_ratio=0.6)
+    names = [("n", row) for row in range(40)]
+    looks = FreshLooks(64, names, settings, torch.device("cpu"))
+    points = torch.rand(40, 1, 2, generator=torch.Generator().manual_seed(0))
+    boxes = looks.at(points).boxes
+    assert (boxes[:, :2] >= 0).all() and (boxes[:, :2] + boxes[:, 2:] <= 1 + 1e-6).all()
+    inside = (points[:, 0] - boxes[:, :2]) / boxes[:, 2:]
+    central = ((points[:, 0] > 0.15) & (points[:, 0] < 0.85)).all(1)
+    assert central.sum() > 10 and (inside[central] >= 0.15 - 0.04).all() and (inside[central] <= 0.85 + 0.04).all()
+    if edges == "pixels":
+        assert torch.equal((boxes * 64).round(), boxes * 64) and (boxes[:, 2] * 64 == 38).all()
+    corners = torch.stack(
+        [FreshLooks(64, [("n",)], settings, torch.device("cpu")).numbered(c).boxes[0] for c in CORNERS]
+    )
+    free = 1 - float(boxes[0, 2])
+    np.testing.assert_allclose(corners[:, :2], [[0, 0], [free, 0], [0, free], [free, free]], atol=1e-6)
+
+
+def test_a_prompt_looks_at_no_crop_of_the_pool_twice_while_it_locates():
+    boxes = crop_boxes(4, 0.9, torch.Generator().manual_seed(0))
+    looks = PoolLooks(boxes, [("locate",)] * 2, Settings(), once=True)
+    points = torch.full((2, 1, 2), 0.5)
+    seen = torch.stack([looks.at(points).crop_of for _ in range(len(boxes))])  # type: ignore[misc]
+    assert all(len(set(column.tolist())) == len(boxes) for column in seen.T)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"crop_source": "fresh"},
+        {"crop_edges": "pixels"},
+        {"start": "query"},
+        {"start": "query", "queries": "frozen", "null_prompt": "zeros"},
+        {"early_stop": 0.5, "steps": 22},
+        {"sides": "mirror"},
+        {"sides": "compete"},
+        {"confidence": ["peak", "entropy", "spread"]},
+        {"confidence": "cycle"},
+        {"confidence": "mirror"},
+        {"map_side": "image", "readout": "subpixel", "heads": "upper"},
+        {"readout": "soft_argmax", "noise": "uniform", "layer_temperature": 1.0},
+    ],
+    ids=str,
+)
+def test_an_answer_under_any_option_is_sound_and_does_not_depend_on_its_company(sd1_folder, make_pairs, settings):
+    pair = make_pairs(3, size=64)
+    together = build(sd1_folder, **settings)(pair.src_img, pair.trg_img, pair.src_kps)
+    assert ((together.trg_kps >= 0) & (together.trg_kps <= 64)).all()
+    assert ((together.confidence >= 0) & (together.confidence <= 1)).all() and (together.heatmap >= 0).all()
+    alone = build(sd1_folder, chunk=1, **settings)(pair.src_img, pair.trg_img, pair.src_kps[:, 1:2])
+    torch.testing.assert_close(together.heatmap[:, 1], alone.heatmap[:, 0], atol=1e-4, rtol=1e-3)
+    plain = build(sd1_folder)(pair.src_img, pair.trg_img, pair.src_kps)
+    assert not all(torch.equal(a, b) for a, b in zip(together, plain, strict=True)), "the option does something"
+
+
+def test_points_that_share_a_prompt_are_optimised_together(sd1_folder, make_pairs):
+    pair, teacher = make_pairs(5, size=64), build(sd1_folder, points_per_prompt=2)
+    prompts = teacher.maker.prompts_for(pair.src_img[0], "key", pair.src_kps[0] / 64)
+    embedding, token = prompts.embedding, prompts.token.tolist()
+    shared = [(a, b) for a in range(5) for b in range(a) if torch.equal(embedding[a], embedding[b])]
+    assert len(shared) == 2 and all({token[a], token[b]} == {0, 1} for a, b in shared)
+    assert teacher.passes == 3 * 3 * 2  # prompts, steps, embeddings
+    answer = teacher.match_pairs(pair)
+    assert torch.isfinite(answer.trg_kps).all() and not torch.equal(answer.heatmap[0, 0], answer.heatmap[0, 1])
+
+
+def test_groups_are_even_and_hold_every_row_once():
+    groups = [g for same in _groups(list(range(10)), 4) for g in same]
+    assert sorted(row for g in groups for row in g) == list(range(10)) and {len(g) for g in groups} <= {3, 4}
+    assert _groups([], 4) == []
+
+
+def test_a_prompt_stops_when_its_loss_no_longer_falls():
+    watch = Convergence(2, share=0.1)
+    for step in range(30):
+        watch.add(torch.tensor([0.9**step, 1.0])[watch.rows])
+    assert watch.rows == [0]
+    for _ in range(10):
+        watch.add(torch.tensor([0.5]))
+    assert watch.rows == []
+
+
+def test_early_stop_saves_passes_and_no_stop_spends_them_all(sd1_folder, make_pairs):
+    pair = make_pairs(1, size=64)
+    spent = {}
+    for share in (None, 0.9):
+        teacher = build(sd1_folder, steps=40, early_stop=share)
+        teacher.maker.prompts_for(pair.src_img[0], "key", pair.src_kps[0] / 64)
+        spent[share] = teacher.passes
+    assert spent == {None: 2 * 40, 0.9: 2 * 20}
+
+
+def test_the_warm_start_has_the_keys_that_the_point_asks_for(sd1_folder):
+    torch.manual_seed(0)
+    attention = build(sd1_folder).scenes.unet.layers[0].attention
+    queries = torch.randn(1, attention.heads, 16, attention.to_k.weight.shape[0] // attention.heads)
+    points = torch.tensor([[[0.375, 0.625]]])  # the centre of cell (1, 2) of four by four
+    token = token_for([queries], points, [Layer("up@1/4", 0, attention)])
+    assert float(token.norm()) == pytest.approx(24**0.5, rel=1e-4)
+    features = queries.transpose(1, 2).flatten(2)[0]
+    wanted = features[2 * 4 + 1] - features.mean(0)
+    key = attention.to_k(token)[0, 0]
+    others = [float(torch.cosine_similarity(key, f - features.mean(0), dim=0)) for f in features]
+    assert int(np.argmax(others)) == 9 and float(torch.cosine_similarity(key, wanted, dim=0)) > 0.5
+
+
+def test_subpixel_finds_the_vertex_of_a_parabola_and_keeps_to_cells_at_the_border():
+    x, y = torch.meshgrid(torch.arange(8) + 0.5, torch.arange(8) + 0.5, indexing="xy")
+    heatmap = (10 - (x - 3.7) ** 2 - (y - 5.2) ** 2)[None, None]
+    np.testing.assert_allclose(subpixel(heatmap)[0, 0] * 8, [3.7, 5.2], atol=1e-4)
+    edge = torch.zeros(1, 1, 4, 4)
+    edge[0, 0, 0, 3] = 1
+    np.testing.assert_allclose(subpixel(edge)[0, 0] * 4, [3.5, 0.5])
+
+
+def test_each_readout_of_a_lone_peak_is_the_peak():
+    heatmap = torch.zeros(1, 1, 16, 16)
+    heatmap[0, 0, 4, 9] = 1
+    for readout in ("argmax", "subpixel", "windowed_soft_argmax"):
+        found = read_out(heatmap, Settings(readout=readout))  # type: ignore[arg-type]
+        np.testing.assert_allclose(found[0, 0] * 16, [9.5, 4.5], atol=0.02)
+    pulled = read_out(heatmap, Settings(readout="soft_argmax"))[0, 0] * 16
+    weight = np.exp(-10) / (1 + 255 * np.exp(-10))
+    others = (256 * 8 - 9.5) * weight, (256 * 8 - 4.5) * weight
+    np.testing.assert_allclose(
+        pulled, [9.5 * (1 - 255 * weight) + others[0], 4.5 * (1 - 255 * weight) + others[1]], 1e-4
+    )
+
+
+def test_what_lights_up_in_the_mirror_too_loses_half():
+    maps, mirrored = torch.zeros(1, 1, 1, 2, 2), torch.zeros(1, 1, 1, 2, 2)
+    maps[..., 0, 0], maps[..., 1, 1], mirrored[..., 0, 0] = 0.8, 0.6, 0.8
+    found = combine(maps, None, mirrored)
+    np.testing.assert_allclose(found[0], [[0.4, 0], [0, 0.6]], atol=1e-6)
+
+
+def test_confidences_are_high_for_a_sharp_answer_and_low_for_a_blurred_one():
+    sharp, blurred = torch.full((1, 8, 8), 1e-6), torch.ones(1, 8, 8)
+    sharp[0, 3, 3] = 1
+    assert float(confidence.concentration(sharp)) > 0.99 and float(confidence.concentration(blurred)) < 1e-5
+    apart = torch.zeros(1, 2, 10, 10)
+    apart[0, 0, 0, 0] = apart[0, 1, 0, 2] = 1
+    assert float(confidence.unanimity(apart)) == pytest.approx(np.exp(-0.1 / 0.1), rel=1e-5)
+    assert float(confidence.unanimity(apart[:, :1])) == 1
+    joint = confidence.joint([torch.tensor([0.25]), torch.tensor([1.0])])
+    assert float(joint) == pytest.approx(0.5)
+
+
+def test_the_straightforward_teacher_and_the_fast_one_give_the_same_answers(sd1_folder, make_pairs):
+    paper = dict(compose("label", ["preset=paper"]).preset) | {"steps": 3, "embeddings": 2, "crops": 6}
+    pair, given = make_pairs(2, size=64), {"prompt_length": 7, "device": "cpu"}
+    plain, fast = (
+        Straightforward(str(sd1_folder), **given, **paper),
+        PromptOptimization(str(sd1_folder), **given, **paper),
+    )
+    expected, answer = plain.match_pairs(pair), fast.match_pairs(pair)
+    torch.testing.assert_close(answer.trg_kps, expected.trg_kps)
+    assert plain.passes == fast.passes == 2 * 2 * (3 + 6)
+
+
+def test_the_straightforward_teacher_says_what_it_cannot(sd1_folder):
+    paper = dict(compose("label", ["preset=paper"]).preset)
+    with pytest.raises(ConfigError, match="crop_source=fresh, readout=argmax"):
+        Straightforward(str(sd1_folder), **{**paper, "crop_source": "pool", "crop_pool": 30, "readout": "subpixel"})
+    with pytest.raises(ConfigError, match="at least 4"):
+        Straightforward(str(sd1_folder), **{**paper, "crops": 3})
+
+
+def test_levers_that_only_save_time_change_no_answer(sd1_folder, make_pairs):
+    pair = make_pairs(2, size=64)
+    answers = [
+        build(sd1_folder, truncate=truncate, share=share)(pair.src_img, pair.trg_img, pair.src_kps).heatmap
+        for truncate, share in ((True, True), (False, True), (True, False))
+    ]
+    for answer in answers[1:]:
+        torch.testing.assert_close(answer, answers[0], atol=1e-5, rtol=1e-4)
+
+
+def test_images_of_different_things_and_points_on_the_border_are_matched(sd1_folder, make_pairs):
+    pair = make_pairs(1, size=64)
+    corners = torch.tensor([[[0.0, 0.0], [64.0, 64.0], [0.0, 64.0], [31.0, 64.0]]])
+    for matcher in (
+        build(sd1_folder),
+        build(sd1_folder, crop_source="fresh", crop_edges="pixels"),
+        DiffusionFeatures(str(sd1_folder), device="cpu", prompt_length=7, null_prompt="zeros"),
+    ):
+        answer = matcher(pair.src_img, 1 - pair.trg_img, corners)
+        assert torch.isfinite(answer.trg_kps).all() and torch.isfinite(answer.heatmap).all()
+
+
+def test_an_image_smaller_than_a_crop_is_enlarged(sd1_folder):
+    tiny, point = torch.rand(1, 3, 2, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([[[1.5, 1.0]]])
+    answer = build(sd1_folder)(tiny, tiny, point)
+    assert ((answer.trg_kps >= 0) & (answer.trg_kps <= torch.tensor([3.0, 2.0]))).all()
+
+
+def test_fp16_on_a_processor_is_refused(sd1_folder):
+    with pytest.raises(ConfigError, match="fp16, which it is slow at"):
+        build(sd1_folder, precision="fp16")
+
+
+def test_bf16_falls_back_to_fp32_on_a_processor_without_it_and_labels_say_so(sd1_folder, monkeypatch, caplog):
+    monkeypatch.setattr(precision, "has_bf16", lambda: False)
+    with caplog.at_level(logging.WARNING):
+        teacher = build(sd1_folder, precision="bf16")
+    assert "no instructions for bf16" in caplog.text and teacher.fingerprint()["precision"] == "fp32"
+    monkeypatch.setattr(precision, "has_bf16", lambda: True)
+    assert build(sd1_folder, precision="bf16").fingerprint()["precision"] == "bf16"
+
+
+def test_bf16_answers_nearly_as_fp32_does(sd1_folder, make_pairs, monkeypatch):
+    monkeypatch.setattr(precision, "has_bf16", lambda: True)
+    pair = make_pairs(2, size=64)
+    full, half = (build(sd1_folder, precision=p).match_pairs(pair).heatmap for p in ("fp32", "bf16"))
+    assert float((full - half).abs().max() / full.max()) < 0.3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"confidence": ["peak", "luck"]}, "confidence to name some of"),
+        ({"confidence": []}, "confidence to name some of"),
+        ({"crop_source": "fresh", "queries": "frozen"}, "crop_source=pool with queries=frozen"),
+        ({"sides": "compete", "points_per_prompt": 2}, "points_per_prompt to be 1"),
+        ({"early_stop": 2.0}, "early_stop in"),
+        ({"readout": "guess"}, "readout in"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_go_together_are_named(sd1_folder, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        build(sd1_folder, **settings)
+
+
+def test_the_configurations_build_what_they_name(sd1_folder):
+    model = f"teacher.model={sd1_folder}"
+    assert isinstance(instantiate(compose("label", [model, "preset=paper"]).teacher), PromptOptimization)
+    features = compose("evaluate", ["matcher=dift", f"matcher.model={sd1_folder}"]).matcher
+    assert isinstance(instantiate(features), DiffusionFeatures)
