@@ -15,6 +15,7 @@ from distill.errors import ConfigError, DistillError, nearest
 
 VERBS = {
     "fit": "train a student on a teacher's labels",
+    "ablate": "train variants of a fit with several seeds, and tabulate what each gains",
     "label": "run a teacher over a data set into the label store",
     "evaluate": "PCK of one matcher on a benchmark",
     "compare": "teacher, student and baselines on the same pairs",

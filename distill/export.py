@@ -75,6 +75,9 @@ def export_student(
     if size < 1:
         raise ConfigError(f"Expected size, the side of the images in px, to be positive but got {size}.")
     student = copy.deepcopy(student).cpu().float().eval()
+    prepare = getattr(student, "freeze_for_export", None)
+    if callable(prepare):
+        prepare(size)
     with replacing(Path(path)) as unfinished:
         model = to_onnx(student, size)
         metadata = {

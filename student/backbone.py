@@ -115,7 +115,8 @@ class Backbone(nn.Module):
 
     def fix_size(self, size: int) -> None:
         """Prepares the network for images of ``size`` px only, so that no graph has to resample position embeddings."""
-        if self.patch > 1 and getattr(self.network, "dynamic_img_size", False):
+        absolute = getattr(self.network, "pos_embed", None) is not None and hasattr(self.network, "set_input_size")
+        if self.patch > 1 and absolute and getattr(self.network, "dynamic_img_size", False):
             self.network.set_input_size(img_size=size)
             self.network.dynamic_img_size = self.network.patch_embed.dynamic_img_pad = False
             # With a fixed size the patches come as a sequence, as if the network had been built for it.

@@ -57,7 +57,8 @@ def baseline_config(ckpt: str) -> dict:
     """Returns the configuration of the nearest neighbour on the untouched backbone of a student's file."""
     config, _ = read_student_file(ckpt)
     shared = {key: config.get(key) for key in ("backbone", "weights", "mean", "std", "options")}
-    return {"_target_": "student.NearestNeighbour", "strides": [16], **shared}
+    strides = list(config.get("strides", [16]))
+    return {"_target_": "student.NearestNeighbour", "strides": [16 if 16 in strides else strides[-1]], **shared}
 
 
 def teacher_cost(teacher: PairMatcher, benchmark: Benchmark, n_pairs: int) -> dict[str, float | int | None]:

@@ -37,6 +37,7 @@ from distill.run import RunFolder
 from distill.student_file import save_student
 from distill.training.callbacks import callbacks, checkpoints
 from distill.training.log import JsonLines
+from distill.training.match_pictures import MatchPictures
 from distill.training.module import Distillation
 from distill.training.seeding import BatchSeed
 
@@ -138,7 +139,13 @@ def _train(cfg: DictConfig, folder: RunFolder, module: Distillation, data: PairD
     checkpoint = checkpoints(folder.path, cfg.monitor)
     loggers = [JsonLines(folder.path), *filter(None, [instantiate(cfg.logger.also)])]
     beside = callbacks(
-        checkpoint, cfg.ema, cfg.patience, cfg.find_lr, instantiate(cfg.self_distillation), instantiate(cfg.callbacks)
+        checkpoint,
+        cfg.ema,
+        cfg.patience,
+        cfg.find_lr,
+        instantiate(cfg.self_distillation),
+        MatchPictures(folder.path, cfg.pictures) if cfg.pictures else None,
+        instantiate(cfg.callbacks),
     )
     beside.append(BatchSeed(cfg.seed))
     trainer: Trainer = instantiate(cfg.trainer, logger=loggers, callbacks=beside, default_root_dir=str(folder.path))

@@ -35,6 +35,7 @@ def callbacks(
     patience: int | None = None,
     find_lr: bool = False,
     self_distillation: Callback | None = None,
+    pictures: Callback | None = None,
     others: Mapping[str, Callback] | None = None,
 ) -> list[Callback]:
     """Returns all callbacks, in the order that they need.
@@ -45,6 +46,7 @@ def callbacks(
         patience: validations without progress after which training stops; None for never.
         find_lr: whether to try learning rates for 100 steps first, and take the one that lowers the loss fastest.
         self_distillation: goes before the averaging, see :class:`distill.training.self_distillation.SelfDistillation`.
+        pictures: see :class:`distill.training.match_pictures.MatchPictures`.
         others: by name.
 
     Raises:
@@ -61,6 +63,7 @@ def callbacks(
         )
     chosen: list[Any] = [
         self_distillation,
+        pictures,
         EMAWeightAveraging(decay=ema) if ema is not None else None,
         EarlyStopping(checkpoint.monitor, mode="max", patience=patience) if patience is not None else None,
         LearningRateFinder() if find_lr else None,

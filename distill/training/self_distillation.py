@@ -34,8 +34,15 @@ class SelfDistillation(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Renews the labels."""
-        if trainer.sanity_checking or trainer.current_epoch + 1 < self.start_epoch:
-            return
+        if not trainer.sanity_checking and trainer.current_epoch + 1 >= self.start_epoch:
+            self._relabel(pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Renews the labels of a training that is resumed after the first teacher's time, which no checkpoint holds."""
+        if trainer.current_epoch >= max(1, self.start_epoch):
+            self._relabel(pl_module)
+
+    def _relabel(self, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Distillation)
         pl_module.learn_from(Remembered(self.teacher(model=copy.deepcopy(pl_module.student))))
         self.rounds += 1

@@ -5,7 +5,7 @@ import pytest
 from distill.config import compose, defaults, instantiate, options, shipped
 from distill.errors import ConfigError
 
-VERBS = ["fit", "label", "evaluate", "compare", "export", "match", "pretrain", "bench", "data", "doctor"]
+VERBS = ["fit", "ablate", "label", "evaluate", "compare", "export", "match", "pretrain", "bench", "data", "doctor"]
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -68,3 +68,14 @@ def test_files_of_the_project_are_found_from_anywhere(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert (shipped("configs") / "fit.yaml").is_file()
     assert Path(compose("fit").teacher.model) == shipped("checkpoints/sd-mini")
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+def test_every_experiment_composes_and_says_what_it_costs_and_whether_it_was_run(name):
+    header = (shipped("configs") / "experiment" / f"{name}.yaml").read_text()
+    assert header.startswith("# @package _global_\n")
+    if name == "none":
+        return
+    assert all(word in header for word in ("Source:", "Hardware:", "Time:", "xpect", "Run so far:"))
+    config = compose("fit", [f"experiment={name}", "data.root=somewhere", "student.weights=some.safetensors"])
+    assert config.data.size % 14 == 0 or "dinov2" not in config.student.backbone

@@ -1,13 +1,29 @@
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
 from scipy.special import rel_entr
+from torch.nn import functional as F
 
+from distill.data.pairs import collate_pairs
 from distill.errors import ConfigError
-from distill.losses import CoordinateHuber, Example, HeatmapKL, weighted_mean
+from distill.geometry import cell_centres, gaussian_heatmap, sample_at
+from distill.losses import (
+    Contrastive,
+    CoordinateHuber,
+    Equivariance,
+    Example,
+    HeatmapKL,
+    RelaxedCycle,
+    SimilarityDistillation,
+    weighted_mean,
+)
+from distill.training.guard import one_pair
+from distill.training.warp import RandomWarp
 from distill.types import Matches
+from student import StudentMatcher
 
 
 def matches(points, confidence, heatmap) -> Matches:
@@ -74,8 +90,114 @@ def test_labels_without_confidence_teach_nothing():
 
 
 @pytest.mark.parametrize(
-    ("build", "name"), [(lambda: HeatmapKL(0), "sharpness"), (lambda: CoordinateHuber(-1), "delta")]
+    ("build", "name"),
+    [
+        (lambda: HeatmapKL(0), "sharpness"),
+        (lambda: CoordinateHuber(-1), "delta"),
+        (lambda: RelaxedCycle(1.5), "RelaxedCycle"),
+        (lambda: Contrastive(0), "temperature > 0"),
+        (lambda: Equivariance(RandomWarp(), share=0), "share in"),
+        (lambda: SimilarityDistillation(None, side=0), "SimilarityDistillation"),  # type: ignore[arg-type]
+    ],
 )
 def test_settings_that_cannot_work_are_named(build, name):
     with pytest.raises(ConfigError, match=name):
         build()
+
+
+@pytest.fixture
+def dense(make_pairs):
+    """A batch as an untrained student sees it, with labels at random."""
+    torch.manual_seed(0)
+    student = StudentMatcher("test_resnet", [4, 8], 8).eval()
+    pairs = collate_pairs([make_pairs(4, size=64, seed=seed) for seed in range(2)])._replace(category=["cat", "dog"])
+    prediction, src_map, trg_map = student.look(pairs.src_img, pairs.trg_img, pairs.src_kps)
+    label = Matches(torch.rand(2, 4, 2) * 64, torch.rand(2, 4), torch.rand(2, 4, 8, 8))
+    return Example(pairs, label, prediction, student, src_map, trg_map)
+
+
+def test_where_the_labels_grid_is_finer_it_is_summed_up_too(dense):
+    fine = dense.label._replace(heatmap=torch.rand(2, 4, 32, 32))
+    coarse = fine._replace(heatmap=fine.heatmap.view(2, 4, 16, 2, 16, 2).sum((3, 5)))
+    values = [float(HeatmapKL(1.0)(dataclasses.replace(dense, label=label))) for label in (fine, coarse)]
+    assert values[0] == pytest.approx(values[1], rel=1e-4)
+
+
+def test_the_relaxed_cycle_counts_what_lies_beyond_its_tolerance(dense):
+    there, size = dense.prediction.trg_kps, (64, 64)
+    back = dense.student.correlate(dense.trg_map, dense.src_map, there, size, size).trg_kps
+    distance = (back - dense.pairs.src_kps).norm(dim=-1).detach().numpy() / 64
+    weight = dense.label.confidence.numpy()
+    for tolerance in (0.0, 0.2):
+        expected = (np.maximum(distance - tolerance, 0) * weight).sum() / weight.sum()
+        assert float(RelaxedCycle(tolerance)(dense)) == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+def test_contrastive_by_a_loop(dense):
+    loss, pairs, label = Contrastive(0.1, 0.2), dense.pairs, dense.label
+    with torch.no_grad():
+        queries = F.normalize(sample_at(dense.src_map, pairs.src_kps, (64, 64)), dim=-1)
+        keys = F.normalize(sample_at(dense.trg_map, label.trg_kps, (64, 64)), dim=-1)
+    total = 0.0
+    for b, n in np.ndindex(2, 4):
+        exponentials = []
+        for a, m in np.ndindex(2, 4):  # the pairs' categories differ
+            near = a == b and float((label.trg_kps[b, n] - label.trg_kps[a, m]).norm()) / 64 <= 0.2
+            if (a, m) == (b, n) or not near:
+                exponentials.append(math.exp(float(queries[b, n] @ keys[a, m]) / 0.1))
+        own = math.exp(float(queries[b, n] @ keys[b, n]) / 0.1)
+        total += float(label.confidence[b, n]) * -math.log(own / sum(exponentials))
+    assert float(loss(dense)) == pytest.approx(total / float(label.confidence.sum()), rel=1e-3)
+
+
+def test_other_pairs_of_the_same_category_are_no_negatives(dense):
+    same = dataclasses.replace(dense, pairs=dense.pairs._replace(category=["cat", "cat"]))
+    rows = [one_pair(dense, row) for row in range(2)]
+    parts = [float(Contrastive()(row)) * float(row.label.confidence.sum()) for row in rows]
+    assert float(Contrastive()(same)) == pytest.approx(sum(parts) / float(dense.label.confidence.sum()), rel=1e-4)
+
+
+def test_similarity_to_oneself_costs_nothing_and_to_another_something(dense):
+    assert float(SimilarityDistillation(dense.student)(dense)) == pytest.approx(0, abs=1e-4)
+    other = StudentMatcher("test_resnet", [4, 8], 8).eval()
+    value = SimilarityDistillation(other)(dense)
+    assert float(value) > 0.01
+    value.backward()
+    assert all(p.grad is None for p in other.parameters())
+    assert any(p.grad is not None for p in dense.student.parameters())
+
+
+def test_a_student_that_follows_every_warp_loses_nothing_and_a_random_one_much(dense):
+    torch.manual_seed(0)
+    still = RandomWarp(0, 0, 0, 0)
+    equivariance = Equivariance(still, points=4, sigma_cells=0.4)
+    sharp = dataclasses.replace(dense, student=Places(), src_map=Places().describe(dense.pairs.src_img))
+    assert float(equivariance(sharp)) < 0.4 < float(equivariance(dense))
+
+
+def test_equivariance_asks_about_a_share_of_the_batch(dense):
+    counted = []
+
+    class Counting(Places):
+        def describe(self, images):
+            counted.append(len(images))
+            return super().describe(images)
+
+    example = dataclasses.replace(dense, student=Counting(), src_map=Places().describe(dense.pairs.src_img))
+    for share in (1.0, 0.5, 0.01):
+        Equivariance(RandomWarp(), share=share)(example)
+    assert counted == [2, 1, 1]
+
+
+class Places:
+    """Describes every cell by where it is: right for a picture that was not moved, whatever it shows."""
+
+    def describe(self, images):
+        return gaussian_heatmap(cell_centres((16, 16), (16, 16), images).flatten(0, 1), (16, 16), (16, 16), 0.7).expand(
+            len(images), -1, -1, -1
+        )
+
+    def correlate(self, src_map, trg_map, src_kps, src_size, trg_size):
+        queries = F.normalize(sample_at(src_map, src_kps, src_size), dim=-1)
+        heatmap = 30 * torch.einsum("bnc,bchw->bnhw", queries, F.normalize(trg_map, dim=1))
+        return Matches(src_kps, src_kps[..., 0], heatmap)

@@ -10,6 +10,7 @@ from distill.errors import ConfigError, WeightsError
 from student import NearestNeighbour, StudentMatcher
 from student.backbone import Backbone
 from student.matcher import window_mass
+from student.refinement import Refinement
 
 
 def test_maps_have_the_strides_asked_for():
@@ -85,3 +86,129 @@ def test_importing_the_student_pulls_in_neither_diffusion_nor_training():
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "strides", "size"),
+    [
+        ("mobilenetv2_100", [8, 16, 32], 64),
+        ("efficientnet_lite0", [16], 64),
+        ("convnext_atto", [4, 16], 64),
+        ("vit_tiny_patch16_224", [16], 64),  # a class token
+        ("vit_small_patch14_reg4_dinov2", [14], 56),  # and four registers
+        ("vit_small_patch16_dinov3", [16], 64),  # rotary positions
+    ],
+)
+def test_networks_of_every_kind_give_maps_without_prefix_tokens(name, strides, size):
+    backbone = Backbone(name, strides).eval()
+    with torch.no_grad():
+        maps = backbone(torch.rand(1, 3, size, size))
+    assert [tuple(m.shape[1:]) for m in maps] == [
+        (c, size // s, size // s) for c, s in zip(backbone.channels, strides, strict=True)
+    ]
+
+
+def test_blocks_of_a_transformer_are_chosen_by_number():
+    torch.manual_seed(0)
+    backbone = Backbone("vit_tiny_patch16_224", [16], layers=[2, -1]).eval()
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        first, last = backbone(images)
+        tokens = backbone.network.forward_features((images - backbone.mean) / backbone.std)[:, 1:]
+    torch.testing.assert_close(last.flatten(2).transpose(1, 2), tokens, atol=1e-4, rtol=1e-3)
+    assert not torch.allclose(first, last)
+    with pytest.raises(ConfigError, match="between -12 and 11 but got"):
+        Backbone("vit_tiny_patch16_224", [16], layers=[12])
+    with pytest.raises(ConfigError, match="layers only for a backbone of one stride"):
+        Backbone("test_resnet", [16], layers=[1])
+
+
+def test_an_image_that_patches_do_not_divide_is_refused_with_sizes_that_work():
+    student = StudentMatcher("vit_tiny_patch16_224", [16], 8)
+    with pytest.raises(ConfigError, match="patch of vit_tiny_patch16_224.*100 x 100.*data.size=96 or data.size=112"):
+        student.check_size(100)
+    with pytest.raises(ConfigError, match="divides"):
+        student.describe(torch.rand(1, 3, 100, 100))
+
+
+def test_what_tuning_fixes_stays_fixed():
+    images = torch.rand(4, 3, 64, 64)
+    for tuning, trained, moved in (("full", True, True), ("fixed_norm", True, False), ("frozen", False, False)):
+        backbone = Backbone("test_resnet", [16], tuning=tuning).train()
+        before = {name: value.clone() for name, value in backbone.network.named_buffers()}
+        backbone(images)
+        assert any(p.requires_grad for p in backbone.parameters()) is trained
+        assert any(not torch.equal(v, before[n]) for n, v in backbone.network.named_buffers()) is moved
+    with pytest.raises(ConfigError, match="did you mean 'frozen'"):
+        Backbone("test_resnet", [16], tuning="forzen")  # type: ignore[arg-type]
+
+
+def test_merged_adapters_say_what_they_said_before():
+    pytest.importorskip("peft")
+    torch.manual_seed(0)
+    lora = {"rank": 2, "targets": ["qkv"]}
+    student = StudentMatcher("vit_tiny_patch16_224", [16], 8, lora=lora).eval()
+    trained = [name for name, p in student.backbone.named_parameters() if p.requires_grad]
+    assert trained and all("lora_" in name for name in trained)
+    with torch.no_grad():
+        for name, parameter in student.backbone.named_parameters():
+            if "lora_B" in name:  # zero at the start
+                parameter.normal_()
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        before = student.describe(images)
+        student.merge_adapters()
+        after = student.describe(images)
+    torch.testing.assert_close(before, after, atol=1e-4, rtol=1e-3)
+    plain = StudentMatcher("vit_tiny_patch16_224", [16], 8)
+    plain.load_state_dict(student.state_dict())
+
+
+def test_adapters_without_peft_without_rank_and_without_targets_are_told_apart(monkeypatch):
+    pytest.importorskip("peft")
+    with pytest.raises(ConfigError, match="rank of at least 1"):
+        Backbone("vit_tiny_patch16_224", [16], lora={"rank": 0})
+    with pytest.raises(ConfigError, match="called fc1, fc2"):
+        Backbone("vit_tiny_patch16_224", [16], lora={"targets": ["nothing"]})
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ConfigError, match=r"pip install 'distill\[lora\]'"):
+        Backbone("vit_tiny_patch16_224", [16], lora={})
+
+
+def test_weights_of_a_transformer_are_resampled_to_another_image_size(tmp_path):
+    torch.manual_seed(0)
+    whole = timm.create_model("vit_tiny_patch16_224", num_classes=3)
+    save_file(whole.state_dict(), tmp_path / "w.safetensors")
+    backbone = Backbone("vit_tiny_patch16_224", [16], str(tmp_path / "w.safetensors"), options={"img_size": 64})
+    expected = timm.layers.resample_abs_pos_embed(whole.pos_embed, [4, 4], num_prefix_tokens=1)
+    torch.testing.assert_close(backbone.network.pos_embed, expected)
+    torch.testing.assert_close(backbone.network.blocks[3].attn.qkv.weight, whole.blocks[3].attn.qkv.weight)
+
+
+def test_a_second_look_changes_nothing_until_it_is_trained_and_then_has_gradients():
+    torch.manual_seed(0)
+    student = StudentMatcher("test_resnet", [8, 16], 8, refinement=6)
+    query = (torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64), torch.rand(2, 5, 2) * 64)
+    answer, src_map, trg_map = student.look(*query)
+    coarse = student.correlate(src_map, trg_map, query[2], (64, 64), (64, 64))
+    torch.testing.assert_close(answer.trg_kps, coarse.trg_kps)
+    assert student.refinement is not None
+    torch.nn.init.ones_(student.refinement.gain)
+    student(*query).trg_kps.sum().backward()
+    assert all(p.grad is not None for p in student.refinement.parameters())
+
+
+def test_a_second_look_finds_the_place_that_looks_like_the_query():
+    torch.manual_seed(0)
+    look = Refinement(16, radius_cells=2, temperature=0.01)
+    torch.nn.init.ones_(look.gain)
+    image = torch.rand(1, 3, 64, 64)
+    points = torch.tensor([[[22.0, 30.0], [42.0, 34.0]]])
+    off = points + torch.tensor([[[4.0, -4.0], [-8.0, 4.0]]])  # whole cells of the second look
+    found = look(image, image, points, off)
+    assert float((found - points).norm(dim=-1).max()) < 1.0 < float((off - points).norm(dim=-1).min())
+
+
+def test_settings_of_a_student_that_cannot_work_are_named():
+    with pytest.raises(ConfigError, match="temperature and radius_cells"):
+        StudentMatcher("test_resnet", [8], 8, temperature=0)

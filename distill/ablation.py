@@ -1,0 +1,55 @@
+"""One table from many trainings: what each change gains, and how much of that is luck."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+HEADER = ("variant", "seeds", "PCK@0.10", "spread", "PCK@0.05", "spread", "swaps@0.10", "gain@0.10", "teacher@0.10")
+
+
+def summary(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Sums up the comparisons of several trainings of several variants.
+
+    Args:
+        reports: for each variant the ``metrics.json`` of its seeds; the first variant is what the others are held
+            against.
+
+    Returns:
+        A row for each variant: "variant", "seeds" (how many), the student's "pck@0.10" and "pck@0.05" per image, their
+        standard deviations over seeds "spread@0.10" and "spread@0.05" (None for one seed), its "swap@0.10" rate, the
+        teacher's "teacher@0.10", and "gain@0.10" over the first variant, with all values in percent or points.
+    """
+    rows: list[dict[str, Any]] = []
+    for name, found in reports.items():
+        students, teachers = ([_matcher(report, who) for report in found] for who in ("student", "teacher"))
+        row: dict[str, Any] = {"variant": name, "seeds": len(found)}
+        for alpha in ("0.10", "0.05"):
+            values = [student["pck"]["image"][alpha] for student in students]
+            row[f"pck@{alpha}"] = statistics.fmean(values)
+            row[f"spread@{alpha}"] = statistics.stdev(values) if len(values) > 1 else None
+        row["swap@0.10"] = statistics.fmean(student["pck_dagger"]["swap"] for student in students)
+        row["teacher@0.10"] = statistics.fmean(teacher["pck"]["image"]["0.10"] for teacher in teachers)
+        row["gain@0.10"] = row["pck@0.10"] - (rows[0]["pck@0.10"] if rows else row["pck@0.10"])
+        rows.append(row)
+    return rows
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the rows of :func:`summary` as a table in Markdown."""
+    keys = ("variant", "seeds", "pck@0.10", "spread@0.10", "pck@0.05", "spread@0.05", "swap@0.10", "gain@0.10")
+    lines = ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
+    lines += ["| " + " | ".join(_cell(key, row[key]) for key in (*keys, "teacher@0.10")) + " |" for row in rows]
+    note = "Student and teacher: PCK per image in percent. Spread: standard deviation over seeds. Gain: over the first row."
+    return "\n".join([*lines, "", note, ""])
+
+
+def _matcher(report: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    return next(row for row in report["matchers"] if row["matcher"] == name)
+
+
+def _cell(key: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:+.1f}" if key.startswith("gain") else f"{value:.1f}"
+    return str(value)

@@ -1,0 +1,60 @@
+"""Whether a confidence means what it says (Guo et al., "On calibration of modern neural networks", ICML 2017)."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.errors import DataError
+
+
+def calibration(confidence: NDArray, correct: NDArray, bins: int = 10) -> dict[str, Any]:
+    """Compares confidences with how often their points are right.
+
+    Args:
+        confidence: (R,) in [0, 1].
+        correct: (R,) bool, such as whether a point lies within 0.10 of the tolerance base.
+        bins: of equal width on [0, 1]; the upper border of each belongs to it, and 0 to the first.
+
+    Returns:
+        "ece", the expected calibration error: the mean distance, weighted by counts, between each bin's mean confidence
+        and its share of right points; "brier", the mean squared difference; "auroc", the probability that a right point
+        is surer than a wrong one (ties half), NaN when one kind is missing; and "bins", a list of "count", "confidence"
+        and "accuracy" for each that is not empty. All are fractions.
+
+    Raises:
+        DataError: when the two differ in length, nothing is given, or a confidence lies outside [0, 1].
+    """
+    sure, right = np.asarray(confidence, float).ravel(), np.asarray(correct, float).ravel()
+    if len(sure) != len(right) or not len(sure):
+        raise DataError(f"Expected as many confidences as results, and some, but got {len(sure)} and {len(right)}.")
+    if not ((sure >= 0) & (sure <= 1)).all():
+        raise DataError(f"Expected confidences in [0, 1] but got {sure.min():.3g} to {sure.max():.3g}.")
+    number = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
+    filled = [(number == n) for n in range(bins) if (number == n).any()]
+    rows = [
+        {"count": int(b.sum()), "confidence": float(sure[b].mean()), "accuracy": float(right[b].mean())} for b in filled
+    ]
+    gaps = [row["count"] * abs(row["confidence"] - row["accuracy"]) for row in rows]
+    return {
+        "ece": float(sum(gaps) / len(sure)),
+        "brier": float(np.mean((sure - right) ** 2)),
+        "auroc": auroc(sure, right > 0.5),
+        "bins": rows,
+    }
+
+
+def auroc(score: NDArray, positive: NDArray) -> float:
+    """Returns the area under the receiver operating characteristic, in [0, 1]; NaN when one kind is missing.
+
+    Args:
+        score: (R,), higher for positive ones.
+        positive: (R,) bool.
+    """
+    values, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    rank = (last - (counts - 1) / 2)[inverse]  # ties share their mean rank
+    n, m = int(positive.sum()), int((~positive).sum())
+    if not n or not m:
+        return float("nan")
+    return float((rank[positive].sum() - n * (n + 1) / 2) / (n * m))

@@ -1,0 +1,64 @@
+import json
+
+import pytest
+
+from distill.__main__ import main
+from distill.ablation import markdown, summary
+from distill.config import compose, options
+
+
+def report(student: float, swap: float = 10.0, teacher: float = 50.0) -> dict:
+    def row(name, value):
+        image = {"0.10": value, "0.05": value / 2}
+        return {"matcher": name, "pck": {"image": image}, "pck_dagger": {"swap": swap}}
+
+    return {"matchers": [row("teacher", teacher), row("student", student)]}
+
+
+def test_rows_are_means_spreads_and_gains_over_the_first():
+    rows = summary({"plain": [report(60), report(64)], "better": [report(70, swap=5), report(66, swap=7)]})
+    assert rows[0]["pck@0.10"] == 62 and rows[0]["spread@0.10"] == pytest.approx(8**0.5) and rows[0]["gain@0.10"] == 0
+    assert rows[1]["gain@0.10"] == 6 and rows[1]["pck@0.05"] == 34 and rows[1]["swap@0.10"] == 6
+    assert "| better | 2 | 68.0 | 2.8 | 34.0 | 1.4 | 6.0 | +6.0 | 50.0 |" in markdown(rows)
+
+
+def test_one_seed_has_no_spread():
+    assert "| plain | 1 | 60.0 | - |" in markdown(summary({"plain": [report(60)]}))
+
+
+@pytest.mark.parametrize("suite", options("suite"))
+def test_the_variants_of_every_suite_are_fits(suite):
+    config = compose("ablate", [f"suite={suite}"])
+    root = [] if suite == "shapes" else ["data.root=x", "student.weights=y"]
+    assert next(iter(config.suite.variants.values())) == []  # what the others are held against
+    for changes in config.suite.variants.values():
+        text = [str(change).replace("${run.dir}", "somewhere") for change in changes]
+        assert compose("fit", [*config.suite.base, *root, *text])
+
+
+def test_bad_seeds_are_refused_before_anything_is_trained(tmp_path, capsys):
+    assert main(["ablate", "seeds=[0,0]", f"run.dir={tmp_path}/a"]) == 2
+    assert "seeds, each once" in capsys.readouterr().err and not (tmp_path / "a").exists()
+
+
+@pytest.mark.slow
+def test_finished_fits_are_not_made_again(tmp_path):
+    mine = tmp_path / "suite"
+    mine.mkdir()
+    small = [
+        "teacher=oracle",
+        "trainer=smoke",
+        "student.backbone=test_resnet",
+        "student.strides=[8,16]",
+        "data.size=64",
+    ]
+    small += ["student.width=8", "train.n_pairs=8", "val.n_pairs=4", "test.n_pairs=4", "device=cpu"]
+    base = json.dumps([*small, "trainer.accelerator=cpu"])
+    (mine / "two.yaml").write_text(f"base: {base}\nvariants:\n  a: []\n  b: [ema=0.5]\n")
+    arguments = ["ablate", "suite=two", "seeds=[0]", f"run.dir={tmp_path}/run", "--config-dir", str(tmp_path)]
+    assert main(arguments) == 0
+    table = (tmp_path / "run" / "ablation.md").read_text()
+    written = (tmp_path / "run" / "a" / "0" / "student.safetensors").stat().st_mtime_ns
+    assert main(arguments) == 0
+    assert (tmp_path / "run" / "ablation.md").read_text() == table
+    assert (tmp_path / "run" / "a" / "0" / "student.safetensors").stat().st_mtime_ns == written
