@@ -17,16 +17,19 @@ SMALL = [
 
 
 def test_bench_climbs_from_plain_loops_to_the_configured_teacher(sd1_folder, tmp_path):
-    assert main([*SMALL, f"teacher.model={sd1_folder}", f"run.dir={tmp_path}/b", "~levers.bf16", "~levers.frozen queries"]) == 0
+    assert (
+        main([*SMALL, f"teacher.model={sd1_folder}", f"run.dir={tmp_path}/b", "~levers.bf16", "~levers.frozen_queries"])
+        == 0
+    )
     rows = json.loads((tmp_path / "b" / "bench.json").read_text())["rows"]
     by_name = {row["variant"]: row for row in rows}
-    assert list(by_name)[:2] == ["straightforward", "ours, nothing shared"] and list(by_name)[-1] == "as configured"
+    assert list(by_name)[:2] == ["straightforward", "nothing_shared"] and list(by_name)[-1] == "as configured"
     assert len({row["points"] for row in rows}) == 1
-    plain, same = by_name["straightforward"], by_name["ours, nothing shared"]
+    plain, same = by_name["straightforward"], by_name["nothing_shared"]
     assert plain["passes_per_point"] == same["passes_per_point"] == 2 + 4
     assert plain["pck@0.10"] == same["pck@0.10"] == by_name["batches"]["pck@0.10"]
     assert by_name["as configured"]["passes_per_point"] == 1 + 1
-    assert by_name["four points in a prompt"]["passes_per_point"] < 2
+    assert by_name["four_points_a_prompt"]["passes_per_point"] < 2
     for row in rows:
         assert row["what"] == "teacher" and row["per_second"] > 0 and row["peak_memory_mib"] > 10
         assert row["latency_ms"] > 0 and row["threads"] >= 1 and row["batch"] == 1
@@ -35,9 +38,9 @@ def test_bench_climbs_from_plain_loops_to_the_configured_teacher(sd1_folder, tmp
 def test_levers_add_up_on_top_of_the_papers_settings():
     cfg = compose("bench", ["ladder=true", "teacher.model=x"])
     found = {name: config for name, config, _ in variants(cfg)}
-    assert found["truncated UNet"]["truncate"] and not found["truncated UNet"]["share"]
-    assert found["truncated UNet"]["steps"] == 129 and found["truncated UNet"]["crop_source"] == "fresh"
-    last = found["four points in a prompt"]
+    assert found["truncated_unet"]["truncate"] and not found["truncated_unet"]["share"]
+    assert found["truncated_unet"]["steps"] == 129 and found["truncated_unet"]["crop_source"] == "fresh"
+    last = found["four_points_a_prompt"]
     assert last["points_per_prompt"] == 4 and last["start"] == "query" and last["steps"] == cfg.preset.steps
 
 
