@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from distill.benchmarks.labels import label_rates
 from distill.benchmarks.loader import loader_rates
 from distill.config import instantiate
 from distill.environment import choose_device, describe
@@ -38,6 +39,7 @@ def run(cfg: DictConfig) -> list[dict]:
         "student": _students,
         "teacher": _teacher,
         "loader": _loader,
+        "labels": _labels,
     }
     wanted = [cfg.what] if isinstance(cfg.what, str) else list(cfg.what)
     unknown = [what for what in wanted if what not in measured]
@@ -76,6 +78,10 @@ def _teacher(cfg: DictConfig, benchmark: Benchmark) -> list[dict]:
 
 def _loader(cfg: DictConfig, benchmark: Benchmark) -> list[dict]:
     return loader_rates(partial(instantiate, cfg.data))
+
+
+def _labels(cfg: DictConfig, benchmark: Benchmark) -> list[dict]:
+    return label_rates(cfg.labels)
 
 
 def _median_ms(call: Callable[[], object], repeats: int) -> float:
