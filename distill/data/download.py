@@ -1,6 +1,7 @@
 """Fetching benchmarks from their official addresses: resumed, verified, and unpacked safely."""
 
 import hashlib
+import http.client
 import os
 import tarfile
 import urllib.error
@@ -118,7 +119,7 @@ def download(source: Source, folder: Path, progress: Callable[[int, int | None],
             _fetch(source.url, part, progress)
             _verify(part, source)
             os.replace(part, file)
-    except (OSError, urllib.error.URLError) as error:
+    except (OSError, http.client.HTTPException) as error:
         raise DataError(
             f"Expected to download {source.url} but got: {error}; run the command again, it goes on where it stopped."
         ) from error
@@ -146,7 +147,8 @@ def extract(archive: Path, folder: Path) -> None:
                 members = tarred.getmembers()
                 special = [m.name for m in members if not (m.isfile() or m.isdir())]
                 _refuse(archive, [m.name for m in members], special)
-                tarred.extractall(folder, members, filter="data")
+                tarred.extraction_filter = getattr(tarfile, "data_filter", None)  # absent from the first Python 3.11
+                tarred.extractall(folder, members)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
         raise DataError(
             f"Expected an archive in {archive} but it is damaged ({error}); remove it and download again."

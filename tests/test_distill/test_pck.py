@@ -108,3 +108,35 @@ def test_agreement_by_hand():
         "within_0.05": pytest.approx(200 / 3),
         "within_0.10": pytest.approx(200 / 3),
     }
+
+
+def test_a_keypoint_that_only_the_target_shows_can_be_confused_too():
+    # The answer is 4 px from its keypoint, but 1 px from one that the source does not show: right by PCK, a swap by
+    # PCK-dagger.
+    arguments = (
+        torch.tensor([[[4.0, 0.0]]]),
+        torch.zeros(1, 1, 2),
+        torch.ones(1, 1, dtype=torch.bool),
+        torch.tensor([50.0]),
+    )
+    others, exist = torch.tensor([[[5.0, 0.0], [4.0, 0.0]]]), torch.tensor([[True, False]])
+    assert pck_correct(*arguments[:2], arguments[3], [0.1]).all()
+    assert pck_dagger_outcomes(*arguments, 0.1).right.all()
+    assert pck_dagger_outcomes(*arguments, 0.1, others, exist).swap.all()
+
+
+def test_a_point_is_geometry_aware_when_a_twin_of_it_is_in_the_target():
+    from distill.metrics.geometry_aware import geometry_aware
+
+    # Parts 0 and 1 are twins, 2 has none. The first target shows both twins, the second only one of them.
+    ids, mask = torch.tensor([[0, 2], [0, 2]]), torch.ones(2, 2, dtype=torch.bool)
+    everything = torch.tensor([[0, 1, 2], [0, 2, -1]])
+    assert geometry_aware(ids, mask, everything, ["a", "a"], {"": [(0, 1)]}).tolist() == [[True, False], [False, False]]
+    assert not geometry_aware(ids, mask, everything, ["a", "a"], {"a": [], "": [(0, 1)]}).any()
+
+
+def test_a_point_without_a_truth_counts_for_nothing():
+    truth = torch.tensor([[[0.0, 0.0], [float("nan"), 0.0]]])
+    metric = PCK([0.1])
+    metric.update(torch.zeros(1, 2, 2), truth, torch.ones(1, 2, dtype=torch.bool), torch.tensor([50.0]))
+    assert int(metric.n_points) == 1 and metric.compute()["point"]["0.10"] == 100

@@ -1,0 +1,58 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from distill.__main__ import main
+from distill.benchmarks.loader import loader_rates
+from distill.data.folder import FolderPairs
+
+
+@pytest.fixture
+def folder(tmp_path):
+    random = np.random.default_rng(0)
+    for number in range(6):
+        file = tmp_path / "photos" / "cat" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(file)
+    return tmp_path / "photos"
+
+
+def test_check_names_every_file_that_is_broken(folder, capsys):
+    arguments = ["data", "check", "data=folder", f"data.root={folder}", "data.size=32"]
+    assert main(arguments) == 0
+    assert "30 pairs and 6 photographs are in order, 0 problems" in capsys.readouterr().out
+    for number in (2, 4):
+        (folder / "cat" / f"{number}.png").write_bytes(b"no image")
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    assert "12 pairs and 4 photographs are in order, 2 problems" in shown.out
+    assert all(f"{number}.png" in shown.out for number in (2, 4))
+    assert "data.bad=skip" in shown.err and not (folder / "runs").exists()
+
+
+def test_describe_writes_the_list_of_pairs_that_can_be_given_again(folder, tmp_path, capsys):
+    arguments = ["data", "describe", "data=folder", f"data.root={folder}", "data.size=32", "data.n_pairs=7"]
+    assert main([*arguments, f"run.dir={tmp_path}/d"]) == 0
+    description = json.loads((tmp_path / "d" / "description.json").read_text())
+    again = FolderPairs(str(folder), pairs=str(tmp_path / "d" / "pairs.csv"), size=32)
+    assert len(again) == 7 and again.fingerprint() == description["pairs_fingerprint"]
+
+
+def test_download_explains_what_has_to_be_done_by_hand(tmp_path, capsys):
+    assert main(["data", "download", "data=ap10k", f"data.root={tmp_path}"]) == 0
+    assert "prepare_ap10k.ipynb" in capsys.readouterr().out
+
+
+def test_an_unknown_action_is_named(capsys):
+    assert main(["data", "chek"]) == 2
+    assert "did you mean 'check'" in capsys.readouterr().err
+
+
+def test_the_loader_is_measured_with_and_without_processes(folder):
+    rows = loader_rates(lambda: FolderPairs(str(folder), size=32), workers=(0, 1))
+    assert [row["variant"] for row in rows] == [
+        f"folder, {workers} workers, {name}" for workers in (0, 1) for name in ("first pass", "second pass")
+    ]
+    assert all(row["per_second"] > 0 and row["batch"] == 8 for row in rows)

@@ -1,0 +1,141 @@
+import hashlib
+import io
+import tarfile
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from distill.data.download import RECIPES, Source, download, extract
+from distill.errors import DataError
+
+CONTENT = bytes(range(256)) * 4000
+
+
+class Server(BaseHTTPRequestHandler):
+    """Serves CONTENT, in parts if asked for; /broken breaks off, /whole does not know parts."""
+
+    asked: list = []
+
+    def do_GET(self):
+        if self.path.startswith("/none"):
+            self.send_error(404)
+            return
+        start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
+        self.asked.append(start)
+        partial = start and not self.path.startswith("/whole")
+        if start >= len(CONTENT):
+            self.send_error(416)
+            return
+        body = CONTENT[start if partial else 0 :]
+        self.send_response(206 if partial else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[:300_000] if self.path.startswith("/broken") and not start else body)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def server():
+    Server.asked = []
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{running.server_port}"
+    running.shutdown()
+
+
+def test_a_file_is_fetched_verified_and_not_fetched_twice(server, tmp_path):
+    source = Source(f"{server}/file.csv?download=1", md5=hashlib.md5(CONTENT).hexdigest(), into="lists")
+    seen = []
+    file = download(source, tmp_path, lambda done, total: seen.append((done, total)))
+    assert file == tmp_path / "lists" / "file.csv" and file.read_bytes() == CONTENT
+    assert seen[-1] == (len(CONTENT), len(CONTENT))
+    download(source, tmp_path)
+    assert Server.asked == [0]
+
+
+@pytest.mark.parametrize("kind", ["file", "whole"])
+def test_a_download_goes_on_where_it_stopped(server, tmp_path, kind):
+    (tmp_path / f"{kind}.csv.part").write_bytes(CONTENT[:1000])
+    assert download(Source(f"{server}/{kind}.csv"), tmp_path).read_bytes() == CONTENT
+    assert Server.asked == [1000]
+
+
+def test_a_download_that_breaks_off_is_told_and_can_be_resumed(server, tmp_path):
+    with pytest.raises(DataError, match="goes on where it stopped"):
+        download(Source(f"{server}/broken.csv"), tmp_path)
+    assert not (tmp_path / "broken.csv").exists()
+    assert download(Source(f"{server}/broken.csv"), tmp_path).read_bytes() == CONTENT
+
+
+def test_a_part_that_was_complete_is_not_fetched_again(server, tmp_path):
+    (tmp_path / "file.csv.part").write_bytes(CONTENT)
+    assert download(Source(f"{server}/file.csv"), tmp_path).read_bytes() == CONTENT
+
+
+def test_another_checksum_and_a_wrong_address_are_told(server, tmp_path):
+    with pytest.raises(DataError, match="with MD5 0000"):
+        download(Source(f"{server}/file.csv", md5="0000"), tmp_path)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(DataError, match="404"):
+        download(Source(f"{server}/none.csv"), tmp_path)
+
+
+def archive(path, names, link=None, outside="/etc/passwd"):
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as zipped:
+            for name in names:
+                zipped.writestr(name, "hello")
+            if link:
+                info = zipfile.ZipInfo(link)
+                info.external_attr = 0o120777 << 16
+                zipped.writestr(info, outside)
+    else:
+        with tarfile.open(path, "w:gz") as tarred:
+            for name in names:
+                info = tarfile.TarInfo(name)
+                info.size = 5
+                tarred.addfile(info, io.BytesIO(b"hello"))
+            if link:
+                info = tarfile.TarInfo(link)
+                info.type, info.linkname = tarfile.SYMTYPE, outside
+                tarred.addfile(info)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tgz"])
+def test_an_archive_is_unpacked(tmp_path, suffix):
+    extract(archive(tmp_path / f"a{suffix}", ["CUB/images.txt", "CUB/x (1).txt"]), tmp_path / "out")
+    assert (tmp_path / "out" / "CUB" / "x (1).txt").read_text() == "hello"
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tgz"])
+@pytest.mark.parametrize("name", ["../evil.txt", "/tmp/evil.txt", "a/../../evil.txt", "C:evil.txt"])
+def test_nothing_is_unpacked_when_a_member_lies_outside(tmp_path, suffix, name):
+    with pytest.raises(DataError, match="lies outside of the folder"):
+        extract(archive(tmp_path / f"a{suffix}", ["good.txt", name]), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tgz"])
+def test_nothing_is_unpacked_when_a_member_is_a_link(tmp_path, suffix):
+    with pytest.raises(DataError, match="is a link or a device"):
+        extract(archive(tmp_path / f"a{suffix}", ["good.txt"], link="link"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tgz", "a.tar.gz"])
+@pytest.mark.parametrize("content", [b"", b"no archive"])
+def test_a_damaged_archive_is_told(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match="it is damaged"):
+        extract(tmp_path / name, tmp_path / "out")
+
+
+def test_every_benchmark_says_how_one_comes_by_it():
+    assert set(RECIPES) == {"shapes", "spair71k", "pf_pascal", "pf_willow", "cub", "ap10k", "folder"}
+    for recipe in RECIPES.values():
+        assert recipe.manual and all(source.url.startswith("https://") for source in recipe.sources)

@@ -1,0 +1,140 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from distill.data.folder import FolderPairs, of_split
+from distill.errors import ConfigError, DataError
+from distill.evaluation import evaluate
+from distill.matchers.oracle import Oracle
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Path:
+    """Three cats and two dogs of 60 x 40 px, a single cow, and a file that is no photograph."""
+    random = np.random.default_rng(0)
+    for name in ("cat/1 (a).jpg", "cat/2.PNG", "cat/3.jpg", "dog/a.jpg", "dog/b.jpg", "cow/alone.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(random.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(tmp_path / name)
+    (tmp_path / "cat" / "notes.txt").write_text("hello")
+    return tmp_path
+
+
+def label(layout: Path, kind: str = "csv") -> None:
+    points = {
+        "cat/1 (a).jpg": {"nose": [10, 12], "tail": [50, 30]},
+        "cat/2.PNG": {"nose": [20, 22]},
+        "cat/3.jpg": {"tail": [8, 9], "nose": [30, 5]},
+    }
+    if kind == "json":
+        content = {name: {"points": found, "bbox": [5, 2, 55, 32]} for name, found in points.items()}
+        (layout / "points.json").write_text(json.dumps(content))
+    else:
+        rows = [f"{name},{part},{x},{y}" for name, found in points.items() for part, (x, y) in found.items()]
+        (layout / "points.csv").write_text("\r\n".join(["image,part,x,y", *rows]), newline="")
+
+
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_points_are_found_by_the_names_of_their_parts(layout, kind):
+    label(layout, kind)
+    pairs = FolderPairs(str(layout), size=64, threshold="bbox" if kind == "json" else "img")
+    assert len(pairs) == 6, "all ordered pairs of annotated images"
+    number = pairs.pairs.index(("cat/1 (a).jpg", "cat/3.jpg"))
+    pair = pairs[number]
+    assert [pairs.parts[k] for k in pair.kps_id[0]] == ["nose", "tail"]
+    np.testing.assert_allclose(pair.trg_kps[0].numpy() * [60 / 64, 40 / 64], [[30, 5], [8, 9]], atol=1e-4)
+    assert float(pair.pck_threshold) == pytest.approx(50 if kind == "json" else 60, abs=1e-4)
+    assert set(evaluate(Oracle(), pairs, "oracle", progress=False).report["pck"]["image"].values()) == {100.0}
+
+
+def test_without_points_some_are_drawn_in_the_source_and_the_truth_is_not_known(layout):
+    pairs = FolderPairs(str(layout), size=64, n_points=7)
+    assert len(pairs) == 6 + 2
+    by_source = {}
+    for number, (source, _) in enumerate(pairs.pairs):
+        pair = pairs[number]
+        assert pair.kps_mask.sum() == 7 and torch.isnan(pair.trg_kps).all()
+        assert ((pair.src_kps > 0) & (pair.src_kps < 64)).all()
+        torch.testing.assert_close(by_source.setdefault(source, pair.src_kps), pair.src_kps)
+    with pytest.raises(DataError, match="or give points"):
+        evaluate(Oracle(), pairs, "oracle", progress=False)
+
+
+def test_a_list_of_pairs_is_followed(layout, tmp_path):
+    from distill.data.pair_list import pair_list
+
+    chosen = [("dog/b.jpg", "dog/a.jpg"), ("cat/1 (a).jpg", "cat/2.PNG")]
+    (tmp_path / "pairs.csv").write_text(pair_list(chosen))
+    pairs = FolderPairs(str(layout), pairs=str(tmp_path / "pairs.csv"))
+    assert pairs.pairs == chosen and pairs.fingerprint() != FolderPairs(str(layout)).fingerprint()
+    (tmp_path / "pairs.csv").write_text(pair_list([("dog/b.jpg", "dog/c.jpg")]))
+    with pytest.raises(DataError, match="row 2 of .* there is no dog/c.jpg"):
+        FolderPairs(str(layout), pairs=str(tmp_path / "pairs.csv"))
+
+
+def test_no_image_is_in_two_splits_and_new_images_move_few():
+    names = [f"cat/{k}.jpg" for k in range(40)] + [f"dog/{k}.jpg" for k in range(5)]
+    parts = [set(of_split(names, split)) for split in ("train", "val", "test")]
+    assert [len(part) for part in parts] == [32 + 5, 4, 4]
+    assert set.union(*parts) == set(names)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("points.csv", "image;part;x;y\ncat/2.PNG;a;1;2", "columns image, part, x, y"),
+        ("points.csv", "image,part,x,y\ncat/2.PNG,a,1", "4 cells in row 2"),
+        ("points.csv", "image,part,x,y\ncat/2.PNG,a,one,2", "numbers in row 2"),
+        ("points.csv", "image,part,x,y\ncat/9.jpg,a,1,2", "there is no cat/9.jpg"),
+        ("points.csv", "", "is empty"),
+        ("points.json", "{", "JSONDecodeError"),
+        ("points.json", '{"cat/2.PNG": {}}', "KeyError"),
+        ("points.json", '{"cat/2.PNG": {"points": {"a": [1]}}}', "ValueError"),
+        ("points.json", '{"cat/2.PNG": {"points": {}, "bbox": [3, 3, 3, 9]}}', "is empty"),
+        ("points.json", '{"cat/2.PNG": {"points": {"a": [NaN, 1]}}}', "not all finite"),
+    ],
+)
+def test_a_broken_file_of_points_is_named(layout, file, text, message):
+    (layout / file).write_text(text)
+    with pytest.raises(DataError, match=message) as caught:
+        FolderPairs(str(layout))
+    assert file in str(caught.value)
+
+
+def test_a_point_outside_its_image_is_an_error_or_a_counted_skip(layout):
+    label(layout)
+    with (layout / "points.csv").open("a") as file:
+        file.write("\ncat/2.PNG,tail,61,5")
+    with pytest.raises(DataError, match=r"2\.PNG inside its 60 x 40 px but .*points.csv says \(61, 5\)"):
+        [FolderPairs(str(layout))[k] for k in range(6)]
+    pairs = FolderPairs(str(layout), bad="skip")
+    assert len(pairs) == 2 and len(pairs.skipped) == 4
+    report = evaluate(Oracle(), pairs, "oracle", progress=False).report
+    assert report["n_pairs"] == 2 and len(report["skipped"]) == 4 and "cat/2.PNG" in next(iter(report["skipped"]))
+
+
+def test_a_corrupt_photograph_is_an_error_or_a_counted_skip(layout):
+    (layout / "dog" / "a.jpg").write_bytes((layout / "dog" / "a.jpg").read_bytes()[:400])
+    with pytest.raises(DataError, match="dog/a.jpg"):
+        [pair for pair in map(FolderPairs(str(layout)).__getitem__, range(8))]
+    pairs = FolderPairs(str(layout), bad="skip")
+    assert len(pairs) == 6 and set(pairs.skipped) == {"dog/a.jpg -> dog/b.jpg", "dog/b.jpg -> dog/a.jpg"}
+
+
+def test_what_is_wrong_is_named(layout, tmp_path):
+    with pytest.raises(DataError, match="sub-folder for each category"):
+        FolderPairs(str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match="two images of one category"):
+        FolderPairs(str(layout), split="test")
+    with pytest.raises(ConfigError, match="did you mean 'bbox'"):
+        FolderPairs(str(layout), threshold="bbx")
+    with pytest.raises(ConfigError, match="data.n_points"):
+        FolderPairs(str(layout), n_points=0)
+    with pytest.raises(ConfigError, match="did you mean 'skip'"):
+        FolderPairs(str(layout), bad="skp")
+    label(layout)
+    with pytest.raises(ConfigError, match="a bbox of every image"):
+        FolderPairs(str(layout), threshold="bbox")
