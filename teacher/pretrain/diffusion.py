@@ -10,6 +10,10 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from teacher.crops import crop
+from teacher.pretrain.alignment import AttentionTape, alignment_loss
+
+VISIBLE = 0.6
+"""Share of the diffusion times, from the first on, at which a picture shows enough to be told by its caption."""
 
 
 class DiffusionTraining(LightningModule):
@@ -28,6 +32,7 @@ class DiffusionTraining(LightningModule):
         pool_size: latents kept.
         zoom: the smallest share of a picture's side that is shown; most pictures are shown whole or nearly so. The
             teacher looks at crops, which must not be strange to the model.
+        alignment: weight of the loss that ties words to places, see :mod:`teacher.pretrain.alignment`; 0 leaves it out.
         drop_caption: the chance that a caption is replaced by the empty one, for classifier-free guidance.
         lr: learning rate of AdamW.
         warmup: steps until it is reached.
@@ -44,6 +49,7 @@ class DiffusionTraining(LightningModule):
         batch_size: int,
         pool_size: int,
         zoom: float,
+        alignment: float,
         drop_caption: float,
         lr: float,
         warmup: int,
@@ -54,7 +60,8 @@ class DiffusionTraining(LightningModule):
         self.tokenizer, self.scheduler = tokenizer, scheduler
         self._frozen = [autoencoder.eval().requires_grad_(False)]  # in a list: no child, hence in no checkpoint
         self.batch_size, self.pool = batch_size, LatentPool(pool_size)
-        self.zoom, self.drop_caption = zoom, drop_caption
+        self.zoom, self.alignment, self.drop_caption = zoom, alignment, drop_caption
+        self._tape = AttentionTape(unet)
         self.lr, self.warmup, self.decay = lr, warmup, decay
 
     @property
@@ -62,24 +69,32 @@ class DiffusionTraining(LightningModule):
         """The frozen autoencoder, on this module's device."""
         return self._frozen[0].to(self.device)
 
+    @property
+    def n_timesteps(self) -> int:
+        """How many diffusion times there are."""
+        return int(self.scheduler.config.num_train_timesteps)
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """``batch`` holds fresh pictures: "image" (F, 3, S, S) in [0, 1] and "caption", F texts."""
         self.pool.add(self.encode(self._zoomed(batch["image"])), self.tokenize(batch["caption"]))
         latents, tokens = self.pool.draw(self.batch_size)
         dropped = torch.rand(len(tokens), 1, device=self.device) < self.drop_caption
         tokens = torch.where(dropped, self.tokenize([""]), tokens)
-        timesteps = torch.randint(self.scheduler.config.num_train_timesteps, (len(latents),), device=self.device)
+        timesteps = torch.randint(self.n_timesteps, (len(latents),), device=self.device)
         loss = self.denoising_loss(latents, tokens, torch.randn_like(latents), timesteps)
         self.log("train/loss", loss, prog_bar=True)
-        return loss
+        if self.alignment == 0:
+            return loss
+        telling = self.alignment_loss(tokens, visible=~dropped[:, 0] & (timesteps < VISIBLE * self.n_timesteps))
+        self.log("train/alignment", telling, prog_bar=True)
+        return loss + self.alignment * telling
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Logs the loss on pictures that are never trained on, at the same noise and timesteps each time."""
         latents, tokens = self.encode(batch["image"]), self.tokenize(batch["caption"])
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(latents.shape, generator=generator).to(self.device)
-        steps = self.scheduler.config.num_train_timesteps
-        timesteps = torch.arange(len(latents), device=self.device) * steps // len(latents)
+        timesteps = torch.arange(len(latents), device=self.device) * self.n_timesteps // len(latents)
         loss = self.denoising_loss(latents, tokens, noise, timesteps)
         self.log("val/loss", loss, prog_bar=True, batch_size=len(latents))
 
@@ -93,10 +108,23 @@ class DiffusionTraining(LightningModule):
             timesteps: (B,).
         """
         prompts = self.text_encoder(tokens).last_hidden_state
+        self._tape.clear()
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         velocity = self.scheduler.config.prediction_type == "v_prediction"
         target = self.scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
         return F.mse_loss(self.unet(noisy, timesteps, prompts).sample.float(), target)
+
+    def alignment_loss(self, tokens: Tensor, visible: Tensor) -> Tensor:
+        """Returns how badly words find their places in the latest pass, as a mean over the layers.
+
+        Args:
+            tokens: (B, L) of the pass.
+            visible: (B,) bool, pictures that have a caption and are not lost in noise; the others are left out.
+        """
+        marks = torch.tensor(self.tokenizer.all_special_ids, device=tokens.device)
+        is_word = ~torch.isin(tokens[visible], marks)
+        losses = [alignment_loss(query[visible], key[visible], is_word) for query, key in self._tape]
+        return torch.stack(losses).mean() if visible.any() else tokens.new_zeros((), dtype=torch.float32)
 
     def _zoomed(self, images: Tensor) -> Tensor:
         """Returns a random crop of each of ``images`` (F, 3, S, S), resized to the whole side."""
