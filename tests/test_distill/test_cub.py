@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from distill.data.cub import CUBPairs
+from distill.data.pair_list import pair_list
 from distill.errors import ConfigError, DataError
 
 
@@ -120,3 +121,46 @@ def test_real_photographs_are_read(photographs, folder):
     pair = pairs[0]
     assert pair.kps_mask.sum() >= 1 and pair.src_img.shape == (1, 3, 64, 64)
     assert ((pair.trg_kps >= 0) & (pair.trg_kps <= 64)).all()
+
+
+def test_the_papers_pairs_are_those_of_the_first_three_classes_in_one_direction(layout):
+    pairs = CUBPairs(str(layout), "test", None, pairs="paper", size=32)
+    seen = [set(pair) for pair in pairs.pairs]
+    assert len(seen) == 2 * 6 and all(seen.count(pair) == 1 for pair in seen)
+    assert CUBPairs(str(layout), "test", None, convention="paper", size=32).pairs == pairs.pairs
+    assert len(CUBPairs(str(layout), "test", None, size=32)) == 2 * 12, "all classes, both directions"
+
+
+def test_a_list_of_pairs_can_be_cited(layout, tmp_path):
+    pairs = CUBPairs(str(layout), "test", 7, seed=3, size=32)
+    (tmp_path / "pairs.csv").write_text(pair_list(pairs.pairs))
+    again = CUBPairs(str(layout), "test", None, seed=9, pairs=str(tmp_path / "pairs.csv"), size=32)
+    assert again.pairs == pairs.pairs and again.fingerprint() == pairs.fingerprint()
+    with pytest.raises(DataError, match="columns"):
+        CUBPairs(str(layout), "test", None, pairs=str(layout / "images.txt"))
+
+
+def test_a_point_outside_its_photograph_is_an_error_or_a_counted_skip(layout):
+    name = CUBPairs(str(layout), "test", 4, size=32).pairs[0][0]
+    file = layout / "parts" / "part_locs.txt"
+    image = CUBPairs(str(layout), "test", 4, size=32).ids[name]
+    text = file.read_text()
+    file.write_text(text.replace(f"\n{image} 2 ", f"\n{image} 2 900.0 5.0 1\n{image} 15 ", 1))
+    with pytest.raises(DataError, match=r"part_locs.txt says \(900, 5\)"):
+        CUBPairs(str(layout), "test", 4, size=32)[0]
+    pairs = CUBPairs(str(layout), "test", 24, size=32, bad="skip")
+    assert len(pairs) == 24 - 6 == 24 - len(pairs.skipped) and all(name in pair for pair in pairs.skipped)
+
+
+def test_every_broken_file_is_told_at_once(layout):
+    (layout / "images.txt").unlink()
+    (layout / "bounding_boxes.txt").write_text("1 2 3 x 5\n")
+    with pytest.raises(DataError, match="images.txt.*bounding_boxes.txt"):
+        CUBPairs(str(layout), "test", 4)
+
+
+def test_a_class_with_one_image_makes_no_pairs(layout):
+    lines = (layout / "image_class_labels.txt").read_text().splitlines()
+    (layout / "image_class_labels.txt").write_text("\n".join([lines[0].rpartition(" ")[0] + " 3", *lines[1:]]))
+    pairs = CUBPairs(str(layout), "test", None, size=32)
+    assert not any(pairs.annotations.number[pairs.ids[name]] == 3 for pair in pairs.pairs for name in pair)

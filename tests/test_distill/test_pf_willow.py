@@ -88,3 +88,53 @@ def test_a_broken_photograph_is_named(layout):
     pairs = PFWillowPairs(str(layout))
     with pytest.raises(DataError, match="photo 1.png"):
         [pairs[number] for number in range(len(pairs))]
+
+
+def write_list(layout: Path, name: str = "test_pairs_pf.csv", rows=None) -> None:
+    header = ["imageA", "imageB", *(f"{axis}{image}{n}" for image in "AB" for axis in "XY" for n in range(1, 11))]
+    if rows is None:
+        a, b = [12, *range(16, 52, 4)], [13, *range(17, 53, 4)]
+        rows = [["PF-dataset/car(S)/photo 0.png", "PF-dataset/car(S)/photo 1.png", *a, *[20] * 10, *b, *[20] * 10]]
+    lines = [",".join(map(str, row)) for row in [header, *rows]]
+    (layout / name).write_text("\r\n".join(lines) + "\r\n", newline="")
+
+
+@pytest.mark.parametrize("name", ["test_pairs_pf.csv", "test_pairs.csv"])
+def test_a_list_of_pairs_is_followed_and_says_the_same_as_the_annotations(layout, name):
+    made = PFWillowPairs(str(layout), size=64)
+    expected = made[made.pairs.index(("car(S)/photo 0", "car(S)/photo 1"))]
+    write_list(layout, name)
+    pairs = PFWillowPairs(str(layout), size=64)
+    assert pairs.pairs == [("car(S)/photo 0", "car(S)/photo 1")]
+    np.testing.assert_allclose(pairs[0].trg_kps.numpy(), expected.trg_kps.numpy(), atol=1e-4)
+    np.testing.assert_allclose(pairs[0].src_kps.numpy(), expected.src_kps.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "rows below the header"),
+        ([["a.png", "b.png", *[1] * 39]], "42 cells in row 2"),
+        ([["car(S)/photo 0.png", "car(S)/photo 1.png", "x", *[1] * 39]], "numbers in row 2"),
+    ],
+)
+def test_a_broken_list_is_named(layout, rows, message):
+    write_list(layout, rows=rows)
+    with pytest.raises(DataError, match=message) as caught:
+        PFWillowPairs(str(layout))
+    assert "test_pairs_pf.csv" in str(caught.value)
+
+
+def test_a_list_that_asks_for_a_photograph_that_is_not_there_is_an_error_or_a_counted_skip(layout):
+    good = [["car(S)/photo 0.png", "car(S)/photo 1.png", *[15] * 40]]
+    write_list(layout, rows=good + [["car(S)/photo 0.png", "car(S)/gone.png", *[15] * 40]])
+    with pytest.raises(DataError, match=r"gone\.png"):
+        PFWillowPairs(str(layout))[1]
+    pairs = PFWillowPairs(str(layout), bad="skip")
+    assert len(pairs) == 1 and list(pairs.skipped) == ["car(S)/photo 0 -> car(S)/gone"]
+
+
+def test_the_folder_above_will_do(layout, tmp_path):
+    (tmp_path / "above").mkdir()
+    (tmp_path / "above" / "PF-dataset").symlink_to(layout, target_is_directory=True)
+    assert PFWillowPairs(str(tmp_path / "above")).pairs == PFWillowPairs(str(layout)).pairs

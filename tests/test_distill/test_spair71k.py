@@ -7,6 +7,8 @@ from PIL import Image
 
 from distill.data.spair71k import SPairPairs
 from distill.errors import ConfigError, DataError
+from distill.evaluation import evaluate
+from distill.matchers.oracle import Oracle
 
 NAMES = ["000001-2008_a-2008_b:cat", "000002-2008_b-2008_a:cat", "000003-2008_a-2008_c:cat"]
 
@@ -115,3 +117,41 @@ def test_a_missing_photograph_is_named(layout):
     (layout / "JPEGImages" / "cat" / "2008_b.jpg").unlink()
     with pytest.raises(DataError, match="2008_b.jpg"):
         SPairPairs(str(layout))[0]
+
+
+def test_what_else_the_target_shows_is_known(layout):
+    (layout / "ImageAnnotation" / "cat").mkdir(parents=True)
+    slots = {str(k): None for k in range(30)} | {"4": [33, 25], "9": [3, 4]}
+    (layout / "ImageAnnotation" / "cat" / "2008_b.json").write_text(json.dumps({"kps": slots, "azimuth_id": 2}))
+    pair = SPairPairs(str(layout), size=64)[0]
+    assert pair.kps_id[0].tolist() == [4, 17], "only common points are asked for"
+    assert pair.trg_all_id[0].tolist() == [4, 9, 17]
+    (layout / "ImageAnnotation" / "cat" / "2008_b.json").write_text('{"kps": {"31": [1, 2]}}')
+    with pytest.raises(DataError, match="2008_b.json"):
+        SPairPairs(str(layout))[0]
+
+
+def test_figures_are_told_by_category_and_by_what_varies(layout):
+    file = layout / "PairAnnotation" / "test" / f"{NAMES[2]}.json"
+    file.write_text(file.read_text().replace('"viewpoint_variation": 1', '"viewpoint_variation": 0'))
+    report = evaluate(Oracle(), SPairPairs(str(layout), size=32), "oracle", progress=False).report
+    assert {level: row["n_pairs"] for level, row in report["per_variation"]["viewpoint"].items()} == {"0": 1, "1": 2}
+    assert report["per_variation"]["truncation"]["3"]["image"]["0.10"] == 100
+    assert list(report["per_category"]) == ["cat"] and report["geometry_aware"]["n_points"] == 0
+    assert report["convention"] == "canonical" and report["resize"] == "squash"
+
+
+def test_categories_can_be_chosen(layout):
+    assert len(SPairPairs(str(layout), categories=["cat"])) == 3
+    with pytest.raises(DataError, match="between 1 and 0"):
+        SPairPairs(str(layout), n_pairs=1, categories=["dog"])
+
+
+def test_a_malformed_line_of_the_layout_is_named(layout):
+    (layout / "Layout" / "large" / "test.txt").write_text(NAMES[0] + "\nnonsense\n")
+    with pytest.raises(DataError, match="number-source-target:category in .*test.txt but got 'nonsense'"):
+        SPairPairs(str(layout))
+
+
+def test_labelling_takes_the_pairs_of_one_source_together(layout):
+    assert [source for source, _ in SPairPairs(str(layout)).pairs] == ["cat/2008_a", "cat/2008_b", "cat/2008_a"]
