@@ -100,10 +100,15 @@ class PromptOptimization:
         fields = {name: str(value) for name, value in asdict(self.settings).items()}
         return fields | {
             "method": f"prompt_optimization {VERSION}",
-            "weights": weights_digest(self.folder),
+            "weights": weights_digest(self.folder, ("unet", "vae", *(("text_encoder",) if self._reads_text else ()))),
             "image_size": str(self.image_size or "the model's"),
             "prompt_length": str(self.prompt_length or "the model's"),
         }
+
+    @property
+    def _reads_text(self) -> bool:
+        """Whether the pipeline's own text encoder decides answers too."""
+        return self.settings.queries == "frozen" and self.settings.null_prompt == "empty"
 
     @property
     def pipeline(self) -> Pipeline:
