@@ -24,6 +24,7 @@ from teacher.prompts import PromptMaker, Prompts
 from teacher.readout import read_out
 from teacher.scenes import Scenes
 from teacher.settings import Settings
+from teacher.text import check_text
 
 VERSION = "1"
 """Raised whenever a change of the code changes answers, so that old labels are refused."""
@@ -89,6 +90,8 @@ class PromptOptimization:
         self.model, self.image_size, self.prompt_length = model, image_size, prompt_length
         self.folder = locate_folder(model)
         check_folder(self.folder)
+        if self._reads_text:
+            check_text(self.folder)
         self.scenes = Scenes(
             self.folder, self.settings, self.device, image_size, prompt_length, chunk, kept_images, truncate, share
         )

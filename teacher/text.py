@@ -9,6 +9,19 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from distill.errors import WeightsError
 
 
+_FILES = {"tokenizer": ("tokenizer_config.json",), "text_encoder": ("config.json", "model.safetensors")}
+
+
+def check_text(folder: Path) -> None:
+    """Raises a :class:`WeightsError` unless the pipeline has a single CLIP text encoder with its tokenizer."""
+    for part, files in _FILES.items():
+        if not all((folder / part / file).is_file() for file in files) or (folder / f"{part}_2").exists():
+            raise WeightsError(
+                f"Expected one text encoder and its tokenizer in {folder} but {part} is missing or not the only one; "
+                "use null_prompt=zeros, or queries=conditioned, which needs no text."
+            )
+
+
 @torch.no_grad()
 def encode_text(folder: Path, text: str, length: int) -> Tensor:
     """Returns the prompt embedding (L, D) that a pipeline's own text encoder gives ``text``, padded to ``length``.
@@ -16,12 +29,7 @@ def encode_text(folder: Path, text: str, length: int) -> Tensor:
     Raises:
         WeightsError: when the pipeline folder has no single CLIP text encoder with its tokenizer.
     """
-    for part, file in (("tokenizer", "tokenizer_config.json"), ("text_encoder", "config.json")):
-        if not (folder / part / file).is_file() or (folder / f"{part}_2").exists():
-            raise WeightsError(
-                f"Expected one text encoder and its tokenizer in {folder} but {part} is missing or not the only one; "
-                "use null_prompt=zeros."
-            )
+    check_text(folder)
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").eval().float()
     tokens = tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt")

@@ -1,0 +1,33 @@
+"""What a real prompt takes."""
+
+import shutil
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from distill.errors import WeightsError
+from teacher import PromptOptimization
+
+
+def test_an_empty_prompt_wants_the_pipelines_own_text_encoder(sd1_folder):
+    with pytest.raises(WeightsError, match="tokenizer is missing.*null_prompt=zeros, or queries=conditioned"):
+        PromptOptimization(str(sd1_folder), device="cpu", prompt_length=7, queries="frozen")
+
+
+def test_conditioned_queries_need_no_text(sd1_folder):
+    assert PromptOptimization(str(sd1_folder), device="cpu", prompt_length=7, queries="conditioned").fingerprint()
+
+
+def test_the_text_encoder_is_part_of_the_fingerprint_where_it_decides_answers(root, tmp_path):
+    model, other = root / "checkpoints" / "sd-mini", tmp_path / "other"
+    shutil.copytree(model, other)
+    file = other / "text_encoder" / "model.safetensors"
+    weights = load_file(file)
+    name = next(iter(weights))
+    save_file(weights | {name: weights[name] + 1}, file, metadata={"format": "pt"})
+
+    def differ(**settings: str) -> bool:
+        a, b = (PromptOptimization(str(f), device="cpu", **settings).fingerprint() for f in (model, other))
+        return a != b
+
+    assert differ(queries="frozen") and not differ(queries="frozen", null_prompt="zeros")
