@@ -8,7 +8,6 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from distill.errors import WeightsError
 
-
 _FILES = {"tokenizer": ("tokenizer_config.json",), "text_encoder": ("config.json", "model.safetensors")}
 
 
