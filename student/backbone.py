@@ -152,7 +152,7 @@ def _feature_info(network: nn.Module, name: str) -> list[dict[str, Any]]:
             f"Expected a backbone that gives its feature maps but {name} has no forward_intermediates in this version of "
             "timm; choose another, such as resnet18, convnext_atto or vit_small_patch14_dinov2."
         )
-    info = network.feature_info
+    info: Any = network.feature_info
     return list(info if isinstance(info, list) else info.info)
 
 

@@ -114,7 +114,7 @@ class FeatureTeacher:
         if parameter is not None and parameter.device != images.device:
             self.model.to(images.device)
         with torch.no_grad():
-            maps = self.model.describe(torch.cat([images, images.flip(-1)]))
+            maps = self.model.describe(torch.cat([images, images.flip(-1)]))  # type: ignore[operator]
         if maps.shape[-1] > self.side:
             maps = F.adaptive_avg_pool2d(maps, self.side)
         return F.normalize(maps, dim=1).unflatten(0, (2, -1)).transpose(0, 1)

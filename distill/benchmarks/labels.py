@@ -51,7 +51,7 @@ def label_rates(records: int, reads: int = 20_000) -> list[dict]:
         store, rng = LabelStore(folder), np.random.default_rng(0)
         for variant, pairs in (("read 16 pairs at a time", BATCH), ("read pair by pair", 1)):
             batches = list(_batches(files, reads, pairs, rng))
-            taken = _seconds(lambda batches=batches: [_read(store, batch) for batch in batches])  # type: ignore[misc]
+            taken = _seconds(lambda batches=batches: [_read(store, batch) for batch in batches])  # type: ignore[func-returns-value, misc]
             labels = len(batches) * pairs * POINTS
             rows.append(_row(variant, labels, taken) | {"pairs_per_second": round(labels / POINTS / taken, 1)})
     return rows

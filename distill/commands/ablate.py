@@ -24,8 +24,7 @@ from distill.run import RunFolder
 
 def run(cfg: DictConfig) -> list[dict[str, Any]]:
     """Trains what is missing, writes and prints the table, and returns its rows."""
-    variants = OmegaConf.to_container(cfg.suite.variants)  # interpolations are for fit to resolve
-    assert isinstance(variants, dict)
+    variants: dict[str, Any] = OmegaConf.to_container(cfg.suite.variants)  # type: ignore[assignment]  # fit resolves it
     seeds = list(cfg.seeds)
     if not variants or not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(f"Expected variants and seeds, each once, but got {list(variants)} and {seeds}.")

@@ -63,7 +63,7 @@ def _make(cfg: DictConfig) -> int:
     )
     device, shown = choose_device(cfg.device), fabric.is_global_zero
     mine = sum(label(teacher, pairs, device, progress=shown, every=every) for pairs in datasets)
-    made = int(fabric.all_reduce(float(mine), reduce_op="sum"))  # type: ignore[arg-type]
+    made = int(fabric.all_reduce(float(mine), reduce_op="sum"))
     if fabric.is_global_zero:
         if cfg.label.compact:
             teacher.store.compact()

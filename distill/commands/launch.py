@@ -8,6 +8,7 @@ import os
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from lightning import Fabric
 from lightning.fabric.strategies import DDPStrategy
@@ -26,7 +27,7 @@ def launch(cfg: DictConfig) -> Fabric:
     Raises:
         ConfigError: when there is no command line to start them with, or the settings do not fit this machine.
     """
-    options = dict(OmegaConf.to_container(cfg.trainer, resolve=True))  # type: ignore[call-overload]
+    options: dict[str, Any] = OmegaConf.to_container(cfg.trainer, resolve=True)  # type: ignore[assignment]
     if is_many(cfg):
         check_command_line()
         if options["strategy"] == "auto":

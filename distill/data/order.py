@@ -26,7 +26,7 @@ class WholeBatches(DistributedSampler[PairBatch]):
         starts = range(rank * batch_size, len(numbers), world_size * batch_size)
         self.numbers = [number for start in starts for number in numbers[start : start + batch_size]]
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[int]:  # type: ignore[override]
         """Yields the numbers of pairs."""
         return iter(self.numbers)
 
