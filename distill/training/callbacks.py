@@ -17,16 +17,27 @@ from distill.errors import ConfigError
 
 
 def checkpoints(folder: Path, monitor: str | None) -> ModelCheckpoint:
-    """Returns what keeps the last weights and, by the highest value of ``monitor``, the best; without it, only those.
+    """Returns what keeps the best weights, by the highest value of ``monitor``; without it, the last that were validated.
 
     Args:
         folder: of the run.
         monitor: a key that validation logs.
     """
     name = "best" if monitor else "final"
-    # Without a counter, as a resumed training would start new files beside the old ones and be resumed from these again.
-    options: dict[str, Any] = {"save_last": True, "enable_version_counter": False}
-    return ModelCheckpoint(folder / "checkpoints", name, monitor=monitor, mode="max", **options)
+    # Without a counter: it would have a resumed training write new files and leave the old ones to be resumed from again.
+    return ModelCheckpoint(folder / "checkpoints", name, monitor=monitor, mode="max", enable_version_counter=False)
+
+
+def resumable(folder: Path) -> ModelCheckpoint:
+    """Returns what keeps, after every epoch, all that a training needs to go on from there.
+
+    ``save_last`` would not do: it writes only when the best does.
+
+    Args:
+        folder: of the run.
+    """
+    options: dict[str, Any] = {"every_n_epochs": 1, "save_on_train_epoch_end": True, "enable_version_counter": False}
+    return ModelCheckpoint(folder / "checkpoints", "last", **options)
 
 
 def callbacks(
