@@ -89,7 +89,8 @@ def test_export_and_evaluate_of_the_file_agree_with_the_student(tmp_path, ckpt):
 
 
 def test_data_describes_and_draws(tmp_path):
-    assert main(["data", "data.n_pairs=8", "data.size=32", f"run.dir={tmp_path}/d", "images=4"]) == 0
+    small = ["data.n_pairs=8", "data.pairs_per_image=1", "data.size=32", "images=4"]
+    assert main(["data", *small, f"run.dir={tmp_path}/d"]) == 0
     description = json.loads((tmp_path / "d" / "description.json").read_text())
     assert description["pairs"] == 8 and len(description["pairs_per_category"]) == 8
     assert (tmp_path / "d" / "contact_sheet.png").stat().st_size > 1000
