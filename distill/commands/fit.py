@@ -39,6 +39,7 @@ from distill.training.callbacks import callbacks, checkpoints, resumable
 from distill.training.log import JsonLines
 from distill.training.match_pictures import MatchPictures
 from distill.training.module import Distillation
+from distill.training.ranks import SameBuffers
 from distill.training.seeding import BatchSeed
 
 
@@ -147,7 +148,7 @@ def _train(cfg: DictConfig, folder: RunFolder, module: Distillation, data: PairD
         MatchPictures(folder.path, cfg.pictures) if cfg.pictures else None,
         instantiate(cfg.callbacks),
     )
-    beside += [BatchSeed(cfg.seed), resumable(folder.path)]
+    beside += [BatchSeed(cfg.seed), SameBuffers(), resumable(folder.path)]
     trainer: Trainer = instantiate(cfg.trainer, logger=loggers, callbacks=beside, default_root_dir=str(folder.path))
     last = folder.path / "checkpoints" / "last.ckpt"
     resumed = str(last) if cfg.run.resume and last.is_file() else None

@@ -147,7 +147,9 @@ class Distillation(LightningModule):
         check_finite(terms, self.losses, example, batch_idx)
         total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
         logged = {f"{stage}/{name}": term for name, term in terms.items()} | {f"{stage}/loss": total}
-        self.log_dict(logged, batch_size=len(batch.category), sync_dist=stage == "val")
+        # Lightning averages the batch sizes of the processes in whole numbers: weights that their number divides are exact.
+        weight = len(batch.category) * self.trainer.world_size
+        self.log_dict(logged, batch_size=weight, sync_dist=stage == "val")
         return total, example.prediction.trg_kps
 
     def _example(self, batch: PairBatch, label: Matches) -> Example:
