@@ -146,7 +146,7 @@ def test_the_average_of_the_weights_is_what_is_kept(tmp_path):
     module = distillation(lr=1e-2)
     checkpoint = checkpoints(tmp_path, None)
     fit(module, tmp_path, 4, callbacks=callbacks(checkpoint, ema=0.9)[:-1])
-    state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    state = torch.load(tmp_path / "checkpoints" / "final.ckpt", weights_only=True)
     name = "student.log_temperature"
     assert not torch.equal(state["state_dict"][name], state["current_model_state"][name])
     assert torch.equal(module.state_dict()[name], state["state_dict"][name])
@@ -163,7 +163,7 @@ def test_the_student_becomes_its_own_teacher_with_the_averaged_weights(tmp_path)
     own = SelfDistillation(teacher, start_epoch=2)
     checkpoint = checkpoints(tmp_path, None)
     fit(module, tmp_path, 2, callbacks=callbacks(checkpoint, ema=0.9, self_distillation=own)[:-1])
-    state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    state = torch.load(tmp_path / "checkpoints" / "final.ckpt", weights_only=True)["state_dict"]
     assert own.rounds == 1 and module.labeller is not module.teacher
     assert torch.equal(seen[0]["log_temperature"], state["student.log_temperature"])
     with pytest.raises(ConfigError, match="start_epoch"):
@@ -207,5 +207,5 @@ def test_matches_are_drawn_for_the_folder_and_for_tensorboard(tmp_path):
 @pytest.mark.slow
 def test_a_learning_rate_is_found_before_training(tmp_path):
     module = distillation(lr=1e-7)
-    fit(module, tmp_path, 1, callbacks=callbacks(checkpoints(tmp_path, None), find_lr=True)[:-1])
+    fit(module, tmp_path, 120, callbacks=callbacks(checkpoints(tmp_path, None), find_lr=True)[:-1])
     assert module.lr > 1e-6

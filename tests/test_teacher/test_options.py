@@ -49,10 +49,15 @@ def test_the_paper_preset_is_what_the_released_code_runs_with():
         assert int(512 * config.crop_ratio) == 477  # 93.165 % of the side
 
 
-def test_the_default_preset_is_the_settings_own_default_but_for_the_layers():
+def test_the_default_preset_is_the_settings_own_default_but_for_what_was_measured_on_the_small_model():
     preset = compose("label").preset
+    measured = ("layers", "timestep", "crops", "queries")
     values = {name: list(v) if name == "layers" else v for name, v in preset.items()}
-    assert Settings.of(**values) == Settings(layers=tuple(preset.layers))
+    assert Settings.of(**values) == Settings.of(**{name: values[name] for name in measured})
+
+
+def test_the_papers_preset_runs_every_prompt_through_the_unet():
+    assert compose("label", ["preset=paper"]).preset.queries == "conditioned"
 
 
 def test_a_setting_on_the_command_line_outdoes_the_preset():
