@@ -1,6 +1,7 @@
 """The contract that teachers, students and baselines share."""
 
-from typing import Protocol, runtime_checkable
+from collections.abc import MutableMapping
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -38,6 +39,19 @@ class Fingerprinted(Protocol):
         """Returns all that decides an answer besides the images and the points, by field name.
 
         Settings, a hash of the weights, preprocessing. Labels are refused when one field differs.
+        """
+        ...
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A matcher that learns something of each source point, which serves every target."""
+
+    def remember(self, memory: MutableMapping[Any, Any]) -> None:
+        """Looks up in ``memory`` what it learned of a point before, and keeps there what it learns.
+
+        Args:
+            memory: from (image fingerprint, x, y) to (embedding, number of the token that stands for the point).
         """
         ...
 

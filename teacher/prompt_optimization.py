@@ -5,6 +5,7 @@ same prompt's attention peaks in the target image is the match.
 """
 
 import hashlib
+from collections.abc import MutableMapping
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
@@ -151,6 +152,10 @@ class PromptOptimization:
         return self._match(
             pairs.src_img, pairs.trg_img, pairs.src_kps, pairs.kps_mask.cpu(), pairs.src_hash, pairs.trg_hash
         )
+
+    def remember(self, memory: MutableMapping[Any, Any]) -> None:
+        """Keeps prompts in ``memory``, see :class:`distill.protocols.Remembering`."""
+        self.maker.kept = memory
 
     @torch.inference_mode(False)  # whoever asks may be in it, and the optimisation needs gradients
     @torch.no_grad()

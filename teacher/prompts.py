@@ -1,7 +1,7 @@
 """The prompts of source points: made once, kept, and used for every target."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import MutableMapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,21 +44,24 @@ class PromptMaker:
 
     def __init__(self, scenes: Scenes, settings: Settings, chunks: Chunks, kept: int) -> None:
         self.scenes, self.settings, self.chunks = scenes, settings, chunks
-        self._kept: Recent[tuple[Tensor, int]] = Recent(kept)
+        self.kept: MutableMapping[Any, tuple[Tensor, int]] = Recent(kept)
 
     def prompts_for(self, image: Tensor, key: str, points: Tensor) -> Prompts:
         """Returns the prompts of points (N, 2), x, y in fractions of the sides of ``image`` (3, H, W), named ``key``."""
         names = [(key, round(x, 4), round(y, 4)) for x, y in points.tolist()]
-        known = {name: self._kept[name] for name in names if name in self._kept}
+        known = {name: self.kept[name] for name in names if name in self.kept}
         missing = [row for row, name in enumerate(names) if name not in known]
         for group in _groups(missing, self.settings.points_per_prompt):
             known |= self._optimise(
                 image, key, points[torch.tensor(group)], [[names[row] for row in rows] for rows in group]
             )
         for name, prompt in known.items():
-            self._kept[name] = prompt
+            self.kept[name] = prompt
         found = [known[name] for name in names]
-        return Prompts(torch.stack([embedding for embedding, _ in found]), torch.tensor([token for _, token in found]))
+        return Prompts(
+            torch.stack([embedding.to(self.scenes.device) for embedding, _ in found]),
+            torch.tensor([token for _, token in found]),
+        )
 
     def _optimise(
         self, image: Tensor, key: str, points: Tensor, names: list[list[Name]]

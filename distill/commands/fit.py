@@ -35,7 +35,7 @@ from distill.matchers.cached import Cached
 from distill.matchers.remembered import Remembered
 from distill.run import RunFolder
 from distill.student_file import save_student
-from distill.training.callbacks import callbacks, checkpoints, resumable
+from distill.training.callbacks import callbacks, checkpoints
 from distill.training.log import JsonLines
 from distill.training.match_pictures import MatchPictures
 from distill.training.module import Distillation
@@ -148,7 +148,7 @@ def _train(cfg: DictConfig, folder: RunFolder, module: Distillation, data: PairD
         MatchPictures(folder.path, cfg.pictures) if cfg.pictures else None,
         instantiate(cfg.callbacks),
     )
-    beside += [BatchSeed(cfg.seed), SameBuffers(), resumable(folder.path)]
+    beside += [BatchSeed(cfg.seed), SameBuffers()]
     trainer: Trainer = instantiate(cfg.trainer, logger=loggers, callbacks=beside, default_root_dir=str(folder.path))
     last = folder.path / "checkpoints" / "last.ckpt"
     resumed = str(last) if cfg.run.resume and last.is_file() else None

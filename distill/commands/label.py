@@ -59,7 +59,11 @@ def _make(cfg: DictConfig) -> int:
     fabric = launch(cfg)
     every = slice(share.start + share.step * fabric.global_rank, None, share.step * fabric.world_size)
     teacher = Cached(
-        cfg.labels.dir, instantiate(cfg.teacher), flush_seconds=cfg.label.flush_seconds, offers=list(cfg.labels.offers)
+        cfg.labels.dir,
+        instantiate(cfg.teacher),
+        flush_seconds=cfg.label.flush_seconds,
+        offers=list(cfg.labels.offers),
+        embeddings=cfg.labels.embeddings,
     )
     device, shown = choose_device(cfg.device), fabric.is_global_zero
     mine = sum(label(teacher, pairs, device, progress=shown, every=every) for pairs in datasets)

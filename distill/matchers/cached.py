@@ -9,7 +9,8 @@ import torch
 from distill.data.pairs import select_pairs
 from distill.errors import ConfigError, LabelError
 from distill.labels import LabelStore
-from distill.protocols import Fingerprinted, Matcher, PairMatcher, match
+from distill.labels.embeddings import EmbeddingStore
+from distill.protocols import Fingerprinted, Matcher, PairMatcher, Remembering, match
 from distill.types import Matches, PairBatch
 
 
@@ -23,9 +24,11 @@ class Cached:
         offers: further folders that labels may be read from, see :class:`LabelStore`.
         read_only: whether missing labels are an error although there is a teacher, which then only says which labels
             are meant.
+        embeddings: whether what the teacher learns of source points is stored too, for further targets.
 
     Raises:
-        ConfigError: when the teacher's answers cannot be stored, because it has no fingerprint.
+        ConfigError: when the teacher's answers cannot be stored, because it has no fingerprint, or its embeddings
+            cannot, because it has none.
         LabelError: when the store holds labels of another teacher, or a damaged file.
     """
 
@@ -36,6 +39,7 @@ class Cached:
         flush_seconds: float = 60,
         offers: Sequence[str | Path] = (),
         read_only: bool = False,
+        embeddings: bool = False,
     ) -> None:
         if teacher is not None and not isinstance(teacher, Fingerprinted):
             raise ConfigError(
@@ -43,7 +47,18 @@ class Cached:
             )
         self.teacher, self.flush_seconds, self.read_only = teacher, flush_seconds, read_only
         self.store = LabelStore(folder, teacher.fingerprint() if teacher is not None else None, offers)
+        self.embeddings = self._remember(teacher) if embeddings and teacher is not None else None
         self._flushed = time.monotonic()
+
+    def _remember(self, teacher: Matcher | PairMatcher) -> EmbeddingStore:
+        if not isinstance(teacher, Remembering):
+            raise ConfigError(
+                f"Expected a teacher with embeddings to store but {type(teacher).__name__} has no remember(); "
+                "set labels.embeddings=false."
+            )
+        memory = EmbeddingStore(self.store.folder, self.fingerprint())
+        teacher.remember(memory)
+        return memory
 
     def fingerprint(self) -> dict[str, str]:
         """The teacher's."""
@@ -77,6 +92,8 @@ class Cached:
 
     def flush(self) -> None:
         """Writes new labels to the store."""
+        if self.embeddings is not None:
+            self.embeddings.flush()  # before the labels: what has a label is not asked for again
         self.store.flush()
         self._flushed = time.monotonic()
 

@@ -34,10 +34,10 @@ def resumable(folder: Path) -> ModelCheckpoint:
     ``save_last`` would not do: it writes only when the best does.
 
     Args:
-        folder: of the run.
+        folder: of the checkpoints.
     """
     options: dict[str, Any] = {"every_n_epochs": 1, "save_on_train_epoch_end": True, "enable_version_counter": False}
-    return ModelCheckpoint(folder / "checkpoints", "last", **options)
+    return ModelCheckpoint(folder, "last", **options)
 
 
 def callbacks(
@@ -80,6 +80,7 @@ def callbacks(
         LearningRateFinder() if find_lr else None,
         *(others or {}).values(),
         checkpoint,
+        resumable(Path(checkpoint.dirpath)),
         RichProgressBar(leave=False),
     ]
     return [callback for callback in chosen if callback is not None]
