@@ -31,7 +31,7 @@ def add_adapters(
     if rank < 1:
         raise ConfigError(f"Expected student.lora.rank of at least 1 but got {rank}; 8 is usual.")
     endings = linear_layers(network) if targets == "all-linear" else list(targets)
-    config = LoraConfig(r=rank, lora_alpha=2 * rank if alpha is None else alpha, target_modules=endings)  # type: ignore[arg-type]
+    config = LoraConfig(r=rank, lora_alpha=2 * rank if alpha is None else alpha, target_modules=endings)
     try:
         inject_adapter_in_model(config, network)
     except ValueError as error:
