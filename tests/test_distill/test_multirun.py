@@ -1,6 +1,5 @@
 """Hydra's own command line, with its sweeps and launchers."""
 
-import importlib.util
 import subprocess
 import sys
 
@@ -24,8 +23,7 @@ def test_a_sweep_labels_every_share(tmp_path, root):
 
 
 def test_the_launcher_for_slurm_is_submitits():
-    if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher") is None:
-        pytest.skip("hydra-submitit-launcher is not installed")
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(shipped("configs")), version_base="1.3"):
         config = hydra.compose("label", ["hydra/launcher=slurm"], return_hydra_config=True)
