@@ -47,6 +47,15 @@ def rows(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.fixture
+def one_thread():
+    """Threads do not survive a fork."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.slow
 def test_two_processes_share_the_labelling_and_the_verb_reaches_the_second(tmp_path):
     data = [*DATA[:-2], "splits=[train,val]", "device=cpu", "trainer.devices=2", "label.flush_seconds=0"]
@@ -80,8 +89,7 @@ def test_on_two_processes_fit_validates_as_one_process_does(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_fit_resumes_and_ends_with_the_same_weights_bit_for_bit(tmp_path):
-    torch.set_num_threads(1)  # threads do not survive a fork
+def test_a_killed_fit_resumes_and_ends_with_the_same_weights_bit_for_bit(tmp_path, one_thread):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     settings = [*FIT, *TRAINER, "trainer.max_epochs=4"]
     process = FORK.Process(target=main, args=(["fit", f"run.dir={killed}", *settings],))
