@@ -129,7 +129,9 @@ def read_index(folder: Path) -> tuple[Index, dict[str, str], dict[Path, int]]:
     if not path.exists():
         return Index.of([]), {}, {}
     try:
-        table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
+        # From memory and without threads: those of a parent are not there in a process that was forked from it.
+        source = pa.BufferReader(path.read_bytes())
+        table = pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False).read(use_threads=False)
         about = json.loads((table.schema.metadata or {}).get(b"distill", b"{}"))
         if about.get("format") != FORMAT:
             raise ValueError(f"its format is {about.get('format')!r}, not {FORMAT}")

@@ -101,7 +101,7 @@ def test_a_disk_that_fills_up_is_named_and_harms_nothing(tmp_path, many):
     work(tmp_path / "full", type(many)(many.items[:20]))
     before = sorted(tmp_path.glob("full/*"))
     process = started(task)
-    process.join()
+    process.join(60)
     assert process.exitcode == 0 and sorted(tmp_path.glob("full/*")) == before
     assert audit(tmp_path / "full").problems == []
     assert work(tmp_path / "full", many) == 80 and audit(tmp_path / "full").labels == 120
@@ -127,7 +127,7 @@ def test_a_read_only_folder_is_named_before_the_teacher_is_asked(many):
             )
 
         process = started(task)
-        process.join()
+        process.join(60)
         Path(name).chmod(0o755), folder.chmod(0o755)
         assert process.exitcode == 0 and audit(folder).labels == 6
 
@@ -137,7 +137,7 @@ def test_eight_processes_in_one_folder_lose_double_and_tear_nothing(tmp_path, ma
     workers = [started(lambda: made.put(work(tmp_path / "shared", many, 0.02))) for _ in range(8)]
     counts = [made.get() for _ in workers]
     for worker in workers:
-        worker.join()
+        worker.join(60)
     found = audit(tmp_path / "shared")
     assert [worker.exitcode for worker in workers] == [0] * 8
     assert sum(counts) == found.labels == 120 and found.problems == [] and not any("twice" in n for n in found.notes)
@@ -160,7 +160,7 @@ def test_what_another_process_is_at_work_on_is_waited_for(tmp_path, many):
     assert ready.wait(60)
     made = work(tmp_path, few)
     assert len(LabelStore(tmp_path)) == 40 and made < 40  # all are there, and some were the other's
-    other.join()
+    other.join(60)
 
 
 def test_shares_of_a_job_array_make_the_whole_without_doubles(tmp_path, many):
