@@ -17,13 +17,13 @@ from distill.errors import ConfigError
 from distill.geometry import sample_at
 from distill.readout import windowed_soft_argmax
 from distill.types import Matches, PairBatch
+from teacher import text
 from teacher.looks import generator
 from teacher.memory import Chunks
-from teacher.pipeline import Pipeline, check_folder, load_pipeline, locate_folder, weights_digest
+from teacher.pipeline import Pipeline, as_device, check_folder, load_pipeline, locate_folder, weights_digest
 from teacher.prompt_optimization import content_hashes
 from teacher.recent import Recent
 from teacher.settings import NullPrompt
-from teacher.text import encode_text
 from teacher.unet import added_conditions
 
 VERSION = "1"
@@ -78,12 +78,14 @@ class DiffusionFeatures:
                 raise ConfigError(f"Expected {name} of diffusion features to be at least {least} but got {value}.")
         if temperature <= 0:
             raise ConfigError(f"Expected temperature of diffusion features to be positive but got {temperature}.")
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self.device = as_device(device)
         self.model, self.image_size, self.prompt_length = model, image_size, prompt_length
         self.block, self.timestep, self.draws, self.null_prompt = block, timestep, draws, null_prompt
         self.temperature, self.radius_cells, self.seed = temperature, radius_cells, seed
         self.folder = locate_folder(model)
         check_folder(self.folder)
+        if null_prompt == "empty":
+            text.check_text(self.folder)
         self._chunks = Chunks(chunk)
         self._kept: Recent[Tensor] = Recent(kept_images)
 
@@ -92,7 +94,7 @@ class DiffusionFeatures:
         names = ("block", "timestep", "draws", "null_prompt", "temperature", "radius_cells", "seed")
         return {name: str(getattr(self, name)) for name in names} | {
             "method": f"diffusion_features {VERSION}",
-            "weights": weights_digest(self.folder),
+            "weights": weights_digest(self.folder, self.null_prompt == "empty"),
             "image_size": str(self.image_size or "the model's"),
             "prompt_length": str(self.prompt_length or "the model's"),
         }
@@ -134,11 +136,7 @@ class DiffusionFeatures:
     def describe(self, image: Tensor, key: str) -> Tensor:
         """Returns descriptors of length 1, (C, h, w), of ``image`` (3, H, W) in [0, 1]; ``key`` names its content."""
         if key not in self._kept:
-            size = self.pipeline.image_size
-            resized = image[None].to(self.device, torch.float32)
-            if resized.shape[-2:] != (size, size):
-                resized = F.interpolate(resized, (size, size), mode="bilinear", antialias=True, align_corners=False)
-            latent = self.pipeline.encode(resized.clamp(0, 1))
+            latent = self.pipeline.encode(self.pipeline.squash(image))
             noise = torch.cat(
                 [torch.randn(latent.shape, generator=generator(self.seed, key, d)) for d in range(self.draws)]
             )
@@ -173,20 +171,15 @@ class DiffusionFeatures:
     @cached_property
     def pipeline(self) -> Pipeline:
         """The frozen model, loaded at the first use."""
-        pipeline = load_pipeline(str(self.folder), self.image_size, self.prompt_length)
+        pipeline = load_pipeline(str(self.folder), self.image_size, self.prompt_length, device=self.device)
         count = len(pipeline.unet.up_blocks)
         if self.block >= count:
             raise ConfigError(f"Expected block of diffusion features below {count}, this UNet's, but got {self.block}.")
-        pipeline.vae.to(self.device)
-        pipeline.unet.to(self.device)
         return pipeline
 
     @cached_property
     def _null_prompt(self) -> Tensor:
-        length, width = self.pipeline.prompt_length, self.pipeline.prompt_width
-        if self.null_prompt == "zeros":
-            return torch.zeros(length, width, device=self.device)
-        return encode_text(self.folder, "", length).to(self.device)
+        return text.null_prompt(self.pipeline, self.null_prompt)
 
 
 class _BlockReached(Exception):

@@ -16,6 +16,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DCondi
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.nn import functional as F
 
 from distill.errors import ConfigError, WeightsError
 
@@ -49,6 +50,14 @@ class Pipeline:
     prompt_width: int
     folder: Path
 
+    def squash(self, image: Tensor) -> Tensor:
+        """Returns ``image`` (3, H, W) in [0, 1] as the model sees it: (1, 3, S, S), on its device."""
+        size = self.image_size
+        resized = image[None].to(self.vae.device, torch.float32)
+        if resized.shape[-2:] != (size, size):
+            resized = F.interpolate(resized, (size, size), mode="bilinear", antialias=True, align_corners=False)
+        return resized.clamp(0, 1)
+
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Returns the latents (B, C, h, w) of ``images`` (B, 3, S, S) in [0, 1]: posterior mean, scaled as trained on."""
@@ -66,7 +75,11 @@ class Pipeline:
 
 
 def load_pipeline(
-    model: str, image_size: int | None = None, prompt_length: int | None = None, dtype: torch.dtype = torch.float32
+    model: str,
+    image_size: int | None = None,
+    prompt_length: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
 ) -> Pipeline:
     """Loads what is needed of a pipeline, frozen and in evaluation mode.
 
@@ -75,6 +88,7 @@ def load_pipeline(
         image_size: side of the images in px; without it, what the UNet was trained at.
         prompt_length: tokens of a prompt; without it, what the pipeline's tokenizer says.
         dtype: of the weights in memory.
+        device: where they are.
 
     Raises:
         WeightsError: when parts are missing, truncated or of another architecture; before anything is loaded.
@@ -92,7 +106,7 @@ def load_pipeline(
     scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
     width = unet.config.cross_attention_dim
     width = width if isinstance(width, int) else max(width)
-    return Pipeline(vae, unet, scheduler.alphas_cumprod, image_size, prompt_length, width, folder)
+    return Pipeline(vae.to(device), unet.to(device), scheduler.alphas_cumprod, image_size, prompt_length, width, folder)
 
 
 def locate_folder(model: str) -> Path:
@@ -130,11 +144,16 @@ def check_folder(folder: Path) -> None:
             ) from error
 
 
-def weights_digest(folder: Path, parts: tuple[str, ...] = ("unet", "vae")) -> str:
-    """Returns a hash of the weights and configurations of ``parts`` and of the noise schedule."""
+def as_device(name: str) -> torch.device:
+    """Returns the device of that name; for "auto" a GPU where there is one."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def weights_digest(folder: Path, with_text: bool) -> str:
+    """Returns a hash of UNet, VAE and noise schedule, and of the text encoder where it decides answers too."""
     digest = hashlib.blake2b(digest_size=16)
     files = [folder / "scheduler" / _CONFIGS["scheduler"]]
-    for part in parts:
+    for part in ("unet", "vae", *(("text_encoder",) if with_text else ())):
         files += [folder / part / "config.json", *_weight_files(folder, part)]
     for file in files:
         with open(file, "rb") as stream:

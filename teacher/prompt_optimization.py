@@ -19,7 +19,7 @@ from distill.types import Matches, PairBatch
 from teacher import confidence
 from teacher.locate import combine, locate
 from teacher.memory import Chunks
-from teacher.pipeline import Pipeline, check_folder, locate_folder, weights_digest
+from teacher.pipeline import Pipeline, as_device, check_folder, locate_folder, weights_digest
 from teacher.precision import settle_precision
 from teacher.prompts import PromptMaker, Prompts
 from teacher.readout import read_out
@@ -85,7 +85,7 @@ class PromptOptimization:
     ) -> None:
         if chunk < 1:
             raise ConfigError(f"Expected chunk, the prompts that run together, to be at least 1 but got {chunk}.")
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self.device = as_device(device)
         asked = Settings.of(**settings)
         self.settings = replace(asked, precision=settle_precision(asked.precision, self.device))
         self.model, self.image_size, self.prompt_length = model, image_size, prompt_length
@@ -104,7 +104,7 @@ class PromptOptimization:
         fields = {name: str(value) for name, value in asdict(self.settings).items()}
         return fields | {
             "method": f"prompt_optimization {VERSION}",
-            "weights": weights_digest(self.folder, ("unet", "vae", *(("text_encoder",) if self._reads_text else ()))),
+            "weights": weights_digest(self.folder, self._reads_text),
             "image_size": str(self.image_size or "the model's"),
             "prompt_length": str(self.prompt_length or "the model's"),
         }

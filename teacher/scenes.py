@@ -5,14 +5,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from teacher.attention import choose_layers
 from teacher.memory import Chunks
 from teacher.pipeline import Pipeline, load_pipeline
 from teacher.recent import Recent
 from teacher.settings import Settings
-from teacher.text import encode_text
+from teacher.text import null_prompt
 from teacher.unet import PromptedUNet
 from teacher.views import ConditionedViews, CropPool, FreshCrops, FrozenViews, Views
 
@@ -70,11 +69,8 @@ class Scenes:
         return self._views[name]
 
     def _look(self, image: Tensor, key: str, timestep: int) -> Views:
-        size, settings = self.pipeline.image_size, self.settings
-        resized = image[None].to(self.device, torch.float32)
-        if resized.shape[-2:] != (size, size):
-            resized = F.interpolate(resized, (size, size), mode="bilinear", antialias=True, align_corners=False)
-        given = (self.pipeline, settings, resized[0].clamp(0, 1), key, timestep, self._chunks)
+        settings = self.settings
+        given = (self.pipeline, settings, self.pipeline.squash(image)[0], key, timestep, self._chunks)
         if settings.crop_source == "fresh":
             return ConditionedViews(self.unet, FreshCrops(*given))
         crops = CropPool(*given)
@@ -86,10 +82,7 @@ class Scenes:
     def pipeline(self) -> Pipeline:
         """The frozen model, loaded at the first use."""
         dtype = DTYPES[self.settings.precision]
-        pipeline = load_pipeline(str(self.folder), self._image_size, self._prompt_length, dtype)
-        pipeline.vae.to(self.device)
-        pipeline.unet.to(self.device)
-        return pipeline
+        return load_pipeline(str(self.folder), self._image_size, self._prompt_length, dtype, self.device)
 
     @cached_property
     def unet(self) -> PromptedUNet:
@@ -110,6 +103,4 @@ class Scenes:
 
     @cached_property
     def _null_prompt(self) -> Tensor:
-        if self.settings.null_prompt == "zeros":
-            return torch.zeros(*self.prompt_shape, device=self.device)
-        return encode_text(self.folder, "", self.prompt_shape[0]).to(self.device)
+        return null_prompt(self.pipeline, self.settings.null_prompt)

@@ -20,7 +20,7 @@ from teacher.crops import crop_pixels, into_crop
 from teacher.locate import combine
 from teacher.looks import FreshLooks, generator
 from teacher.optimise import attention_loss
-from teacher.pipeline import check_folder, load_pipeline, locate_folder
+from teacher.pipeline import as_device, check_folder, load_pipeline, locate_folder
 from teacher.prompt_optimization import content_hashes
 from teacher.settings import Settings
 from teacher.start import random_starts
@@ -72,10 +72,8 @@ class Straightforward:
             )
         folder = locate_folder(model)
         check_folder(folder)
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        self.pipeline = load_pipeline(str(folder), image_size, prompt_length)
-        self.pipeline.vae.to(self.device)
-        self.pipeline.unet.to(self.device)
+        self.device = as_device(device)
+        self.pipeline = load_pipeline(str(folder), image_size, prompt_length, device=self.device)
         layers = choose_layers(self.pipeline.unet, self.settings.layers)
         self.unet = PromptedUNet(self.pipeline.unet, layers, self.pipeline.image_size, truncate=False, share=False)
 
@@ -100,7 +98,7 @@ class Straightforward:
         height, width = src_img.shape[-2:]
         maps = []
         for source, target, points, names in zip(src_img, trg_img, src_kps.cpu().float(), keys, strict=True):
-            images = (self._resized(source), self._resized(target))
+            images = (self.pipeline.squash(source)[0], self.pipeline.squash(target)[0])
             maps.append(torch.stack([self._point(images, names, p / torch.tensor([width, height])) for p in points]))
         heatmap = torch.stack(maps)
         best = argmax(heatmap, (trg_img.shape[-2], trg_img.shape[-1]))
@@ -168,13 +166,6 @@ class Straightforward:
             read_tokens(r.query, r.key, layer.attention.scale, 1, settings.heads == "upper")[:, 0]
             for r, layer in zip(recorded, self.unet.layers, strict=True)
         ]
-
-    def _resized(self, image: Tensor) -> Tensor:
-        size = self.pipeline.image_size
-        resized = image[None].to(self.device, torch.float32)
-        if resized.shape[-2:] != (size, size):
-            resized = F.interpolate(resized, (size, size), mode="bilinear", antialias=True, align_corners=False)
-        return resized[0].clamp(0, 1)
 
     @property
     def _side(self) -> int:

@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from distill.errors import WeightsError
+from teacher.pipeline import Pipeline
 
 _FILES = {"tokenizer": ("tokenizer_config.json",), "text_encoder": ("config.json", "model.safetensors")}
 
@@ -19,6 +20,13 @@ def check_text(folder: Path) -> None:
                 f"Expected one text encoder and its tokenizer in {folder} but {part} is missing or not the only one; "
                 "use null_prompt=zeros, or queries=conditioned, which needs no text."
             )
+
+
+def null_prompt(pipeline: Pipeline, kind: str) -> Tensor:
+    """Returns a prompt (L, D) that says nothing: what the text encoder makes of no text ("empty"), or "zeros"."""
+    length, width = pipeline.prompt_length, pipeline.prompt_width
+    prompt = torch.zeros(length, width) if kind == "zeros" else encode_text(pipeline.folder, "", length)
+    return prompt.to(pipeline.vae.device)
 
 
 @torch.no_grad()

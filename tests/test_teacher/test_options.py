@@ -320,5 +320,5 @@ def test_options_that_do_not_go_together_are_named(sd1_folder, settings, message
 def test_the_configurations_build_what_they_name(sd1_folder):
     model = f"teacher.model={sd1_folder}"
     assert isinstance(instantiate(compose("label", [model, "preset=paper"]).teacher), PromptOptimization)
-    features = compose("evaluate", ["matcher=dift", f"matcher.model={sd1_folder}"]).matcher
+    features = compose("evaluate", ["matcher=dift", f"matcher.model={sd1_folder}", "matcher.null_prompt=zeros"]).matcher
     assert isinstance(instantiate(features), DiffusionFeatures)

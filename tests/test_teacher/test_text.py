@@ -6,7 +6,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from distill.errors import WeightsError
-from teacher import PromptOptimization
+from teacher import DiffusionFeatures, PromptOptimization
 
 
 def test_an_empty_prompt_wants_the_pipelines_own_text_encoder(sd1_folder):
@@ -26,8 +26,10 @@ def test_the_text_encoder_is_part_of_the_fingerprint_where_it_decides_answers(ro
     name = next(iter(weights))
     save_file(weights | {name: weights[name] + 1}, file, metadata={"format": "pt"})
 
-    def differ(**settings: str) -> bool:
-        a, b = (PromptOptimization(str(f), device="cpu", **settings).fingerprint() for f in (model, other))
+    def differ(teacher: type, **settings: str) -> bool:
+        a, b = (teacher(str(f), device="cpu", **settings).fingerprint() for f in (model, other))
         return a != b
 
-    assert differ(queries="frozen") and not differ(queries="frozen", null_prompt="zeros")
+    assert differ(PromptOptimization, queries="frozen")
+    assert not differ(PromptOptimization, queries="frozen", null_prompt="zeros")
+    assert differ(DiffusionFeatures) and not differ(DiffusionFeatures, null_prompt="zeros")
