@@ -10,9 +10,10 @@ from collections.abc import Iterator
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import Attention
 from torch import Tensor
 from torch.nn import functional as F
+
+from teacher.attention import cross_attention_layers
 
 
 class AttentionTape:
@@ -23,9 +24,7 @@ class AttentionTape:
     """
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
-        self._layers = [
-            module for name, module in unet.named_modules() if name.endswith(".attn2") and isinstance(module, Attention)
-        ]
+        self._layers = [layer.attention for layer in cross_attention_layers(unet)]  # as they run, and so as they record
         self._latest: dict[str, list[Tensor]] = {"to_q": [], "to_k": []}
         for layer in self._layers:
             for name, kept in self._latest.items():
