@@ -16,13 +16,13 @@ class TeacherScore(Callback):
 
     Args:
         folder: of the pipeline.
-        teacher: makes a matcher from a pipeline folder.
+        teacher: makes a matcher; called with the pipeline's folder as ``model``.
         pairs: annotated pairs, of a split that neither training nor the final test uses.
         every: after how many validations.
     """
 
     def __init__(
-        self, folder: Path, teacher: Callable[[str], Matcher | PairMatcher], pairs: Benchmark, every: int
+        self, folder: Path, teacher: Callable[..., Matcher | PairMatcher], pairs: Benchmark, every: int
     ) -> None:
         self.folder, self.teacher, self.pairs, self.every = folder, teacher, pairs, every
         self._validations = 0
@@ -38,7 +38,7 @@ class TeacherScore(Callback):
         self._score(trainer)
 
     def _score(self, trainer: Trainer) -> None:
-        teacher = self.teacher(str(self.folder))
+        teacher = self.teacher(model=str(self.folder))
         score = evaluate(teacher, self.pairs, "teacher", progress=False).report["pck"]["image"]["0.10"]
         assert trainer.logger is not None
         trainer.logger.log_metrics({"val/pck@0.10": score}, step=trainer.global_step)
