@@ -35,6 +35,11 @@ class PeakMemory:
         if torch.cuda.is_available():
             self.mib = round(torch.cuda.max_memory_allocated() / 2**20, 1)
             return
-        found = re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text()) if _STATUS.is_file() else None
-        kib = int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        self.mib = round(kib / 1024, 1)
+        self.mib = process_peak_mib()
+
+
+def process_peak_mib() -> float:
+    """Returns the most main memory that this process has taken so far, or since a :class:`PeakMemory` was entered, MiB."""
+    found = re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text()) if _STATUS.is_file() else None
+    kib = int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(kib / 1024, 1)

@@ -1,6 +1,5 @@
 """How fast a large label store is written, opened, and read at random, on one core."""
 
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from distill.labels.index import FILE
 from distill.labels.records import Columns, Image
 from distill.labels.shard import write_shard
 from distill.labels.store import LabelStore
+from distill.peak import process_peak_mib
 from distill.types import PairBatch
 
 POINTS = 10  # of a pair
@@ -113,5 +113,5 @@ def _row(variant: str, count: int, seconds: float) -> dict:
         "threads": 1,
         "per_second": round(count / seconds, 1),
         "latency_ms": round(1000 * seconds / count, 4),
-        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "peak_memory_mib": process_peak_mib(),
     }

@@ -1,6 +1,5 @@
 """How fast pairs are loaded, by the number of processes that load them."""
 
-import resource
 import time
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -10,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from distill.data.pairs import collate_pairs
 from distill.evaluation import Benchmark
+from distill.peak import process_peak_mib
 
 
 def loader_rates(make: Callable[[], Benchmark], workers: Sequence[int] = (0, 1, 2), batch: int = 8) -> list[dict]:
@@ -49,7 +49,7 @@ def loader_rates(make: Callable[[], Benchmark], workers: Sequence[int] = (0, 1, 
                     "threads": torch.get_num_threads(),
                     "per_second": round(len(benchmark) / seconds, 2),
                     "latency_ms": round(1000 * seconds / batches, 2),
-                    "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+                    "peak_memory_mib": process_peak_mib(),
                 }
             )
     return rows

@@ -9,7 +9,6 @@ Examples:
   python -m distill bench teacher ladder=true ladder_pairs=4 paper.steps=13 paper.embeddings=1 paper.crops=4
 """
 
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from distill.errors import ConfigError
 from distill.evaluation import Benchmark
 from distill.export import example
 from distill.ladder import climb
+from distill.peak import process_peak_mib
 from distill.run import RunFolder
 
 N_POINTS = 10
@@ -98,9 +98,7 @@ def _median_ms(call: Callable[[], object], repeats: int) -> float:
 
 def _row(what: str, variant: str, batch: int, latency_ms: float) -> dict:
     """One line of ``bench.json``; the memory is the process's peak so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated() / 2**20
+    peak = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else process_peak_mib()
     return {
         "what": what,
         "variant": variant,

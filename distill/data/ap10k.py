@@ -80,15 +80,13 @@ class AP10KPairs(PhotographPairs):
                 "PairAnnotation, see data download."
             )
         self._categories: dict[tuple[str, str], str] = {}
-        broken: dict[str, str] = {}
         for file in drawn(files, n_pairs, seed):
             try:
                 self._categories[read_json(file, _pair, "src_json_path and trg_json_path")] = _group(file)
             except DataError as error:
                 if bad == "error":
                     raise
-                broken[file.name] = str(error)
-        self.skipped.update(broken)
+                self.skipped[file.name] = str(error)
         pairs = list(self._categories)
         self._start(pairs, (self._image_file(name) for pair in pairs for name in pair), reading)
 
