@@ -1,9 +1,12 @@
 """Word by place: the cross-attention learns which words of a caption belong to which places of the picture.
 
 Denoising alone teaches a small model little about meaning in the hours that two cores have. So the scores that
-cross-attention is made of are also used as in FILIP (Yao et al., ICLR 2022): each word looks for the place that suits it
-best, the sum over the words says how well a caption suits a picture, and each picture has to tell its own caption from
-the others of the batch, and each caption its own picture. Pictures and captions are all that is needed.
+cross-attention is made of are also used much as in FILIP (Yao et al., ICLR 2022): each word looks for the places that
+suit it, the sum over the words says how well a caption suits a picture, and each picture has to tell its own caption
+from the others, and each caption its own picture. Pictures and captions are all that is needed.
+
+The pictures' queries must come from a pass that is given no caption. Otherwise the features carry the words already,
+and caption and picture are told apart without a look at the picture.
 """
 
 from collections.abc import Iterator
@@ -17,7 +20,7 @@ from teacher.attention import cross_attention_layers
 
 
 class AttentionTape:
-    """Keeps the queries and keys of all cross-attention layers of a UNet's latest pass.
+    """Keeps the queries of all cross-attention layers of a UNet's latest pass.
 
     Args:
         unet: gets hooks on the layers' projections; its outputs do not change.
@@ -25,32 +28,37 @@ class AttentionTape:
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         self._layers = [layer.attention for layer in cross_attention_layers(unet)]  # as they run, and so as they record
-        self._latest: dict[str, list[Tensor]] = {"to_q": [], "to_k": []}
+        self._latest: list[Tensor] = []
         for layer in self._layers:
-            for name, kept in self._latest.items():
-                layer.get_submodule(name).register_forward_hook(lambda _, __, out, kept=kept: kept.append(out))
+            layer.to_q.register_forward_hook(lambda _, __, out: self._latest.append(out))
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields each layer's scaled queries (B, S, heads, d) and keys (B, L, heads, d)."""
-        for layer, query, key in zip(self._layers, self._latest["to_q"], self._latest["to_k"], strict=True):
+    def against(self, prompts: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields each layer's scaled queries (B, S, heads, d) and its keys (N, L, heads, d) for ``prompts`` (N, L, D)."""
+        for layer, query in zip(self._layers, self._latest, strict=True):
             split = (layer.heads, -1)
-            yield query.float().unflatten(-1, split) * layer.scale, key.float().unflatten(-1, split)
+            yield query.unflatten(-1, split) * layer.scale, layer.to_k(prompts).unflatten(-1, split)
 
     def clear(self) -> None:
         """Forgets; to be called before each pass."""
-        for kept in self._latest.values():
-            kept.clear()
+        self._latest.clear()
 
 
-def alignment_loss(query: Tensor, key: Tensor, is_word: Tensor) -> Tensor:
+def alignment_loss(query: Tensor, key: Tensor, tokens: Tensor, is_word: Tensor) -> Tensor:
     """Returns the mean cross-entropy of telling captions by pictures and pictures by captions.
+
+    How well a word suits a picture is the log-mean-exp of its scores over the places, which lies between their mean and
+    their maximum (Pinheiro and Collobert, CVPR 2015): all of a part's places learn its word and not the best one alone.
 
     Args:
         query: (B, S, heads, d) of B pictures at S places, scaled.
-        key: (B, L, heads, d) of their captions' L tokens.
-        is_word: (B, L) bool, tokens that are words and neither marks nor padding.
+        key: (N, L, heads, d) of the tokens of N captions. The first B are the pictures' own, the others decoys.
+        tokens: (N, L); a caption that equals a picture's own is no wrong answer, and is left out.
+        is_word: (N, L) bool, tokens that are words and neither marks nor padding.
     """
-    scores = torch.einsum("bshd,clhd->bchls", query, key).amax(-1).mean(2)
-    suits = (scores * is_word).sum(-1)
-    own = torch.arange(len(suits), device=suits.device)
-    return (F.cross_entropy(suits, own) + F.cross_entropy(suits.T, own)) / 2
+    n_places, n_pictures = query.shape[1], len(query)
+    scores = torch.einsum("bshd,clhd->bchls", query, key).float().logsumexp(-1).mean(2) - torch.tensor(n_places).log()
+    own = torch.arange(n_pictures, device=query.device)
+    twins = (tokens[:n_pictures, None] == tokens).all(-1)
+    twins[own, own] = False
+    suits = (scores * is_word).sum(-1).masked_fill(twins, -torch.inf)
+    return (F.cross_entropy(suits, own) + F.cross_entropy(suits[:, :n_pictures].T, own)) / 2

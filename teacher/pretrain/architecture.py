@@ -1,25 +1,32 @@
 """The parts of a Stable Diffusion small enough to be trained on two cores.
 
 A picture of 128 px becomes 16 x 16 latents, an eighth of its side as in Stable Diffusion. Tried and left at equal time on
-two cores: attention at the latents' full side (a third fewer pictures seen), a third level with its bottleneck at 4 x 4
-(the features at 8 x 8, which are the ones that are read, learned half as fast), and latents of 32 x 32.
+two cores: a third level with its bottleneck at 4 x 4 (the features at 8 x 8 learned half as fast), and latents of 32 x 32.
 """
 
 import json
 from collections.abc import Iterable, Sequence
 
+import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from distill.errors import ConfigError
 
-def build_tokenizer(captions: Iterable[str], length: int) -> CLIPTokenizer:
+
+def build_tokenizer(captions: Iterable[str], length: int, start: str | None = None) -> CLIPTokenizer:
     """Learns a byte-pair vocabulary in which every word of ``captions`` is one token.
 
     Args:
         captions: texts that hold every word there is.
         length: tokens of a prompt, the start and end marks included.
+        start: a pipeline folder whose tokenizer is taken instead.
     """
+    if start is not None:
+        return CLIPTokenizer.from_pretrained(start, subfolder="tokenizer")
     start, end = "<|startoftext|>", "<|endoftext|>"
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=end))
     learner.normalizer = normalizers.Lowercase()
@@ -37,8 +44,10 @@ def _merges(tokenizer: Tokenizer) -> list[tuple[str, ...]]:
     return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
 
 
-def build_text_encoder(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextModel:
-    """Returns a CLIP text transformer with random weights."""
+def build_text_encoder(tokenizer: CLIPTokenizer, width: int, layers: int, start: str | None = None) -> CLIPTextModel:
+    """Returns a CLIP text transformer with random weights, or the one of the pipeline folder ``start``."""
+    if start is not None:
+        return CLIPTextModel.from_pretrained(start, subfolder="text_encoder", dtype=torch.float32)
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -72,20 +81,31 @@ def build_autoencoder(channels: int, latent_channels: int, halvings: int) -> Aut
 
 
 def build_unet(
-    latent_side: int, latent_channels: int, channels: Sequence[int], attention: Sequence[bool], prompt_width: int
+    latent_side: int,
+    latent_channels: int,
+    channels: Sequence[int],
+    encoder_attention: Sequence[bool],
+    decoder_attention: Sequence[bool],
+    prompt_width: int,
+    start: str | None = None,
 ) -> UNet2DConditionModel:
-    """Returns a UNet with random weights.
+    """Returns a UNet with random weights. Its attention changes nothing at first, as in the original latent diffusion.
 
     Args:
         latent_side: of the latents it is trained on.
         latent_channels: channels of the latents.
         channels: at the latents' side, half of it, and so on.
-        attention: for each of these levels, whether it attends to the prompt (and to itself).
+        encoder_attention: for each of these levels, whether it attends to the prompt (and to itself) on the way down.
+        decoder_attention: the same on the way up, in the same order.
         prompt_width: channels of a prompt's tokens.
+        start: a pipeline folder whose UNet gives the weights, instead of random ones; what it lacks stays random.
+
+    Raises:
+        ConfigError: when that UNet has weights for which there is no place.
     """
-    down = tuple("CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in attention)
-    up = tuple("CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(attention))
-    return UNet2DConditionModel(
+    down = tuple("CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in encoder_attention)
+    up = tuple("CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(decoder_attention))
+    unet = UNet2DConditionModel(
         sample_size=latent_side,
         in_channels=latent_channels,
         out_channels=latent_channels,
@@ -98,6 +118,24 @@ def build_unet(
         norm_num_groups=16,
         time_embedding_dim=192,
     )
+    for module in unet.modules():
+        if isinstance(module, Transformer2DModel):
+            nn.init.zeros_(module.proj_out.weight)
+            nn.init.zeros_(module.proj_out.bias)
+    if start is not None:
+        _start_from(UNet2DConditionModel.from_pretrained(start, subfolder="unet", dtype=torch.float32), unet)
+    return unet
+
+
+def _start_from(smaller: UNet2DConditionModel, larger: UNet2DConditionModel) -> None:
+    weights, places = smaller.state_dict(), larger.state_dict()
+    strange = [name for name, value in weights.items() if name not in places or places[name].shape != value.shape]
+    if strange:
+        raise ConfigError(
+            f"Expected diffusion.from to hold part of the UNet that is described but {len(strange)} of its weights have "
+            f"no place there, such as {strange[0]}; describe all of its levels and attention."
+        )
+    larger.load_state_dict(weights, strict=False)
 
 
 def build_scheduler() -> DDIMScheduler:

@@ -15,6 +15,9 @@ from teacher.pretrain.alignment import AttentionTape, alignment_loss
 VISIBLE = 0.6
 """Share of the diffusion times, from the first on, at which a picture shows enough to be told by its caption."""
 
+CANDIDATES = 512
+"""Of so many captions of the pool the most alike are taken as decoys."""
+
 
 class DiffusionTraining(LightningModule):
     """Trains the UNet and the text encoder together on latents; the autoencoder stays frozen and outside.
@@ -33,7 +36,9 @@ class DiffusionTraining(LightningModule):
         zoom: the smallest share of a picture's side that is shown; most pictures are shown whole or nearly so. The
             teacher looks at crops, which must not be strange to the model.
         alignment: weight of the loss that ties words to places, see :mod:`teacher.pretrain.alignment`; 0 leaves it out.
-        drop_caption: the chance that a caption is replaced by the empty one, for classifier-free guidance.
+        decoys: captions of the pool, most alike to its own, that each picture has to tell from its own.
+        drop_caption: the share of a batch that is denoised without its captions. That is what classifier-free guidance
+            needs, and what the words can be tied to.
         lr: learning rate of AdamW.
         warmup: steps until it is reached.
         decay: the share of the trainer's steps over which it falls to zero at the end.
@@ -50,6 +55,7 @@ class DiffusionTraining(LightningModule):
         pool_size: int,
         zoom: float,
         alignment: float,
+        decoys: int,
         drop_caption: float,
         lr: float,
         warmup: int,
@@ -60,7 +66,7 @@ class DiffusionTraining(LightningModule):
         self.tokenizer, self.scheduler = tokenizer, scheduler
         self._frozen = [autoencoder.eval().requires_grad_(False)]  # in a list: no child, hence in no checkpoint
         self.batch_size, self.pool = batch_size, LatentPool(pool_size)
-        self.zoom, self.alignment, self.drop_caption = zoom, alignment, drop_caption
+        self.zoom, self.alignment, self.decoys, self.drop_caption = zoom, alignment, decoys, drop_caption
         self._tape = AttentionTape(unet)
         self.lr, self.warmup, self.decay = lr, warmup, decay
 
@@ -78,14 +84,17 @@ class DiffusionTraining(LightningModule):
         """``batch`` holds fresh pictures: "image" (F, 3, S, S) in [0, 1] and "caption", F texts."""
         self.pool.add(self.encode(self._zoomed(batch["image"])), self.tokenize(batch["caption"]))
         latents, tokens = self.pool.draw(self.batch_size)
-        dropped = torch.rand(len(tokens), 1, device=self.device) < self.drop_caption
-        tokens = torch.where(dropped, self.tokenize([""]), tokens)
-        timesteps = torch.randint(self.n_timesteps, (len(latents),), device=self.device)
-        loss = self.denoising_loss(latents, tokens, torch.randn_like(latents), timesteps)
+        share = torch.rand(len(latents), device=self.device)
+        untold = torch.arange(len(latents), device=self.device) < round(self.drop_caption * len(latents))
+        share = torch.where(untold, share.square(), share)  # words are tied to what can still be seen
+        timesteps = (share * self.n_timesteps).long()
+        told = torch.where(untold[:, None], self.tokenize([""]), tokens)
+        loss = self.denoising_loss(latents, told, torch.randn_like(latents), timesteps)
         self.log("train/loss", loss, prog_bar=True)
-        if self.alignment == 0:
+        visible = untold & (share < VISIBLE)
+        if self.alignment == 0 or not visible.any():
             return loss
-        telling = self.alignment_loss(tokens, visible=~dropped[:, 0] & (timesteps < VISIBLE * self.n_timesteps))
+        telling = self.alignment_loss(tokens[visible], visible)
         self.log("train/alignment", telling, prog_bar=True)
         return loss + self.alignment * telling
 
@@ -118,13 +127,15 @@ class DiffusionTraining(LightningModule):
         """Returns how badly words find their places in the latest pass, as a mean over the layers.
 
         Args:
-            tokens: (B, L) of the pass.
-            visible: (B,) bool, pictures that have a caption and are not lost in noise; the others are left out.
+            tokens: (V, L) of the captions that the pass did not see, of the pictures that are not lost in noise.
+            visible: (B,) bool, which of the pass's pictures these are.
         """
+        tokens = torch.cat([tokens, self.pool.decoys(tokens, self.decoys, CANDIDATES)])
         marks = torch.tensor(self.tokenizer.all_special_ids, device=tokens.device)
-        is_word = ~torch.isin(tokens[visible], marks)
-        losses = [alignment_loss(query[visible], key[visible], is_word) for query, key in self._tape]
-        return torch.stack(losses).mean() if visible.any() else tokens.new_zeros((), dtype=torch.float32)
+        is_word = ~torch.isin(tokens, marks)
+        prompts = self.text_encoder(tokens).last_hidden_state
+        losses = [alignment_loss(query[visible], key, tokens, is_word) for query, key in self._tape.against(prompts)]
+        return torch.stack(losses).mean()
 
     def _zoomed(self, images: Tensor) -> Tensor:
         """Returns a random crop of each of ``images`` (F, 3, S, S), resized to the whole side."""
@@ -187,3 +198,23 @@ class LatentPool:
         assert self.latents is not None and self.tokens is not None
         rows = torch.randint(min(self.seen, self.capacity), (count,), device=self.latents.device)
         return self.latents[rows], self.tokens[rows]
+
+    def decoys(self, tokens: Tensor, count: int, candidates: int) -> Tensor:
+        """Returns for each of V captions the ``count`` most alike of ``candidates`` random ones.
+
+        Alike are captions with the same words in the same positions. One that is the same altogether comes last.
+
+        Args:
+            tokens: (V, L).
+            count: how many.
+            candidates: how many captions are compared.
+
+        Returns:
+            (V * count, L).
+        """
+        assert self.tokens is not None
+        rows = torch.randint(min(self.seen, self.capacity), (candidates,), device=tokens.device)
+        others = self.tokens[rows]
+        alike = (tokens[:, None] == others).sum(-1)
+        alike[alike == tokens.shape[1]] = 0
+        return others[alike.topk(count).indices.flatten()]

@@ -62,7 +62,9 @@ def test_a_batch_renders_like_its_scenes_alone():
     together = render(scenes, 32)
     for i, scene in enumerate(scenes):
         alone = render([scene], 32)
-        torch.testing.assert_close(together.image[i], alone.image[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            together.image[i], alone.image[0], atol=1e-4, rtol=0
+        )  # half a grey level is 2e-3; CPUs round differently
         assert torch.equal(together.mask[i], alone.mask[0])
 
 

@@ -1,31 +1,41 @@
 """Telling captions by the places that their words suit."""
 
 import numpy as np
+import pytest
 import torch
 
+from distill.errors import ConfigError
 from teacher.pretrain import build_unet
 from teacher.pretrain.alignment import AttentionTape, alignment_loss
+from teacher.pretrain.diffusion import LatentPool
+
+
+def small_unet(decoder=(False, True), **options):
+    return build_unet(8, 4, [16, 32], [False, True], decoder, 24, **options).eval()
 
 
 def test_the_loss_is_that_of_a_loop_over_pictures_captions_heads_and_words():
     rng = np.random.default_rng(0)
-    query, key = rng.normal(size=(3, 5, 2, 4)), rng.normal(size=(3, 6, 2, 4))
-    is_word = rng.random((3, 6)) < 0.6
-    suits = np.zeros((3, 3))
+    query, key = rng.normal(size=(3, 5, 2, 4)), rng.normal(size=(5, 6, 2, 4))
+    tokens = np.arange(30).reshape(5, 6)
+    tokens[4] = tokens[1]  # a decoy that says what the second caption says
+    is_word = rng.random((5, 6)) < 0.6
+    suits = np.zeros((3, 5))
     for b in range(3):
-        for c in range(3):
+        for c in range(5):
             for word in np.flatnonzero(is_word[c]):
-                best = [max(query[b, s, h] @ key[c, word, h] for s in range(5)) for h in range(2)]
-                suits[b, c] += sum(best) / 2
+                for h in range(2):
+                    suits[b, c] += np.log(np.mean([np.exp(query[b, s, h] @ key[c, word, h]) for s in range(5)])) / 2
+    suits[1, 4] = -np.inf
     by_picture = [np.log(np.exp(row).sum()) - row[i] for i, row in enumerate(suits)]
-    by_caption = [np.log(np.exp(row).sum()) - row[i] for i, row in enumerate(suits.T)]
-    found = alignment_loss(torch.from_numpy(query), torch.from_numpy(key), torch.from_numpy(is_word))
-    assert abs(float(found) - np.mean(by_picture + by_caption)) < 1e-9
+    by_caption = [np.log(np.exp(row).sum()) - row[i] for i, row in enumerate(suits[:, :3].T)]
+    found = alignment_loss(*(torch.from_numpy(array) for array in (query, key, tokens, is_word)))
+    assert abs(float(found) - np.mean(by_picture + by_caption)) < 1e-6
 
 
 def test_the_tape_keeps_the_latest_pass_and_changes_nothing():
     torch.manual_seed(0)
-    unet = build_unet(8, 4, [16, 32], [False, True], 24).eval()
+    unet = small_unet()
     latents, prompts = torch.randn(2, 4, 8, 8), torch.randn(2, 7, 24)
     with torch.no_grad():
         before = unet(latents, 10, prompts).sample
@@ -34,6 +44,30 @@ def test_the_tape_keeps_the_latest_pass_and_changes_nothing():
             tape.clear()
             after = unet(latents, 10, prompts).sample
     assert torch.equal(before, after)
-    layers = list(tape)
+    layers = list(tape.against(torch.randn(3, 7, 24)))
     assert len(layers) == 4  # one down, one in the middle, two up
-    assert all(query.shape == (2, 16, 4, 8) and key.shape == (2, 7, 4, 8) for query, key in layers)
+    assert all(query.shape == (2, 16, 4, 8) and key.shape == (3, 7, 4, 8) for query, key in layers)
+
+
+def test_decoys_are_the_most_alike_captions_but_for_equal_ones():
+    pool = LatentPool(4)
+    pool.add(torch.zeros(4, 1), torch.tensor([[1, 2, 3], [1, 2, 9], [7, 8, 3], [7, 8, 9]]))
+    found = pool.decoys(torch.tensor([[1, 2, 3], [7, 8, 5]]), 1, 200)  # so many draws meet all four
+    assert found[0].tolist() == [1, 2, 9]
+    assert found[1].tolist() in ([7, 8, 3], [7, 8, 9])
+
+
+def test_a_unet_grows_from_a_smaller_one_and_answers_as_it_did(tmp_path):
+    torch.manual_seed(0)
+    smaller = small_unet()
+    smaller.save_pretrained(tmp_path / "unet")
+    larger = small_unet(decoder=(True, True), start=str(tmp_path))
+    latents, prompts = torch.randn(2, 4, 8, 8), torch.randn(2, 7, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(larger(latents, 10, prompts).sample, smaller(latents, 10, prompts).sample)
+
+
+def test_a_unet_that_does_not_fit_is_refused(tmp_path):
+    small_unet(decoder=(True, True)).save_pretrained(tmp_path / "unet")
+    with pytest.raises(ConfigError, match=r"no place there, such as up_blocks\.1"):
+        small_unet(start=str(tmp_path))
