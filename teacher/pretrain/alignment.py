@@ -55,10 +55,12 @@ def alignment_loss(query: Tensor, key: Tensor, tokens: Tensor, is_word: Tensor) 
         tokens: (N, L); a caption that equals a picture's own is no wrong answer, and is left out.
         is_word: (N, L) bool, tokens that are words and neither marks nor padding.
     """
-    n_places, n_pictures = query.shape[1], len(query)
-    scores = torch.einsum("bshd,clhd->bchls", query, key).float().logsumexp(-1).mean(2) - torch.tensor(n_places).log()
+    n_pictures, n_places = query.shape[:2]
+    scores = torch.einsum("bshd,whd->hbsw", query, key[is_word]).float()
+    fit = scores.logsumexp(2).mean(0) - torch.tensor(n_places).log()
+    suits = fit.new_zeros(n_pictures, len(key)).index_add(1, is_word.nonzero()[:, 0], fit)
     own = torch.arange(n_pictures, device=query.device)
     twins = (tokens[:n_pictures, None] == tokens).all(-1)
     twins[own, own] = False
-    suits = (scores * is_word).sum(-1).masked_fill(twins, -torch.inf)
+    suits = suits.masked_fill(twins, -torch.inf)
     return (F.cross_entropy(suits, own) + F.cross_entropy(suits[:, :n_pictures].T, own)) / 2
