@@ -15,9 +15,6 @@ from teacher.pretrain.alignment import AttentionTape, alignment_loss
 VISIBLE = 0.6
 """Share of the diffusion times, from the first on, at which a picture shows enough to be told by its caption."""
 
-CANDIDATES = 512
-"""Of so many captions of the pool the most alike are taken as decoys."""
-
 
 class DiffusionTraining(LightningModule):
     """Trains the UNet and the text encoder together on latents; the autoencoder stays frozen and outside.
@@ -36,7 +33,6 @@ class DiffusionTraining(LightningModule):
         zoom: the smallest share of a picture's side that is shown; most pictures are shown whole or nearly so. The
             teacher looks at crops, which must not be strange to the model.
         alignment: weight of the loss that ties words to places, see :mod:`teacher.pretrain.alignment`; 0 leaves it out.
-        decoys: captions of the pool, most alike to its own, that each picture has to tell from its own.
         drop_caption: the share of a batch that is denoised without its captions. That is what classifier-free guidance
             needs, and what the words can be tied to.
         lr: learning rate of AdamW.
@@ -55,7 +51,6 @@ class DiffusionTraining(LightningModule):
         pool_size: int,
         zoom: float,
         alignment: float,
-        decoys: int,
         drop_caption: float,
         lr: float,
         warmup: int,
@@ -66,7 +61,7 @@ class DiffusionTraining(LightningModule):
         self.tokenizer, self.scheduler = tokenizer, scheduler
         self._frozen = [autoencoder.eval().requires_grad_(False)]  # in a list: no child, hence in no checkpoint
         self.batch_size, self.pool = batch_size, LatentPool(pool_size)
-        self.zoom, self.alignment, self.decoys, self.drop_caption = zoom, alignment, decoys, drop_caption
+        self.zoom, self.alignment, self.drop_caption = zoom, alignment, drop_caption
         self._tape = AttentionTape(unet)
         self.lr, self.warmup, self.decay = lr, warmup, decay
 
@@ -81,14 +76,19 @@ class DiffusionTraining(LightningModule):
         return int(self.scheduler.config.num_train_timesteps)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """``batch`` holds fresh pictures: "image" (F, 3, S, S) in [0, 1] and "caption", F texts."""
-        self.pool.add(self.encode(self._zoomed(batch["image"])), self.tokenize(batch["caption"]))
+        """Adds fresh pictures to the pool and learns from some of it.
+
+        ``batch`` holds "image" (F, 3, S, S) in [0, 1], "caption", F texts, and "decoys", F times D texts that are wrong.
+        """
+        texts = [[caption, *decoys] for caption, decoys in zip(batch["caption"], batch["decoys"], strict=True)]
+        tokens = torch.stack([self.tokenize(of_picture) for of_picture in texts])
+        self.pool.add(self.encode(self._zoomed(batch["image"])), tokens)
         latents, tokens = self.pool.draw(self.batch_size)
         share = torch.rand(len(latents), device=self.device)
         untold = torch.arange(len(latents), device=self.device) < round(self.drop_caption * len(latents))
         share = torch.where(untold, share.square(), share)  # words are tied to what can still be seen
         timesteps = (share * self.n_timesteps).long()
-        told = torch.where(untold[:, None], self.tokenize([""]), tokens)
+        told = torch.where(untold[:, None], self.tokenize([""]), tokens[:, 0])
         loss = self.denoising_loss(latents, told, torch.randn_like(latents), timesteps)
         self.log("train/loss", loss, prog_bar=True)
         visible = untold & (share < VISIBLE)
@@ -127,10 +127,11 @@ class DiffusionTraining(LightningModule):
         """Returns how badly words find their places in the latest pass, as a mean over the layers.
 
         Args:
-            tokens: (V, L) of the captions that the pass did not see, of the pictures that are not lost in noise.
+            tokens: (V, 1 + D, L) of the captions and decoys that the pass did not see, of the pictures that are not lost
+                in noise.
             visible: (B,) bool, which of the pass's pictures these are.
         """
-        tokens = torch.cat([tokens, self.pool.decoys(tokens, self.decoys, CANDIDATES)])
+        tokens = torch.cat([tokens[:, 0], tokens[:, 1:].flatten(0, 1)])
         marks = torch.tensor(self.tokenizer.all_special_ids, device=tokens.device)
         is_word = ~torch.isin(tokens, marks)
         prompts = self.text_encoder(tokens).last_hidden_state
@@ -172,7 +173,7 @@ class DiffusionTraining(LightningModule):
 
 
 class LatentPool:
-    """The newest latents with their captions, to draw batches from.
+    """The newest latents with the tokens of their captions and decoys, to draw batches from.
 
     Args:
         capacity: how many are kept.
@@ -198,23 +199,3 @@ class LatentPool:
         assert self.latents is not None and self.tokens is not None
         rows = torch.randint(min(self.seen, self.capacity), (count,), device=self.latents.device)
         return self.latents[rows], self.tokens[rows]
-
-    def decoys(self, tokens: Tensor, count: int, candidates: int) -> Tensor:
-        """Returns for each of V captions the ``count`` most alike of ``candidates`` random ones.
-
-        Alike are captions with the same words in the same positions. One that is the same altogether comes last.
-
-        Args:
-            tokens: (V, L).
-            count: how many.
-            candidates: how many captions are compared.
-
-        Returns:
-            (V * count, L).
-        """
-        assert self.tokens is not None
-        rows = torch.randint(min(self.seen, self.capacity), (candidates,), device=tokens.device)
-        others = self.tokens[rows]
-        alike = (tokens[:, None] == others).sum(-1)
-        alike[alike == tokens.shape[1]] = 0
-        return others[alike.topk(count).indices.flatten()]

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from distill.data.shapes.anatomy import Anatomy, rotation
+from distill.data.shapes.captions import Description, facing
 from distill.data.shapes.categories import CATEGORIES, PALETTES
-from distill.data.shapes.scene import BACKGROUNDS, COLOURS, DIFFICULTIES, facing, sample_scene
+from distill.data.shapes.scene import BACKGROUNDS, COLOURS, DIFFICULTIES, sample_scene
 from distill.errors import ConfigError
 
 
@@ -96,6 +97,16 @@ def test_the_caption_names_category_colours_and_background():
         assert scene.category in words and words[-1] in BACKGROUNDS
         for group in PALETTES[scene.category]:
             assert words[words.index(group) - 1] in COLOURS
+
+
+def test_decoys_hold_the_same_words_but_for_the_facing_and_are_wrong():
+    truth = Description("chair", 10.0, {"seat": "red", "back": "blue", "legs": "pink"}, "snow")
+    turned, *exchanged = truth.decoys(np.random.default_rng(0))
+    assert turned == "a photo of a chair facing left with red seat blue back pink legs on snow"
+    for decoy in exchanged:
+        assert decoy != truth.caption() and sorted(decoy.split()) == sorted(truth.caption().split())
+        words = decoy.split()
+        assert words[:7] == truth.caption().split()[:7] and words[9::2] == truth.caption().split()[9::2]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import torch
 from distill.errors import ConfigError
 from teacher.pretrain import build_unet
 from teacher.pretrain.alignment import AttentionTape, alignment_loss
-from teacher.pretrain.diffusion import LatentPool
 
 
 def small_unet(decoder=(False, True), **options):
@@ -47,14 +46,6 @@ def test_the_tape_keeps_the_latest_pass_and_changes_nothing():
     layers = list(tape.against(torch.randn(3, 7, 24)))
     assert len(layers) == 4  # one down, one in the middle, two up
     assert all(query.shape == (2, 16, 4, 8) and key.shape == (3, 7, 4, 8) for query, key in layers)
-
-
-def test_decoys_are_the_most_alike_captions_but_for_equal_ones():
-    pool = LatentPool(4)
-    pool.add(torch.zeros(4, 1), torch.tensor([[1, 2, 3], [1, 2, 9], [7, 8, 3], [7, 8, 9]]))
-    found = pool.decoys(torch.tensor([[1, 2, 3], [7, 8, 5]]), 1, 200)  # so many draws meet all four
-    assert found[0].tolist() == [1, 2, 9]
-    assert found[1].tolist() in ([7, 8, 3], [7, 8, 9])
 
 
 def test_a_unet_grows_from_a_smaller_one_and_answers_as_it_did(tmp_path):

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
@@ -22,7 +23,8 @@ SPLITS: dict[str, range] = {
 class CaptionedShapes(IterableDataset[dict[str, Any]]):
     """Batches of pictures of the "pretrain" split, each picture once.
 
-    Yields dictionaries of "image", (B, 3, size, size) in [0, 1], and "caption", B texts.
+    Yields dictionaries of "image", (B, 3, size, size) in [0, 1], "caption", B texts, and "decoys", B lists of as many
+    texts that are wrong in a detail.
 
     Args:
         size: side in pixels.
@@ -44,4 +46,8 @@ class CaptionedShapes(IterableDataset[dict[str, Any]]):
         for first in count(SPLITS["pretrain"].start + self.start, self.batch_size):
             scenes = [sample_scene(self.seed, first + i, self.difficulty) for i in range(self.batch_size)]
             image = render(scenes, self.size, torch.device(self.device)).image
-            yield {"image": image, "caption": [scene.caption for scene in scenes]}
+            decoys = [
+                scene.description.decoys(np.random.default_rng([self.seed, first + i, 1]))
+                for i, scene in enumerate(scenes)
+            ]
+            yield {"image": image, "caption": [scene.caption for scene in scenes], "decoys": decoys}

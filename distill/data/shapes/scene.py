@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.data.shapes.anatomy import Anatomy, rotation
+from distill.data.shapes.captions import Description
 from distill.data.shapes.categories import CATEGORIES, PALETTES
 from distill.errors import ConfigError, nearest
 
@@ -103,7 +104,7 @@ class Scene:
         ground: (2, 3) colours above and below the horizon.
         horizon: v of the horizon.
         texture_seed: seeds the background's texture.
-        caption: names category, facing, colours and background.
+        description: what its caption says.
     """
 
     category: str
@@ -123,7 +124,12 @@ class Scene:
     ground: Array
     horizon: float
     texture_seed: int
-    caption: str
+    description: Description
+
+    @property
+    def caption(self) -> str:
+        """Names category, facing, colours and background."""
+        return self.description.caption()
 
     def without_extras(self) -> "Scene":
         """Returns the scene with nothing but the object."""
@@ -182,7 +188,7 @@ def sample_scene(seed: int, index: int, difficulty: str) -> Scene:
         ground=np.clip(np.asarray(BACKGROUNDS[background]) + rng.normal(0, 0.05, (2, 3)), 0, 1),
         horizon=float(rng.uniform(-0.3, 0.4)),
         texture_seed=int(rng.integers(2**31)),
-        caption=caption(category, yaw, names, background),
+        description=Description(category, yaw, names, background),
     )
 
 
@@ -191,20 +197,6 @@ def find_difficulty(name: str) -> Difficulty:
     if name not in DIFFICULTIES:
         raise ConfigError(f"Expected data.difficulty to name a world but got {name!r}; {nearest(name, DIFFICULTIES)}.")
     return DIFFICULTIES[name]
-
-
-def caption(category: str, yaw: float, colours: dict[str, str], background: str) -> str:
-    """Returns for example "a photo of a dog facing left with brown head white body black legs on grass"."""
-    painted = " ".join(f"{colour} {group}" for group, colour in colours.items())
-    return f"a photo of a {category} facing {facing(yaw)} with {painted} on {background}"
-
-
-def facing(yaw: float) -> str:
-    """Returns "right", "left", "forward" (towards the viewer) or "away" for a yaw in degrees."""
-    across, towards = np.cos(np.radians(yaw)), np.sin(np.radians(yaw))
-    if abs(across) >= abs(towards):
-        return "right" if across > 0 else "left"
-    return "forward" if towards > 0 else "away"
 
 
 @cache
