@@ -5,6 +5,10 @@ cross-attention is made of are also used much as in FILIP (Yao et al., ICLR 2022
 suit it, the sum over the words says how well a caption suits a picture, and each picture has to tell its own caption
 from the others, and each caption its own picture. Pictures and captions are all that is needed.
 
+That alone can be learned by features that know the whole picture everywhere. So the words also compete for the places, as
+they do in the attention itself: each must be the most attended one somewhere (as in Attend-and-Excite, Chefer et al.,
+SIGGRAPH 2023, which asks it of a drawing in the making).
+
 The pictures' queries must come from a pass that is given no caption. Otherwise the features carry the words already,
 and caption and picture are told apart without a look at the picture.
 """
@@ -64,3 +68,16 @@ def alignment_loss(query: Tensor, key: Tensor, tokens: Tensor, is_word: Tensor) 
     twins[own, own] = False
     suits = suits.masked_fill(twins, -torch.inf)
     return (F.cross_entropy(suits, own) + F.cross_entropy(suits[:, :n_pictures].T, own)) / 2
+
+
+def coverage_loss(query: Tensor, key: Tensor, is_word: Tensor) -> Tensor:
+    """Returns how far the words are from each having places of its own: the mean negative logarithm of their attention there.
+
+    Args:
+        query: (B, S, heads, d) of B pictures at S places, scaled. A word needs a sixteenth of the places.
+        key: (B, L, heads, d) of their captions' tokens, all of which compete.
+        is_word: (B, L) bool, tokens that need places.
+    """
+    attention = torch.einsum("bshd,blhd->bhsl", query, key).float().softmax(-1).mean(1)
+    there = attention.topk(max(1, query.shape[1] // 16), dim=1).values.mean(1)
+    return -there.log()[is_word].mean()

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from teacher.crops import crop
-from teacher.pretrain.alignment import AttentionTape, alignment_loss
+from teacher.pretrain.alignment import AttentionTape, alignment_loss, coverage_loss
 
 VISIBLE = 0.6
 """Share of the diffusion times, from the first on, at which a picture shows enough to be told by its caption."""
@@ -135,7 +135,13 @@ class DiffusionTraining(LightningModule):
         marks = torch.tensor(self.tokenizer.all_special_ids, device=tokens.device)
         is_word = ~torch.isin(tokens, marks)
         prompts = self.text_encoder(tokens).last_hidden_state
-        losses = [alignment_loss(query[visible], key, tokens, is_word) for query, key in self._tape.against(prompts)]
+        n_pictures = int(visible.sum())
+        telling = is_word[:n_pictures] & ~_in_all(tokens[:n_pictures])
+        losses = [
+            alignment_loss(query[visible], key, tokens, is_word)
+            + coverage_loss(query[visible], key[:n_pictures], telling)
+            for query, key in self._tape.against(prompts)
+        ]
         return torch.stack(losses).mean()
 
     def _zoomed(self, images: Tensor) -> Tensor:
@@ -170,6 +176,11 @@ class DiffusionTraining(LightningModule):
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clips the gradient's norm at 1."""
         nn.utils.clip_grad_norm_(self.parameters(), 1.0)
+
+
+def _in_all(tokens: Tensor) -> Tensor:
+    """Returns (B, L), which of ``tokens`` (B, L) are in every row: such a word says nothing of its picture."""
+    return (tokens[:, :, None, None] == tokens).any(-1).all(-1)
 
 
 class LatentPool:

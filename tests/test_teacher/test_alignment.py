@@ -6,7 +6,7 @@ import torch
 
 from distill.errors import ConfigError
 from teacher.pretrain import build_unet
-from teacher.pretrain.alignment import AttentionTape, alignment_loss
+from teacher.pretrain.alignment import AttentionTape, alignment_loss, coverage_loss
 
 
 def small_unet(decoder=(False, True), **options):
@@ -30,6 +30,22 @@ def test_the_loss_is_that_of_a_loop_over_pictures_captions_heads_and_words():
     by_caption = [np.log(np.exp(row).sum()) - row[i] for i, row in enumerate(suits[:, :3].T)]
     found = alignment_loss(*(torch.from_numpy(array) for array in (query, key, tokens, is_word)))
     assert abs(float(found) - np.mean(by_picture + by_caption)) < 1e-6
+
+
+def test_words_cover_as_a_loop_over_places_says():
+    rng = np.random.default_rng(1)
+    query, key = rng.normal(size=(2, 32, 2, 4)), rng.normal(size=(2, 5, 2, 4))
+    is_word = np.array([[0, 1, 1, 0, 0], [0, 0, 1, 1, 1]], bool)
+    found = []
+    for b in range(2):
+        attention = np.zeros((32, 5))
+        for s in range(32):
+            for h in range(2):
+                weight = np.exp([query[b, s, h] @ key[b, word, h] for word in range(5)])
+                attention[s] += weight / weight.sum() / 2
+        found += [-np.log(np.sort(attention[:, word])[-2:].mean()) for word in np.flatnonzero(is_word[b])]
+    loss = coverage_loss(*(torch.from_numpy(array) for array in (query, key, is_word)))
+    assert abs(float(loss) - np.mean(found)) < 1e-6
 
 
 def test_the_tape_keeps_the_latest_pass_and_changes_nothing():
