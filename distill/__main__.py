@@ -29,7 +29,7 @@ VERBS = {
 
 ACTIONS = {
     "label": ("label.action", ("status", "verify", "repair", "merge", "export")),
-    "data": ("action", ("describe", "check", "download")),
+    "data": ("action", ("describe", "check", "pair", "download")),
     "bench": ("what", ("student", "teacher", "loader")),
 }
 """Words that may follow a verb, and the key whose value they are."""

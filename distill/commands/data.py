@@ -1,12 +1,14 @@
-"""Describe, check or download a data set.
+"""Describe, check, pair or download a data set.
 
 describe counts, draws a contact sheet with the keypoints and writes the list of pairs; check reads every file and names
-what is missing or broken; download fetches a benchmark from its official address into data.root.
+what is missing or broken; pair writes a list in which each photograph meets those of its category that look most like it,
+for data.pairs; download fetches a benchmark from its official address into data.root.
 
 Examples:
   python -m distill data
   python -m distill data data=shapes data.difficulty=hard run.dir=runs/hard
   python -m distill data check data=cub data.root=CUB_200_2011
+  python -m distill data pair data=folder data.root=photos describer.weights=pretrained
   python -m distill data download data=pf_willow data.root=PF-WILLOW
 """
 
@@ -14,6 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 from rich.progress import Progress, TaskID
@@ -21,6 +24,7 @@ from torch import Tensor
 
 from distill.config import instantiate
 from distill.data.download import RECIPES, download
+from distill.data.nearest import nearest_pairs
 from distill.data.pair_list import pair_list
 from distill.data.photograph_pairs import PhotographPairs
 from distill.errors import ConfigError, DataError, nearest
@@ -32,7 +36,7 @@ from distill.run import RunFolder
 
 def run(cfg: DictConfig) -> dict:
     """Does what ``action`` says, prints what it found, and returns it."""
-    actions = {"describe": describe, "check": check, "download": fetch}
+    actions = {"describe": describe, "check": check, "pair": pair, "download": fetch}
     if cfg.action not in actions:
         raise ConfigError(f"Expected an action of data but got {cfg.action!r}; {nearest(cfg.action, actions)}.")
     return actions[cfg.action](cfg)
@@ -105,6 +109,32 @@ def check(cfg: DictConfig) -> dict:
             "pairs out with data.bad=skip."
         )
     return {"pairs": len(benchmark), "photographs": photographs, "problems": messages}
+
+
+def pair(cfg: DictConfig) -> dict:
+    """Writes ``pairs.csv`` with each photograph of a split and its most similar ones; returns how many there are.
+
+    Raises:
+        ConfigError: for a data set that takes no list of pairs.
+    """
+    if "pairs" not in cfg.data:
+        raise ConfigError("Expected a data set that takes a list of pairs; choose data=folder or data=cub.")
+    benchmark: PhotographPairs = instantiate(dict(cfg.data) | {"n_pairs": None, "pairs": None})
+    describer = instantiate(cfg.describer)
+    folder = RunFolder.create(cfg)
+    names: list[str] = []
+    categories: list[str] = []
+    features: list[NDArray] = []
+    for note in track(list(benchmark.notes()), "look"):
+        image = benchmark.image(note)
+        with torch.no_grad():
+            features.append(describer.describe(image.image[None])[0].mean((-2, -1)).numpy())
+        names.append(note.name)
+        categories.append(note.category)
+    chosen = nearest_pairs(np.stack(features), categories, cfg.pairs_per_image)
+    folder.write_text("pairs.csv", pair_list([(names[image], names[other]) for image, other in chosen]))
+    print(f"{len(chosen)} pairs of {len(names)} photographs; read them with data.pairs={folder / 'pairs.csv'}")
+    return {"pairs": len(chosen), "photographs": len(names)}
 
 
 def fetch(cfg: DictConfig) -> dict:

@@ -7,6 +7,7 @@ from PIL import Image
 from distill.__main__ import main
 from distill.benchmarks.loader import loader_rates
 from distill.data.folder import FolderPairs
+from distill.data.nearest import nearest_pairs
 
 
 @pytest.fixture
@@ -38,6 +39,30 @@ def test_describe_writes_the_list_of_pairs_that_can_be_given_again(folder, tmp_p
     description = json.loads((tmp_path / "d" / "description.json").read_text())
     again = FolderPairs(str(folder), pairs=str(tmp_path / "d" / "pairs.csv"), size=32)
     assert len(again) == 7 and again.fingerprint() == description["pairs_fingerprint"]
+
+
+def test_pair_writes_a_list_in_which_photographs_meet_those_that_look_like_them(tmp_path, capsys):
+    for name, colour in {"red": (250, 0, 0), "rose": (240, 10, 10), "blue": (0, 0, 250), "navy": (0, 10, 240)}.items():
+        file = tmp_path / "photos" / "cat" / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((40, 60, 3), colour, dtype=np.uint8)).save(file)
+    arguments = ["data", "pair", "data=folder", f"data.root={tmp_path}/photos", "data.size=32", "pairs_per_image=1"]
+    assert main([*arguments, "describer.backbone=resnet10t", f"run.dir={tmp_path}/p"]) == 0
+    assert "4 pairs of 4 photographs" in capsys.readouterr().out
+    found = FolderPairs(str(tmp_path / "photos"), pairs=str(tmp_path / "p" / "pairs.csv"), size=32).pairs
+    like = {"blue": "navy", "navy": "blue", "red": "rose", "rose": "red"}
+    assert sorted(found) == [(f"cat/{name}.png", f"cat/{other}.png") for name, other in like.items()]
+
+
+def test_pairs_stay_within_a_category_and_the_most_similar_come_first():
+    features = np.array([[1.0, 0], [3, 3], [2, 0.1], [0, 5], [1, 0]])
+    found = nearest_pairs(features, ["a", "a", "a", "a", "b"], 2)
+    assert found == [(0, 2), (0, 1), (1, 2), (1, 0), (2, 0), (2, 1), (3, 1), (3, 2)]
+
+
+def test_a_data_set_without_lists_of_pairs_cannot_be_paired(capsys):
+    assert main(["data", "pair", "data=shapes"]) == 2
+    assert "choose data=folder or data=cub" in capsys.readouterr().err
 
 
 def test_download_explains_what_has_to_be_done_by_hand(tmp_path, capsys):
