@@ -6,6 +6,13 @@ from distill.config import instantiate
 from distill.evaluation import Benchmark
 
 
-def pairs_of(data: DictConfig, split: str, n_pairs: int) -> Benchmark:
-    """Returns the pairs that ``data`` describes, but of ``split`` and as many as ``n_pairs``."""
-    return instantiate({**data, "split": split, "n_pairs": n_pairs})
+def pairs_of(data: DictConfig, split: str, choice: DictConfig) -> Benchmark:
+    """Returns the pairs that ``data`` describes, but of ``split``.
+
+    Args:
+        data: the configuration of a data set.
+        split: which one.
+        choice: what else differs for this split, such as ``n_pairs``, or ``pairs``, a file with a list of pairs.
+    """
+    differing = {key: value for key, value in choice.items() if value is not None or key == "n_pairs"}  # null: all
+    return instantiate({**data, "split": split, **differing})

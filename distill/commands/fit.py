@@ -51,10 +51,10 @@ def run(cfg: DictConfig) -> Comparison | None:
     device = choose_device(cfg.device)
     student: nn.Module = instantiate(cfg.student)
     check_size(student, cfg.data.size)
-    train, val = (pairs_of(cfg.data, split, cfg[split].n_pairs) for split in ("train", "val"))
+    train, val = (pairs_of(cfg.data, split, cfg[split]) for split in ("train", "val"))
     if cfg.points is not None:
         train = instantiate(cfg.points, pairs=train)
-    test = pairs_of(cfg.data, "test", cfg.test.n_pairs) if cfg.test.n_pairs else None
+    test = pairs_of(cfg.data, "test", cfg.test) if cfg.test.n_pairs else None
     baseline = instantiate(cfg.baseline)
     teacher = Cached(cfg.labels.dir, instantiate(cfg.teacher), offers=list(cfg.labels.offers))
     module = _distillation(cfg, student, teacher)

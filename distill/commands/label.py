@@ -129,7 +129,7 @@ def _datasets(cfg: DictConfig) -> list:
     unknown = [split for split in cfg.splits if split not in ("train", "val", "test")]
     if unknown:
         raise ConfigError(f"Expected splits among train, val and test but got {unknown}; correct splits=[...].")
-    return [pairs_of(cfg.data, split, cfg[split].n_pairs) for split in cfg.splits]
+    return [pairs_of(cfg.data, split, cfg[split]) for split in cfg.splits]
 
 
 def parse_shard(text: str) -> slice:

@@ -2,12 +2,15 @@ import json
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
 from distill.__main__ import main
 from distill.benchmarks.loader import loader_rates
+from distill.config import compose
 from distill.data.folder import FolderPairs
 from distill.data.nearest import nearest_pairs
+from distill.datasets import pairs_of
 
 
 @pytest.fixture
@@ -52,6 +55,14 @@ def test_pair_writes_a_list_in_which_photographs_meet_those_that_look_like_them(
     found = FolderPairs(str(tmp_path / "photos"), pairs=str(tmp_path / "p" / "pairs.csv"), size=32).pairs
     like = {"blue": "navy", "navy": "blue", "red": "rose", "rose": "red"}
     assert sorted(found) == [(f"cat/{name}.png", f"cat/{other}.png") for name, other in like.items()]
+
+
+def test_training_pairs_may_come_from_a_list_of_their_own(folder, tmp_path):
+    (tmp_path / "list.csv").write_text('source_image,target_image\n"cat/1.png","cat/2.png"\n"cat/4.png","cat/1.png"\n')
+    data = compose("fit", ["data=folder", f"data.root={folder}", "data.size=32", "data.n_points=3"]).data
+    listed = pairs_of(data, "all", OmegaConf.create({"n_pairs": None, "pairs": str(tmp_path / "list.csv")}))
+    assert listed.pairs == [("cat/1.png", "cat/2.png"), ("cat/4.png", "cat/1.png")]
+    assert len(pairs_of(data, "all", OmegaConf.create({"n_pairs": 5, "pairs": None}))) == 5
 
 
 def test_pairs_stay_within_a_category_and_the_most_similar_come_first():

@@ -6,6 +6,8 @@ from PIL import Image
 
 from distill.__main__ import main
 from distill.commands.match import read_image, read_points
+from distill.data.shapes.render import render
+from distill.data.shapes.scene import sample_scene
 from distill.errors import DataError
 
 
@@ -68,3 +70,27 @@ def test_a_file_that_is_no_image_is_an_error(tmp_path):
     (tmp_path / "x.png").write_text("not an image")
     with pytest.raises(DataError, match="x.png cannot be read"):
         read_image(tmp_path / "x.png")
+
+
+def test_a_teacher_matches_across_categories(tmp_path, sd1_folder):
+    scenes = [sample_scene(0, index, "easy") for index in range(2)]
+    assert [scene.category for scene in scenes] == ["dog", "bird"]
+    for name, picture in zip("ab", render(scenes, 64).image, strict=True):
+        array = (picture.permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+        Image.fromarray(array).save(tmp_path / f"{name}.png")
+    head = ((scenes[0].keypoints[list(scenes[0].keypoint_names).index("nose"), :2] + 1) * 32).round(1).tolist()
+    teacher = [
+        "steps=2",
+        "embeddings=1",
+        "crops=1",
+        "crop_pool=4",
+        "layers=[up@1/4]",
+        "null_prompt=zeros",
+        f"model={sd1_folder}",
+    ]
+    settings = ["matcher=prompt_optimization", *(f"matcher.{setting}" for setting in teacher)]
+    paths = [f"src={tmp_path}/a.png", f"trg={tmp_path}/b.png", f"run.dir={tmp_path}/out"]
+    assert main(["match", *paths, f"points=[{head}]", "size=64", "device=cpu", *settings]) == 0
+    (row,) = json.loads((tmp_path / "out" / "matches.json").read_text())["matches"]
+    assert row["src"] == head and all(0 <= value <= 64 for value in row["trg"])
+    assert Image.open(tmp_path / "out" / "match.png").width > 128
