@@ -86,6 +86,7 @@ def test_a_teacher_matches_across_categories(tmp_path, sd1_folder):
         "crop_pool=4",
         "layers=[up@1/4]",
         "null_prompt=zeros",
+        "prompt_length=7",
         f"model={sd1_folder}",
     ]
     settings = ["matcher=prompt_optimization", *(f"matcher.{setting}" for setting in teacher)]
