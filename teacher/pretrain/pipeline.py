@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import ConfigMixin, StableDiffusionPipeline
 from PIL import Image
 from torch import nn
 
@@ -31,7 +31,10 @@ def save_pipeline(module: DiffusionTraining, folder: Path) -> None:
     pipeline = assemble(module)
     for name in ("vae", "text_encoder", "unet"):
         part: nn.Module = getattr(pipeline, name)
-        setattr(pipeline, name, copy.deepcopy(part).half())
+        kept = copy.deepcopy(part).half()
+        if isinstance(kept, ConfigMixin):
+            kept.register_to_config(_name_or_path="")  # where it was read from is nobody's business
+        setattr(pipeline, name, kept)
     draft = folder.with_name(folder.name + ".draft")
     shutil.rmtree(draft, ignore_errors=True)
     pipeline.save_pretrained(draft, safe_serialization=True)
