@@ -30,7 +30,7 @@ VERBS = {
 ACTIONS = {
     "label": ("label.action", ("status", "verify", "repair", "merge", "export")),
     "data": ("action", ("describe", "check", "pair", "download")),
-    "bench": ("what", ("student", "teacher", "loader")),
+    "bench": ("what", ("student", "teacher", "loader", "labels")),
 }
 """Words that may follow a verb, and the key whose value they are."""
 
