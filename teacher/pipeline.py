@@ -150,12 +150,18 @@ def as_device(name: str) -> torch.device:
 
 
 def weights_digest(folder: Path, with_text: bool) -> str:
-    """Returns a hash of UNet, VAE and noise schedule, and of the text encoder where it decides answers too."""
+    """Returns a hash of UNet, VAE and noise schedule, and of the text encoder where it decides answers too.
+
+    Where a part was read from and by which version it was written, which diffusers keeps in a part's configuration, make
+    no difference.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    files = [folder / "scheduler" / _CONFIGS["scheduler"]]
-    for part in ("unet", "vae", *(("text_encoder",) if with_text else ())):
-        files += [folder / part / "config.json", *_weight_files(folder, part)]
-    for file in files:
+    parts = ("unet", "vae", *(("text_encoder",) if with_text else ()))
+    for file in (folder / "scheduler" / _CONFIGS["scheduler"], *(folder / part / "config.json" for part in parts)):
+        config = json.loads(file.read_text(encoding="utf-8"))
+        told = {key: value for key, value in config.items() if key not in ("_name_or_path", "_diffusers_version")}
+        digest.update(json.dumps(told, sort_keys=True).encode())
+    for file in (file for part in parts for file in _weight_files(folder, part)):
         with open(file, "rb") as stream:
             while piece := stream.read(1 << 24):
                 digest.update(piece)

@@ -1,5 +1,8 @@
 """Parts of prompt optimisation against plain, slow versions of the same."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +14,7 @@ from teacher.attention import choose_layers, cross_attention_layers, read_tokens
 from teacher.crops import crop, into_crop, paste
 from teacher.looks import choose_crops, crop_boxes
 from teacher.optimise import attention_loss
+from teacher.pipeline import weights_digest
 from teacher.settings import Settings
 from teacher.unet import PromptedUNet
 
@@ -143,3 +147,13 @@ def test_the_loss_is_the_mean_square_from_a_gaussian_of_peak_one():
             squared = ((column + 0.5) / 4 - 0.3) ** 2 + ((row + 0.5) / 4 - 0.6) ** 2
             total += (float(maps[0, 0, row, column]) - np.exp(-squared / (2 * sigma**2))) ** 2
     assert float(attention_loss([maps], points, Settings(sigma=sigma), side)) == pytest.approx(total / 16, rel=1e-5)
+
+
+def test_where_weights_were_read_from_is_no_part_of_what_they_are(sd1_folder, tmp_path):
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(sd1_folder, moved)
+    config = json.loads((moved / "vae" / "config.json").read_text())
+    (moved / "vae" / "config.json").write_text(json.dumps({**config, "_name_or_path": "somewhere"}))
+    assert weights_digest(moved, False) == weights_digest(sd1_folder, False)
+    (moved / "vae" / "config.json").write_text(json.dumps({**config, "scaling_factor": 0.5}))
+    assert weights_digest(moved, False) != weights_digest(sd1_folder, False)
