@@ -79,7 +79,7 @@ def test_on_two_processes_fit_validates_as_one_process_does(tmp_path):
     module = distillation(cfg, instantiate(cfg.student), teacher)
     state = torch.load(tmp_path / "two" / "checkpoints" / "last.ckpt", weights_only=True)
     module.load_state_dict(state["state_dict"])
-    val = pairs_of(cfg.data, "val", cfg.val.n_pairs)
+    val = pairs_of(cfg.data, "val", cfg.val)
     trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
     (one,) = trainer.validate(module, PairDataModule(val, val, cfg.batch_size), verbose=False)
     two = [row for row in rows(tmp_path / "two") if "val/loss" in row][-1]
