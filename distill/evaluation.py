@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from distill.data.pairs import collate_pairs, to_original
 from distill.errors import DataError
-from distill.metrics.confidence import auroc, kept_pck
+from distill.metrics.calibration import calibration
+from distill.metrics.confidence import kept_pck
 from distill.metrics.geometry_aware import GeometryAwarePCK, Groups
 from distill.metrics.pck import ALPHAS, PCK, category_mean, image_pck, pck_correct
 from distill.metrics.pck_dagger import PCKDagger
@@ -190,14 +191,21 @@ class _Scores:
 
 
 def _confidence(found: dict[str, list]) -> dict[str, Any]:
-    """Returns how well the confidence tells points that are right within 0.10 of the tolerance base from wrong ones."""
+    """Returns how well the confidence tells points that are right within 0.10 of the tolerance base from wrong ones.
+
+    And how far it can be taken at its word: see :func:`distill.metrics.calibration.calibration`.
+    """
     distance = [np.linalg.norm(p - t, axis=-1) for p, t in zip(found["predictions"], found["truth"], strict=True)]
     relative = np.concatenate([d / base for d, base in zip(distance, found["thresholds"], strict=True)])
     sure, right = np.concatenate(found["confidence"]), relative <= 0.10 * (1 + 1e-9)
-    area = auroc(sure, right)
+    found_out = calibration(np.clip(sure, 0, 1), right)
+    area = found_out["auroc"]
     return {
         "auroc@0.10": None if np.isnan(area) else round(area, 3),
         "pck@0.10_of_kept": _rounded(kept_pck(sure, right)),
+        "ece@0.10": round(found_out["ece"], 3),
+        "brier@0.10": round(found_out["brier"], 3),
+        "reliability@0.10": [{key: round(value, 3) for key, value in row.items()} for row in found_out["bins"]],
     }
 
 

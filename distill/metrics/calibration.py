@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.errors import DataError
+from distill.metrics.confidence import auroc
 
 
 def calibration(confidence: NDArray, correct: NDArray, bins: int = 10) -> dict[str, Any]:
@@ -42,19 +43,3 @@ def calibration(confidence: NDArray, correct: NDArray, bins: int = 10) -> dict[s
         "auroc": auroc(sure, right > 0.5),
         "bins": rows,
     }
-
-
-def auroc(score: NDArray, positive: NDArray) -> float:
-    """Returns the area under the receiver operating characteristic, in [0, 1]; NaN when one kind is missing.
-
-    Args:
-        score: (R,), higher for positive ones.
-        positive: (R,) bool.
-    """
-    values, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    rank = (last - (counts - 1) / 2)[inverse]  # ties share their mean rank
-    n, m = int(positive.sum()), int((~positive).sum())
-    if not n or not m:
-        return float("nan")
-    return float((rank[positive].sum() - n * (n + 1) / 2) / (n * m))

@@ -6,7 +6,8 @@ from torch import tensor
 from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
 
 from distill.errors import DataError
-from distill.metrics.calibration import auroc, calibration
+from distill.metrics.calibration import calibration
+from distill.metrics.confidence import auroc
 
 
 def test_figures_agree_with_torchmetrics():

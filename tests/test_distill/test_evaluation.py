@@ -46,6 +46,9 @@ def test_a_confidence_that_knows_which_points_are_right_scores_one(few):
 
     report = evaluate(Knowing(), few, "knowing", batch_size=1, progress=False).report
     assert report["confidence"]["auroc@0.10"] == 1.0
+    right = report["pck"]["point"]["0.10"] / 100  # of which it says 0.7, and 0.2 of the others
+    assert report["confidence"]["ece@0.10"] == pytest.approx(0.3 * right + 0.2 * (1 - right), abs=1e-3)
+    assert [row["accuracy"] for row in report["confidence"]["reliability@0.10"]] == [0.0, 1.0]
     assert report["confidence"]["pck@0.10_of_kept"]["0.50"] == 100.0
     assert report["confidence"]["pck@0.10_of_kept"]["1.00"] == report["pck"]["point"]["0.10"]
 
