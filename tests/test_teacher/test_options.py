@@ -51,7 +51,7 @@ def test_the_paper_preset_is_what_the_released_code_runs_with():
 
 def test_the_default_preset_is_the_settings_own_default_but_for_what_was_measured_on_the_small_model():
     preset = compose("label").preset
-    measured = ("layers", "timestep", "crops", "queries")
+    measured = ("layers", "timestep", "crops", "queries", "noise_draws")
     values = {name: list(v) if name == "layers" else v for name, v in preset.items()}
     assert Settings.of(**values) == Settings.of(**{name: values[name] for name in measured})
 
