@@ -198,14 +198,14 @@ def _confidence(found: dict[str, list]) -> dict[str, Any]:
     distance = [np.linalg.norm(p - t, axis=-1) for p, t in zip(found["predictions"], found["truth"], strict=True)]
     relative = np.concatenate([d / base for d, base in zip(distance, found["thresholds"], strict=True)])
     sure, right = np.concatenate(found["confidence"]), relative <= 0.10 * (1 + 1e-9)
-    found_out = calibration(np.clip(sure, 0, 1), right)
-    area = found_out["auroc"]
+    measured = calibration(np.clip(sure, 0, 1), right)
+    area = measured["auroc"]
     return {
         "auroc@0.10": None if np.isnan(area) else round(area, 3),
         "pck@0.10_of_kept": _rounded(kept_pck(sure, right)),
-        "ece@0.10": round(found_out["ece"], 3),
-        "brier@0.10": round(found_out["brier"], 3),
-        "reliability@0.10": [{key: round(value, 3) for key, value in row.items()} for row in found_out["bins"]],
+        "ece@0.10": round(measured["ece"], 3),
+        "brier@0.10": round(measured["brier"], 3),
+        "reliability@0.10": [{key: round(value, 3) for key, value in row.items()} for row in measured["bins"]],
     }
 
 

@@ -2,7 +2,7 @@
 
 describe counts, draws a contact sheet with the keypoints and writes the list of pairs; check reads every file and names
 what is missing or broken; pair writes a list in which each photograph meets those of its category that look most like it,
-for data.pairs; download fetches a benchmark from its official address into data.root.
+for train.pairs of fit, or data.pairs; download fetches a benchmark from its official address into data.root.
 
 Examples:
   python -m distill data
@@ -133,7 +133,7 @@ def pair(cfg: DictConfig) -> dict:
         categories.append(note.category)
     chosen = nearest_pairs(np.stack(features), categories, cfg.pairs_per_image)
     folder.write_text("pairs.csv", pair_list([(names[image], names[other]) for image, other in chosen]))
-    print(f"{len(chosen)} pairs of {len(names)} photographs; read them with data.pairs={folder / 'pairs.csv'}")
+    print(f"{len(chosen)} pairs of {len(names)} photographs; train on them with train.pairs={folder / 'pairs.csv'}")
     return {"pairs": len(chosen), "photographs": len(names)}
 
 

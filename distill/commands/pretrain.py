@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from distill.config import instantiate
 from distill.environment import choose_device
+from distill.errors import ConfigError
 from distill.run import RunFolder
 from distill.training.log import JsonLines
 
@@ -32,7 +33,15 @@ AVERAGE_EVERY = 10  # steps; averaging at each costs a twentieth of the time on 
 
 
 def run(cfg: DictConfig) -> Path:
-    """Trains both stages; returns the pipeline's folder."""
+    """Trains both stages; returns the pipeline's folder.
+
+    Raises:
+        ConfigError: when a folder to start from is not there.
+    """
+    for stage in ("autoencoder", "diffusion"):
+        given = cfg[stage]["from"]
+        if given is not None and not Path(given).is_dir():
+            raise ConfigError(f"Expected a folder in {stage}.from but there is none at {given}; correct it.")
     device = choose_device(cfg.device)
     folder = RunFolder.create(cfg, resume=True)
     pictures = next(iter(_pictures(cfg, VALIDATION_PICTURES, VALIDATION_START)))

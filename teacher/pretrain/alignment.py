@@ -76,8 +76,8 @@ def coverage_loss(query: Tensor, key: Tensor, is_word: Tensor) -> Tensor:
     Args:
         query: (B, S, heads, d) of B pictures at S places, scaled. A word needs a sixteenth of the places.
         key: (B, L, heads, d) of their captions' tokens, all of which compete.
-        is_word: (B, L) bool, tokens that need places.
+        is_word: (B, L) bool, tokens that need places; 0 is returned where none do.
     """
     attention = torch.einsum("bshd,blhd->bhsl", query, key).float().softmax(-1).mean(1)
     there = attention.topk(max(1, query.shape[1] // 16), dim=1).values.mean(1)
-    return -there.log()[is_word].mean()
+    return -there.log()[is_word].sum() / is_word.sum().clamp_min(1)

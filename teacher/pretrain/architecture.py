@@ -27,14 +27,14 @@ def build_tokenizer(captions: Iterable[str], length: int, start: str | None = No
     """
     if start is not None:
         return CLIPTokenizer.from_pretrained(start, subfolder="tokenizer")
-    start, end = "<|startoftext|>", "<|endoftext|>"
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=end))
+    first, last = "<|startoftext|>", "<|endoftext|>"
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=last))
     learner.normalizer = normalizers.Lowercase()
     learner.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     trainer = trainers.BpeTrainer(
-        vocab_size=4096, special_tokens=[start, end], end_of_word_suffix="</w>", show_progress=False
+        vocab_size=4096, special_tokens=[first, last], end_of_word_suffix="</w>", show_progress=False
     )
     learner.train_from_iterator(captions, trainer)
     return CLIPTokenizer(vocab=learner.get_vocab(), merges=_merges(learner), model_max_length=length)

@@ -80,8 +80,9 @@ class DiffusionTraining(LightningModule):
 
         ``batch`` holds "image" (F, 3, S, S) in [0, 1], "caption", F texts, and "decoys", F times D texts that are wrong.
         """
-        texts = [[caption, *decoys] for caption, decoys in zip(batch["caption"], batch["decoys"], strict=True)]
-        tokens = torch.stack([self.tokenize(of_picture) for of_picture in texts])
+        captions, decoys = batch["caption"], batch["decoys"]
+        texts = [text for own, wrong in zip(captions, decoys, strict=True) for text in (own, *wrong)]
+        tokens = self.tokenize(texts).unflatten(0, (len(captions), -1))
         self.pool.add(self.encode(self._zoomed(batch["image"])), tokens)
         latents, tokens = self.pool.draw(self.batch_size)
         share = torch.rand(len(latents), device=self.device)
@@ -131,11 +132,11 @@ class DiffusionTraining(LightningModule):
                 in noise.
             visible: (B,) bool, which of the pass's pictures these are.
         """
+        n_pictures = len(tokens)
         tokens = torch.cat([tokens[:, 0], tokens[:, 1:].flatten(0, 1)])
         marks = torch.tensor(self.tokenizer.all_special_ids, device=tokens.device)
         is_word = ~torch.isin(tokens, marks)
         prompts = self.text_encoder(tokens).last_hidden_state
-        n_pictures = int(visible.sum())
         telling = is_word[:n_pictures] & ~_in_all(tokens[:n_pictures])
         losses = [
             alignment_loss(query[visible], key, tokens, is_word)

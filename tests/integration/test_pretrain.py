@@ -74,3 +74,16 @@ def test_a_run_goes_on_where_it_stopped(trained):
 def test_the_frozen_autoencoder_is_in_no_checkpoint(trained):
     state = torch.load(trained / "checkpoints" / "diffusion.ckpt", weights_only=True)["state_dict"]
     assert not any("autoencoder" in name for name in state)
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])
+def test_a_folder_to_start_from_that_is_missing_is_named_before_anything_is_written(stage, tmp_path, capsys):
+    assert main(["pretrain", f"run.dir={tmp_path}/run", f"{stage}.from={tmp_path}/nowhere", *SMALL]) == 2
+    assert f"Expected a folder in {stage}.from" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_a_run_may_start_from_another_ones_pipeline(trained, tmp_path):
+    given = [f"autoencoder.from={trained}/pipeline/vae", f"diffusion.from={trained}/pipeline"]
+    assert main(["pretrain", f"run.dir={tmp_path}/run", "diffusion.steps=2", *given, *SMALL]) == 0
+    assert (tmp_path / "run" / "pipeline" / "model_index.json").is_file()
+    assert json.loads((tmp_path / "run" / "pipeline" / "vae" / "config.json").read_text())["_name_or_path"] == ""

@@ -62,9 +62,8 @@ def test_a_batch_renders_like_its_scenes_alone():
     together = render(scenes, 32)
     for i, scene in enumerate(scenes):
         alone = render([scene], 32)
-        torch.testing.assert_close(
-            together.image[i], alone.image[0], atol=1e-4, rtol=0
-        )  # half a grey level is 2e-3; CPUs round differently
+        # CPUs round differently; half a grey level is 2e-3.
+        torch.testing.assert_close(together.image[i], alone.image[0], atol=1e-4, rtol=0)
         assert torch.equal(together.mask[i], alone.mask[0])
 
 

@@ -48,6 +48,11 @@ def test_words_cover_as_a_loop_over_places_says():
     assert abs(float(loss) - np.mean(found)) < 1e-6
 
 
+def test_where_no_word_needs_a_place_nothing_is_lost():
+    loss = coverage_loss(torch.randn(1, 16, 2, 4), torch.randn(1, 5, 2, 4), torch.zeros(1, 5, dtype=torch.bool))
+    assert float(loss) == 0
+
+
 def test_the_tape_keeps_the_latest_pass_and_changes_nothing():
     torch.manual_seed(0)
     unet = small_unet()

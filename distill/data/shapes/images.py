@@ -29,7 +29,7 @@ class CaptionedShapes(IterableDataset[dict[str, Any]]):
     Args:
         size: side in pixels.
         seed: of the world.
-        difficulty: "easy", "medium" or "hard".
+        difficulty: "easy", "medium", "colourful" or "hard".
         batch_size: B.
         start: how many pictures to pass over, those that an interrupted run has seen.
         device: where to render.

@@ -32,7 +32,7 @@ class ShapesPairs(Dataset[PairBatch]):
         n_pairs: how many pairs.
         seed: of the world and of the pairing.
         size: side of the images, px.
-        difficulty: "easy", "medium" or "hard".
+        difficulty: "easy", "medium", "colourful" or "hard".
         pairs_per_image: how many targets a source image has.
 
     Raises:

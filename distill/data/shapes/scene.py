@@ -74,10 +74,12 @@ class Difficulty:
     off_centre: float
 
 
+MEDIUM = Difficulty(25, (0, 18), 6, (0.6, 0.9), 0.75, 0.05, 0.05, 0.1, 2, 1.0)
+
 DIFFICULTIES: dict[str, Difficulty] = {
     "easy": Difficulty(10, (0, 10), 3, (0.75, 0.9), 1.0, 0.0, 0.02, 0.0, 0, 0.8),
-    "medium": Difficulty(25, (0, 18), 6, (0.6, 0.9), 0.75, 0.05, 0.05, 0.1, 2, 1.0),
-    "colourful": Difficulty(25, (0, 18), 6, (0.6, 0.9), 0.3, 0.5, 0.05, 0.1, 2, 1.0),  # medium, but for the colours
+    "medium": MEDIUM,
+    "colourful": replace(MEDIUM, main_colour=0.3, any_colour=0.5),
     "hard": Difficulty(180, (-10, 40), 15, (0.45, 0.95), 0.0, 1.0, 0.08, 0.4, 5, 1.3),
 }
 
