@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distill.consensus import refine_scores
 from distill.errors import ConfigError
 from distill.geometry import sample_at
 from distill.readout import windowed_soft_argmax
 from distill.types import Matches, PairBatch
-from student.consensus import refine_scores
 
 
 class Answer(NamedTuple):
@@ -44,7 +44,7 @@ class FeatureTeacher:
         model: has ``describe(images) -> (B, C, h, w)``, descriptors of length 1; the nearest neighbour's or a student.
         temperature: divides the cosines.
         side: cells a side at which images are compared; finer maps are averaged, coarser ones left as they are.
-        sigma_cells: how far neighbours vote, see :mod:`student.consensus`.
+        sigma_cells: how far neighbours vote, see :mod:`distill.consensus`.
         strength: of the votes; 0 for plain nearest neighbours.
         mirror: whether the target may be looked at in the mirror.
         cycle_tolerance: of the relaxed cycle, as a fraction of the image's side; None leaves it out.

@@ -19,6 +19,7 @@ from distill.types import Matches, PairBatch
 from teacher import confidence
 from teacher.locate import combine, locate
 from teacher.memory import Chunks
+from teacher.neighbours import Neighbours
 from teacher.pipeline import Pipeline, as_device, check_folder, locate_folder, weights_digest
 from teacher.precision import settle_precision
 from teacher.prompts import PromptMaker, Prompts
@@ -98,6 +99,9 @@ class PromptOptimization:
         )
         self.chunks = Chunks(chunk)
         self.maker = PromptMaker(self.scenes, self.settings, self.chunks, kept_points)
+        self.neighbours = Neighbours(
+            self.scenes, self.settings.consensus_reach, self.settings.consensus_mirror, kept_images
+        )
 
     def fingerprint(self) -> dict[str, str]:
         """Returns all that decides an answer besides images and points, by field name."""
@@ -112,7 +116,7 @@ class PromptOptimization:
     @property
     def _reads_text(self) -> bool:
         """Whether the pipeline's own text encoder decides answers too."""
-        return self.settings.queries == "frozen" and self.settings.null_prompt == "empty"
+        return self.settings.needs_null_prompt and self.settings.null_prompt == "empty"
 
     @property
     def pipeline(self) -> Pipeline:
@@ -173,10 +177,22 @@ class PromptOptimization:
     def _answer(self, source: tuple[Tensor, str], target: tuple[Tensor, str], points: Tensor) -> Matches:
         """Matches points (N, 2) of one pair of images, each with its name; all in fractions of the sides."""
         prompts = self.maker.prompts_for(*source, points)
-        found = self.find(*target, prompts)
+        found = self._find_match(source, target, points, prompts)
         sure = confidence.joint([self._judge(kind, source, target, points, prompts, found) for kind in self._kinds])
         small = self.settings.heatmap_side or max(1, self.scenes.map_side // 2)
         return Matches(found.points, sure[None], F.adaptive_avg_pool2d(found.heatmap, small))
+
+    def _find_match(
+        self, source: tuple[Tensor, str], target: tuple[Tensor, str], points: Tensor, prompts: Prompts
+    ) -> Found:
+        """Finds what the points' prompts light up in the target, and what the points' neighbours make of it."""
+        if not self.settings.consensus:
+            return self.find(*target, prompts)
+        votes = self.neighbours.vote(source, target, points)
+        found = self.find(*target, prompts, votes.mirrored)
+        maps = F.interpolate(votes.maps[None], found.heatmap.shape[-2:], mode="bilinear", align_corners=False)
+        weighed = found.heatmap * (maps / maps.amax((-2, -1), keepdim=True)) ** self.settings.consensus
+        return Found(read_out(weighed, self.settings), weighed, found.maps)
 
     def find(self, image: Tensor, key: str, prompts: Prompts, mirrored: bool = False) -> Found:
         """Returns where prompts light up in ``image`` (3, H, W), or in its mirror image, mirrored back."""
@@ -219,7 +235,8 @@ class PromptOptimization:
         if kind == "mirror":
             other = self.find(*target, prompts, mirrored=True).points
             return confidence.closeness((other - found.points).norm(dim=-1)[0])
-        back = self.find(*source, self.maker.prompts_for(*target, found.points[0].clamp(0, 1).cpu())).points[0]
+        there = found.points[0].clamp(0, 1).cpu()
+        back = self._find_match(target, source, there, self.maker.prompts_for(*target, there)).points[0]
         return confidence.closeness((back - points.to(back)).norm(dim=-1))
 
     @property

@@ -13,7 +13,7 @@ from teacher.recent import Recent
 from teacher.settings import Settings
 from teacher.text import null_prompt
 from teacher.unet import PromptedUNet
-from teacher.views import ConditionedViews, CropPool, FreshCrops, FrozenViews, Views
+from teacher.views import ConditionedViews, CropPool, FreshCrops, FrozenViews, Views, whole_queries
 
 FROZEN_DRAWS = 4
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -76,7 +76,21 @@ class Scenes:
         crops = CropPool(*given)
         if settings.queries == "conditioned":
             return ConditionedViews(self.unet, crops)
-        return FrozenViews(self.unet, crops, self._null_prompt, settings.noise_draws or FROZEN_DRAWS, self._chunks)
+        return FrozenViews(self.unet, crops, self._null_prompt, self._draws, self._chunks)
+
+    def whole_queries(self, image: Tensor, key: str, mirrored: bool = False) -> list[Tensor]:
+        """Returns one (C, h, w) a layer, the queries at the uncropped image, see :func:`teacher.views.whole_queries`.
+
+        Arguments as for :meth:`views`.
+        """
+        seen, name = (image.flip(-1), f"{key} mirrored") if mirrored else (image, key)
+        squashed = self.pipeline.squash(seen)[0]
+        given = (self.unet, self.pipeline, self.settings, squashed, name)
+        return whole_queries(*given, self._null_prompt, self._draws, self._chunks)
+
+    @property
+    def _draws(self) -> int:
+        return self.settings.noise_draws or FROZEN_DRAWS
 
     @cached_property
     def pipeline(self) -> Pipeline:

@@ -66,6 +66,10 @@ class Settings:
             weighed against the one of its mirror image, where a symmetric twin lights up instead; "compete": a second
             token takes the place where the prompt lights up in the mirrored source, and draws the first one's attention
             off it.
+        consensus: how much the cells around the query point have to say about its match, as the power to which their
+            votes are raised before they multiply the map, see :mod:`teacher.neighbours`; 0 for nothing, as in the paper.
+        consensus_reach: standard deviation of a neighbour's weight by its distance.
+        consensus_mirror: whether the target is looked at in the mirror too, and the look that agrees better is taken.
         readout: "argmax", the highest cell's centre, as released; "subpixel", the vertex of the parabolas through it and
             its neighbours; "soft_argmax", the mean over all cells; "windowed_soft_argmax", the mean around the maximum.
         readout_temperature: of the two soft ones, relative to the map's peak.
@@ -104,6 +108,9 @@ class Settings:
     early_stop: float | None = None
     points_per_prompt: int = 1
     sides: Sides = "ignore"
+    consensus: float = 0.0
+    consensus_reach: float = 3 / 16
+    consensus_mirror: bool = True
     readout: Readout = "windowed_soft_argmax"
     readout_temperature: float = 0.1
     layer_temperature: float | None = None
@@ -146,6 +153,11 @@ class Settings:
             wrong.append(f"points_per_prompt to be 1 with sides=compete (got {self.points_per_prompt})")
         return wrong
 
+    @property
+    def needs_null_prompt(self) -> bool:
+        """Whether the UNet is given a prompt that says nothing, beside those that are optimised."""
+        return self.queries == "frozen" or self.consensus > 0
+
     @classmethod
     def of(cls, **values: Any) -> "Settings":
         """Builds settings from keywords; a name that there is not raises a :class:`ConfigError` with the nearest."""
@@ -185,6 +197,8 @@ _RANGES = {
     "sigma": (_TINY, 1),
     "early_stop": (_TINY, 1),
     "points_per_prompt": (1, math.inf),
+    "consensus": (0, math.inf),
+    "consensus_reach": (_TINY, 1),
     "readout_temperature": (_TINY, math.inf),
     "layer_temperature": (_TINY, math.inf),
     "map_side": (1, math.inf),

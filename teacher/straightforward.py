@@ -36,6 +36,7 @@ NEEDED = {
     "points_per_prompt": 1,
     "crops_per_step": 1,
     "sides": "ignore",
+    "consensus": 0.0,
     "map_side": "image",
     "precision": "fp32",
 }

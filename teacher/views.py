@@ -128,17 +128,9 @@ class FrozenViews:
     @torch.no_grad()
     def _queries(self, unet: PromptedUNet, crops: CropPool, null_prompt: Tensor, chunks: Chunks) -> Sequence[Tensor]:
         """One (draws, P, heads, h * w, d) a layer."""
-
-        def queries(latents: Tensor) -> list[Tensor]:
-            prompts = null_prompt.expand(len(latents), -1, -1)
-            every = torch.arange(len(latents), device=latents.device)
-            return [r.query.float() for r in unet.record(unet.prefix(latents, crops.timestep), every, prompts)]
-
-        of_draws = []
-        for draw in range(self.draws):
-            latents = crops.diffused(draw)
-            pieces = chunks.run(lambda rows, latents=latents: queries(latents[rows]), len(latents))  # type: ignore[misc]
-            of_draws.append([torch.cat(of_layer) for of_layer in zip(*pieces, strict=True)])
+        of_draws = [
+            _queries(unet, crops.diffused(draw), crops.timestep, null_prompt, chunks) for draw in range(self.draws)
+        ]
         return [torch.stack(of_layer) for of_layer in zip(*of_draws, strict=True)]
 
     def attend(self, prompts: Tensor, aim: Aim, draw: int, tokens: int = 1) -> list[Tensor]:
@@ -153,6 +145,54 @@ class FrozenViews:
 
 
 Views = ConditionedViews | FrozenViews
+
+
+@torch.no_grad()
+def whole_queries(
+    unet: PromptedUNet,
+    pipeline: Pipeline,
+    settings: Settings,
+    image: Tensor,
+    key: str,
+    null_prompt: Tensor,
+    draws: int,
+    chunks: Chunks,
+) -> list[Tensor]:
+    """Returns with what queries the layers look at an uncropped image under a prompt that says nothing.
+
+    Args:
+        unet: its layers are read.
+        pipeline: encodes the image.
+        settings: of the method; the image is seen at ``timestep``.
+        image: (3, S, S) in [0, 1] at the pipeline's size.
+        key: its name, of which the noise is drawn.
+        null_prompt: (L, D).
+        draws: how many draws of noise are averaged.
+        chunks: how many run together.
+
+    Returns:
+        One (C, h, w) a layer.
+    """
+    latent = pipeline.encode(image[None])
+    noise = torch.cat([_noise(latent, settings, (key, "whole", draw)) for draw in range(draws)])
+    noisy = pipeline.add_noise(latent.expand_as(noise), noise, settings.timestep)
+    maps = []
+    for query in _queries(unet, noisy, settings.timestep, null_prompt, chunks):
+        rows = query.mean(0).transpose(0, 1).flatten(1)  # (h * w, heads * d)
+        maps.append(rows.T.unflatten(1, (round(len(rows) ** 0.5), -1)))
+    return maps
+
+
+def _queries(unet: PromptedUNet, latents: Tensor, timestep: int, null_prompt: Tensor, chunks: Chunks) -> list[Tensor]:
+    """Returns one (R, heads, h * w, d) a layer for R noisy latents."""
+
+    def look(rows: slice) -> list[Tensor]:
+        some = latents[rows]
+        every = torch.arange(len(some), device=some.device)
+        recorded = unet.record(unet.prefix(some, timestep), every, null_prompt.expand(len(some), -1, -1))
+        return [recording.query.float() for recording in recorded]
+
+    return [torch.cat(of_layer) for of_layer in zip(*chunks.run(look, len(latents)), strict=True)]
 
 
 def _encode(pipeline: Pipeline, image: Tensor, boxes: Tensor, chunks: Chunks, settings: Settings) -> Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-KERNEL = {"errors", "types", "protocols", "geometry", "readout", "checks"}
+KERNEL = {"errors", "types", "protocols", "geometry", "readout", "consensus", "checks"}
 HEAVY = {
     "diffusers": ("teacher",),
     "transformers": ("teacher",),

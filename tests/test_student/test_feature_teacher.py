@@ -4,11 +4,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from distill.consensus import mutual_probability, neighbourhood_votes, refine_scores
 from distill.errors import ConfigError
 from distill.geometry import gaussian_heatmap
 from distill.protocols import Fingerprinted, PairMatcher
 from student import FeatureTeacher, NearestNeighbour
-from student.consensus import mutual_probability, neighbourhood_votes, refine_scores
 
 
 class Colours(nn.Module):
