@@ -43,6 +43,7 @@ def test_the_paper_preset_is_what_the_released_code_runs_with():
             "layer_temperature": 1.0,
             "layers": ["up@1/4", "up@1/2:0"],
             "map_side": "image",
+            "consensus": 0.0,
         }
         assert {name: config[name] for name in expected} == expected
         assert config.lr == pytest.approx(0.0023755632) and 512 * config.sigma == pytest.approx(27.98, abs=0.01)
@@ -51,7 +52,7 @@ def test_the_paper_preset_is_what_the_released_code_runs_with():
 
 def test_the_default_preset_is_the_settings_own_default_but_for_what_was_measured_on_the_small_model():
     preset = compose("label").preset
-    measured = ("layers", "timestep", "crops", "queries", "noise_draws")
+    measured = ("layers", "timestep", "crops", "queries", "noise_draws", "consensus")
     values = {name: list(v) if name == "layers" else v for name, v in preset.items()}
     assert Settings.of(**values) == Settings.of(**{name: values[name] for name in measured})
 
