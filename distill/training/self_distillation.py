@@ -6,6 +6,7 @@ from collections.abc import Callable
 from lightning import Callback, LightningModule, Trainer
 
 from distill.errors import ConfigError
+from distill.losses import DenseStudent
 from distill.matchers.remembered import Remembered
 from distill.protocols import Matcher, PairMatcher
 from distill.training.module import Distillation
@@ -31,6 +32,14 @@ class SelfDistillation(Callback):
             raise ConfigError(f"Expected self_distillation.start_epoch of at least 0 but got {start_epoch}.")
         self.teacher, self.start_epoch = teacher, start_epoch
         self.rounds = 0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raises a :class:`ConfigError` for a student that cannot teach, before it is trained."""
+        if not isinstance(getattr(pl_module, "student", None), DenseStudent):
+            raise ConfigError(
+                "Expected a student with look, describe and correlate for self_distillation but "
+                f"{type(getattr(pl_module, 'student', pl_module)).__name__} has none; set self_distillation=null."
+            )
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Renews the labels."""
