@@ -34,6 +34,23 @@ def neighbourhood_votes(probability: Tensor, sigma_cells: float) -> Tensor:
     return _along(_along(probability, 1, sigma_cells, radius), 2, sigma_cells, radius)
 
 
+def consensus(scores: Tensor, sigma_cells: float) -> tuple[Tensor, Tensor]:
+    """Returns what neighbours say of each match, and how well two images agree.
+
+    Args:
+        scores: (B, h, w, h', w'), logits.
+        sigma_cells: see :func:`neighbourhood_votes`. Agreement is judged by half of it: it has to tell an image from its
+            mirror image, in which the near neighbourhood is what differs.
+
+    Returns:
+        (B, h, w, h', w'), the logarithm of the votes, and (B,), the mean over source cells of the best vote.
+    """
+    probability = mutual_probability(scores)
+    votes = neighbourhood_votes(probability, sigma_cells)
+    near = neighbourhood_votes(probability, sigma_cells / 2)
+    return votes.clamp_min(1e-9).log(), near.flatten(3).amax(-1).mean((1, 2))
+
+
 def refine_scores(scores: Tensor, sigma_cells: float, strength: float) -> tuple[Tensor, Tensor]:
     """Adds the logarithm of the neighbours' votes to the scores.
 
@@ -43,10 +60,10 @@ def refine_scores(scores: Tensor, sigma_cells: float, strength: float) -> tuple[
         strength: of the votes, relative to the scores; 0 leaves the scores as they are.
 
     Returns:
-        The new logits, and (B,) how well the two images agree: the mean over source cells of the best vote.
+        The new logits, and (B,) how well the two images agree, see :func:`consensus`.
     """
-    votes = neighbourhood_votes(mutual_probability(scores), sigma_cells)
-    return scores + strength * votes.clamp_min(1e-9).log(), votes.flatten(3).amax(-1).mean((1, 2))
+    votes, agreement = consensus(scores, sigma_cells)
+    return scores + strength * votes, agreement
 
 
 def _along(values: Tensor, axis: int, sigma: float, radius: int) -> Tensor:

@@ -96,7 +96,7 @@ class FeatureTeacher:
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         settings = ("temperature", "side", "sigma_cells", "strength", "mirror", "cycle_tolerance", "mirror_tolerance")
         named = {name: str(getattr(self, name)) for name in (*settings, "radius_cells")}
-        return {"method": "features 1", "model": type(self.model).__name__, "weights": digest.hexdigest(), **named}
+        return {"method": "features 2", "model": type(self.model).__name__, "weights": digest.hexdigest(), **named}
 
     def __call__(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
         """See :class:`distill.protocols.Matcher`."""

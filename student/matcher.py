@@ -14,6 +14,7 @@ from distill.types import Matches
 from student.backbone import Backbone, Tuning
 from student.fusion import Fusion
 from student.refinement import Refinement
+from student.votes import Votes, better
 
 
 class StudentMatcher(nn.Module):
@@ -38,6 +39,8 @@ class StudentMatcher(nn.Module):
         shortcut: whether the backbone's own features stand beside the head's, see there.
         refinement: channels of a second comparison at a quarter of the images' side around each answer, see
             :class:`student.refinement.Refinement`; 0 for none.
+        consensus: strength of the votes of the cells around a query point, see :mod:`student.votes`; 0 for none. A
+            student that is being trained goes without.
 
     Raises:
         ConfigError: for a width, temperature or radius that is not positive.
@@ -61,6 +64,7 @@ class StudentMatcher(nn.Module):
         upsample: int = 0,
         shortcut: bool = False,
         refinement: int = 0,
+        consensus: float = 0.0,
     ) -> None:
         super().__init__()
         if min(width, temperature, radius_cells) <= 0 or refinement < 0:
@@ -71,22 +75,28 @@ class StudentMatcher(nn.Module):
         self.backbone = Backbone(backbone, strides, weights, mean, std, options, layers, tuning, lora)
         self.fusion = Fusion(self.backbone.channels, width, position, upsample, shortcut)
         self.refinement = Refinement(refinement, radius_cells) if refinement else None
+        self.votes = Votes(consensus) if consensus else None
         self.log_temperature = nn.Parameter(torch.tensor(float(temperature)).log())
         self.radius_cells = radius_cells
 
     def forward(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
         """Matches B pairs at N points each; see :class:`distill.protocols.Matcher`.
 
-        The heatmap holds similarities divided by the temperature; a softmax over its cells makes it a distribution.
-        The confidence is the probability within the window around the answer.
+        The heatmap holds similarities divided by the temperature, and with ``consensus`` the votes; a softmax over its
+        cells makes it a distribution. The confidence is the probability within the window around the answer, of the
+        votes' softened distribution where there are votes.
         """
         return self.look(src_img, trg_img, src_kps)[0]
 
     def look(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> tuple[Matches, Tensor, Tensor]:
         """Returns the answer, and the descriptors of sources and targets that it came from."""
-        descriptors = self.describe(torch.cat([src_img, trg_img]))
-        src_map, trg_map = descriptors[: len(src_img)], descriptors[len(src_img) :]
-        answer = self.correlate(src_map, trg_map, src_kps, image_size(src_img), image_size(trg_img))
+        voting = self.votes is not None and not self.training
+        looks = (src_img, trg_img, *((trg_img.flip(-1),) if voting else ()))
+        src_map, trg_map, *mirrored = self.describe(torch.cat(looks)).chunk(len(looks))
+        if voting:
+            answer = self._vote(src_map, trg_map, mirrored[0], src_kps, image_size(src_img), image_size(trg_img))
+        else:
+            answer = self.correlate(src_map, trg_map, src_kps, image_size(src_img), image_size(trg_img))
         if self.refinement is not None:
             answer = answer._replace(trg_kps=self.refinement(src_img, trg_img, src_kps, answer.trg_kps))
         return answer, src_map, trg_map
@@ -107,8 +117,33 @@ class StudentMatcher(nn.Module):
             src_size: (H, W) of the source images, px.
             trg_size: (H, W) of the target images, px.
         """
+        return self._read_out(self._scores(src_map, trg_map, src_kps, src_size), trg_size)
+
+    def _vote(
+        self,
+        src_map: Tensor,
+        trg_map: Tensor,
+        mirrored: Tensor,
+        src_kps: Tensor,
+        src_size: tuple[int, int],
+        trg_size: tuple[int, int],
+    ) -> Matches:
+        """Matches points with the help of their neighbours, in the targets or in their mirror images."""
+        assert self.votes is not None
+        looks = [
+            self.votes.look(self._scores(src_map, there, src_kps, src_size), src_map, there, src_kps, src_size)
+            for there in (trg_map, mirrored)
+        ]
+        answer = self._read_out(better(*looks), trg_size)
+        softened = answer.heatmap / self.votes.temperature
+        return answer._replace(confidence=window_mass(softened, answer.trg_kps, trg_size, self.radius_cells))
+
+    def _scores(self, src_map: Tensor, trg_map: Tensor, src_kps: Tensor, src_size: tuple[int, int]) -> Tensor:
+        """Returns (B, N, h, w): similarities of points and target cells, divided by the temperature."""
         queries = F.normalize(sample_at(src_map, src_kps, src_size), dim=-1)
-        heatmap = torch.einsum("bnc,bchw->bnhw", queries, trg_map) / self.log_temperature.exp()
+        return torch.einsum("bnc,bchw->bnhw", queries, trg_map) / self.log_temperature.exp()
+
+    def _read_out(self, heatmap: Tensor, trg_size: tuple[int, int]) -> Matches:
         trg_kps = windowed_soft_argmax(heatmap, trg_size, radius_cells=self.radius_cells)
         return Matches(trg_kps, window_mass(heatmap, trg_kps, trg_size, self.radius_cells), heatmap)
 

@@ -170,6 +170,17 @@ def test_the_student_becomes_its_own_teacher_with_the_averaged_weights(tmp_path)
         SelfDistillation(teacher, -1)
 
 
+def test_a_student_that_describes_nothing_cannot_become_its_own_teacher(tmp_path):
+    class Blind(torch.nn.Linear):
+        def forward(self, src_img, trg_img, src_kps):
+            return Matches(src_kps, src_kps[..., 0] * 0, src_kps.new_zeros(*src_kps.shape[:2], 4, 4))
+
+    module = Distillation(Blind(1, 1), Oracle(), {"points": CoordinateHuber()}, {"points": 1.0}, None, 1e-3, 0.0)
+    own = SelfDistillation(lambda model: Oracle(), start_epoch=1)
+    with pytest.raises(ConfigError, match="Blind has none; set self_distillation=null"):
+        fit(module, tmp_path, 1, callbacks=[own])
+
+
 def test_settings_of_what_runs_beside_are_checked(tmp_path):
     with pytest.raises(ConfigError, match="ema, a decay"):
         callbacks(checkpoints(tmp_path, None), ema=1.0)
