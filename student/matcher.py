@@ -75,7 +75,7 @@ class StudentMatcher(nn.Module):
         self.backbone = Backbone(backbone, strides, weights, mean, std, options, layers, tuning, lora)
         self.fusion = Fusion(self.backbone.channels, width, position, upsample, shortcut)
         self.refinement = Refinement(refinement, radius_cells) if refinement else None
-        self.votes = Votes(consensus) if consensus else None
+        self.votes = Votes(consensus) if consensus != 0 else None
         self.log_temperature = nn.Parameter(torch.tensor(float(temperature)).log())
         self.radius_cells = radius_cells
 

@@ -8,10 +8,10 @@ from distill.matchers.onnx import OnnxMatcher
 from student import StudentMatcher
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
+@pytest.fixture(scope="module", params=[0.0, 3.0], ids=["plain", "voting"])
+def exported(request, tmp_path_factory):
     torch.manual_seed(0)
-    student = StudentMatcher("test_resnet", [8, 16], 16).eval()
+    student = StudentMatcher("test_resnet", [8, 16], 16, consensus=request.param).eval()
     path = tmp_path_factory.mktemp("onnx") / "student.onnx"
     return student, path, export_student(student, path, 64, {"backbone": "test_resnet"})
 

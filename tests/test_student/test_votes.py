@@ -1,0 +1,82 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from distill.errors import ConfigError
+from student import StudentMatcher
+from student.votes import CELLS, Votes, _pooled, better
+
+SIZE = (96, 96)
+
+
+def places(shift=(0, 0)) -> torch.Tensor:
+    """Descriptors (1, 24, 12, 12) that differ from cell to cell, moved by so many cells in y and x."""
+    torch.manual_seed(0)
+    return F.normalize(torch.randn(1, 24, 12, 12), dim=1).roll(shift, (-2, -1))
+
+
+def cell(y: int, x: int) -> torch.Tensor:
+    return torch.tensor([[[(x + 0.5) * 8, (y + 0.5) * 8]]])
+
+
+def best(heatmap: torch.Tensor) -> tuple[int, int]:
+    return divmod(int(heatmap[0, 0].argmax()), heatmap.shape[-1])
+
+
+def test_a_point_without_an_opinion_goes_where_its_neighbours_went():
+    nothing = torch.zeros(1, 1, 12, 12)
+    look = Votes(2.0).look(nothing, places(), places((1, 2)), cell(5, 5), SIZE)
+    assert best(look.heatmap) == (6, 7)
+
+
+def test_a_lookalike_loses_against_the_place_that_the_neighbours_vote_for():
+    source, target = places(), places((1, 2))
+    target[..., 10, 1] = source[..., 5, 5]  # the lookalike, a little better than the truth
+    scores = torch.einsum("bc,bchw->bhw", source[..., 5, 5], target)[:, None] / 0.05
+    scores[..., 10, 1] += 0.5
+    assert best(scores) == (10, 1)
+    assert best(Votes(3.0).look(scores, source, target, cell(5, 5), SIZE).heatmap) == (6, 7)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_the_look_that_agrees_better_is_taken_and_turned_back(mirrored):
+    target = places((1, 2)).flip(-1) if mirrored else places((1, 2))
+    nothing = torch.zeros(1, 1, 12, 12)
+    looks = [Votes(2.0).look(nothing, places(), there, cell(5, 5), SIZE) for there in (target, target.flip(-1))]
+    assert bool(looks[1].agreement > looks[0].agreement) is mirrored
+    assert best(better(*looks)) == ((6, 12 - 1 - 7) if mirrored else (6, 7))
+
+
+def test_each_pair_of_a_batch_chooses_for_itself():
+    source = torch.cat([places(), places()])
+    target = torch.cat([places((1, 2)), places((1, 2)).flip(-1)])
+    points, nothing = torch.cat([cell(5, 5)] * 2), torch.zeros(2, 1, 12, 12)
+    looks = [Votes(2.0).look(nothing, source, there, points, SIZE) for there in (target, target.flip(-1))]
+    chosen = better(*looks)
+    assert best(chosen[:1]) == (6, 7) and best(chosen[1:]) == (6, 4)
+
+
+def test_fine_maps_are_averaged_until_they_are_coarse_enough():
+    maps = torch.rand(1, 3, 2 * CELLS, 2 * CELLS)
+    torch.testing.assert_close(_pooled(maps), F.normalize(F.interpolate(maps, (CELLS, CELLS), mode="area"), dim=1))
+    assert _pooled(maps[..., :CELLS, :CELLS]).shape[-1] == CELLS
+
+
+def test_training_does_without_votes_and_they_have_no_weights(make_pairs):
+    pair = make_pairs(3, size=64)
+    query = (pair.src_img, pair.trg_img, pair.src_kps)
+    plain, voting = StudentMatcher("test_resnet", [8, 16], 8), StudentMatcher("test_resnet", [8, 16], 8, consensus=3.0)
+    voting.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        for student in (plain, voting):
+            student.fusion.eval(), student.backbone.eval()
+        torch.testing.assert_close(voting(*query).heatmap, plain(*query).heatmap)
+        plain.eval(), voting.eval()
+        other, answer = plain(*query), voting(*query)
+    assert not torch.allclose(answer.heatmap, other.heatmap)
+    assert answer.heatmap.shape == other.heatmap.shape and ((answer.confidence >= 0) & (answer.confidence <= 1)).all()
+
+
+def test_a_negative_strength_is_refused():
+    with pytest.raises(ConfigError, match="student.consensus of at least 0"):
+        StudentMatcher("test_resnet", [8], 8, consensus=-1.0)
