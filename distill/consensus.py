@@ -8,6 +8,7 @@ al., "Hyperpixel flow", ICCV 2019, who vote for offsets over the whole image). N
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def mutual_probability(scores: Tensor) -> Tensor:
@@ -67,17 +68,12 @@ def refine_scores(scores: Tensor, sigma_cells: float, strength: float) -> tuple[
 
 
 def _along(values: Tensor, axis: int, sigma: float, radius: int) -> Tensor:
-    """Sums over equal steps along one axis of the source and the same axis of the target, which is two axes further."""
-    out = torch.zeros_like(values)
-    for step in range(-radius, radius + 1):
-        here, there = [slice(None)] * 5, [slice(None)] * 5
-        for dim in (axis, axis + 2):
-            side = values.shape[dim]
-            here[dim], there[dim] = (
-                slice(max(0, -step), max(0, side - max(0, step))),
-                slice(max(0, step), max(0, side + min(0, step))),
-            )
-        weight = float(torch.exp(torch.tensor(-(step**2) / (2 * sigma**2))))
-        if abs(step) < min(values.shape[axis], values.shape[axis + 2]):
-            out[tuple(here)] += weight * values[tuple(there)]
-    return out
+    """Sums over equal steps along one axis of the source and the same axis of the target, which is two axes further.
+
+    That is a convolution over both axes whose kernel is a diagonal; as such it exports to one node of ONNX.
+    """
+    steps = torch.arange(-radius, radius + 1, dtype=values.dtype, device=values.device)
+    kernel = torch.diag(torch.exp(-steps.square() / (2 * sigma**2)))
+    planes = values.movedim((axis, axis + 2), (-2, -1))
+    summed = F.conv2d(planes.flatten(0, 2)[:, None], kernel[None, None], padding=radius)
+    return summed.reshape(planes.shape).movedim((-2, -1), (axis, axis + 2))

@@ -92,9 +92,11 @@ class StudentMatcher(nn.Module):
         """Returns the answer, and the descriptors of sources and targets that it came from."""
         voting = self.votes is not None and not self.training
         looks = (src_img, trg_img, *((trg_img.flip(-1),) if voting else ()))
-        src_map, trg_map, *mirrored = self.describe(torch.cat(looks)).chunk(len(looks))
+        descriptors, pairs = self.describe(torch.cat(looks)), len(src_img)
+        src_map, trg_map = descriptors[:pairs], descriptors[pairs : 2 * pairs]
         if voting:
-            answer = self._vote(src_map, trg_map, mirrored[0], src_kps, image_size(src_img), image_size(trg_img))
+            mirrored = descriptors[2 * pairs :]
+            answer = self._vote(src_map, trg_map, mirrored, src_kps, image_size(src_img), image_size(trg_img))
         else:
             answer = self.correlate(src_map, trg_map, src_kps, image_size(src_img), image_size(trg_img))
         if self.refinement is not None:
