@@ -18,7 +18,7 @@ def check_text(folder: Path) -> None:
         if not all((folder / part / file).is_file() for file in files) or (folder / f"{part}_2").exists():
             raise WeightsError(
                 f"Expected one text encoder and its tokenizer in {folder} but {part} is missing or not the only one; "
-                "use null_prompt=zeros, or queries=conditioned, which needs no text."
+                "use null_prompt=zeros, or queries=conditioned and consensus=0, which need no text."
             )
 
 

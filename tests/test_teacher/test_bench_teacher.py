@@ -13,6 +13,7 @@ SMALL = [
     *("bench", "teacher", "device=cpu", "data.size=64", "data.n_pairs=4", "ladder=true"),
     *("paper.steps=2", "paper.embeddings=1", "paper.crops=4", "preset.steps=1", "preset.embeddings=1"),
     *("preset.crops=1", "teacher.prompt_length=7", "preset.queries=conditioned", "preset.layers=[up@1/2]"),
+    "preset.consensus=0",
 ]
 
 
