@@ -136,18 +136,18 @@ class StudentMatcher(nn.Module):
             self.votes.look(self._scores(src_map, there, src_kps, src_size), src_map, there, src_kps, src_size)
             for there in (trg_map, mirrored)
         ]
-        answer = self._read_out(better(*looks), trg_size)
-        softened = answer.heatmap / self.votes.temperature
-        return answer._replace(confidence=window_mass(softened, answer.trg_kps, trg_size, self.radius_cells))
+        return self._read_out(better(*looks), trg_size, self.votes.temperature)
 
     def _scores(self, src_map: Tensor, trg_map: Tensor, src_kps: Tensor, src_size: tuple[int, int]) -> Tensor:
         """Returns (B, N, h, w): similarities of points and target cells, divided by the temperature."""
         queries = F.normalize(sample_at(src_map, src_kps, src_size), dim=-1)
         return torch.einsum("bnc,bchw->bnhw", queries, trg_map) / self.log_temperature.exp()
 
-    def _read_out(self, heatmap: Tensor, trg_size: tuple[int, int]) -> Matches:
+    def _read_out(self, heatmap: Tensor, trg_size: tuple[int, int], temperature: float = 1.0) -> Matches:
+        """Reads answers off scores; ``temperature`` divides them before the confidence is read as a probability."""
         trg_kps = windowed_soft_argmax(heatmap, trg_size, radius_cells=self.radius_cells)
-        return Matches(trg_kps, window_mass(heatmap, trg_kps, trg_size, self.radius_cells), heatmap)
+        confidence = window_mass(heatmap / temperature, trg_kps, trg_size, self.radius_cells)
+        return Matches(trg_kps, confidence, heatmap)
 
     def check_size(self, size: int) -> None:
         """Raises a :class:`ConfigError` when images of ``size`` px a side cannot be described."""

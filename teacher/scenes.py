@@ -63,9 +63,7 @@ class Scenes:
         """
         name = (key, timestep, mirrored)
         if name not in self._views:
-            self._views[name] = self._look(
-                image.flip(-1) if mirrored else image, f"{key} mirrored" if mirrored else key, timestep
-            )
+            self._views[name] = self._look(*_turned(image, key, mirrored), timestep)
         return self._views[name]
 
     def _look(self, image: Tensor, key: str, timestep: int) -> Views:
@@ -83,9 +81,8 @@ class Scenes:
 
         Arguments as for :meth:`views`.
         """
-        seen, name = (image.flip(-1), f"{key} mirrored") if mirrored else (image, key)
-        squashed = self.pipeline.squash(seen)[0]
-        given = (self.unet, self.pipeline, self.settings, squashed, name)
+        seen, name = _turned(image, key, mirrored)
+        given = (self.unet, self.pipeline, self.settings, self.pipeline.squash(seen)[0], name)
         return whole_queries(*given, self._null_prompt, self._draws, self._chunks)
 
     @property
@@ -118,3 +115,8 @@ class Scenes:
     @cached_property
     def _null_prompt(self) -> Tensor:
         return null_prompt(self.pipeline, self.settings.null_prompt)
+
+
+def _turned(image: Tensor, key: str, mirrored: bool) -> tuple[Tensor, str]:
+    """Returns an image and its name, or its mirror image and that one's name."""
+    return (image.flip(-1), f"{key} mirrored") if mirrored else (image, key)
