@@ -1,6 +1,6 @@
 """Several matchers on the same pairs: who is right, how often, and how sure that order is."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,10 +73,7 @@ def compare(
     Raises:
         ConfigError: when ``reference`` is none of the matchers.
     """
-    if reference not in matchers:
-        raise ConfigError(
-            f"Expected reference to be one of the matchers but got {reference!r}; {nearest(reference, matchers)}."
-        )
+    check_reference(reference, matchers)
     evaluations = {}
     for name, matcher in matchers.items():
         evaluation = evaluate(matcher, benchmark, name, batch_size, device, progress)
@@ -98,6 +95,14 @@ def compare(
         },
         notes=[],
     )
+
+
+def check_reference(reference: str, names: Iterable[str]) -> None:
+    """Raises a :class:`ConfigError` when ``reference`` is none of the matchers' names."""
+    if reference not in set(names):
+        raise ConfigError(
+            f"Expected reference to be one of the matchers but got {reference!r}; {nearest(reference, names)}."
+        )
 
 
 def paired_difference(first: NDArray, second: NDArray, seed: int = 0, draws: int = 2000) -> dict[str, float]:

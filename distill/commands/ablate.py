@@ -6,7 +6,7 @@ ablation.json, with the spread over seeds.
 
 Examples:
   python -m distill ablate
-  python -m distill ablate suite=cub seeds=[0,1,2] "base=[data.root=CUB,student.weights=mobilenetv2_100.safetensors]"
+  python -m distill ablate suite=cub "base=['data.root=CUB','student.weights=mobilenetv2_100.safetensors']"
 """
 
 import json

@@ -6,6 +6,7 @@ store; what is missing there is computed and stored, which takes minutes per ima
 Examples:
   python -m distill compare ckpt=runs/fit/student.safetensors
   python -m distill compare ckpt=runs/fit/student.safetensors data.n_pairs=40 run.dir=runs/compare-40
+  python -m distill compare ckpt=runs/fit/student.safetensors reference=nearest_neighbour
 """
 
 import time
@@ -14,7 +15,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from distill.comparison import Comparison, compare
+from distill.comparison import Comparison, check_reference, compare
 from distill.config import instantiate
 from distill.environment import choose_device, describe
 from distill.evaluation import Benchmark
@@ -28,9 +29,12 @@ from distill.report import COLUMNS, example_panels, html_page, markdown, table
 from distill.run import RunFolder
 from distill.student_file import read_student_file
 
+MATCHERS = ("teacher", "student", "nearest_neighbour", "box_relative")
+
 
 def run(cfg: DictConfig) -> Comparison:
     """Compares, writes the reports and prints the table."""
+    check_reference(cfg.reference, MATCHERS)
     device = choose_device(cfg.device)
     student = load_student(cfg.ckpt).to(device)
     baseline = instantiate(baseline_config(cfg.ckpt)).to(device)
@@ -38,8 +42,8 @@ def run(cfg: DictConfig) -> Comparison:
     teacher = Cached(cfg.labels.dir, instantiate(cfg.teacher), offers=list(cfg.labels.offers))
     folder = RunFolder.create(cfg)
     label(teacher, benchmark, device)
-    matchers = {"teacher": teacher, "student": student, "nearest_neighbour": baseline, "box_relative": BoxRelative()}
-    comparison = compare(matchers, benchmark, batch_size=cfg.batch_size, device=device)
+    matchers = dict(zip(MATCHERS, (teacher, student, baseline, BoxRelative()), strict=True))
+    comparison = compare(matchers, benchmark, cfg.reference, cfg.batch_size, device)
     if cfg.teacher_pairs:
         cost = teacher_cost(instantiate(cfg.teacher), benchmark, cfg.teacher_pairs)
         comparison.evaluations["teacher"].report.update(cost)

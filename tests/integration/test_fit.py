@@ -77,6 +77,21 @@ def test_compare_reads_the_labels_and_times_the_teacher(fitted, tmp_path):
     assert "data:image/png;base64" in (tmp_path / "c" / "report.html").read_text()
 
 
+def test_compare_holds_all_against_any_of_them(fitted, tmp_path):
+    arguments = ["compare", f"ckpt={fitted}/student.safetensors", "teacher=oracle", "teacher_pairs=0", "device=cpu"]
+    assert main([*arguments, "data.size=64", "data.n_pairs=8", f"run.dir={tmp_path}/c", "reference=student"]) == 0
+    report = json.loads((tmp_path / "c" / "metrics.json").read_text())
+    scores = {row["matcher"]: row["pck"]["image"]["0.10"] for row in report["matchers"]}
+    assert set(report["differences"]) == {"teacher", "nearest_neighbour", "box_relative"}
+    for name, difference in report["differences"].items():
+        assert difference["mean"] == pytest.approx(scores[name] - scores["student"], abs=0.02)
+
+
+def test_compare_with_an_unknown_reference_reads_nothing(tmp_path, capsys):
+    assert main(["compare", "ckpt=none.safetensors", "reference=techer", f"run.dir={tmp_path}/c"]) == 2
+    assert "did you mean 'teacher'" in capsys.readouterr().err and not (tmp_path / "c").exists()
+
+
 def test_another_teachers_labels_are_refused(fitted, tmp_path, capsys):
     arguments = [
         "fit",
