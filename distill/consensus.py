@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+FEWEST = 1e-9
+"""Votes are taken to be at least this before their logarithm is taken."""
+
 
 def mutual_probability(scores: Tensor) -> Tensor:
     """Returns (B, h, w, h', w'): the geometric mean of a softmax over target cells and one over source cells.
@@ -31,25 +34,42 @@ def neighbourhood_votes(probability: Tensor, sigma_cells: float) -> Tensor:
     Returns:
         (B, h, w, h', w').
     """
-    radius = max(1, round(1.7 * sigma_cells))
+    radius = _reach(sigma_cells)
     return _along(_along(probability, 1, sigma_cells, radius), 2, sigma_cells, radius)
 
 
-def consensus(scores: Tensor, sigma_cells: float) -> tuple[Tensor, Tensor]:
-    """Returns what neighbours say of each match, and how well two images agree.
+def votes_at(probability: Tensor, points: Tensor, sigma_cells: float) -> Tensor:
+    """Returns the votes for points that may lie between the cells, and in a target that may have finer cells.
+
+    At the centres of cells, and with targets as fine as sources, they are those of :func:`neighbourhood_votes`; a point
+    beside a centre moves each neighbour's matches by its own distance from it. Only the points are paid for.
 
     Args:
-        scores: (B, h, w, h', w'), logits.
-        sigma_cells: see :func:`neighbourhood_votes`. Agreement is judged by half of it: it has to tell an image from its
-            mirror image, in which the near neighbourhood is what differs.
+        probability: (B, h, w, h', w').
+        points: (B, N, 2) x, y, as fractions of the source's sides.
+        sigma_cells: see :func:`neighbourhood_votes`, in cells of the source.
 
     Returns:
-        (B, h, w, h', w'), the logarithm of the votes, and (B,), the mean over source cells of the best vote.
+        (B, N, h', w').
     """
-    probability = mutual_probability(scores)
-    votes = neighbourhood_votes(probability, sigma_cells)
-    near = neighbourhood_votes(probability, sigma_cells / 2)
-    return votes.clamp_min(1e-9).log(), near.flatten(3).amax(-1).mean((1, 2))
+    (h, w), (rows, columns) = probability.shape[1:3], probability.shape[3:]
+    down = _carry(points[..., 1], h, rows, sigma_cells)
+    across = _carry(points[..., 0], w, columns, sigma_cells)
+    summed = torch.einsum("bniyv,bijvu->bnyju", down, probability)
+    return torch.einsum("bnyju,bnjxu->bnyx", summed, across)
+
+
+def agreement(probability: Tensor, sigma_cells: float) -> Tensor:
+    """Returns (B,) how well two images agree: the mean over source cells of the best vote.
+
+    It is judged by half the reach of the votes: it has to tell an image from its mirror image, in which the near
+    neighbourhood is what differs.
+
+    Args:
+        probability: (B, h, w, h', w').
+        sigma_cells: of the votes, see :func:`neighbourhood_votes`.
+    """
+    return neighbourhood_votes(probability, sigma_cells / 2).flatten(3).amax(-1).mean((1, 2))
 
 
 def refine_scores(scores: Tensor, sigma_cells: float, strength: float) -> tuple[Tensor, Tensor]:
@@ -61,10 +81,33 @@ def refine_scores(scores: Tensor, sigma_cells: float, strength: float) -> tuple[
         strength: of the votes, relative to the scores; 0 leaves the scores as they are.
 
     Returns:
-        The new logits, and (B,) how well the two images agree, see :func:`consensus`.
+        The new logits, and (B,) how well the two images agree, see :func:`agreement`.
     """
-    votes, agreement = consensus(scores, sigma_cells)
-    return scores + strength * votes, agreement
+    probability = mutual_probability(scores)
+    votes = neighbourhood_votes(probability, sigma_cells).clamp_min(FEWEST).log()
+    return scores + strength * votes, agreement(probability, sigma_cells)
+
+
+def _carry(at: Tensor, cells: int, target_cells: int, sigma: float) -> Tensor:
+    """Returns (B, N, cells, to, from): how one axis of the target is carried along from each source cell to a point.
+
+    Args:
+        at: (B, N) places along the axis, in [0, 1].
+        cells: of the source.
+        target_cells: of the target.
+        sigma: in cells of the source.
+    """
+    centres = (torch.arange(cells, dtype=at.dtype, device=at.device) + 0.5) / cells
+    distance = at[..., None] - centres
+    weights = torch.exp(-(distance * cells / sigma).square() / 2) * (distance.abs() * cells < _reach(sigma) + 0.5)
+    steps = torch.arange(target_cells, dtype=at.dtype, device=at.device)
+    steps = steps[:, None] - steps - (distance * target_cells)[..., None, None]
+    return weights[..., None, None] * (1 - steps.abs()).clamp_min(0)
+
+
+def _reach(sigma: float) -> int:
+    """How many cells away neighbours are heard."""
+    return max(1, round(1.7 * sigma))
 
 
 def _along(values: Tensor, axis: int, sigma: float, radius: int) -> Tensor:

@@ -14,7 +14,7 @@ from distill.types import Matches
 from student.backbone import Backbone, Tuning
 from student.fusion import Fusion
 from student.refinement import Refinement
-from student.votes import Votes, better
+from student.votes import Votes
 
 
 class StudentMatcher(nn.Module):
@@ -130,13 +130,14 @@ class StudentMatcher(nn.Module):
         src_size: tuple[int, int],
         trg_size: tuple[int, int],
     ) -> Matches:
-        """Matches points with the help of their neighbours, in the targets or in their mirror images."""
+        """Matches points with their neighbours' help, in the targets or their mirror images, whichever agree better."""
         assert self.votes is not None
-        looks = [
-            self.votes.look(self._scores(src_map, there, src_kps, src_size), src_map, there, src_kps, src_size)
-            for there in (trg_map, mirrored)
-        ]
-        return self._read_out(better(*looks), trg_size, self.votes.temperature)
+        turned = self.votes.agreement(src_map, mirrored) > self.votes.agreement(src_map, trg_map)
+        turned = turned[:, None, None, None]
+        there = torch.where(turned, mirrored, trg_map)
+        scores = self._scores(src_map, there, src_kps, src_size)
+        heatmap = self.votes.add(scores, src_map, there, src_kps, src_size)
+        return self._read_out(torch.where(turned, heatmap.flip(-1), heatmap), trg_size, self.votes.temperature)
 
     def _scores(self, src_map: Tensor, trg_map: Tensor, src_kps: Tensor, src_size: tuple[int, int]) -> Tensor:
         """Returns (B, N, h, w): similarities of points and target cells, divided by the temperature."""

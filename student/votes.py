@@ -6,34 +6,21 @@ the mirror, and the look that agrees better is taken. Nothing is learned, and tr
 to find the point by themselves.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill.consensus import consensus
+from distill.consensus import FEWEST, agreement, mutual_probability, votes_at
 from distill.errors import ConfigError
-from distill.geometry import sample_at
 
 CELLS = 20
-"""Cells a side at which images are compared at most: the votes take the fourth power of it."""
+"""Cells a side, at most, that vote, and that images are compared by: comparing takes the fourth power of it."""
+TARGET_CELLS = 40
+"""Cells a side, at most, that are voted for: as fine as the answer is to be."""
 TEMPERATURE = 0.05
 """Divides the cosines of cells."""
 SIGMA_CELLS = 3.0
 """How far neighbours vote."""
-
-
-class Look(NamedTuple):
-    """One look at a target.
-
-    Attributes:
-        heatmap: (B, N, h, w) scores of the target's cells, votes included.
-        agreement: (B,) of both images as a whole.
-    """
-
-    heatmap: Tensor
-    agreement: Tensor
 
 
 class Votes:
@@ -60,8 +47,17 @@ class Votes:
         """
         return 1 + self.strength / 2
 
-    def look(self, heatmap: Tensor, src_map: Tensor, trg_map: Tensor, points: Tensor, size: tuple[int, int]) -> Look:
-        """Adds the votes for points to what their own descriptors say.
+    def agreement(self, src_map: Tensor, trg_map: Tensor) -> Tensor:
+        """Returns (B,) how well images agree.
+
+        Args:
+            src_map: (B, C, h, w) descriptors of length 1.
+            trg_map: the same of the targets.
+        """
+        return agreement(_probability(_pooled(src_map, CELLS), _pooled(trg_map, CELLS)), SIGMA_CELLS)
+
+    def add(self, heatmap: Tensor, src_map: Tensor, trg_map: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
+        """Returns (B, N, h, w): the votes for points, and what their own descriptors say.
 
         Args:
             heatmap: (B, N, h, w) scores of the points by themselves.
@@ -70,20 +66,17 @@ class Votes:
             points: (B, N, 2) x, y, px of the sources.
             size: (H, W) of the sources, px.
         """
-        here, there = _pooled(src_map), _pooled(trg_map)
-        votes, agreement = consensus(torch.einsum("bchw,bcyx->bhwyx", here, there) / TEMPERATURE, SIGMA_CELLS)
-        of_points = sample_at(votes.flatten(3).permute(0, 3, 1, 2), points, size).unflatten(2, votes.shape[3:])
-        finer = F.interpolate(of_points, heatmap.shape[-2:], mode="bilinear", align_corners=False)
-        return Look(heatmap + self.strength * finer, agreement)
+        probability = _probability(_pooled(src_map, CELLS), _pooled(trg_map, TARGET_CELLS))
+        votes = votes_at(probability, points / points.new_tensor([size[1], size[0]]), SIGMA_CELLS)
+        finer = F.interpolate(votes.clamp_min(FEWEST).log(), heatmap.shape[-2:], mode="bilinear", align_corners=False)
+        return heatmap + self.strength * finer
 
 
-def better(plain: Look, mirrored: Look) -> Tensor:
-    """Returns (B, N, h, w), for each pair the heatmap of the look that agrees better, the mirrored one mirrored back."""
-    turned = mirrored.agreement > plain.agreement
-    return torch.where(turned[:, None, None, None], mirrored.heatmap.flip(-1), plain.heatmap)
+def _probability(here: Tensor, there: Tensor) -> Tensor:
+    return mutual_probability(torch.einsum("bchw,bcyx->bhwyx", here, there) / TEMPERATURE)
 
 
-def _pooled(maps: Tensor) -> Tensor:
-    """Averages descriptors (B, C, h, w) until at most ``CELLS`` are left a side."""
-    factor = -(-max(maps.shape[-2:]) // CELLS)
+def _pooled(maps: Tensor, cells: int) -> Tensor:
+    """Averages descriptors (B, C, h, w) until at most ``cells`` are left a side."""
+    factor = -(-max(maps.shape[-2:]) // cells)
     return F.normalize(F.avg_pool2d(maps, factor), dim=1) if factor > 1 else maps

@@ -1,7 +1,8 @@
 import numpy as np
+import pytest
 import torch
 
-from distill.consensus import consensus, mutual_probability, neighbourhood_votes, refine_scores
+from distill.consensus import agreement, mutual_probability, neighbourhood_votes, refine_scores, votes_at
 
 
 def test_votes_are_sums_over_neighbours_that_moved_alike():
@@ -40,9 +41,35 @@ def test_the_mutual_probability_is_the_geometric_mean_of_both_directions():
 
 def test_votes_come_as_logarithms_and_agreement_is_judged_by_the_near_neighbourhood():
     scores = torch.randn(2, 5, 5, 5, 5)
-    votes, agreement = consensus(scores, 2.0)
     probability = mutual_probability(scores)
-    torch.testing.assert_close(votes.exp(), neighbourhood_votes(probability, 2.0))
     best = [neighbourhood_votes(one[None], 1.0).reshape(25, 25).max(1).values.mean() for one in probability]
-    torch.testing.assert_close(agreement, torch.stack(best))
-    torch.testing.assert_close(refine_scores(scores, 2.0, 3.0)[0], scores + 3 * votes)
+    torch.testing.assert_close(agreement(probability, 2.0), torch.stack(best))
+    refined, agreed = refine_scores(scores, 2.0, 3.0)
+    torch.testing.assert_close(refined, scores + 3 * neighbourhood_votes(probability, 2.0).log())
+    torch.testing.assert_close(agreed, torch.stack(best))
+
+
+def test_at_the_centres_of_cells_points_have_the_votes_of_the_cells():
+    probability = torch.rand(2, 4, 6, 4, 6)
+    cells = [(y, x) for y in range(4) for x in range(6)]
+    points = torch.tensor([[((x + 0.5) / 6, (y + 0.5) / 4) for y, x in cells]] * 2)
+    found = votes_at(probability, points, 1.5)
+    torch.testing.assert_close(found, neighbourhood_votes(probability, 1.5).flatten(1, 2))
+
+
+@pytest.mark.parametrize("finer", [1, 2])
+def test_votes_for_points_between_cells_are_carried_by_the_distance(finer):
+    random = np.random.default_rng(0)
+    probability = random.random((3, 4, 3 * finer, 4 * finer))
+    points, sigma, radius = random.random((5, 2)), 0.8, 1
+    expected = np.zeros((5, 3 * finer, 4 * finer))
+    for n, i, j, v, u in np.ndindex(5, *probability.shape):
+        away = points[n] * (4, 3) - (j + 0.5, i + 0.5)  # x, y, in cells of the source
+        if (np.abs(away) >= radius + 0.5).any():
+            continue
+        vote = np.exp(-(away**2).sum() / (2 * sigma**2)) * probability[i, j, v, u]
+        x, y = np.array([u, v]) + away * finer  # where the match leads, in cells of the target, split among four
+        for row, column in np.ndindex(*expected.shape[1:]):
+            expected[n, row, column] += vote * max(0, 1 - abs(row - y)) * max(0, 1 - abs(column - x))
+    found = votes_at(torch.from_numpy(probability)[None], torch.from_numpy(points)[None], sigma)
+    np.testing.assert_allclose(found[0].numpy(), expected, rtol=1e-9, atol=1e-12)

@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from distill.errors import ConfigError
 from student import StudentMatcher
-from student.votes import CELLS, Votes, _pooled, better
+from student.votes import CELLS, TARGET_CELLS, Votes, _pooled
 
 SIZE = (96, 96)
 
@@ -25,8 +25,7 @@ def best(heatmap: torch.Tensor) -> tuple[int, int]:
 
 def test_a_point_without_an_opinion_goes_where_its_neighbours_went():
     nothing = torch.zeros(1, 1, 12, 12)
-    look = Votes(2.0).look(nothing, places(), places((1, 2)), cell(5, 5), SIZE)
-    assert best(look.heatmap) == (6, 7)
+    assert best(Votes(2.0).add(nothing, places(), places((1, 2)), cell(5, 5), SIZE)) == (6, 7)
 
 
 def test_a_lookalike_loses_against_the_place_that_the_neighbours_vote_for():
@@ -35,31 +34,39 @@ def test_a_lookalike_loses_against_the_place_that_the_neighbours_vote_for():
     scores = torch.einsum("bc,bchw->bhw", source[..., 5, 5], target)[:, None] / 0.05
     scores[..., 10, 1] += 0.5
     assert best(scores) == (10, 1)
-    assert best(Votes(3.0).look(scores, source, target, cell(5, 5), SIZE).heatmap) == (6, 7)
+    assert best(Votes(3.0).add(scores, source, target, cell(5, 5), SIZE)) == (6, 7)
+
+
+def test_a_finer_target_is_voted_for_at_its_own_cells():
+    source, target = places(), places((1, 2))
+    target = F.interpolate(target, scale_factor=3, mode="nearest")  # 36 cells of 8/3 px
+    votes = Votes(2.0).add(torch.zeros(1, 1, 36, 36), source, target, cell(5, 5), SIZE)
+    assert best(votes) == (6 * 3 + 1, 7 * 3 + 1)
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_the_look_that_agrees_better_is_taken_and_turned_back(mirrored):
+def test_an_image_agrees_better_than_its_mirror_image(mirrored):
     target = places((1, 2)).flip(-1) if mirrored else places((1, 2))
-    nothing = torch.zeros(1, 1, 12, 12)
-    looks = [Votes(2.0).look(nothing, places(), there, cell(5, 5), SIZE) for there in (target, target.flip(-1))]
-    assert bool(looks[1].agreement > looks[0].agreement) is mirrored
-    assert best(better(*looks)) == ((6, 12 - 1 - 7) if mirrored else (6, 7))
+    votes = Votes(2.0)
+    assert bool(votes.agreement(places(), target.flip(-1)) > votes.agreement(places(), target)) is mirrored
 
 
-def test_each_pair_of_a_batch_chooses_for_itself():
+def test_each_pair_of_a_batch_takes_the_look_that_agrees_better_and_turns_it_back():
+    student = StudentMatcher("test_resnet", [8, 16], 8, consensus=3.0).eval()
     source = torch.cat([places(), places()])
     target = torch.cat([places((1, 2)), places((1, 2)).flip(-1)])
-    points, nothing = torch.cat([cell(5, 5)] * 2), torch.zeros(2, 1, 12, 12)
-    looks = [Votes(2.0).look(nothing, source, there, points, SIZE) for there in (target, target.flip(-1))]
-    chosen = better(*looks)
-    assert best(chosen[:1]) == (6, 7) and best(chosen[1:]) == (6, 4)
+    points = torch.cat([cell(5, 5)] * 2)
+    answer = student._vote(source, target, target.flip(-1), points, SIZE, SIZE)
+    assert best(answer.heatmap[:1]) == (6, 7) and best(answer.heatmap[1:]) == (6, 12 - 1 - 7)
+    torch.testing.assert_close(answer.trg_kps[:, 0], torch.tensor([[60.0, 52.0], [36.0, 52.0]]), atol=2.0, rtol=0)
 
 
-def test_fine_maps_are_averaged_until_they_are_coarse_enough():
-    maps = torch.rand(1, 3, 2 * CELLS, 2 * CELLS)
-    torch.testing.assert_close(_pooled(maps), F.normalize(F.interpolate(maps, (CELLS, CELLS), mode="area"), dim=1))
-    assert _pooled(maps[..., :CELLS, :CELLS]).shape[-1] == CELLS
+@pytest.mark.parametrize("cells", [CELLS, TARGET_CELLS])
+def test_fine_maps_are_averaged_until_they_are_coarse_enough(cells):
+    maps = torch.rand(1, 3, 2 * cells, 2 * cells)
+    expected = F.normalize(F.interpolate(maps, (cells, cells), mode="area"), dim=1)
+    torch.testing.assert_close(_pooled(maps, cells), expected)
+    assert _pooled(maps[..., :cells, :cells], cells).shape[-1] == cells
 
 
 def test_training_does_without_votes_and_they_have_no_weights(make_pairs):
