@@ -4,18 +4,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from distill.errors import ConfigError, nearest
 from distill.evaluation import Benchmark, Evaluation, evaluate
 from distill.matchers.cached import Cached
 from distill.metrics.agreement import agreement
+from distill.metrics.interval import over_images, over_pairs
 from distill.metrics.pck import ALPHAS
 from distill.protocols import Matcher, PairMatcher
 
 HEADLINE = 0.10
+DIFFERENCES = (0.05, HEADLINE)
+"""At which tolerances matchers are held against each other."""
 
 
 @dataclass(frozen=True)
@@ -26,15 +27,15 @@ class Comparison:
         evaluations: by the matcher's name.
         reference: the name of the matcher that the others are held against.
         agreement: of each other matcher with the reference, by name.
-        differences: of each other matcher's PCK@0.10 per image from the reference's, by name: "mean" and the 95 %
-            interval "low", "high", in points.
+        differences: of each other matcher's PCK per image from the reference's, by name and by alpha ("0.05", "0.10"), see
+            :func:`paired_difference`.
         notes: what a reader of the figures has to know.
     """
 
     evaluations: dict[str, Evaluation]
     reference: str
     agreement: dict[str, dict[str, float]]
-    differences: dict[str, dict[str, float]]
+    differences: dict[str, dict[str, dict[str, float]]]
     notes: list[str]
 
     def report(self) -> dict[str, Any]:
@@ -91,7 +92,8 @@ def compare(
             for name, e in others.items()
         },
         differences={
-            name: _rounded(paired_difference(_headline(e), _headline(base), seed)) for name, e in others.items()
+            name: {f"{alpha:.2f}": _rounded(paired_difference(e, base, alpha, seed)) for alpha in DIFFERENCES}
+            for name, e in others.items()
         },
         notes=[],
     )
@@ -105,21 +107,24 @@ def check_reference(reference: str, names: Iterable[str]) -> None:
         )
 
 
-def paired_difference(first: NDArray, second: NDArray, seed: int = 0, draws: int = 2000) -> dict[str, float]:
-    """Returns the mean of ``first - second`` and its 95 % interval from a bootstrap over pairs.
-
-    Pairs that share images are not independent, so the interval is somewhat too narrow.
+def paired_difference(first: Evaluation, second: Evaluation, alpha: float, seed: int = 0) -> dict[str, float]:
+    """Returns by how many points PCK per image of ``first`` exceeds that of ``second`` on the same pairs.
 
     Args:
-        first: (P,) one value for each pair.
-        second: (P,), on the same pairs.
-        seed: of the draws.
-        draws: how many.
+        first: one matcher's.
+        second: the other's.
+        alpha: one of :data:`distill.metrics.pck.ALPHAS`.
+        seed: of the bootstrap.
+
+    Returns:
+        "mean"; "low", "high": the 95 % interval of a bootstrap over pairs; "low_images", "high_images": the wider one that
+        allows for images that serve in several pairs, see :mod:`distill.metrics.interval`.
     """
-    difference = np.asarray(first) - np.asarray(second)
-    rows = np.random.default_rng(seed).integers(len(difference), size=(draws, len(difference)))
-    low, high = np.percentile(difference[rows].mean(1), [2.5, 97.5])
-    return {"mean": float(difference.mean()), "low": float(low), "high": float(high)}
+    column = ALPHAS.index(alpha)
+    difference = 100 * (first.image_pck[:, column] - second.image_pck[:, column])
+    mean, low, high = over_pairs(difference, seed)
+    _, low_images, high_images = over_images(difference, first.images)
+    return {"mean": mean, "low": low, "high": high, "low_images": low_images, "high_images": high_images}
 
 
 def count_parameters(matcher: object) -> int | None:
@@ -129,10 +134,6 @@ def count_parameters(matcher: object) -> int | None:
     if isinstance(matcher, Cached):
         return None
     return getattr(matcher, "n_parameters", None)
-
-
-def _headline(evaluation: Evaluation) -> NDArray:
-    return 100 * evaluation.image_pck[:, ALPHAS.index(HEADLINE)]
 
 
 def _rounded(figures: dict[str, float]) -> dict[str, float]:

@@ -17,6 +17,7 @@ from distill.errors import DataError
 from distill.metrics.calibration import calibration
 from distill.metrics.confidence import kept_pck
 from distill.metrics.geometry_aware import GeometryAwarePCK, Groups
+from distill.metrics.interval import over_images
 from distill.metrics.pck import ALPHAS, PCK, category_mean, image_pck, pck_correct
 from distill.metrics.pck_dagger import PCKDagger
 from distill.progress import track
@@ -48,6 +49,7 @@ class Evaluation:
     Attributes:
         report: the figures, in the form of ``metrics.json``; PCK in percent.
         pairs: numbers of the evaluated pairs in the data set.
+        images: for each pair what its source and target are known by.
         predictions: for each pair (n, 2) x, y in original target pixels.
         truth: the same.
         thresholds: tolerance base of each pair, px.
@@ -57,6 +59,7 @@ class Evaluation:
 
     report: dict[str, Any]
     pairs: list[int]
+    images: list[tuple[str, str]]
     predictions: list[Array]
     truth: list[Array]
     thresholds: list[float]
@@ -106,12 +109,13 @@ def evaluate(
             raise DataError(f"Expected finite points from {name} but got NaN or infinity; check its weights.")
         predicted, truth = to_original(points, pairs), to_original(pairs.trg_kps, pairs)
         scores.add(pairs, predicted, truth, known)
-        _collect(found, numbers, predicted, truth, known, pairs.pck_threshold, confidence)
+        _collect(found, numbers, pairs, predicted, truth, known, confidence)
     if not found["pairs"]:
         raise DataError(
             f"Expected pairs with common points in {benchmark.name} but found none; choose another split, or give points."
         )
-    n_pairs = len(found["pairs"])
+    n_pairs, shares = len(found["pairs"]), np.stack(found.pop("image_pck"))
+    _, low, high = over_images(100 * shares[:, ALPHAS.index(0.10)], found["images"])
     report = {
         "matcher": name,
         "data": benchmark.name,
@@ -119,12 +123,14 @@ def evaluate(
         **_convention(benchmark),
         "n_pairs": n_pairs,
         "n_pairs_without_points": len(cast(Sized, benchmark)) - n_pairs,
+        "n_images": len({name for pair in found["images"] for name in pair}),
         **scores.report(),
+        "interval@0.10": [round(low, 3), round(high, 3)],
         "confidence": _confidence(found),
         "seconds": round(seconds, 3),
         "latency_ms": round(1000 * seconds / n_pairs, 3),
     }
-    return Evaluation(report=report, image_pck=np.stack(found.pop("image_pck")), **found)
+    return Evaluation(report=report, image_pck=shares, **found)
 
 
 def _convention(benchmark: Benchmark) -> dict[str, Any]:
@@ -217,19 +223,20 @@ def to_device(pairs: PairBatch, device: str | torch.device) -> PairBatch:
 def _collect(
     found: dict[str, list],
     numbers: range,
+    pairs: PairBatch,
     predicted: Tensor,
     truth: Tensor,
     mask: Tensor,
-    threshold: Tensor,
     confidence: Tensor,
 ) -> None:
-    shares = image_pck(pck_correct(predicted, truth, threshold, ALPHAS), mask)
+    shares = image_pck(pck_correct(predicted, truth, pairs.pck_threshold, ALPHAS), mask)
     for row, number in enumerate(numbers):
         if mask[row].any():
             found["pairs"].append(number)
+            found["images"].append((pairs.src_hash[row], pairs.trg_hash[row]))
             found["predictions"].append(predicted[row, mask[row]].double().numpy())
             found["truth"].append(truth[row, mask[row]].double().numpy())
-            found["thresholds"].append(float(threshold[row]))
+            found["thresholds"].append(float(pairs.pck_threshold[row]))
             found["image_pck"].append(shares[row].numpy())
             found["confidence"].append(confidence[row, mask[row]].double().numpy())
 

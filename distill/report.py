@@ -45,16 +45,20 @@ def table(comparison: Comparison) -> list[list[str]]:
     return rows
 
 
+INTERVALS = "PCK@0.10 per image, with the 95 % interval over images:"
+BOTH = (
+    "The first 95 % interval is a bootstrap's that takes pairs for independent, as papers do; "
+    "the second allows for images that serve in several pairs:"
+)
+
+
 def markdown(comparison: Comparison) -> str:
     """Returns the report in Markdown."""
     lines = [f"# {heading(comparison)}", "", convention(comparison), ""]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     lines += ["| " + " | ".join(row) + " |" for row in table(comparison)]
-    lines += [
-        "",
-        f"PCK@0.10 per image against {comparison.reference}, in points, with the 95 % interval over pairs:",
-        "",
-    ]
+    lines += ["", INTERVALS, "", *(f"- {text}" for text in intervals(comparison))]
+    lines += ["", f"Differences from {comparison.reference}, in points. {BOTH}", ""]
     lines += [f"- {text}" for text in differences(comparison)]
     lines += ["", *(f"{note}\n" for note in comparison.notes)]
     return "\n".join(lines)
@@ -71,7 +75,10 @@ def html_page(comparison: Comparison, panels: list[Image.Image]) -> str:
     body = "".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table(comparison)
     )
-    items = "".join(f"<li>{html.escape(text)}</li>" for text in differences(comparison))
+    sure, items = (
+        "".join(f"<li>{html.escape(text)}</li>" for text in lines)
+        for lines in (intervals(comparison), differences(comparison))
+    )
     notes = "".join(f"<p>{html.escape(note)}</p>" for note in comparison.notes)
     pictures = "".join(f'<img alt="matches" src="data:image/png;base64,{_base64(panel)}">' for panel in panels)
     return f"""<!doctype html>
@@ -85,8 +92,8 @@ td:first-child, th:first-child {{ text-align: left }} img {{ max-width: 100%; di
 <h1>{html.escape(heading(comparison))}</h1><p>{html.escape(convention(comparison))}</p>
 {_bars(comparison)}
 <table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>
-<h2>Differences</h2><p>PCK@0.10 per image against {html.escape(comparison.reference)}, in points, with the 95 % interval over pairs</p>
-<ul>{items}</ul>{notes}
+<p>{INTERVALS}</p><ul>{sure}</ul>
+<h2>Differences</h2><p>From {html.escape(comparison.reference)}, in points. {BOTH}</p><ul>{items}</ul>{notes}
 <h2>Matches</h2><p>The best, middle and worst pairs of {html.escape(list(comparison.evaluations)[min(1, len(comparison.evaluations) - 1)])};
 lines lead from each answer to the truth.</p>{pictures}
 </html>
@@ -104,15 +111,29 @@ def convention(comparison: Comparison) -> str:
     report = _first(comparison)
     frame = "in original target pixels" if report["convention"] == "canonical" else "by the convention of the paper"
     return (
-        f"{report['n_pairs']} pairs, {report['n_points']} points; PCK in percent, {frame}, distance <= "
+        f"{report['n_pairs']} pairs of {report['n_images']} images, {report['n_points']} points; PCK in percent, {frame}, distance <= "
         f"alpha x threshold ({report['threshold']}), mean over pairs (image) and over points (point)."
     )
 
 
-def differences(comparison: Comparison) -> list[str]:
-    """Returns a line for each matcher but the reference."""
+def intervals(comparison: Comparison) -> list[str]:
+    """Returns a line for each matcher: its PCK@0.10 per image and how far it can be trusted."""
+    found = {name: evaluation.report for name, evaluation in comparison.evaluations.items()}
     return [
-        f"{name}: {d['mean']:+.1f} [{d['low']:+.1f}, {d['high']:+.1f}]" for name, d in comparison.differences.items()
+        f"{name}: {report['pck']['image'][alpha_key(HEADLINE)]:.1f} [{{:.1f}}, {{:.1f}}]".format(
+            *report["interval@0.10"]
+        )
+        for name, report in found.items()
+    ]
+
+
+def differences(comparison: Comparison) -> list[str]:
+    """Returns a line for each matcher but the reference, and each tolerance."""
+    return [
+        f"{name} at {alpha}: {d['mean']:+.1f}, over pairs [{d['low']:+.1f}, {d['high']:+.1f}], "
+        f"over images [{d['low_images']:+.1f}, {d['high_images']:+.1f}]"
+        for name, at in comparison.differences.items()
+        for alpha, d in at.items()
     ]
 
 

@@ -22,19 +22,15 @@ class SelfDistillation(Callback):
         teacher: makes a matcher of the copy, ``teacher(model=copy)``; one that checks the copy's answers by cycle and
             mirror gives it something to teach.
         start_epoch: how many epochs the first teacher's labels are used.
-        every: how many epochs the labels of one copy are used, where there is a validation after each.
 
     Raises:
-        ConfigError: for a negative epoch, or labels that are used for less than one.
+        ConfigError: for a negative epoch.
     """
 
-    def __init__(self, teacher: Callable[..., Matcher | PairMatcher], start_epoch: int = 8, every: int = 1) -> None:
-        if start_epoch < 0 or every < 1:
-            raise ConfigError(
-                "Expected self_distillation.start_epoch of at least 0 and self_distillation.every of at least 1 but got "
-                f"{start_epoch} and {every}."
-            )
-        self.teacher, self.start_epoch, self.every = teacher, start_epoch, every
+    def __init__(self, teacher: Callable[..., Matcher | PairMatcher], start_epoch: int = 8) -> None:
+        if start_epoch < 0:
+            raise ConfigError(f"Expected self_distillation.start_epoch of at least 0 but got {start_epoch}.")
+        self.teacher, self.start_epoch = teacher, start_epoch
         self.rounds = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -47,8 +43,7 @@ class SelfDistillation(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Renews the labels."""
-        beyond = trainer.current_epoch + 1 - self.start_epoch
-        if not trainer.sanity_checking and beyond >= 0 and beyond % self.every == 0:
+        if not trainer.sanity_checking and trainer.current_epoch + 1 >= self.start_epoch:
             self._relabel(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

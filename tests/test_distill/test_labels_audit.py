@@ -236,6 +236,16 @@ def test_stores_that_disagree_are_not_merged_and_the_point_is_named(tmp_path, fe
     assert not (tmp_path / "c").exists()
 
 
+def test_labels_that_differ_by_rounding_are_the_same_and_the_first_is_kept(tmp_path, few):
+    a, b = fill(tmp_path / "a", few), tmp_path / "b"
+    answer = Oracle(heatmap_side=4).match_pairs(few[0])
+    store = LabelStore(b, Oracle(heatmap_side=4).fingerprint())
+    store.add(few[0], answer._replace(trg_kps=answer.trg_kps + 1e-3), few[0].kps_mask)
+    store.flush()
+    before = contents(a)
+    assert merge([b], a) == 0 and contents(a) == before
+
+
 def test_stores_of_two_teachers_are_not_merged_and_the_field_is_named(tmp_path, few):
     a, b = fill(tmp_path / "a", few), fill(tmp_path / "b", few, side=5)
     with pytest.raises(LabelError, match=r"heatmap_side \(5 in .*/b, 4 in .*/a\)"):

@@ -1,0 +1,43 @@
+import numpy as np
+import pytest
+
+from distill.metrics.interval import over_images, over_pairs
+
+
+def test_the_interval_over_pairs_covers_the_mean_and_has_its_width():
+    values = np.random.default_rng(0).normal(3, 5, 400)
+    mean, low, high = over_pairs(values)
+    assert mean == pytest.approx(values.mean()) and low < 3 < high
+    assert high - low == pytest.approx(2 * 1.96 * 5 / 20, rel=0.1)
+
+
+def test_the_variance_over_images_sums_over_all_pairs_of_pairs_with_an_image_in_common():
+    random = np.random.default_rng(1)
+    images = [tuple(random.choice(9, 2, replace=False)) for _ in range(40)]
+    images += [images[0], images[0][::-1]]  # twice the same two, also the other way about
+    effects = random.normal(size=9)
+    values = np.array([effects[a] + effects[b] for a, b in images]) + random.normal(size=42)
+    off, variance = values - values.mean(), 0.0
+    for p, first in enumerate(images):
+        for q, second in enumerate(images):
+            if set(first) & set(second):
+                variance += off[p] * off[q]
+    mean, low, high = over_images(values, images)
+    assert mean == pytest.approx(values.mean())
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(variance) / 42)
+
+
+def test_pairs_that_share_nothing_are_independent():
+    values = np.random.default_rng(2).random(300)
+    _, low, high = over_images(values, [(f"a{n}", f"b{n}") for n in range(300)])
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / np.sqrt(300))
+
+
+def test_the_interval_over_images_covers_the_truth_where_that_over_pairs_does_not():
+    random, covered = np.random.default_rng(3), np.zeros(2)
+    images = [(a, (a + step) % 60) for a in range(60) for step in (1, 2, 3, 4)]
+    for _ in range(200):
+        effects = random.normal(size=60)
+        values = [effects[a] + effects[b] + random.normal() for a, b in images]
+        covered += [low < 0 < high for _, low, high in (over_pairs(values, draws=200), over_images(values, images))]
+    assert covered[0] < 130 and covered[1] > 175
