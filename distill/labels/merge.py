@@ -20,7 +20,8 @@ def merge(sources: Sequence[Path], into: Path) -> int:
 
     Raises:
         LabelError: before anything is written, when the folders are of different teachers, naming the fields, or have
-            different labels of one point, naming it; when a folder is missing, empty or damaged.
+            labels of one point that differ by more than :data:`ROUNDING`, naming it; when a folder is missing, empty or
+            damaged.
     """
     folders = [LabelFolder(source) for source in sources]
     for folder in folders:
