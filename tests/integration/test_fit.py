@@ -84,7 +84,7 @@ def test_compare_holds_all_against_any_of_them(fitted, tmp_path):
     scores = {row["matcher"]: row["pck"]["image"]["0.10"] for row in report["matchers"]}
     assert set(report["differences"]) == {"teacher", "nearest_neighbour", "box_relative"}
     for name, difference in report["differences"].items():
-        assert difference["mean"] == pytest.approx(scores[name] - scores["student"], abs=0.02)
+        assert difference["0.10"]["mean"] == pytest.approx(scores[name] - scores["student"], abs=0.02)
 
 
 def test_compare_with_an_unknown_reference_reads_nothing(tmp_path, capsys):
