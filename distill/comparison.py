@@ -11,7 +11,7 @@ from distill.evaluation import Benchmark, Evaluation, evaluate
 from distill.matchers.cached import Cached
 from distill.metrics.agreement import agreement
 from distill.metrics.interval import over_images, over_pairs
-from distill.metrics.pck import ALPHAS
+from distill.metrics.pck import ALPHAS, alpha_key
 from distill.protocols import Matcher, PairMatcher
 
 HEADLINE = 0.10
@@ -92,7 +92,7 @@ def compare(
             for name, e in others.items()
         },
         differences={
-            name: {f"{alpha:.2f}": _rounded(paired_difference(e, base, alpha, seed)) for alpha in DIFFERENCES}
+            name: {alpha_key(alpha): _rounded(paired_difference(e, base, alpha, seed)) for alpha in DIFFERENCES}
             for name, e in others.items()
         },
         notes=[],

@@ -34,8 +34,7 @@ def neighbourhood_votes(probability: Tensor, sigma_cells: float) -> Tensor:
     Returns:
         (B, h, w, h', w').
     """
-    radius = _reach(sigma_cells)
-    return _along(_along(probability, 1, sigma_cells, radius), 2, sigma_cells, radius)
+    return _along(_along(probability, 1, sigma_cells), 2, sigma_cells)
 
 
 def votes_at(probability: Tensor, points: Tensor, sigma_cells: float) -> Tensor:
@@ -99,18 +98,19 @@ def _carry(at: Tensor, cells: int, target_cells: int, sigma: float) -> Tensor:
     """
     centres = (torch.arange(cells, dtype=at.dtype, device=at.device) + 0.5) / cells
     distance = at[..., None] - centres
-    weights = torch.exp(-(distance * cells / sigma).square() / 2) * (distance.abs() * cells < _reach(sigma) + 0.5)
+    weights = _weights(distance * cells, sigma)
     steps = torch.arange(target_cells, dtype=at.dtype, device=at.device)
     steps = steps[:, None] - steps - (distance * target_cells)[..., None, None]
     return weights[..., None, None] * (1 - steps.abs()).clamp_min(0)
 
 
-def _reach(sigma: float) -> int:
-    """How many cells away neighbours are heard."""
-    return max(1, round(1.7 * sigma))
+def _weights(cells: Tensor, sigma: float) -> Tensor:
+    """Returns how much neighbours count that are so many cells away."""
+    reach = max(1, round(1.7 * sigma))
+    return torch.exp(-cells.square() / (2 * sigma**2)) * (cells.abs() < reach + 0.5)
 
 
-def _along(values: Tensor, axis: int, sigma: float, radius: int) -> Tensor:
+def _along(values: Tensor, axis: int, sigma: float) -> Tensor:
     """Sums over equal steps along one axis of the source and the same axis of the target, which is two axes further.
 
     Matches of one offset stand on a diagonal of these two axes. The diagonals are brought into columns, where the weighted
@@ -121,8 +121,6 @@ def _along(values: Tensor, axis: int, sigma: float, radius: int) -> Tensor:
     # Cut into rows that are one cell shorter, each row slides one cell to the right of the one above it.
     laid = F.pad(planes.flip(-2), (0, rows)).flatten(-2)[..., : rows * (length - 1)]
     steps = torch.arange(rows, dtype=values.dtype, device=values.device)
-    steps = steps - steps[:, None]
-    weights = torch.exp(-steps.square() / (2 * sigma**2)) * (steps.abs() <= radius)
-    summed = weights @ laid.unflatten(-1, (rows, length - 1))
+    summed = _weights(steps - steps[:, None], sigma) @ laid.unflatten(-1, (rows, length - 1))
     back = F.pad(summed.flatten(-2), (0, rows)).unflatten(-1, (rows, length))
     return back[..., :columns].flip(-2).movedim((-2, -1), (axis, axis + 2))

@@ -75,10 +75,7 @@ def html_page(comparison: Comparison, panels: list[Image.Image]) -> str:
     body = "".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table(comparison)
     )
-    sure, items = (
-        "".join(f"<li>{html.escape(text)}</li>" for text in lines)
-        for lines in (intervals(comparison), differences(comparison))
-    )
+    sure, items = _items(intervals(comparison)), _items(differences(comparison))
     notes = "".join(f"<p>{html.escape(note)}</p>" for note in comparison.notes)
     pictures = "".join(f'<img alt="matches" src="data:image/png;base64,{_base64(panel)}">' for panel in panels)
     return f"""<!doctype html>
@@ -100,6 +97,10 @@ lines lead from each answer to the truth.</p>{pictures}
 """
 
 
+def _items(lines: list[str]) -> str:
+    return "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+
+
 def heading(comparison: Comparison) -> str:
     """Returns what was compared on what."""
     report = _first(comparison)
@@ -118,13 +119,11 @@ def convention(comparison: Comparison) -> str:
 
 def intervals(comparison: Comparison) -> list[str]:
     """Returns a line for each matcher: its PCK@0.10 per image and how far it can be trusted."""
-    found = {name: evaluation.report for name, evaluation in comparison.evaluations.items()}
-    return [
-        f"{name}: {report['pck']['image'][alpha_key(HEADLINE)]:.1f} [{{:.1f}}, {{:.1f}}]".format(
-            *report["interval@0.10"]
-        )
-        for name, report in found.items()
-    ]
+    lines = []
+    for name, evaluation in comparison.evaluations.items():
+        score, (low, high) = evaluation.report["pck"]["image"][alpha_key(HEADLINE)], evaluation.report["interval@0.10"]
+        lines.append(f"{name}: {score:.1f} [{low:.1f}, {high:.1f}]")
+    return lines
 
 
 def differences(comparison: Comparison) -> list[str]:
