@@ -71,22 +71,6 @@ def agreement(probability: Tensor, sigma_cells: float) -> Tensor:
     return neighbourhood_votes(probability, sigma_cells / 2).flatten(3).amax(-1).mean((1, 2))
 
 
-def refine_scores(scores: Tensor, sigma_cells: float, strength: float) -> tuple[Tensor, Tensor]:
-    """Adds the logarithm of the neighbours' votes to the scores.
-
-    Args:
-        scores: (B, h, w, h', w'), logits.
-        sigma_cells: see :func:`neighbourhood_votes`.
-        strength: of the votes, relative to the scores; 0 leaves the scores as they are.
-
-    Returns:
-        The new logits, and (B,) how well the two images agree, see :func:`agreement`.
-    """
-    probability = mutual_probability(scores)
-    votes = neighbourhood_votes(probability, sigma_cells).clamp_min(FEWEST).log()
-    return scores + strength * votes, agreement(probability, sigma_cells)
-
-
 def _carry(at: Tensor, cells: int, target_cells: int, sigma: float) -> Tensor:
     """Returns (B, N, cells, to, from): how one axis of the target is carried along from each source cell to a point.
 

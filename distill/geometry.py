@@ -38,6 +38,11 @@ def letterbox(size: tuple[int, int], side: int) -> tuple[int, int, int, int]:
     return x0, y0, x0 + w, y0 + h
 
 
+def image_size(images: Tensor) -> tuple[int, int]:
+    """Returns (H, W), px, of images (B, 3, H, W)."""
+    return images.shape[-2], images.shape[-1]
+
+
 def cell_centres(size: tuple[int, int], image_size: tuple[int, int], like: Tensor) -> Tensor:
     """Returns (h, w, 2) the x, y, in px, of the centres of an (h, w) grid of cells laid over an image.
 

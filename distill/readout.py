@@ -40,3 +40,19 @@ def windowed_soft_argmax(
     offset = ((centres - peak[..., None, :]) / cell).abs().amax(-1)
     weights = scores.masked_fill(offset > radius_cells + 1e-3, float("-inf")).softmax(-1)
     return torch.einsum("bnc,cd->bnd", weights, centres)
+
+
+def window_mass(heatmap: Tensor, points: Tensor, image_size: tuple[int, int], radius_cells: float) -> Tensor:
+    """Returns (B, N) in [0, 1]: the probability, under a softmax over all cells, of the window around each point.
+
+    Args:
+        heatmap: (B, N, h, w) scores.
+        points: (B, N, 2) x, y, px.
+        image_size: (H, W).
+        radius_cells: half the window's side.
+    """
+    h, w = heatmap.shape[-2], heatmap.shape[-1]
+    centres = cell_centres((h, w), image_size, heatmap).flatten(0, 1)
+    cell = centres.new_tensor([image_size[1] / w, image_size[0] / h])
+    near = ((centres - points[..., None, :]) / cell).abs().amax(-1) <= radius_cells
+    return (heatmap.flatten(2).softmax(-1) * near.to(heatmap.dtype)).sum(-1).clamp(0, 1)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.errors import ConfigError
-from distill.geometry import cell_centres, sample_at
-from distill.readout import windowed_soft_argmax
+from distill.geometry import image_size, sample_at
+from distill.readout import window_mass, windowed_soft_argmax
 from distill.types import Matches
 from student.backbone import Backbone, Tuning
 from student.fusion import Fusion
@@ -132,12 +132,11 @@ class StudentMatcher(nn.Module):
     ) -> Matches:
         """Matches points with their neighbours' help, in the targets or their mirror images, whichever agree better."""
         assert self.votes is not None
-        turned = self.votes.agreement(src_map, mirrored) > self.votes.agreement(src_map, trg_map)
-        turned = turned[:, None, None, None]
+        turned = self.votes.turned(src_map, trg_map, mirrored)[:, None, None, None]
         there = torch.where(turned, mirrored, trg_map)
         scores = self._scores(src_map, there, src_kps, src_size)
         heatmap = self.votes.add(scores, src_map, there, src_kps, src_size)
-        return self._read_out(torch.where(turned, heatmap.flip(-1), heatmap), trg_size, self.votes.temperature)
+        return self._read_out(torch.where(turned, heatmap.flip(-1), heatmap), trg_size, self.votes.read_out_temperature)
 
     def _scores(self, src_map: Tensor, trg_map: Tensor, src_kps: Tensor, src_size: tuple[int, int]) -> Tensor:
         """Returns (B, N, h, w): similarities of points and target cells, divided by the temperature."""
@@ -162,24 +161,3 @@ class StudentMatcher(nn.Module):
     def merge_adapters(self) -> None:
         """Folds low-rank adapters, if there are any, into the weights that they adapt, in place."""
         self.backbone.merge_adapters()
-
-
-def image_size(images: Tensor) -> tuple[int, int]:
-    """Returns (H, W), px, of images (B, 3, H, W)."""
-    return images.shape[-2], images.shape[-1]
-
-
-def window_mass(heatmap: Tensor, points: Tensor, image_size: tuple[int, int], radius_cells: float) -> Tensor:
-    """Returns (B, N) in [0, 1]: the probability, under a softmax over all cells, of the window around each point.
-
-    Args:
-        heatmap: (B, N, h, w) scores.
-        points: (B, N, 2) x, y, px.
-        image_size: (H, W).
-        radius_cells: half the window's side.
-    """
-    h, w = heatmap.shape[-2], heatmap.shape[-1]
-    centres = cell_centres((h, w), image_size, heatmap).flatten(0, 1)
-    cell = centres.new_tensor([image_size[1] / w, image_size[0] / h])
-    near = ((centres - points[..., None, :]) / cell).abs().amax(-1) <= radius_cells
-    return (heatmap.flatten(2).softmax(-1) * near.to(heatmap.dtype)).sum(-1).clamp(0, 1)

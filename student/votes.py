@@ -1,4 +1,4 @@
-"""A second opinion on a student's answer: that of the cells around the query point.
+"""A second opinion on an answer that descriptors give: that of the cells around the query point.
 
 Descriptors see little of the object, and a symmetric one has two places for a point. Each cell votes for the offset that
 its own match has, and neighbours share their votes (:mod:`distill.consensus`); the target is looked at as it is and in
@@ -13,33 +13,42 @@ from torch.nn import functional as F
 from distill.consensus import FEWEST, agreement, mutual_probability, votes_at
 from distill.errors import ConfigError
 
-CELLS = 20
-"""Cells a side, at most, that vote, and that images are compared by: comparing takes the fourth power of it."""
-TARGET_CELLS = 40
-"""Cells a side, at most, that are voted for: as fine as the answer is to be."""
-TEMPERATURE = 0.05
-"""Divides the cosines of cells."""
-SIGMA_CELLS = 3.0
-"""How far neighbours vote."""
-
 
 class Votes:
     """Adds neighbours' votes to heatmaps.
 
     Args:
-        strength: of the votes' logarithm, relative to the scores.
+        strength: of the votes' logarithm, relative to the scores; 0 for none.
+        side: cells a side, at most, that vote, and that images are compared by: comparing takes the fourth power of it.
+        target_side: cells a side, at most, that are voted for: as fine as the answer is to be.
+        sigma_cells: how far neighbours vote, in cells that vote; see :mod:`distill.consensus`.
+        temperature: divides the cosines of cells.
 
     Raises:
-        ConfigError: for a strength that is negative.
+        ConfigError: for a strength that is negative, or another amount that is not positive.
     """
 
-    def __init__(self, strength: float) -> None:
-        if strength < 0:
-            raise ConfigError(f"Expected student.consensus of at least 0, which is none, but got {strength}.")
-        self.strength = strength
+    def __init__(
+        self,
+        strength: float,
+        side: int = 20,
+        target_side: int = 40,
+        sigma_cells: float = 3.0,
+        temperature: float = 0.05,
+    ) -> None:
+        amounts = {"side": side, "target_side": target_side, "sigma_cells": sigma_cells, "temperature": temperature}
+        wrong = {name: value for name, value in amounts.items() if value <= 0}
+        if wrong or strength < 0:
+            wrong = wrong or {"strength": strength}
+            raise ConfigError(
+                "Expected a strength of at least 0 of the votes, and positive amounts otherwise, but got "
+                f"{wrong}; correct student.consensus, or what is given to the feature teacher."
+            )
+        self.strength, self.side, self.target_side = strength, side, target_side
+        self.sigma_cells, self.temperature = sigma_cells, temperature
 
     @property
-    def temperature(self) -> float:
+    def read_out_temperature(self) -> float:
         """Divides the voted scores before they are read as probabilities.
 
         Votes repeat what the scores say, and the sum would be too sure of itself: with it the calibration error on
@@ -47,14 +56,15 @@ class Votes:
         """
         return 1 + self.strength / 2
 
-    def agreement(self, src_map: Tensor, trg_map: Tensor) -> Tensor:
-        """Returns (B,) how well images agree.
+    def turned(self, src_map: Tensor, trg_map: Tensor, mirrored: Tensor) -> Tensor:
+        """Returns (B,) bool: whether the targets' mirror images agree with the sources better than the targets do.
 
         Args:
             src_map: (B, C, h, w) descriptors of length 1.
             trg_map: the same of the targets.
+            mirrored: the same of the targets' mirror images.
         """
-        return agreement(_probability(_pooled(src_map, CELLS), _pooled(trg_map, CELLS)), SIGMA_CELLS)
+        return self._agreement(src_map, mirrored) > self._agreement(src_map, trg_map)
 
     def add(self, heatmap: Tensor, src_map: Tensor, trg_map: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
         """Returns (B, N, h, w): the votes for points, and what their own descriptors say.
@@ -66,17 +76,25 @@ class Votes:
             points: (B, N, 2) x, y, px of the sources.
             size: (H, W) of the sources, px.
         """
-        probability = _probability(_pooled(src_map, CELLS), _pooled(trg_map, TARGET_CELLS))
-        votes = votes_at(probability, points / points.new_tensor([size[1], size[0]]), SIGMA_CELLS)
+        probability = self._probability(pooled(src_map, self.side), pooled(trg_map, self.target_side))
+        votes = votes_at(probability, points / points.new_tensor([size[1], size[0]]), self.sigma_cells)
         finer = F.interpolate(votes.clamp_min(FEWEST).log(), heatmap.shape[-2:], mode="bilinear", align_corners=False)
         return heatmap + self.strength * finer
 
+    def _agreement(self, here: Tensor, there: Tensor) -> Tensor:
+        return agreement(self._probability(pooled(here, self.side), pooled(there, self.side)), self.sigma_cells)
 
-def _probability(here: Tensor, there: Tensor) -> Tensor:
-    return mutual_probability(torch.einsum("bchw,bcyx->bhwyx", here, there) / TEMPERATURE)
+    def _probability(self, here: Tensor, there: Tensor) -> Tensor:
+        return mutual_probability(torch.einsum("bchw,bcyx->bhwyx", here, there) / self.temperature)
 
 
-def _pooled(maps: Tensor, cells: int) -> Tensor:
-    """Averages descriptors (B, C, h, w) until at most ``cells`` are left a side."""
+def pooled(maps: Tensor, cells: int) -> Tensor:
+    """Averages descriptors (B, C, h, w) until at most ``cells`` are left a side; of length 1 again.
+
+    The cells left are of one size, but for a share that sides which they do not divide overlap by.
+    """
     factor = -(-max(maps.shape[-2:]) // cells)
-    return F.normalize(F.avg_pool2d(maps, factor), dim=1) if factor > 1 else maps
+    if factor == 1:
+        return maps
+    h, w = (-(-side // factor) for side in maps.shape[-2:])
+    return F.normalize(F.adaptive_avg_pool2d(maps, (h, w)), dim=1)

@@ -3,7 +3,7 @@ import math
 import torch
 
 from distill.geometry import gaussian_heatmap
-from distill.readout import argmax, windowed_soft_argmax
+from distill.readout import argmax, window_mass, windowed_soft_argmax
 
 
 def test_argmax_returns_the_centre_of_the_highest_cell():
@@ -32,3 +32,10 @@ def test_the_answer_between_two_equal_cells_lies_between_them():
     heatmap = gaussian_heatmap(torch.tensor([[[32.0, 32.0]]]), (16, 16), (128, 128), sigma_px=10)
     answer = windowed_soft_argmax(heatmap, (128, 128), temperature=0.05, radius_cells=3)[0, 0]
     assert float((answer - 32).abs().max()) < 3.0
+
+
+def test_the_mass_of_a_window_is_the_softmax_summed_over_it():
+    heatmap = torch.randn(1, 1, 6, 6)
+    point = torch.tensor([[[2.5, 3.5]]])
+    expected = heatmap.flatten().softmax(0).view(6, 6)[2:5, 1:4].sum()
+    torch.testing.assert_close(window_mass(heatmap, point, (6, 6), 1.0)[0, 0], expected)

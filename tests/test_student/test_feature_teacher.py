@@ -12,8 +12,12 @@ from student import FeatureTeacher, NearestNeighbour
 class Colours(nn.Module):
     """Describes a picture by its averaged colours: coarse, but exactly known, and the same for mirror images."""
 
+    def __init__(self, cells: int = 16) -> None:
+        super().__init__()
+        self.cells = cells
+
     def describe(self, images):
-        return F.normalize(F.adaptive_avg_pool2d(images, 16) - 0.45, dim=1)
+        return F.normalize(F.adaptive_avg_pool2d(images, self.cells) - 0.45, dim=1)
 
 
 def blob_picture(places, size=64):
@@ -37,6 +41,31 @@ def test_blobs_are_found_in_a_shifted_picture_and_in_its_mirror_image(mirrored):
     assert float((answer.trg_kps[0] - there).norm(dim=-1).max()) < 4
     assert float(answer.confidence.min()) > 0.8
     torch.testing.assert_close(answer.heatmap.sum((-2, -1)), torch.ones(1, 3))
+
+
+def test_pairs_of_a_batch_do_not_meddle_with_each_other():
+    places = torch.tensor([[20.0, 20.0], [40.0, 24.0], [28.0, 44.0]])
+    source, shifted = blob_picture(places), blob_picture(places + 5)
+    sources, targets = torch.cat([source, shifted, source]), torch.cat([shifted, source.flip(-1), source])
+    points = torch.stack([places, places + 5, places.flip(0)])
+    together = teacher()(sources, targets, points)
+    for row in range(3):
+        alone = teacher()(sources[row : row + 1], targets[row : row + 1], points[row : row + 1])
+        for field, single in zip(together, alone, strict=True):
+            torch.testing.assert_close(field[row], single[0], atol=1e-4, rtol=1e-4)
+
+
+def test_finer_cells_of_the_target_make_finer_answers():
+    places = torch.tensor([[20.0, 20.0], [40.0, 24.0], [28.0, 44.0]])
+    there = places + torch.tensor([3.0, 5.0])
+
+    def error(target_side: int) -> float:
+        matcher = FeatureTeacher(Colours(32), side=8, target_side=target_side, sigma_cells=1.0)
+        answer = matcher(blob_picture(places), blob_picture(there), places[None])
+        assert answer.heatmap.shape[-1] == target_side
+        return float((answer.trg_kps[0] - there).norm(dim=-1).mean())
+
+    assert error(32) < 1.0 < error(8)
 
 
 def test_a_part_that_the_target_has_not_gets_little_confidence():

@@ -9,7 +9,6 @@ from safetensors.torch import save_file
 from distill.errors import ConfigError, WeightsError
 from student import NearestNeighbour, StudentMatcher
 from student.backbone import Backbone
-from student.matcher import window_mass
 from student.refinement import Refinement
 
 
@@ -72,13 +71,6 @@ def test_the_students_answer_has_the_contracts_shapes_and_a_gradient():
     assert ((answer.confidence >= 0) & (answer.confidence <= 1)).all()
     answer.trg_kps.sum().backward()
     assert all(p.grad is not None for p in student.fusion.parameters())
-
-
-def test_the_mass_of_a_window_is_the_softmax_summed_over_it():
-    heatmap = torch.randn(1, 1, 6, 6)
-    point = torch.tensor([[[2.5, 3.5]]])
-    expected = heatmap.flatten().softmax(0).view(6, 6)[2:5, 1:4].sum()
-    torch.testing.assert_close(window_mass(heatmap, point, (6, 6), 1.0)[0, 0], expected)
 
 
 def test_importing_the_student_pulls_in_neither_diffusion_nor_training():

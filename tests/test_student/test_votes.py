@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from distill.errors import ConfigError
 from student import StudentMatcher
-from student.votes import CELLS, TARGET_CELLS, Votes, _pooled
+from student.votes import Votes, pooled
 
 SIZE = (96, 96)
 
@@ -47,8 +47,7 @@ def test_a_finer_target_is_voted_for_at_its_own_cells():
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_an_image_agrees_better_than_its_mirror_image(mirrored):
     target = places((1, 2)).flip(-1) if mirrored else places((1, 2))
-    votes = Votes(2.0)
-    assert bool(votes.agreement(places(), target.flip(-1)) > votes.agreement(places(), target)) is mirrored
+    assert bool(Votes(2.0).turned(places(), target, target.flip(-1))) is mirrored
 
 
 def test_each_pair_of_a_batch_takes_the_look_that_agrees_better_and_turns_it_back():
@@ -61,12 +60,25 @@ def test_each_pair_of_a_batch_takes_the_look_that_agrees_better_and_turns_it_bac
     torch.testing.assert_close(answer.trg_kps[:, 0], torch.tensor([[60.0, 52.0], [36.0, 52.0]]), atol=2.0, rtol=0)
 
 
-@pytest.mark.parametrize("cells", [CELLS, TARGET_CELLS])
-def test_fine_maps_are_averaged_until_they_are_coarse_enough(cells):
-    maps = torch.rand(1, 3, 2 * cells, 2 * cells)
-    expected = F.normalize(F.interpolate(maps, (cells, cells), mode="area"), dim=1)
-    torch.testing.assert_close(_pooled(maps, cells), expected)
-    assert _pooled(maps[..., :cells, :cells], cells).shape[-1] == cells
+@pytest.mark.parametrize(("cells", "left"), [(24, 12), (12, 12), (11, 6), (6, 6), (5, 4)])
+def test_fine_maps_are_averaged_until_they_are_coarse_enough(cells, left):
+    maps = places()
+    expected = F.normalize(maps.unflatten(-1, (left, -1)).unflatten(2, (left, -1)).mean((3, 5)), dim=1)
+    torch.testing.assert_close(pooled(maps, cells), expected)
+
+
+def test_cells_that_do_not_divide_a_side_still_cover_it():
+    maps = torch.zeros(1, 2, 7, 5)
+    maps[:, 0], maps[:, 1, -1, -1] = 1.0, 1.0
+    found = pooled(maps, 4)  # windows of two cells, by turns, from every end
+    assert found.shape == (1, 2, 4, 3)
+    torch.testing.assert_close(found[0, :, -1, -1], F.normalize(torch.tensor([1.0, 1 / 4]), dim=0))
+
+
+@pytest.mark.parametrize("wrong", [{"side": 0}, {"target_side": -1}, {"sigma_cells": 0.0}, {"temperature": 0.0}])
+def test_amounts_that_cannot_work_are_named(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        Votes(1.0, **wrong)
 
 
 def test_training_does_without_votes_and_they_have_no_weights(make_pairs):
@@ -85,5 +97,5 @@ def test_training_does_without_votes_and_they_have_no_weights(make_pairs):
 
 
 def test_a_negative_strength_is_refused():
-    with pytest.raises(ConfigError, match="student.consensus of at least 0"):
+    with pytest.raises(ConfigError, match="strength of at least 0"):
         StudentMatcher("test_resnet", [8], 8, consensus=-1.0)
