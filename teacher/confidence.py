@@ -2,7 +2,7 @@
 
 Every kind is in [0, 1], higher for better:
 
-- ``peak_mass``: how much of the squared heatmap lies around the answer;
+- ``peak_mass``: how much of the heatmap, raised to a power, lies around the answer;
 - ``peak``: how strongly the prompt attends to the highest cell;
 - ``entropy``: how far the heatmap is from being spread evenly, 1 less its relative entropy;
 - ``spread``: how close together the embeddings' own maxima are;
@@ -23,16 +23,18 @@ from distill.readout import argmax
 RADIUS = 0.1
 
 
-def peak_mass(heatmap: Tensor, points: Tensor) -> Tensor:
-    """Returns (B, N) in [0, 1]: how much of the squared heatmap lies around the answer.
+def peak_mass(heatmap: Tensor, points: Tensor, power: float = 2.0) -> Tensor:
+    """Returns (B, N) in [0, 1]: how much of the heatmap, raised to a power, lies around the answer.
 
     Args:
         heatmap: (B, N, h, w), non-negative.
         points: (B, N, 2) in fractions of the sides.
+        power: of the heatmap. Votes that repeat each other make it surer than it has reason to be, and a power below 1
+            takes that back.
     """
     centres = cell_centres((heatmap.shape[-2], heatmap.shape[-1]), (1, 1), heatmap)
     near = (centres - points[..., None, None, :]).norm(dim=-1) <= RADIUS
-    mass = heatmap.square()
+    mass = heatmap.clamp_min(0) ** power
     return (mass * near).sum((-2, -1)) / mass.sum((-2, -1)).clamp_min(1e-12)
 
 

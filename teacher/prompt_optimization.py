@@ -28,7 +28,7 @@ from teacher.scenes import Scenes
 from teacher.settings import Settings
 from teacher.text import check_text
 
-VERSION = "1"
+VERSION = "2"
 """Raised whenever a change of the code changes answers, so that old labels are refused."""
 
 
@@ -178,9 +178,10 @@ class PromptOptimization:
         """Matches points (N, 2) of one pair of images, each with its name; all in fractions of the sides."""
         prompts = self.maker.prompts_for(*source, points)
         found = self._find_match(source, target, points, prompts)
+        side = self.settings.heatmap_side or max(1, self.scenes.map_side // 2)
+        found = found._replace(heatmap=F.adaptive_avg_pool2d(found.heatmap, side))
         sure = confidence.joint([self._judge(kind, source, target, points, prompts, found) for kind in self._kinds])
-        small = self.settings.heatmap_side or max(1, self.scenes.map_side // 2)
-        return Matches(found.points, sure[None], F.adaptive_avg_pool2d(found.heatmap, small))
+        return Matches(found.points, sure[None], found.heatmap)
 
     def _find_match(
         self, source: tuple[Tensor, str], target: tuple[Tensor, str], points: Tensor, prompts: Prompts
@@ -225,7 +226,7 @@ class PromptOptimization:
     ) -> Tensor:
         """Returns (N,) in [0, 1], the confidence of one kind; see :mod:`teacher.confidence`."""
         if kind == "peak_mass":
-            return confidence.peak_mass(found.heatmap, found.points)[0]
+            return confidence.peak_mass(found.heatmap, found.points, 2 / (1 + self.settings.consensus))[0]
         if kind == "peak":
             return found.maps.mean(1).amax((-2, -1))
         if kind == "entropy":

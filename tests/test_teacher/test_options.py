@@ -220,6 +220,12 @@ def test_what_lights_up_in_the_mirror_too_loses_half():
     np.testing.assert_allclose(found[0], [[0.4, 0], [0, 0.6]], atol=1e-6)
 
 
+def test_the_mass_around_an_answer_is_that_of_the_heatmap_raised_to_a_power():
+    heatmap, point = torch.tensor([[[[0.81, 0.09]]]]), torch.tensor([[[0.25, 0.5]]])
+    assert float(confidence.peak_mass(heatmap, point, 0.5)) == pytest.approx(0.9 / (0.9 + 0.3))
+    assert float(confidence.peak_mass(heatmap, point)) == pytest.approx(0.6561 / (0.6561 + 0.0081))
+
+
 def test_confidences_are_high_for_a_sharp_answer_and_low_for_a_blurred_one():
     sharp, blurred = torch.full((1, 8, 8), 1e-6), torch.ones(1, 8, 8)
     sharp[0, 3, 3] = 1
