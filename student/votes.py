@@ -6,7 +6,6 @@ the mirror, and the look that agrees better is taken. Nothing is learned, and tr
 to find the point by themselves.
 """
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -85,7 +84,9 @@ class Votes:
         return agreement(self._probability(pooled(here, self.side), pooled(there, self.side)), self.sigma_cells)
 
     def _probability(self, here: Tensor, there: Tensor) -> Tensor:
-        return mutual_probability(torch.einsum("bchw,bcyx->bhwyx", here, there) / self.temperature)
+        cosines = here.flatten(2).transpose(1, 2) @ there.flatten(2)
+        shape = (*here.shape[-2:], *there.shape[-2:])
+        return mutual_probability(cosines.unflatten(2, shape[2:]).unflatten(1, shape[:2]) / self.temperature)
 
 
 def pooled(maps: Tensor, cells: int) -> Tensor:
