@@ -1,16 +1,15 @@
 """Measure speed and memory of student, teacher and data loading, side by side in one run.
 
-Prints a table and writes bench.json. Weights are as configured: random ones serve for timing. The teacher is measured
-beside the same method in plain loops, and with ladder=true one lever after the other.
+Prints a table and writes bench.json. Weights are as configured: random ones serve for timing. The student is measured as a
+torch module and as an ONNX file, the teacher beside the same method in plain loops, and with ladder=true one lever
+after the other.
 
 Examples:
   python -m distill bench
-  python -m distill bench what=[student] student.backbone=mobilenetv2_100 batches=[1,4,16]
+  python -m distill bench what=[student] student.backbone=mobilenetv4_conv_small student.strides=[16,32] data.size=256
   python -m distill bench teacher ladder=true ladder_pairs=4 paper.steps=13 paper.embeddings=1 paper.crops=4
 """
 
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -21,16 +20,13 @@ from rich.table import Table
 
 from distill.benchmarks.labels import label_rates
 from distill.benchmarks.loader import loader_rates
+from distill.benchmarks.student import student_rates
 from distill.config import instantiate
 from distill.environment import choose_device, describe
 from distill.errors import ConfigError
 from distill.evaluation import Benchmark
-from distill.export import example
 from distill.ladder import climb
-from distill.peak import process_peak_mib
 from distill.run import RunFolder
-
-N_POINTS = 10
 
 
 def run(cfg: DictConfig) -> list[dict]:
@@ -58,14 +54,10 @@ def run(cfg: DictConfig) -> list[dict]:
 
 
 def _students(cfg: DictConfig, benchmark: Benchmark) -> list[dict]:
-    student = instantiate(cfg.student).to(choose_device(cfg.device)).eval()
-    rows = []
-    for batch in cfg.batches:
-        query = [value.to(choose_device(cfg.device)) for value in example(batch, N_POINTS, cfg.data.size, seed=0)]
-        with torch.inference_mode():
-            latency = _median_ms(partial(student, *query), cfg.repeats)
-        rows.append(_row("student", cfg.student.backbone, batch, latency))
-    return rows
+    student = instantiate(cfg.student)
+    return student_rates(
+        student, cfg.student.backbone, cfg.data.size, cfg.batches, cfg.repeats, choose_device(cfg.device)
+    )
 
 
 def _teacher(cfg: DictConfig, benchmark: Benchmark) -> list[dict]:
@@ -82,29 +74,3 @@ def _loader(cfg: DictConfig, benchmark: Benchmark) -> list[dict]:
 
 def _labels(cfg: DictConfig, benchmark: Benchmark) -> list[dict]:
     return label_rates(cfg.labels)
-
-
-def _median_ms(call: Callable[[], object], repeats: int) -> float:
-    call()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(1000 * (time.perf_counter() - start))
-    return statistics.median(times)
-
-
-def _row(what: str, variant: str, batch: int, latency_ms: float) -> dict:
-    """One line of ``bench.json``; the memory is the process's peak so far."""
-    peak = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else process_peak_mib()
-    return {
-        "what": what,
-        "variant": variant,
-        "batch": batch,
-        "threads": torch.get_num_threads(),
-        "per_second": round(1000 * batch / latency_ms, 2),
-        "latency_ms": round(latency_ms, 2),
-        "peak_memory_mib": round(peak, 1),
-    }
