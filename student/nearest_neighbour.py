@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.geometry import sample_at
+from distill.geometry import image_size, sample_at
 from distill.readout import argmax
 from distill.types import Matches
 from student.backbone import Backbone
@@ -51,9 +51,9 @@ class NearestNeighbour(nn.Module):
         """
         descriptors = self.describe(torch.cat([src_img, trg_img]))
         src_map, trg_map = descriptors[: len(src_img)], descriptors[len(src_img) :]
-        queries = F.normalize(sample_at(src_map, src_kps, (src_img.shape[-2], src_img.shape[-1])), dim=-1)
+        queries = F.normalize(sample_at(src_map, src_kps, image_size(src_img)), dim=-1)
         heatmap = torch.einsum("bnc,bchw->bnhw", queries, trg_map)
-        points = argmax(heatmap, (trg_img.shape[-2], trg_img.shape[-1]))
+        points = argmax(heatmap, image_size(trg_img))
         return Matches(points, ((1 + heatmap.amax((-2, -1))) / 2).clamp(0, 1), heatmap)
 
     def describe(self, images: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.geometry import sample_at
+from distill.geometry import image_size, sample_at
 
 STRIDE = 4  # px per cell of the second look
 
@@ -47,7 +47,7 @@ class Refinement(nn.Module):
             src_kps: (B, N, 2) x, y, px.
             trg_kps: (B, N, 2) x, y, px: the first look's answers.
         """
-        src_size, trg_size = ((image.shape[-2], image.shape[-1]) for image in (src_img, trg_img))
+        src_size, trg_size = image_size(src_img), image_size(trg_img)
         src_map, trg_map = self.network(src_img * 2 - 1), self.network(trg_img * 2 - 1)
         queries = F.normalize(sample_at(src_map, src_kps, src_size), dim=-1)
         window = trg_kps[:, :, None] + self.offsets  # (B, N, K, 2)

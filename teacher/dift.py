@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from distill.checks import check_images, check_query
 from distill.errors import ConfigError
-from distill.geometry import sample_at
+from distill.geometry import image_size, sample_at
 from distill.readout import windowed_soft_argmax
 from distill.types import Matches, PairBatch
 from teacher import text
@@ -125,9 +125,9 @@ class DiffusionFeatures:
             for images, keys in ((src_img, src_keys), (trg_img, trg_keys))
         )
         points = src_kps.to(self.device, torch.float32)
-        queries = F.normalize(sample_at(src_map, points, (src_img.shape[-2], src_img.shape[-1])), dim=-1)
+        queries = F.normalize(sample_at(src_map, points, image_size(src_img)), dim=-1)
         heatmap = torch.einsum("bnc,bchw->bnhw", queries, trg_map)
-        size = (trg_img.shape[-2], trg_img.shape[-1])
+        size = image_size(trg_img)
         found = windowed_soft_argmax(heatmap, size, self.temperature, self.radius_cells)
         confidence = ((1 + heatmap.amax((-2, -1))) / 2).clamp(0, 1)
         return Matches(found.to(src_kps), confidence.to(src_kps), heatmap.to(src_kps))

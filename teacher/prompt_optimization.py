@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from distill.checks import check_images, check_query
 from distill.errors import ConfigError
+from distill.geometry import image_size
 from distill.types import Matches, PairBatch
 from teacher import confidence
 from teacher.locate import combine, locate
@@ -172,7 +173,7 @@ class PromptOptimization:
         for row in mask.any(1).nonzero()[:, 0].tolist():
             source, target = (src_img[row], src_keys[row]), (trg_img[row], trg_keys[row])
             answers[row] = self._answer(source, target, fractions[row, mask[row]])
-        return _padded(answers, mask, src_kps, (trg_img.shape[-2], trg_img.shape[-1]))
+        return _padded(answers, mask, src_kps, image_size(trg_img))
 
     def _answer(self, source: tuple[Tensor, str], target: tuple[Tensor, str], points: Tensor) -> Matches:
         """Matches points (N, 2) of one pair of images, each with its name; all in fractions of the sides."""

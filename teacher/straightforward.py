@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from distill.checks import check_query
 from distill.errors import ConfigError
+from distill.geometry import image_size
 from distill.readout import argmax
 from distill.types import Matches, PairBatch
 from teacher.attention import choose_layers, read_tokens
@@ -102,7 +103,7 @@ class Straightforward:
             images = (self.pipeline.squash(source)[0], self.pipeline.squash(target)[0])
             maps.append(torch.stack([self._point(images, names, p / torch.tensor([width, height])) for p in points]))
         heatmap = torch.stack(maps)
-        best = argmax(heatmap, (trg_img.shape[-2], trg_img.shape[-1]))
+        best = argmax(heatmap, image_size(trg_img))
         peak = heatmap.amax((-2, -1)) / heatmap.sum((-2, -1))
         return Matches(best.to(src_kps), peak.to(src_kps), heatmap.to(src_kps))
 

@@ -22,7 +22,7 @@ from distill.checks import check_points
 from distill.config import instantiate
 from distill.environment import choose_device
 from distill.errors import DataError
-from distill.geometry import resize_points
+from distill.geometry import image_size, resize_points
 from distill.pictures import match_panel
 from distill.run import RunFolder
 
@@ -39,7 +39,7 @@ def run(cfg: DictConfig) -> dict:
         matcher = matcher.to(device)
     size = cfg.size or getattr(matcher, "size", None) or DEFAULT_SIZE
     folder = RunFolder.create(cfg)
-    src_size, trg_size = ((image.shape[-2], image.shape[-1]) for image in (src_img, trg_img))
+    src_size, trg_size = image_size(src_img), image_size(trg_img)
     query = (squash(src_img, size), squash(trg_img, size), resize_points(points, src_size, (size, size)))
     with torch.inference_mode():
         answer = matcher(*(value.to(device) for value in query))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from distill.errors import LabelError
 from distill.labels.folder import mismatch
 from distill.labels.index import FILE, Index, label_files, read_index
-from distill.labels.records import Columns
+from distill.labels.records import Columns, differ
 from distill.labels.shard import UNFINISHED, Shard, digest, open_shard
 
 
@@ -110,20 +110,20 @@ def _possible(columns: Columns) -> NDArray[np.bool_]:
 
 
 def _look_for_doubles(index: Index, found: Audit) -> None:
-    """Compares labels of the same point with the first of them."""
+    """Compares labels of the same point, up to rounding."""
     shards = {shard.path: shard for shard in found.shards}
     same, disagreeing = 0, []
     for place in (index.key[1:] == index.key[:-1]).nonzero()[0].tolist():
         one, other = (shards[index.files[index.file[p]]] for p in (place, place + 1))
         rows = [np.array([index.row[p]]) for p in (place, place + 1)]
-        if one.columns.take(rows[0]).checksums() == other.columns.take(rows[1]).checksums():
+        if not differ(one.columns.take(rows[0]).answers(), other.columns.take(rows[1]).answers()).any():
             same += 1
             continue
         disagreeing.append(f"{one.columns.describe(int(rows[0][0]))} in {one.path.name} and {other.path.name}")
         for shard, row in ((one, rows[0]), (other, rows[1])):
             found.bad.setdefault(shard.path, np.zeros(len(shard.columns), bool))[row] = True
     if same:
-        found.notes.append(f"{same} labels are there twice, the same; label.compact=true keeps one")
+        found.notes.append(f"{same} labels are there twice, the same up to rounding; label.compact=true keeps one")
     if disagreeing:
         found.problems.append(f"{len(disagreeing)} labels disagree with another of their point: {disagreeing[0]}")
 

@@ -7,10 +7,8 @@ import numpy as np
 
 from distill.errors import LabelError
 from distill.labels.folder import LabelFolder, mismatch
+from distill.labels.records import differ
 from distill.labels.shard import digest, write_whole
-
-ROUNDING = (0.05, 0.05, 0.005)
-"""How far x, y, px, and the confidence of one label may lie apart: other threads or processors add in another order."""
 
 
 def merge(sources: Sequence[Path], into: Path) -> int:
@@ -20,8 +18,8 @@ def merge(sources: Sequence[Path], into: Path) -> int:
 
     Raises:
         LabelError: before anything is written, when the folders are of different teachers, naming the fields, or have
-            labels of one point that differ by more than :data:`ROUNDING`, naming it; when a folder is missing, empty or
-            damaged.
+            labels of one point that differ by more than rounding (:data:`distill.labels.records.ROUNDING`), naming it;
+            when a folder is missing, empty or damaged.
     """
     folders = [LabelFolder(source) for source in sources]
     for folder in folders:
@@ -57,12 +55,12 @@ def _check_agreement(one: LabelFolder, other: LabelFolder) -> None:
     answers = [np.zeros((len(shared), 3), np.float32) for _ in range(2)]
     for folder, places, into in ((one, place[shared], answers[0]), (other, shared, answers[1])):
         for members, columns in folder.read(places):
-            into[members] = np.column_stack([columns.trg_kps, columns.confidence])
-    differ = (np.abs(answers[0] - answers[1]) > ROUNDING).any(1).nonzero()[0]
-    if len(differ):
-        ((_, columns),) = other.read(shared[differ[:1]])
+            into[members] = columns.answers()
+    differing = differ(*answers).nonzero()[0]
+    if len(differing):
+        ((_, columns),) = other.read(shared[differing[:1]])
         raise LabelError(
-            f"Expected the same labels in {one.path} and {other.path} but {len(differ)} of {len(shared)} that both have "
+            f"Expected the same labels in {one.path} and {other.path} but {len(differing)} of {len(shared)} that both have "
             f"differ, such as of {columns.describe(0)}; look at both with: python -m distill label export, and leave one "
             "out."
         )

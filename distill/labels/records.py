@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 GRID = 100
 """Points are told apart on a grid of this many cells a pixel."""
 
+ROUNDING = (0.05, 0.05, 0.005)
+"""How far x, y, px, and the confidence of one label may lie apart: other threads or processors add in another order."""
+
 ARRAYS = ("src", "trg", "point", "trg_kps", "confidence", "heatmap")
 
 
@@ -113,10 +116,19 @@ class Columns:
         sums = (zlib.crc32(row, zlib.crc32(names[trg], zlib.crc32(names[src]))) for src, trg, row in numbers)
         return np.fromiter(sums, np.uint32, len(self))
 
+    def answers(self) -> NDArray[np.float32]:
+        """Returns (R, 3): x, y, px of the target, and the confidence."""
+        return np.column_stack([self.trg_kps, self.confidence])
+
     def describe(self, row: int) -> str:
         """Returns for people which point a record is of: "boat/3 -> boat/7 at (12.5, 80.25)"."""
         x, y = self.point[row].tolist()
         return f"{self.images[self.src[row]].name} -> {self.images[self.trg[row]].name} at ({x:.2f}, {y:.2f})"
+
+
+def differ(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Returns (R,) whether two answers (R, 3) to the same points lie further apart than :data:`ROUNDING`."""
+    return (np.abs(one - other) > ROUNDING).any(1)
 
 
 def joined(parts: Iterable[Columns]) -> Columns:

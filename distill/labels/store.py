@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.errors import LabelError
+from distill.geometry import image_size
 from distill.labels.folder import LabelFolder, mismatch
 from distill.labels.records import GRID, Columns, Image, Record, image_number, joined, on_grid, point_keys
 from distill.types import Matches, PairBatch
@@ -92,7 +93,7 @@ class LabelStore:
         points = pairs.src_kps.detach().cpu().numpy()[places[:, 0], places[:, 1]].astype(np.float32)
         trg_kps, confidence, heatmap = (field.detach().float().cpu().numpy() for field in labels)
         keys = _keys_around(pairs, places[:, 0], points)[0].tolist()
-        src_size, trg_size = ((image.shape[-2], image.shape[-1]) for image in (pairs.src_img, pairs.trg_img))
+        src_size, trg_size = image_size(pairs.src_img), image_size(pairs.trg_img)
         for key, (b, n), point in zip(keys, places.tolist(), points, strict=True):
             self._unwritten[key] = Record(
                 Image(pairs.src_hash[b], pairs.src_id[b], src_size),

@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from distill.geometry import image_size
 from distill.types import Matches, PairBatch
 
 
@@ -31,12 +32,12 @@ class Example:
     @property
     def src_size(self) -> tuple[int, int]:
         """(H, W) of the source images, px."""
-        return self.pairs.src_img.shape[-2], self.pairs.src_img.shape[-1]
+        return image_size(self.pairs.src_img)
 
     @property
     def trg_size(self) -> tuple[int, int]:
         """(H, W) of the target images, px."""
-        return self.pairs.trg_img.shape[-2], self.pairs.trg_img.shape[-1]
+        return image_size(self.pairs.trg_img)
 
 
 class Loss(Protocol):

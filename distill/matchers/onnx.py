@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from distill.checks import check_query
 from distill.errors import ConfigError, WeightsError
 from distill.export import INPUTS, OUTPUTS
-from distill.geometry import resize_points
+from distill.geometry import image_size, resize_points
 from distill.types import Matches
 
 
@@ -53,7 +53,7 @@ class OnnxMatcher:
     def __call__(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
         """See :class:`distill.protocols.Matcher`."""
         check_query(src_img, trg_img, src_kps)
-        src_size, trg_size = ((image.shape[-2], image.shape[-1]) for image in (src_img, trg_img))
+        src_size, trg_size = image_size(src_img), image_size(trg_img)
         inside = (self.size, self.size)
         query = (self._resized(src_img), self._resized(trg_img), resize_points(src_kps, src_size, inside))
         feed = {name: value.detach().cpu().float().numpy() for name, value in zip(INPUTS, query, strict=True)}

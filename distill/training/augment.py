@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill.errors import ConfigError
+from distill.geometry import image_size
 from distill.types import Matches, PairBatch
 
 
@@ -40,7 +41,7 @@ class Augment:
 
     def __call__(self, pairs: PairBatch, label: Matches) -> tuple[PairBatch, Matches]:
         """Returns changed pairs and their label; points that left an image are taken out of ``kps_mask``."""
-        size = (pairs.src_img.shape[-2], pairs.src_img.shape[-1])
+        size = image_size(pairs.src_img)
         src, trg = (self._maps(len(image), image) for image in (pairs.src_img, pairs.trg_img))
         if self.mirror > 0:
             side = torch.where(torch.rand(len(src), device=src.device) < self.mirror, -1.0, 1.0)

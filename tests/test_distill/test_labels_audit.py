@@ -244,6 +244,10 @@ def test_labels_that_differ_by_rounding_are_the_same_and_the_first_is_kept(tmp_p
     store.flush()
     before = contents(a)
     assert merge([b], a) == 0 and contents(a) == before
+    for file in b.glob("*.safetensors"):
+        (a / file.name).write_bytes(file.read_bytes())
+    found = audit(a)
+    assert found.problems == [] and any(note.startswith("3 labels are there twice") for note in found.notes)
 
 
 def test_stores_of_two_teachers_are_not_merged_and_the_field_is_named(tmp_path, few):
