@@ -71,6 +71,7 @@ def load_into(student: nn.Module, tensors: Mapping[str, Tensor], path: str | Pat
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise WeightsError(
-            f"Expected weights in {path} that fit its configuration but {reason}; train it anew."
+            f"Expected weights in {path} that fit the student but {reason}; give the "
+            "student.<name> settings that it was trained with, or train it anew."
         ) from error
     return student.eval()

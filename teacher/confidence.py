@@ -7,9 +7,10 @@ Every kind is in [0, 1], higher for better:
 - ``entropy``: how far the heatmap is from being spread evenly, 1 less its relative entropy;
 - ``spread``: how close together the embeddings' own maxima are;
 - ``cycle``: how close to the query a prompt for the answer lights up in the source;
-- ``mirror``: how close to the answer the prompt lights up in the mirrored target.
+- ``mirror``: how close to the answer the prompt lights up in the mirrored target;
+- ``second_look``: how much of what neighbours say of both images, as they are and mirrored, lies around the answer.
 
-The last three fall off with a distance d, in fractions of the image's side, as exp(-d / 0.1).
+Spread, cycle and mirror fall off with a distance d, in fractions of the image's side, as exp(-d / 0.1).
 """
 
 import math

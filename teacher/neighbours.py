@@ -62,9 +62,25 @@ class Neighbours:
         here = self._describe(*source, mirrored=False)
         looks = [self._votes(here, self._describe(*target, mirrored=way)) for way in (False, True)[: 1 + self.mirror]]
         mirrored = len(looks) == 2 and _agreement(looks[1]) > _agreement(looks[0])
-        maps = looks[mirrored].flatten(2).permute(2, 0, 1)[None]
-        of_points = sample_at(maps, points[None].to(maps), (1, 1))[0].unflatten(1, looks[0].shape[2:])
-        return Votes(of_points.flip(-1) if mirrored else of_points, mirrored)
+        return Votes(_at(looks[mirrored], points, mirrored), mirrored)
+
+    @torch.no_grad()
+    def vote_again(
+        self, source: tuple[Tensor, str], target: tuple[Tensor, str], points: Tensor, mirrored: bool
+    ) -> Tensor:
+        """Returns (N, h, w), the votes of the same look with both images mirrored, over the target's cells as they are.
+
+        A network that knows left from right says something else then, where it is not sure.
+
+        Args:
+            source: as for :meth:`vote`.
+            target: the same.
+            points: the same.
+            mirrored: the look that was taken, see :class:`Votes`.
+        """
+        here, there = self._describe(*source, mirrored=True), self._describe(*target, mirrored=not mirrored)
+        turned = torch.stack([1 - points[..., 0], points[..., 1]], -1)
+        return _at(self._votes(here, there), turned, not mirrored)
 
     def _describe(self, image: Tensor, key: str, mirrored: bool) -> Tensor:
         name = (key, mirrored)
@@ -76,6 +92,13 @@ class Neighbours:
         """Returns (h, w, h, w) for descriptors (C, h, w) of two images."""
         scores = torch.einsum("chw,cyx->hwyx", here, there)[None] / TEMPERATURE
         return neighbourhood_votes(mutual_probability(scores), self.reach * here.shape[-1])[0]
+
+
+def _at(votes: Tensor, points: Tensor, mirrored: bool) -> Tensor:
+    """Returns (N, h, w): the votes (h, w, h, w) at points (N, 2), with the target turned back if it was mirrored."""
+    maps = votes.flatten(2).permute(2, 0, 1)[None]
+    of_points = sample_at(maps, points[None].to(maps), (1, 1))[0].unflatten(1, votes.shape[2:])
+    return of_points.flip(-1) if mirrored else of_points
 
 
 def _cells(queries: list[Tensor]) -> Tensor:

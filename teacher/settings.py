@@ -17,7 +17,7 @@ NullPrompt = Literal["empty", "zeros"]
 Start = Literal["random", "query"]
 Sides = Literal["ignore", "mirror", "compete"]
 Readout = Literal["argmax", "subpixel", "soft_argmax", "windowed_soft_argmax"]
-Confidence = Literal["peak_mass", "peak", "entropy", "spread", "cycle", "mirror"]
+Confidence = Literal["peak_mass", "peak", "entropy", "spread", "cycle", "mirror", "second_look"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
@@ -76,7 +76,8 @@ class Settings:
         layer_temperature: of the softmax over all pixels that each layer goes through before the layers are averaged;
             the paper's is 1. Without it the layers are averaged as they are.
         confidence: what it is made of, one name or several, whose geometric mean is taken; see
-            :mod:`teacher.confidence`. "cycle" and "mirror" cost further passes.
+            :mod:`teacher.confidence`. "cycle" and "mirror" cost further passes, "second_look" a pass for each image, and
+            it wants ``consensus``.
         map_side: cells a side of the grid on which maps are compared and accumulated, or "image" for the image's pixels,
             as released; without it, twice the latents', which loses nothing because maps are coarser.
         heatmap_side: cells a side of the heatmap that is returned; without it, half of map_side.
@@ -151,6 +152,8 @@ class Settings:
             wrong.append("crop_source=pool with queries=frozen, which are made once per crop (got fresh)")
         if self.sides == "compete" and self.points_per_prompt > 1:
             wrong.append(f"points_per_prompt to be 1 with sides=compete (got {self.points_per_prompt})")
+        if "second_look" in self.confidence and not self.consensus:
+            wrong.append("consensus above 0 with the confidence second_look, which is that of the neighbours (got 0)")
         return wrong
 
     @property

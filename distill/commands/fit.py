@@ -34,7 +34,7 @@ from distill.matchers.box_relative import BoxRelative
 from distill.matchers.cached import Cached
 from distill.matchers.remembered import Remembered
 from distill.run import RunFolder
-from distill.student_file import save_student
+from distill.student_file import load_into, read_student_file, save_student
 from distill.training.callbacks import callbacks, checkpoints
 from distill.training.log import JsonLines
 from distill.training.match_pictures import MatchPictures
@@ -49,7 +49,7 @@ def run(cfg: DictConfig) -> Comparison | None:
     if is_many(cfg):
         check_command_line()
     device = choose_device(cfg.device)
-    student: nn.Module = instantiate(cfg.student)
+    student = started(instantiate(cfg.student), cfg.start)
     check_size(student, cfg.data.size)
     train, val = (pairs_of(cfg.data, split, cfg[split]) for split in ("train", "val"))
     if cfg.points is not None:
@@ -81,6 +81,15 @@ def run(cfg: DictConfig) -> Comparison | None:
     write_reports(folder, comparison, test)
     print_table(comparison)
     return comparison
+
+
+def started(student: nn.Module, path: str | None) -> nn.Module:
+    """Returns the student with the weights of the student's file ``path``, or as it is for None.
+
+    Raises:
+        WeightsError: when the file is missing or holds another network.
+    """
+    return student if path is None else load_into(student, read_student_file(path)[1], path).train()
 
 
 def check_size(student: nn.Module, size: int) -> None:

@@ -21,7 +21,7 @@ class SelfDistillation(Callback):
     Args:
         teacher: makes a matcher of the copy, ``teacher(model=copy)``; one that checks the copy's answers by cycle and
             mirror gives it something to teach.
-        start_epoch: how many epochs the first teacher's labels are used.
+        start_epoch: how many epochs the first teacher's labels are used; 0 for a student that was trained before.
 
     Raises:
         ConfigError: for a negative epoch.
@@ -47,8 +47,8 @@ class SelfDistillation(Callback):
             self._relabel(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Renews the labels of a training that is resumed after the first teacher's time, which no checkpoint holds."""
-        if trainer.current_epoch >= max(1, self.start_epoch):
+        """Renews the labels at once of a training that is resumed after the first teacher's time, or that has none."""
+        if trainer.current_epoch >= self.start_epoch:
             self._relabel(pl_module)
 
     def _relabel(self, pl_module: LightningModule) -> None:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from distill.__main__ import main
 from distill.labels import LabelStore
@@ -103,6 +104,23 @@ def test_another_teachers_labels_are_refused(fitted, tmp_path, capsys):
     assert main([*arguments, *SMALL, "teacher.crops=1", "teacher.crop_pool=4"]) == 2
     assert "steps (2 in the store, 3 asked for)" in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
+
+
+def test_a_student_may_be_trained_further(fitted, tmp_path, capsys):
+    start = f"start={fitted}/student.safetensors"
+    still = [
+        "teacher=oracle",
+        *SMALL,
+        "test.n_pairs=0",
+        "lr=1e-12",
+        "weight_decay=0",
+        "self_distillation.start_epoch=0",
+    ]
+    assert main(["fit", f"run.dir={tmp_path}/r", *still, start]) == 0
+    before, after = (load_file(folder / "student.safetensors") for folder in (fitted, tmp_path / "r"))
+    assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in before if "fusion" in name)
+    assert main(["fit", f"run.dir={tmp_path}/s", *still, start, "student.width=8"]) == 2
+    assert "student.<name> settings" in capsys.readouterr().err and not (tmp_path / "s").exists()
 
 
 def test_a_run_is_not_overwritten_but_may_be_resumed(fitted, tmp_path, capsys):

@@ -170,6 +170,19 @@ def test_the_student_becomes_its_own_teacher_with_the_averaged_weights(tmp_path)
         SelfDistillation(teacher, -1)
 
 
+def test_a_student_that_was_trained_before_teaches_itself_from_the_first_step(tmp_path):
+    module, taught = distillation(lr=1e-2), []
+
+    def teacher(model):
+        taught.append({name: value.clone() for name, value in model.state_dict().items()})
+        return Oracle()
+
+    before = {name: value.clone() for name, value in module.student.state_dict().items()}
+    fit(module, tmp_path, 1, callbacks=[SelfDistillation(teacher, start_epoch=0)])
+    assert all(torch.equal(taught[0][name], value) for name, value in before.items())
+    assert not torch.equal(taught[-1]["log_temperature"], before["log_temperature"]) and len(taught) == 2
+
+
 def test_a_student_that_describes_nothing_cannot_become_its_own_teacher(tmp_path):
     class Blind(torch.nn.Linear):
         def forward(self, src_img, trg_img, src_kps):

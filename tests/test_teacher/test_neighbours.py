@@ -60,6 +60,26 @@ def test_votes_peak_where_the_surroundings_went_and_say_whether_in_the_mirror(mi
     assert (found(votes.maps) - expected).norm(dim=-1).max() < 5
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_second_look_says_the_same_where_left_and_right_are_alike(mirrored):
+    target = blobs(THERE).flip(-1) if mirrored else blobs(THERE)
+    neighbours = Neighbours(Colours(), 0.1, True, 8)
+    query = (blobs(HERE), "a"), (target, "b"), torch.tensor(HERE) / 64
+    votes = neighbours.vote(*query)
+    torch.testing.assert_close(neighbours.vote_again(*query, votes.mirrored), votes.maps, atol=1e-6, rtol=1e-4)
+
+
+def test_a_second_look_asks_a_network_that_knows_left_from_right_anew():
+    class Sided(Colours):
+        def whole_queries(self, image, key, mirrored=False):
+            return [super().whole_queries(image, key, mirrored)[0] * torch.linspace(0.5, 1.5, 16)]
+
+    neighbours = Neighbours(Sided(), 0.1, False, 8)
+    query = (blobs(HERE), "a"), (blobs(THERE), "b"), torch.tensor(HERE) / 64
+    first, second = neighbours.vote(*query).maps, neighbours.vote_again(*query, False)
+    assert (found(second) - torch.tensor(THERE)).norm(dim=-1).max() < 5 and not torch.allclose(first, second, rtol=0.05)
+
+
 def test_without_the_mirror_the_target_is_looked_at_as_it_is():
     scenes = Colours()
     votes = Neighbours(scenes, 0.1, False, 8).vote(

@@ -123,6 +123,7 @@ def test_a_prompt_looks_at_no_crop_of_the_pool_twice_while_it_locates():
         {"confidence": ["peak", "entropy", "spread"]},
         {"confidence": "cycle"},
         {"confidence": "mirror"},
+        {"confidence": "second_look", "consensus": 2.0, "null_prompt": "zeros"},
         {"map_side": "image", "readout": "subpixel", "heads": "upper"},
         {"readout": "soft_argmax", "noise": "uniform", "layer_temperature": 1.0},
     ],
@@ -312,6 +313,7 @@ def test_bf16_answers_nearly_as_fp32_does(sd1_folder, make_pairs, monkeypatch):
     [
         ({"confidence": ["peak", "luck"]}, "confidence to name some of"),
         ({"confidence": []}, "confidence to name some of"),
+        ({"confidence": ["peak", "second_look"]}, "consensus above 0 with the confidence second_look"),
         ({"crop_source": "fresh", "queries": "frozen"}, "crop_source=pool with queries=frozen"),
         ({"sides": "compete", "points_per_prompt": 2}, "points_per_prompt to be 1"),
         ({"early_stop": 2.0}, "early_stop in"),
