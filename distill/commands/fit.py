@@ -1,9 +1,10 @@
 """Train a student on a teacher's labels.
 
-Labels are read from the store, or made on the fly and written through to it. The run's folder gets the training curve
-(metrics.jsonl), a resumable checkpoint, the student (student.safetensors), its ONNX file, and a comparison of teacher,
-student and baselines on test pairs (metrics.json, report.md, report.html). The checkpoint that agrees best with the
-teacher on the validation pairs is kept: choosing needs no annotation.
+Labels are read from the store, or made on the fly and written through to it; for training pairs only where the student
+learns from them. The run's folder gets the training curve (metrics.jsonl), a resumable checkpoint, the student
+(student.safetensors), its ONNX file, and a comparison of teacher, student and baselines on test pairs (metrics.json,
+report.md, report.html). The last weights are kept, or those with the best value of monitor=; val/pck_teacher@0.10, the
+agreement with the teacher on the validation pairs, needs no annotation.
 
 Examples:
   python -m distill fit
@@ -60,9 +61,11 @@ def run(cfg: DictConfig) -> Comparison | None:
     module = _distillation(cfg, student, teacher)
     first = is_first_process()
     folder = RunFolder.create(cfg, resume=cfg.run.resume) if first else RunFolder(cfg.run.dir)
-    for pairs in filter(None, (train, val, test)):
+    taught = cfg.self_distillation is None or cfg.self_distillation.start_epoch > 0
+    for pairs in filter(None, (train if taught else None, val, test)):
         label(teacher, pairs, device, progress=first)
-    _filter(cfg, module, train, device)
+    if taught:
+        _filter(cfg, module, train, device)
     _train(cfg, folder, module, PairDataModule(train, val, cfg.batch_size, cfg.num_workers, cfg.seed))  # type: ignore[arg-type]
     if not first:
         return None

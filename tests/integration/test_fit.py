@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from distill.__main__ import main
+from distill.data.shapes import ShapesPairs
 from distill.labels import LabelStore
 
 SMALL = [
@@ -118,7 +119,9 @@ def test_a_student_may_be_trained_further(fitted, tmp_path, capsys):
     ]
     assert main(["fit", f"run.dir={tmp_path}/r", *still, start]) == 0
     before, after = (load_file(folder / "student.safetensors") for folder in (fitted, tmp_path / "r"))
-    assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in before if "fusion" in name)
+    assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in before if name.endswith("weight"))
+    val = ShapesPairs("val", 8, size=64)
+    assert len(LabelStore(tmp_path / "r" / "labels")) == sum(int(val[i].kps_mask.sum()) for i in range(8))
     assert main(["fit", f"run.dir={tmp_path}/s", *still, start, "student.width=8"]) == 2
     assert "student.<name> settings" in capsys.readouterr().err and not (tmp_path / "s").exists()
 
