@@ -26,7 +26,7 @@ from distill.config import instantiate
 from distill.data.datamodule import PairDataModule
 from distill.datasets import pairs_of
 from distill.environment import choose_device
-from distill.errors import DataError
+from distill.errors import ConfigError, DataError
 from distill.evaluation import Benchmark
 from distill.export import export_student
 from distill.filtering import Filtered, survey
@@ -49,7 +49,7 @@ def run(cfg: DictConfig) -> Comparison | None:
     seed_everything(cfg.seed, workers=True, verbose=False)
     if is_many(cfg):
         check_command_line()
-    device = choose_device(cfg.device)
+    device, taught = choose_device(cfg.device), is_taught(cfg)
     student = started(instantiate(cfg.student), cfg.start)
     check_size(student, cfg.data.size)
     train, val = (pairs_of(cfg.data, split, cfg[split]) for split in ("train", "val"))
@@ -61,7 +61,6 @@ def run(cfg: DictConfig) -> Comparison | None:
     module = _distillation(cfg, student, teacher)
     first = is_first_process()
     folder = RunFolder.create(cfg, resume=cfg.run.resume) if first else RunFolder(cfg.run.dir)
-    taught = cfg.self_distillation is None or cfg.self_distillation.start_epoch > 0
     for pairs in filter(None, (train if taught else None, val, test)):
         label(teacher, pairs, device, progress=first)
     if taught:
@@ -84,6 +83,21 @@ def run(cfg: DictConfig) -> Comparison | None:
     write_reports(folder, comparison, test)
     print_table(comparison)
     return comparison
+
+
+def is_taught(cfg: DictConfig) -> bool:
+    """Says whether the student learns from the teacher's labels, or from its own only.
+
+    Raises:
+        ConfigError: for a filter of labels that nobody learns from.
+    """
+    taught = cfg.self_distillation is None or cfg.self_distillation.start_epoch > 0
+    if not taught and (cfg.filter.criteria or cfg.filter.curriculum):
+        raise ConfigError(
+            "Expected filter=none with self_distillation.start_epoch=0, where the teacher's labels are not learned from, but "
+            f"got {sorted(cfg.filter.criteria or {}) or 'a curriculum'}; start later, or leave the filter out."
+        )
+    return taught
 
 
 def started(student: nn.Module, path: str | None) -> nn.Module:

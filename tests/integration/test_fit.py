@@ -124,6 +124,9 @@ def test_a_student_may_be_trained_further(fitted, tmp_path, capsys):
     assert len(LabelStore(tmp_path / "r" / "labels")) == sum(int(val[i].kps_mask.sum()) for i in range(8))
     assert main(["fit", f"run.dir={tmp_path}/s", *still, start, "student.width=8"]) == 2
     assert "student.<name> settings" in capsys.readouterr().err and not (tmp_path / "s").exists()
+    for choice, named in (("confidence", "['confidence']"), ("curriculum", "a curriculum")):
+        assert main(["fit", f"run.dir={tmp_path}/s", *still, start, f"filter={choice}"]) == 2
+        assert f"got {named}; start later" in capsys.readouterr().err and not (tmp_path / "s").exists()
 
 
 def test_a_run_is_not_overwritten_but_may_be_resumed(fitted, tmp_path, capsys):
