@@ -20,7 +20,7 @@ from distill.types import Matches, PairBatch
 from teacher import confidence
 from teacher.locate import combine, locate
 from teacher.memory import Chunks
-from teacher.neighbours import Neighbours
+from teacher.neighbours import Neighbours, Votes
 from teacher.pipeline import Pipeline, as_device, check_folder, locate_folder, weights_digest
 from teacher.precision import settle_precision
 from teacher.prompts import PromptMaker, Prompts
@@ -43,11 +43,13 @@ class Found(NamedTuple):
         points: (1, N, 2).
         heatmap: (1, N, side, side).
         maps: (N, E, side, side), each embedding's attention, averaged over the layers.
+        votes: of the points' neighbours, where they were asked.
     """
 
     points: Tensor
     heatmap: Tensor
     maps: Tensor
+    votes: Votes | None = None
 
 
 class PromptOptimization:
@@ -197,7 +199,7 @@ class PromptOptimization:
         found = self.find(*target, prompts, votes.mirrored)
         maps = F.interpolate(votes.maps[None], found.heatmap.shape[-2:], mode="bilinear", align_corners=False)
         weighed = found.heatmap * (maps / maps.amax((-2, -1), keepdim=True)) ** self.settings.consensus
-        return Found(read_out(weighed, self.settings), weighed, found.maps)
+        return Found(read_out(weighed, self.settings), weighed, found.maps, votes)
 
     def find(self, image: Tensor, key: str, prompts: Prompts, mirrored: bool = False) -> Found:
         """Returns where prompts light up in ``image`` (3, H, W), or in its mirror image, mirrored back."""
@@ -238,9 +240,9 @@ class PromptOptimization:
         if kind == "spread":
             return confidence.unanimity(found.maps)
         if kind == "second_look":
-            votes = self.neighbours.vote(source, target, points)
-            again = self.neighbours.vote_again(source, target, points, votes.mirrored)
-            both, side = (votes.maps * again).sqrt()[None], self.scenes.map_side
+            assert found.votes is not None  # settings see to it
+            again = self.neighbours.vote_again(source, target, points, found.votes.mirrored)
+            both, side = (found.votes.maps * again).sqrt()[None], self.scenes.map_side
             maps = F.interpolate(both, (side, side), mode="bilinear", align_corners=False)
             return confidence.peak_mass(maps, found.points, SECOND_LOOK_POWER)[0]
         if kind == "mirror":
