@@ -95,8 +95,10 @@ class Backbone(nn.Module):
         """
         self.check_size(images.shape[-2], images.shape[-1])
         wanted = sorted(set(self.levels))
+        # Convolutions keep the layout of what they are given; channels last is a fifth faster on a processor.
+        images = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         maps = self.network.forward_intermediates(
-            (images - self.mean) / self.std,
+            images,
             indices=wanted,
             norm=self.patch > 1,  # transformers' features are meant to be read behind their last normalisation
             output_fmt="NCHW",
