@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from distill.data.pairs import collate_pairs
 from distill.errors import ConfigError, LabelError
 from distill.evaluation import Benchmark, to_device
-from distill.geometry import cell_centres
+from distill.geometry import cell_centres, closeness, image_size, mirror_points
 from distill.progress import track
 from distill.protocols import Matcher, PairMatcher, match
 from distill.types import Matches, PairBatch
@@ -59,7 +59,7 @@ class RelaxedCycle:
     def __call__(self, pairs: PairBatch, label: Matches) -> Tensor:
         """See :class:`Criterion`."""
         back = self.matcher(pairs.trg_img, pairs.src_img, label.trg_kps).trg_kps
-        return _closeness(back, pairs.src_kps, pairs.src_img, self.tolerance)
+        return closeness(back, pairs.src_kps, image_size(pairs.src_img), self.tolerance)
 
 
 class Agreement:
@@ -76,7 +76,7 @@ class Agreement:
     def __call__(self, pairs: PairBatch, label: Matches) -> Tensor:
         """See :class:`Criterion`."""
         other = self.matcher(pairs.src_img, pairs.trg_img, pairs.src_kps).trg_kps
-        return _closeness(other, label.trg_kps, pairs.trg_img, self.tolerance)
+        return closeness(other, label.trg_kps, image_size(pairs.trg_img), self.tolerance)
 
 
 class MirrorAgreement:
@@ -94,9 +94,10 @@ class MirrorAgreement:
 
     def __call__(self, pairs: PairBatch, label: Matches) -> Tensor:
         """See :class:`Criterion`."""
-        points = _mirrored(pairs.src_kps, pairs.src_img)
+        src_size, trg_size = image_size(pairs.src_img), image_size(pairs.trg_img)
+        points = mirror_points(pairs.src_kps, src_size)
         answer = self.matcher(pairs.src_img.flip(-1), pairs.trg_img.flip(-1), points).trg_kps
-        return _closeness(_mirrored(answer, pairs.trg_img), label.trg_kps, pairs.trg_img, self.tolerance)
+        return closeness(mirror_points(answer, trg_size), label.trg_kps, trg_size, self.tolerance)
 
 
 class Concentration:
@@ -169,12 +170,3 @@ def _positive(value: float) -> float:
     if value <= 0:
         raise ConfigError(f"Expected the amounts of a filter to be positive but got {value}; 0.1 is usual.")
     return value
-
-
-def _mirrored(points: Tensor, images: Tensor) -> Tensor:
-    return torch.stack([images.shape[-1] - points[..., 0], points[..., 1]], -1)
-
-
-def _closeness(first: Tensor, second: Tensor, images: Tensor, tolerance: float) -> Tensor:
-    squared = ((first - second) / max(images.shape[-2:])).square().sum(-1)
-    return torch.exp(-squared / (2 * tolerance**2))

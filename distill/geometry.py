@@ -16,6 +16,24 @@ def resize_points(points: Tensor, from_size: tuple[int, int], to_size: tuple[int
     return points * points.new_tensor([w1 / w0, h1 / h0])
 
 
+def mirror_points(points: Tensor, size: tuple[int, int]) -> Tensor:
+    """Returns where points (..., 2), x, y px, of an image of ``size`` (H, W) are in its mirror image."""
+    return torch.stack([size[1] - points[..., 0], points[..., 1]], -1)
+
+
+def closeness(first: Tensor, second: Tensor, size: tuple[int, int], tolerance: float) -> Tensor:
+    """Returns (...) in [0, 1], a Gaussian of the distance between points (..., 2), x, y px, of images of ``size``.
+
+    Args:
+        first: points.
+        second: others, one for each.
+        size: (H, W), px.
+        tolerance: the Gaussian's standard deviation, as a fraction of the longer side.
+    """
+    squared = ((first - second) / max(size)).square().sum(-1)
+    return torch.exp(-squared / (2 * tolerance**2))
+
+
 def map_points(points: Tensor, from_box: Tensor, to_box: Tensor) -> Tensor:
     """Maps points (B, N, 2), x, y px, so that ``from_box`` (B, 4) comes to lie on ``to_box`` (B, 4)."""
     old, new = from_box.to(points)[:, None], to_box.to(points)[:, None]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.errors import ConfigError
-from distill.geometry import image_size, sample_at
+from distill.geometry import closeness, image_size, mirror_points, sample_at
 from distill.readout import window_mass, windowed_soft_argmax
 from distill.types import Matches, PairBatch
 from student.votes import Votes, pooled
@@ -127,16 +127,17 @@ class FeatureTeacher:
             turned = self.votes.turned(here, as_is, mirrored)[:, None, None, None]
         there, confirmed = torch.where(turned, mirrored, as_is), torch.ones_like(points[..., 0])
         logits = self._logits(here, there, points, src_size)
+        first = self._read_out(logits, trg_size)
         if self.cycle_tolerance is not None:
-            back = self._read_out(self._logits(there, here, self._read_out(logits, trg_size), trg_size), src_size)
-            confirmed = confirmed * _closeness(back, points, src_size, self.cycle_tolerance)
+            back = self._read_out(self._logits(there, here, first, trg_size), src_size)
+            confirmed = confirmed * closeness(back, points, src_size, self.cycle_tolerance)
         logits = torch.where(turned, logits.flip(-1), logits)
+        first = torch.where(turned[..., 0], mirror_points(first, trg_size), first)
         if self.mirror_tolerance is not None:
             there = torch.where(turned, as_is, mirrored)
-            second = self._logits(here_mirrored, there, _mirror_points(points, src_size), src_size)
+            second = self._logits(here_mirrored, there, mirror_points(points, src_size), src_size)
             second = torch.where(turned, second, second.flip(-1))
-            one, other = self._read_out(logits, trg_size), self._read_out(second, trg_size)
-            confirmed = confirmed * _closeness(one, other, trg_size, self.mirror_tolerance)
+            confirmed = confirmed * closeness(first, self._read_out(second, trg_size), trg_size, self.mirror_tolerance)
             logits = (logits + second) / 2
         found, softened = self._read_out(logits, trg_size), logits / self.votes.read_out_temperature
         confidence = confirmed * window_mass(softened, found, trg_size, self.radius_cells)
@@ -150,12 +151,3 @@ class FeatureTeacher:
 
     def _read_out(self, logits: Tensor, size: Size) -> Tensor:
         return windowed_soft_argmax(logits, size, radius_cells=self.radius_cells)
-
-
-def _mirror_points(points: Tensor, size: Size) -> Tensor:
-    return torch.stack([size[1] - points[..., 0], points[..., 1]], -1)
-
-
-def _closeness(first: Tensor, second: Tensor, size: Size, tolerance: float) -> Tensor:
-    squared = ((first - second) / max(size)).square().sum(-1)
-    return torch.exp(-squared / (2 * tolerance**2))

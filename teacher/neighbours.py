@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill.consensus import mutual_probability, neighbourhood_votes
-from distill.geometry import sample_at
+from distill.geometry import mirror_points, sample_at
 from teacher.recent import Recent
 from teacher.scenes import Scenes
 
@@ -79,8 +79,7 @@ class Neighbours:
             mirrored: the look that was taken, see :class:`Votes`.
         """
         here, there = self._describe(*source, mirrored=True), self._describe(*target, mirrored=not mirrored)
-        turned = torch.stack([1 - points[..., 0], points[..., 1]], -1)
-        return _at(self._votes(here, there), turned, not mirrored)
+        return _at(self._votes(here, there), mirror_points(points, (1, 1)), not mirrored)
 
     def _describe(self, image: Tensor, key: str, mirrored: bool) -> Tensor:
         name = (key, mirrored)
