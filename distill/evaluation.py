@@ -100,13 +100,8 @@ def evaluate(
         known = pairs.kps_mask & torch.isfinite(pairs.trg_kps).all(-1)
         if not known.any():
             continue
-        start = time.perf_counter()
-        with torch.no_grad():
-            answer = match(matcher, to_device(pairs, device))
-            points, confidence = answer.trg_kps.cpu(), answer.confidence.cpu()
-        seconds += time.perf_counter() - start
-        if not torch.isfinite(points[pairs.kps_mask]).all():
-            raise DataError(f"Expected finite points from {name} but got NaN or infinity; check its weights.")
+        points, confidence, taken = _answer(matcher, pairs, name, device)
+        seconds += taken
         predicted, truth = to_original(points, pairs), to_original(pairs.trg_kps, pairs)
         scores.add(pairs, predicted, truth, known)
         _collect(found, numbers, pairs, predicted, truth, known, confidence)
@@ -114,21 +109,33 @@ def evaluate(
         raise DataError(
             f"Expected pairs with common points in {benchmark.name} but found none; choose another split, or give points."
         )
-    n_pairs, shares = len(found["pairs"]), np.stack(found.pop("image_pck"))
+    shares = np.stack(found.pop("image_pck"))
     report = {
         "matcher": name,
         "data": benchmark.name,
         "split": benchmark.split,
         **_convention(benchmark),
-        "n_pairs": n_pairs,
-        "n_pairs_without_points": len(cast(Sized, benchmark)) - n_pairs,
+        "n_pairs": len(shares),
+        "n_pairs_without_points": len(cast(Sized, benchmark)) - len(shares),
         **scores.report(),
         **_sureness(shares, found["images"]),
         "confidence": _confidence(found),
         "seconds": round(seconds, 3),
-        "latency_ms": round(1000 * seconds / n_pairs, 3),
+        "latency_ms": round(1000 * seconds / len(shares), 3),
     }
     return Evaluation(report=report, image_pck=shares, **found)
+
+
+def _answer(matcher: Matcher | PairMatcher, pairs: PairBatch, name: str, device: str) -> tuple[Tensor, Tensor, float]:
+    """Returns the points (B, N, 2) and confidences (B, N) of all answers, and the seconds that they took."""
+    start = time.perf_counter()
+    with torch.no_grad():
+        answer = match(matcher, to_device(pairs, device))
+        points, confidence = answer.trg_kps.cpu(), answer.confidence.cpu()
+    seconds = time.perf_counter() - start
+    if not torch.isfinite(points[pairs.kps_mask]).all():
+        raise DataError(f"Expected finite points from {name} but got NaN or infinity; check its weights.")
+    return points, confidence, seconds
 
 
 def _sureness(shares: Array, images: list[tuple[str, str]]) -> dict[str, Any]:
