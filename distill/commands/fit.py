@@ -68,13 +68,7 @@ def run(cfg: DictConfig) -> Comparison | None:
     _train(cfg, folder, module, PairDataModule(train, val, cfg.batch_size, cfg.num_workers, cfg.seed))  # type: ignore[arg-type]
     if not first:
         return None
-    student, config = finished(module.student, cfg)
-    save_student(student, config, folder / "student.safetensors")
-    deviation = export_student(student, folder / "student.onnx", cfg.data.size, config)
-    print(
-        f"student: {folder / 'student.safetensors'}\nONNX:    {folder / 'student.onnx'} "
-        f"(differs from torch by at most {deviation.points_px:.2g} px)"
-    )
+    student = _keep(module.student, cfg, folder)
     if test is None:
         return None
     matchers = {"teacher": teacher, "student": student, "nearest_neighbour": baseline, "box_relative": BoxRelative()}
@@ -83,6 +77,17 @@ def run(cfg: DictConfig) -> Comparison | None:
     write_reports(folder, comparison, test)
     print_table(comparison)
     return comparison
+
+
+def _keep(student: nn.Module, cfg: DictConfig, folder: RunFolder) -> nn.Module:
+    """Writes the trained student, as weights and as ONNX, and returns it as it is kept."""
+    student, config = finished(student, cfg)
+    save_student(student, config, folder / "student.safetensors")
+    print(f"student: {folder / 'student.safetensors'}")
+    if cfg.onnx:
+        deviation = export_student(student, folder / "student.onnx", cfg.data.size, config)
+        print(f"ONNX:    {folder / 'student.onnx'} (differs from torch by at most {deviation.points_px:.2g} px)")
+    return student
 
 
 def is_taught(cfg: DictConfig) -> bool:

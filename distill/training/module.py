@@ -80,7 +80,7 @@ class Distillation(LightningModule):
         if wanting and not self.dense:
             raise ConfigError(
                 f"Expected a student with look, describe and correlate for the losses {', '.join(wanting)} but "
-                f"{type(student).__name__} has none; leave these losses out."
+                f"{type(student).__name__} has none; loss=distillation does without."
             )
         self.student = student
         self._teacher, self._labeller = Aside(teacher), Aside(teacher)

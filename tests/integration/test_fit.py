@@ -116,8 +116,10 @@ def test_a_student_may_be_trained_further(fitted, tmp_path, capsys):
         "lr=1e-12",
         "weight_decay=0",
         "self_distillation.start_epoch=0",
+        "onnx=false",
     ]
     assert main(["fit", f"run.dir={tmp_path}/r", *still, start]) == 0
+    assert not (tmp_path / "r" / "student.onnx").exists(), "which was not asked for"
     before, after = (load_file(folder / "student.safetensors") for folder in (fitted, tmp_path / "r"))
     assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in before if name.endswith("weight"))
     val = ShapesPairs("val", 8, size=64)
