@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from distill.data.pairs import collate_pairs
@@ -58,7 +58,7 @@ class RelaxedCycle:
 
     def __call__(self, pairs: PairBatch, label: Matches) -> Tensor:
         """See :class:`Criterion`."""
-        back = self.matcher(pairs.trg_img, pairs.src_img, label.trg_kps).trg_kps
+        back = _ask(self.matcher, pairs.trg_img, pairs.src_img, label.trg_kps)
         return closeness(back, pairs.src_kps, image_size(pairs.src_img), self.tolerance)
 
 
@@ -75,7 +75,7 @@ class Agreement:
 
     def __call__(self, pairs: PairBatch, label: Matches) -> Tensor:
         """See :class:`Criterion`."""
-        other = self.matcher(pairs.src_img, pairs.trg_img, pairs.src_kps).trg_kps
+        other = _ask(self.matcher, pairs.src_img, pairs.trg_img, pairs.src_kps)
         return closeness(other, label.trg_kps, image_size(pairs.trg_img), self.tolerance)
 
 
@@ -96,7 +96,7 @@ class MirrorAgreement:
         """See :class:`Criterion`."""
         src_size, trg_size = image_size(pairs.src_img), image_size(pairs.trg_img)
         points = mirror_points(pairs.src_kps, src_size)
-        answer = self.matcher(pairs.src_img.flip(-1), pairs.trg_img.flip(-1), points).trg_kps
+        answer = _ask(self.matcher, pairs.src_img.flip(-1), pairs.trg_img.flip(-1), points)
         return closeness(mirror_points(answer, trg_size), label.trg_kps, trg_size, self.tolerance)
 
 
@@ -164,6 +164,13 @@ def survey(
             "choose filter=none."
         )
     return confidence
+
+
+def _ask(matcher: Matcher, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Tensor:
+    """Returns the answer (B, N, 2) of a matcher, which is brought to where the images are."""
+    if isinstance(matcher, nn.Module):
+        matcher.to(src_img.device)
+    return matcher(src_img, trg_img, src_kps).trg_kps
 
 
 def _positive(value: float) -> float:

@@ -6,6 +6,7 @@ import torch
 from distill.data.pairs import collate_pairs
 from distill.data.unannotated import GridPoints
 from distill.errors import ConfigError, LabelError
+from distill.evaluation import to_device
 from distill.filtering import (
     Agreement,
     Concentration,
@@ -25,7 +26,7 @@ def shifted(dx: float):
     """A matcher that answers with the query, moved to the right."""
 
     def matcher(src_img, trg_img, src_kps):
-        points = src_kps + torch.tensor([dx, 0.0])
+        points = src_kps + src_kps.new_tensor([dx, 0.0])
         return Matches(points, torch.ones_like(points[..., 0]), points.new_zeros(*points.shape[:2], 4, 4))
 
     return matcher
@@ -33,6 +34,26 @@ def shifted(dx: float):
 
 def label_of(pairs, dx=0.0) -> Matches:
     return shifted(dx)(pairs.src_img, pairs.trg_img, pairs.src_kps)
+
+
+class Network(torch.nn.Module):
+    """A matcher with a weight, which has to be where the images are."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(2))
+
+    def forward(self, src_img, trg_img, src_kps):
+        points = src_kps + self.weight
+        return Matches(points, torch.ones_like(points[..., 0]), points.new_zeros(*points.shape[:2], 4, 4))
+
+
+@pytest.mark.parametrize("criterion", [Agreement, MirrorAgreement, RelaxedCycle])
+def test_the_other_matcher_goes_where_the_pairs_are(make_pairs, criterion):
+    pairs = to_device(make_pairs(3, size=32), "meta")  # stands for a GPU: nothing on it mixes with the processor's
+    network = Network()
+    weight = criterion(network)(pairs, label_of(pairs))
+    assert weight.device.type == "meta" and network.weight.device.type == "meta"
 
 
 def test_the_cycle_weighs_by_the_distance_on_coming_back(make_pairs):
