@@ -11,6 +11,7 @@ Examples:
   python -m distill fit data=cub data.root=CUB_200_2011 student.backbone=mobilenetv2_100 train.n_pairs=500
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from distill.environment import choose_device
 from distill.errors import ConfigError, DataError
 from distill.evaluation import Benchmark
 from distill.export import export_student
-from distill.filtering import Filtered, survey
+from distill.filtering import Criterion, Filtered, survey
 from distill.labelling import label
 from distill.matchers.box_relative import BoxRelative
 from distill.matchers.cached import Cached
@@ -58,13 +59,13 @@ def run(cfg: DictConfig) -> Comparison | None:
     test = pairs_of(cfg.data, "test", cfg.test) if cfg.test.n_pairs else None
     baseline = instantiate(cfg.baseline)
     teacher = Cached(cfg.labels.dir, instantiate(cfg.teacher), offers=list(cfg.labels.offers))
-    module = _distillation(cfg, student, teacher)
+    module, criteria = _distillation(cfg, student, teacher), instantiate(cfg.filter.criteria) or {}
     first = is_first_process()
     folder = RunFolder.create(cfg, resume=cfg.run.resume) if first else RunFolder(cfg.run.dir)
     for pairs in filter(None, (train if taught else None, val, test)):
         label(teacher, pairs, device, progress=first)
     if taught:
-        _filter(cfg, module, train, device)
+        _filter(module, criteria, train, cfg.batch_size, device)
     _train(cfg, folder, module, PairDataModule(train, val, cfg.batch_size, cfg.num_workers, cfg.seed))  # type: ignore[arg-type]
     if not first:
         return None
@@ -149,13 +150,14 @@ def _distillation(cfg: DictConfig, student: nn.Module, teacher: Cached) -> Disti
     )
 
 
-def _filter(cfg: DictConfig, module: Distillation, train: Benchmark, device: str) -> None:
-    """Weighs the training labels, if the configuration has criteria or a curriculum."""
-    criteria = instantiate(cfg.filter.criteria) or {}
+def _filter(
+    module: Distillation, criteria: Mapping[str, Criterion], train: Benchmark, batch_size: int, device: str
+) -> None:
+    """Weighs the training labels, if there are criteria or a curriculum."""
     if not criteria and module.curriculum is None:
         return
     labeller = Remembered(Filtered(module.teacher, criteria))
-    confidence = survey(labeller, train, cfg.batch_size, device)
+    confidence = survey(labeller, train, batch_size, device)
     module.learn_from(labeller)
     if module.curriculum is not None:
         module.curriculum.calibrate(confidence)

@@ -19,7 +19,10 @@ def load_student(path: str | Path | None) -> nn.Module:
         WeightsError: when the file is missing, truncated, or no student.
     """
     if path is None:
-        raise ConfigError("Expected a student's file but got none; add ckpt=<student.safetensors of a fit>.")
+        raise ConfigError(
+            "Expected a student's file but got none; add ckpt=<student.safetensors of a fit>, or filter.student= for "
+            "filter=student."
+        )
     config, tensors = read_student_file(path)
     size = config.pop("size")
     student = load_into(instantiate({**config, "weights": None}), tensors, path)

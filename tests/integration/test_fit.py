@@ -131,6 +131,14 @@ def test_a_student_may_be_trained_further(fitted, tmp_path, capsys):
         assert f"got {named}; start later" in capsys.readouterr().err and not (tmp_path / "s").exists()
 
 
+def test_labels_may_be_judged_by_a_student_that_was_trained_before(fitted, tmp_path, capsys):
+    judged = ["fit", "teacher=oracle", *SMALL, "test.n_pairs=0", "onnx=false", "filter=student"]
+    assert main([*judged, f"run.dir={tmp_path}/s"]) == 2
+    assert "filter.student=" in capsys.readouterr().err and not (tmp_path / "s").exists()
+    assert main([*judged, f"run.dir={tmp_path}/r", f"filter.student={fitted}/student.safetensors"]) == 0
+    assert "kept, mean confidence 0." in capsys.readouterr().out, "an untrained judge is not sure of the truth"
+
+
 def test_a_run_is_not_overwritten_but_may_be_resumed(fitted, tmp_path, capsys):
     folder, again = tmp_path / "run", ["teacher=oracle", *SMALL]
     assert main(["fit", f"run.dir={folder}", *again]) == 0
