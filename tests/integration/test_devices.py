@@ -3,16 +3,8 @@
 import pytest
 import torch
 
+from distill import losses
 from distill.evaluation import to_device
-from distill.losses import (
-    Contrastive,
-    CoordinateHuber,
-    Equivariance,
-    Example,
-    HeatmapKL,
-    RelaxedCycle,
-    SimilarityDistillation,
-)
 from distill.training.augment import Augment
 from distill.training.curriculum import Curriculum
 from distill.training.warp import RandomWarp
@@ -54,12 +46,12 @@ def test_a_network_that_makes_labels_follows_the_images(elsewhere):
 @pytest.mark.parametrize(
     "make",
     [
-        HeatmapKL,
-        CoordinateHuber,
-        Contrastive,
-        RelaxedCycle,
-        lambda: Equivariance(RandomWarp(mirror=0.5)),
-        lambda: SimilarityDistillation(student()),
+        losses.HeatmapKL,
+        losses.CoordinateHuber,
+        losses.Contrastive,
+        losses.RelaxedCycle,
+        lambda: losses.Equivariance(RandomWarp(mirror=0.5)),
+        lambda: losses.SimilarityDistillation(student()),
     ],
     ids=["heatmap", "points", "contrastive", "cycle", "warp", "similarity"],
 )
@@ -71,4 +63,4 @@ def test_augmentation_curriculum_and_losses_stay_where_the_pairs_are(elsewhere, 
     curriculum.calibrate(torch.rand(50))
     pairs, label = Augment(mirror=0.5)(elsewhere, curriculum(label, 0.3))
     prediction, src_map, trg_map = network.look(pairs.src_img, pairs.trg_img, pairs.src_kps)
-    assert make()(Example(pairs, label, prediction, network, src_map, trg_map)).device.type == "meta"
+    assert make()(losses.Example(pairs, label, prediction, network, src_map, trg_map)).device.type == "meta"
