@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Protocol, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from distill.data.pairs import collate_pairs
@@ -16,7 +16,7 @@ from distill.errors import ConfigError, LabelError
 from distill.evaluation import Benchmark, to_device
 from distill.geometry import cell_centres, closeness, image_size, mirror_points
 from distill.progress import track
-from distill.protocols import Matcher, PairMatcher, match
+from distill.protocols import Matcher, PairMatcher, follow, match
 from distill.types import Matches, PairBatch
 
 
@@ -168,8 +168,7 @@ def survey(
 
 def _ask(matcher: Matcher, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Tensor:
     """Returns the answer (B, N, 2) of a matcher, which is brought to where the images are."""
-    if isinstance(matcher, nn.Module):
-        matcher.to(src_img.device)
+    follow(matcher, src_img)
     return matcher(src_img, trg_img, src_kps).trg_kps
 
 

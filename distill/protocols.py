@@ -3,7 +3,7 @@
 from collections.abc import MutableMapping
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.types import Matches, PairBatch
 
@@ -61,3 +61,9 @@ def match(matcher: Matcher | PairMatcher, pairs: PairBatch) -> Matches:
     if isinstance(matcher, PairMatcher):
         return matcher.match_pairs(pairs)
     return matcher(pairs.src_img, pairs.trg_img, pairs.src_kps)
+
+
+def follow(network: object, images: Tensor) -> None:
+    """Brings ``network`` to the device of ``images``, if it has weights that could be elsewhere."""
+    if isinstance(network, nn.Module):
+        network.to(images.device)

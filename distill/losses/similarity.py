@@ -3,11 +3,12 @@
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from distill.errors import ConfigError
 from distill.losses.base import Example, dense_parts
+from distill.protocols import follow
 
 
 class Guide(Protocol):
@@ -51,8 +52,7 @@ class SimilarityDistillation:
         """See :class:`distill.losses.base.Loss`; pairs weigh as much as their labels' mean confidence."""
         _, src_map, trg_map = dense_parts(example)
         images = torch.cat([example.pairs.src_img, example.pairs.trg_img])
-        if isinstance(self.guide, nn.Module):
-            self.guide.to(images.device)
+        follow(self.guide, images)
         with torch.no_grad():
             wanted = self._similarity(*self.guide.describe(images).chunk(2)) / self.guide_temperature
         found = self._similarity(src_map, trg_map) / self.temperature

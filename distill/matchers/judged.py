@@ -1,10 +1,8 @@
 """A second opinion: one matcher's answers, and how sure another one is of them."""
 
-from torch import nn
-
 from distill.errors import ConfigError
 from distill.geometry import closeness, image_size
-from distill.protocols import Matcher, PairMatcher, match
+from distill.protocols import Matcher, PairMatcher, follow, match
 from distill.types import Matches, PairBatch
 
 
@@ -34,8 +32,7 @@ class Judged:
 
     def match_pairs(self, pairs: PairBatch) -> Matches:
         """See :class:`distill.protocols.PairMatcher`."""
-        if isinstance(self.judge, nn.Module):
-            self.judge.to(pairs.trg_img.device)
+        follow(self.judge, pairs.trg_img)
         answer, opinion = match(self.matcher, pairs), match(self.judge, pairs)
         near = closeness(answer.trg_kps, opinion.trg_kps, image_size(pairs.trg_img), self.tolerance)
         return answer._replace(confidence=opinion.confidence * near)
