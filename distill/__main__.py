@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 
 from distill import __version__
-from distill.errors import ConfigError, DistillError, nearest
+from distill.core.errors import ConfigError, DistillError, nearest
 
 VERBS = {
     "fit": "train a student on a teacher's labels",
@@ -60,14 +60,14 @@ def _dispatch(arguments: list[str]) -> int:
     if verb not in VERBS:
         raise ConfigError(f"Expected a verb but got {verb!r}; {nearest(verb, VERBS)}.")
     config_dir, overrides, wants_help = _split(_with_action(verb, rest))
-    from distill.config import compose  # Hydra takes a second to import, which an overview need not wait for
-    from distill.help import describe_verb
+    from distill.cli.config import compose  # Hydra takes a second to import, which an overview need not wait for
+    from distill.cli.help import describe_verb
 
     if wants_help:
         print(describe_verb(verb, config_dir))
         return 0
     config = compose(verb, overrides, config_dir)
-    importlib.import_module(f"distill.commands.{verb}").run(config)
+    importlib.import_module(f"distill.cli.commands.{verb}").run(config)
     return 0
 
 

@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from distill.errors import ConfigError, nearest
+from distill.core.errors import ConfigError, nearest
 from student import lora as adapters
 from student.weights import load_weights
 

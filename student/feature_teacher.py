@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.errors import ConfigError
-from distill.geometry import closeness, image_size, mirror_points, sample_at
-from distill.readout import window_mass, windowed_soft_argmax
-from distill.types import Matches, PairBatch
-from student.votes import Votes, pooled
+from distill.core.errors import ConfigError
+from distill.core.geometry import closeness, image_size, mirror_points, sample_at
+from distill.core.readout import window_mass, windowed_soft_argmax
+from distill.core.types import Matches, PairBatch
+from student.neighbourhood_consensus import Votes, pooled
 
 Size = tuple[int, int]
 """H, W, px."""
@@ -79,7 +79,7 @@ class FeatureTeacher:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def fingerprint(self) -> dict[str, str]:
-        """See :class:`distill.protocols.Fingerprinted`."""
+        """See :class:`distill.core.protocols.Fingerprinted`."""
         digest = hashlib.blake2b(digest_size=16)
         for name, value in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
@@ -90,12 +90,12 @@ class FeatureTeacher:
         return {"method": "features 3", "model": type(self.model).__name__, **settings}
 
     def __call__(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
-        """See :class:`distill.protocols.Matcher`."""
+        """See :class:`distill.core.protocols.Matcher`."""
         src, trg = self.describe(src_img), self.describe(trg_img)
         return self._match(src, trg, src_kps, image_size(src_img), image_size(trg_img))
 
     def match_pairs(self, pairs: PairBatch) -> Matches:
-        """See :class:`distill.protocols.PairMatcher`; each image is described once, known by its fingerprint."""
+        """See :class:`distill.core.protocols.PairMatcher`; each image is described once, known by its fingerprint."""
         src = self._remembered(pairs.src_hash, pairs.src_img)
         trg = self._remembered(pairs.trg_hash, pairs.trg_img)
         return self._match(src, trg, pairs.src_kps, image_size(pairs.src_img), image_size(pairs.trg_img))

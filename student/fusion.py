@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.errors import ConfigError
-from distill.geometry import cell_centres
+from distill.core.errors import ConfigError
+from distill.core.geometry import cell_centres
 
 
 class Fusion(nn.Module):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from distill.errors import ConfigError
+from distill.core.errors import ConfigError
 
 
 def add_adapters(

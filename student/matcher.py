@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.errors import ConfigError
-from distill.geometry import image_size, sample_at
-from distill.readout import window_mass, windowed_soft_argmax
-from distill.types import Matches
+from distill.core.errors import ConfigError
+from distill.core.geometry import image_size, sample_at
+from distill.core.readout import window_mass, windowed_soft_argmax
+from distill.core.types import Matches
 from student.backbone import Backbone, Tuning
 from student.fusion import Fusion
+from student.neighbourhood_consensus import Votes
 from student.refinement import Refinement
-from student.votes import Votes
 
 
 class StudentMatcher(nn.Module):
@@ -80,7 +80,7 @@ class StudentMatcher(nn.Module):
         self.radius_cells = radius_cells
 
     def forward(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
-        """Matches B pairs at N points each; see :class:`distill.protocols.Matcher`.
+        """Matches B pairs at N points each; see :class:`distill.core.protocols.Matcher`.
 
         The heatmap holds similarities divided by the temperature, and with ``consensus`` the votes; a softmax over its
         cells makes it a distribution. The confidence is the probability within the window around the answer, of the

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.geometry import image_size, sample_at
-from distill.readout import argmax
-from distill.types import Matches
+from distill.core.geometry import image_size, sample_at
+from distill.core.readout import argmax
+from distill.core.types import Matches
 from student.backbone import Backbone
 
 
@@ -45,7 +45,7 @@ class NearestNeighbour(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
-        """Matches B pairs at N points each; see :class:`distill.protocols.Matcher`.
+        """Matches B pairs at N points each; see :class:`distill.core.protocols.Matcher`.
 
         The heatmap holds cosines; the confidence is the best cosine, (1 + cos) / 2.
         """

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.geometry import image_size, sample_at
+from distill.core.geometry import image_size, sample_at
 
 STRIDE = 4  # px per cell of the second look
 

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from distill.errors import WeightsError
+from distill.core.errors import WeightsError
 
 POSITIONS = "pos_embed"
 

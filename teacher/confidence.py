@@ -18,8 +18,8 @@ import math
 import torch
 from torch import Tensor
 
-from distill.geometry import cell_centres
-from distill.readout import argmax
+from distill.core.geometry import cell_centres
+from distill.core.readout import argmax
 
 RADIUS = 0.1
 

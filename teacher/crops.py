@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill.geometry import cell_centres
+from distill.core.geometry import cell_centres
 
 
 def crop(image: Tensor, boxes: Tensor) -> Tensor:

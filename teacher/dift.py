@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill.checks import check_images, check_query
-from distill.errors import ConfigError
-from distill.geometry import image_size, sample_at
-from distill.readout import windowed_soft_argmax
-from distill.types import Matches, PairBatch
+from distill.core.checks import check_images, check_query
+from distill.core.errors import ConfigError
+from distill.core.geometry import image_size, sample_at
+from distill.core.readout import windowed_soft_argmax
+from distill.core.types import Matches, PairBatch
 from teacher import text
-from teacher.looks import generator
-from teacher.memory import Chunks
+from teacher.adaptive_batch import Chunks
+from teacher.crop_sampling import generator
+from teacher.lru_cache import Recent
 from teacher.pipeline import Pipeline, as_device, check_folder, load_pipeline, locate_folder, weights_digest
 from teacher.prompt_optimization import content_hashes
-from teacher.recent import Recent
 from teacher.settings import NullPrompt
 from teacher.unet import added_conditions
 
@@ -100,7 +100,7 @@ class DiffusionFeatures:
         }
 
     def __call__(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
-        """Matches B pairs at N points each; see :class:`distill.protocols.Matcher`.
+        """Matches B pairs at N points each; see :class:`distill.core.protocols.Matcher`.
 
         The heatmap holds cosines; the confidence is the best cosine, as (1 + cos) / 2.
 

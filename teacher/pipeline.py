@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill.errors import ConfigError, WeightsError
+from distill.core.errors import ConfigError, WeightsError
 
 _AUTOENCODERS = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 _CONFIGS = {"unet": "config.json", "vae": "config.json", "scheduler": "scheduler_config.json"}

@@ -4,7 +4,7 @@ import logging
 
 import torch
 
-from distill.errors import ConfigError
+from distill.core.errors import ConfigError
 from teacher.settings import Precision
 
 log = logging.getLogger(__name__)

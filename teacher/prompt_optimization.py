@@ -13,19 +13,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill.checks import check_images, check_query
-from distill.errors import ConfigError
-from distill.geometry import image_size
-from distill.types import Matches, PairBatch
+from distill.core.checks import check_images, check_query
+from distill.core.errors import ConfigError
+from distill.core.geometry import image_size
+from distill.core.types import Matches, PairBatch
 from teacher import confidence
-from teacher.locate import combine, locate
-from teacher.memory import Chunks
-from teacher.neighbours import Neighbours, Votes
+from teacher.adaptive_batch import Chunks
+from teacher.feature_cache import Scenes
+from teacher.localization import combine, locate
+from teacher.neighbourhood_consensus import Neighbours, Votes
 from teacher.pipeline import Pipeline, as_device, check_folder, locate_folder, weights_digest
 from teacher.precision import settle_precision
 from teacher.prompts import PromptMaker, Prompts
 from teacher.readout import read_out
-from teacher.scenes import Scenes
 from teacher.settings import Settings
 from teacher.text import check_text
 
@@ -146,7 +146,7 @@ class PromptOptimization:
         return sum(value.numel() for part in parts for value in part.parameters())
 
     def __call__(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
-        """Matches B pairs at N points each; see :class:`distill.protocols.Matcher`.
+        """Matches B pairs at N points each; see :class:`distill.core.protocols.Matcher`.
 
         Raises:
             DataError: for images or points that are not as the contract says.
@@ -164,7 +164,7 @@ class PromptOptimization:
         )
 
     def remember(self, memory: MutableMapping[Any, Any]) -> None:
-        """Keeps prompts in ``memory``, see :class:`distill.protocols.Remembering`."""
+        """Keeps prompts in ``memory``, see :class:`distill.core.protocols.Remembering`."""
         self.maker.kept = memory
 
     @torch.inference_mode(False)  # whoever asks may be in it, and the optimisation needs gradients

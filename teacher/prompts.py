@@ -6,16 +6,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from distill.readout import argmax
-from teacher.locate import locate
-from teacher.looks import WHOLE
-from teacher.memory import Chunks
-from teacher.optimise import optimise_prompts
-from teacher.recent import Recent
-from teacher.scenes import Scenes
+from distill.core.readout import argmax
+from teacher.adaptive_batch import Chunks
+from teacher.crop_attention import ConditionedViews, Views
+from teacher.crop_sampling import WHOLE
+from teacher.feature_cache import Scenes
+from teacher.initialization import random_starts, token_for
+from teacher.localization import locate
+from teacher.lru_cache import Recent
+from teacher.optimization import optimise_prompts
 from teacher.settings import Settings
-from teacher.start import random_starts, token_for
-from teacher.views import ConditionedViews, Views
 
 Name = tuple[str, float, float]
 

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from distill.geometry import cell_centres
-from distill.readout import argmax, windowed_soft_argmax
+from distill.core.geometry import cell_centres
+from distill.core.readout import argmax, windowed_soft_argmax
 from teacher.settings import Settings
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-from distill.errors import ConfigError, nearest
+from distill.core.errors import ConfigError, nearest
 
 Noise = Literal["gaussian", "uniform"]
 CropSource = Literal["pool", "fresh"]

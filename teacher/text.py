@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from distill.errors import WeightsError
+from distill.core.errors import WeightsError
 from teacher.pipeline import Pipeline
 
 _FILES = {"tokenizer": ("tokenizer_config.json",), "text_encoder": ("config.json", "model.safetensors")}

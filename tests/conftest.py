@@ -6,8 +6,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
+from distill.core.types import PairBatch
 from distill.data.pairs import AnnotatedImage, make_pair
-from distill.types import PairBatch
 
 ROOT = Path(__file__).resolve().parents[1]
 

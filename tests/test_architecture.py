@@ -15,8 +15,8 @@ HEAVY = {
     "diffusers": ("teacher",),
     "transformers": ("teacher",),
     "timm": ("student",),
-    "lightning": ("distill/training", "distill/data/datamodule.py", "distill/commands", "teacher/pretrain"),
-    "hydra": ("distill/commands", "distill/config.py"),
+    "lightning": ("distill/training", "distill/data/datamodule.py", "distill/cli/commands", "teacher/pretrain"),
+    "hydra": ("distill/cli/commands", "distill/cli/config.py"),
 }
 
 

@@ -1,1 +1,1 @@
-"""Benchmarks, one a file."""
+"""Image pairs: data sets, reading, pairing, downloads, samplers and the Lightning data module."""

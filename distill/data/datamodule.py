@@ -5,10 +5,10 @@ from typing import Any
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from distill.data.order import WholeBatches
+from distill.core.errors import ConfigError
+from distill.core.types import PairBatch
 from distill.data.pairs import collate_pairs
-from distill.errors import ConfigError
-from distill.types import PairBatch
+from distill.data.samplers import WholeBatches
 
 
 class PairDataModule(LightningDataModule):

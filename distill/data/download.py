@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from distill.errors import DataError
+from distill.core.errors import DataError
 
 CHUNK = 1 << 20
 TIMEOUT = 60  # seconds without a byte

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill.data.tables import read_csv
-from distill.errors import DataError
+from distill.core.errors import DataError
+from distill.data.readers import read_csv
 
 COLUMNS = ["source_image", "target_image"]
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill.errors import DataError
-from distill.geometry import map_points
-from distill.types import PairBatch
+from distill.core.errors import DataError
+from distill.core.geometry import map_points
+from distill.core.types import PairBatch
 
 Threshold = Literal["bbox", "img", "kps_bbox"]
 NO_VARIATION = (0, 0, 0, 0)
@@ -211,3 +211,8 @@ def _bundles(group: list[int], per_source: int, rng: np.random.Generator) -> lis
     targets = {source: [t for t in rng.permutation(group).tolist() if t != source] for source in sources}
     starts = range(0, len(group) - 1, per_source)
     return [[(s, t) for t in targets[s][start : start + per_source]] for start in starts for s in sources]
+
+
+def to_device(pairs: PairBatch, device: str | torch.device) -> PairBatch:
+    """Returns ``pairs`` with all tensors on ``device``."""
+    return PairBatch(*(value.to(device) if isinstance(value, Tensor) else value for value in pairs))  # type: ignore[arg-type]

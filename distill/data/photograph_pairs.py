@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from distill.core.errors import ConfigError, DataError, nearest
+from distill.core.types import PairBatch
+from distill.data.images import PhotographReader
 from distill.data.pairs import NO_VARIATION, AnnotatedImage, Scoring, Threshold, make_pair
-from distill.data.photographs import PhotographReader
-from distill.errors import ConfigError, DataError, nearest
-from distill.types import PairBatch
 
 T = TypeVar("T")
 

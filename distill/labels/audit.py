@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.errors import LabelError
+from distill.core.errors import LabelError
 from distill.labels.folder import mismatch
 from distill.labels.index import FILE, Index, label_files, read_index
 from distill.labels.records import Columns, differ

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.errors import LabelError
-from distill.labels.claims import FILE as CLAIMS
+from distill.core.errors import LabelError
 from distill.labels.index import FILE, Index, label_files, read_index, write_index
+from distill.labels.locks import FILE as CLAIMS
 from distill.labels.records import Columns, joined
 from distill.labels.shard import Shard, open_shard, write_shard
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from distill.errors import LabelError
+from distill.core.errors import LabelError
 from distill.labels.shard import SUFFIX, Shard, write_whole
 
 FILE = "index.parquet"

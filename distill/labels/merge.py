@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distill.errors import LabelError
+from distill.core.errors import LabelError
 from distill.labels.folder import LabelFolder, mismatch
 from distill.labels.records import differ
 from distill.labels.shard import digest, write_whole

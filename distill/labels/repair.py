@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from distill.errors import LabelError
+from distill.core.errors import LabelError
 from distill.labels.audit import audit
 from distill.labels.folder import LabelFolder
 from distill.labels.index import FILE

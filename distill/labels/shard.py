@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from distill.errors import LabelError
+from distill.core.errors import LabelError
 from distill.labels.records import ARRAYS, Columns, Image
 
 FORMAT = "distill-labels-2"

@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill.errors import LabelError
-from distill.geometry import image_size
+from distill.core.errors import LabelError
+from distill.core.geometry import image_size
+from distill.core.types import Matches, PairBatch
 from distill.labels.folder import LabelFolder, mismatch
 from distill.labels.records import GRID, Columns, Image, Record, image_number, joined, on_grid, point_keys
-from distill.types import Matches, PairBatch
 
 AROUND = np.array([(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (-1, 1), (1, -1), (1, 1)])
 """Cells of the grid in which a point may have been stored: its own, then those that a rounding error leads to."""

@@ -5,8 +5,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from distill.geometry import image_size
-from distill.types import Matches, PairBatch
+from distill.core.geometry import image_size
+from distill.core.types import Matches, PairBatch
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill.errors import ConfigError
-from distill.geometry import sample_at
+from distill.core.errors import ConfigError
+from distill.core.geometry import sample_at
 from distill.losses.base import Example, dense_parts, weighted_mean
 
 

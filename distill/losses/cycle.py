@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from distill.errors import ConfigError
+from distill.core.errors import ConfigError
 from distill.losses.base import Example, dense_parts, weighted_mean
 
 

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from distill.errors import ConfigError
-from distill.geometry import cell_centres, gaussian_heatmap
+from distill.core.errors import ConfigError
+from distill.core.geometry import cell_centres, gaussian_heatmap
 from distill.losses.base import Example, dense_parts
-from distill.training.augment import inside
-from distill.training.warp import RandomWarp
+from distill.transforms.augment import inside
+from distill.transforms.warp import RandomWarp
 
 
 class Equivariance:

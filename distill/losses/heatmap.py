@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill.errors import ConfigError
+from distill.core.errors import ConfigError
 from distill.losses.base import Example, weighted_mean
 
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill.errors import ConfigError
+from distill.core.errors import ConfigError
+from distill.core.protocols import follow
 from distill.losses.base import Example, dense_parts
-from distill.protocols import follow
 
 
 class Guide(Protocol):

@@ -1,1 +1,1 @@
-"""Matchers that are neither teacher nor student."""
+"""Matchers that are neither teacher nor student: baselines and wrappers."""

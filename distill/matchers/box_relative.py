@@ -2,8 +2,8 @@
 
 import torch
 
-from distill.geometry import gaussian_heatmap
-from distill.types import Matches, PairBatch
+from distill.core.geometry import gaussian_heatmap
+from distill.core.types import Matches, PairBatch
 
 
 class BoxRelative:
@@ -13,7 +13,7 @@ class BoxRelative:
     """
 
     def match_pairs(self, pairs: PairBatch) -> Matches:
-        """See :class:`distill.protocols.PairMatcher`."""
+        """See :class:`distill.core.protocols.PairMatcher`."""
         src, trg = pairs.src_bbox[:, None], pairs.trg_bbox[:, None]
         relative = (pairs.src_kps - src[..., :2]) / (src[..., 2:] - src[..., :2]).clamp_min(1e-6)
         points = trg[..., :2] + relative * (trg[..., 2:] - trg[..., :2])

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill.checks import check_query
-from distill.errors import ConfigError, WeightsError
-from distill.export import INPUTS, OUTPUTS
-from distill.geometry import image_size, resize_points
-from distill.types import Matches
+from distill.core.checks import check_query
+from distill.core.errors import ConfigError, WeightsError
+from distill.core.geometry import image_size, resize_points
+from distill.core.types import Matches
+from distill.export.onnx import INPUTS, OUTPUTS
 
 
 class OnnxMatcher:
@@ -51,7 +51,7 @@ class OnnxMatcher:
         self.size = int(size)
 
     def __call__(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
-        """See :class:`distill.protocols.Matcher`."""
+        """See :class:`distill.core.protocols.Matcher`."""
         check_query(src_img, trg_img, src_kps)
         src_size, trg_size = image_size(src_img), image_size(trg_img)
         inside = (self.size, self.size)

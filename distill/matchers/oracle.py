@@ -2,9 +2,9 @@
 
 import torch
 
-from distill.errors import ConfigError
-from distill.geometry import gaussian_heatmap
-from distill.types import Matches, PairBatch
+from distill.core.errors import ConfigError
+from distill.core.geometry import gaussian_heatmap
+from distill.core.types import Matches, PairBatch
 
 
 class Oracle:
@@ -24,12 +24,12 @@ class Oracle:
         self.heatmap_side, self.sigma = heatmap_side, sigma
 
     def match_pairs(self, pairs: PairBatch) -> Matches:
-        """See :class:`distill.protocols.PairMatcher`."""
+        """See :class:`distill.core.protocols.PairMatcher`."""
         height, width = pairs.trg_img.shape[-2:]
         side = (self.heatmap_side, self.heatmap_side)
         heatmap = gaussian_heatmap(pairs.trg_kps, side, (height, width), self.sigma * max(height, width))
         return Matches(pairs.trg_kps, torch.ones_like(pairs.trg_kps[..., 0]), heatmap)
 
     def fingerprint(self) -> dict[str, str]:
-        """See :class:`distill.protocols.Fingerprinted`."""
+        """See :class:`distill.core.protocols.Fingerprinted`."""
         return {"method": "oracle 1", "heatmap_side": str(self.heatmap_side), "sigma": str(self.sigma)}

@@ -1,1 +1,1 @@
-"""What is measured."""
+"""Metrics: a pure function and a thin torchmetrics class each."""

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.errors import DataError
+from distill.core.errors import DataError
 from distill.metrics.confidence import auroc
 
 

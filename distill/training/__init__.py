@@ -1,1 +1,1 @@
-"""Training a student."""
+"""Training a student: the Lightning module, its optimiser and callbacks."""

@@ -7,16 +7,16 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
+from distill.core.errors import ConfigError
+from distill.core.protocols import Matcher, PairMatcher, match
+from distill.core.types import Matches, PairBatch
 from distill.data.pairs import to_original
-from distill.errors import ConfigError
+from distill.labels.curriculum import Curriculum
 from distill.losses import DenseStudent, Example, Loss
 from distill.metrics.pck import PCK
-from distill.protocols import Matcher, PairMatcher, match
-from distill.training.augment import Augment
-from distill.training.curriculum import Curriculum
-from distill.training.guard import check_finite
+from distill.training.callbacks.nan_check import check_finite
 from distill.training.optimiser import adamw
-from distill.types import Matches, PairBatch
+from distill.transforms.augment import Augment
 
 
 class Aside:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from distill.errors import ConfigError
+from distill.core.errors import ConfigError
 
 
 def groups(student: nn.Module, lr: float, backbone_lr: float) -> list[dict[str, Any]]:

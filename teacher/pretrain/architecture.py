@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from distill.errors import ConfigError
+from distill.core.errors import ConfigError
 
 
 def build_tokenizer(captions: Iterable[str], length: int, start: str | None = None) -> CLIPTokenizer:

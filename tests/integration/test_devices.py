@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from distill import losses
-from distill.evaluation import to_device
-from distill.training.augment import Augment
-from distill.training.curriculum import Curriculum
-from distill.training.warp import RandomWarp
-from distill.types import Matches
+from distill.core.types import Matches
+from distill.data.pairs import to_device
+from distill.labels.curriculum import Curriculum
+from distill.transforms.augment import Augment
+from distill.transforms.warp import RandomWarp
 from student import FeatureTeacher, StudentMatcher
 
 

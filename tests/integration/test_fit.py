@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from distill.__main__ import main
-from distill.data.shapes import ShapesPairs
+from distill.data.datasets.shapes import ShapesPairs
 from distill.labels import LabelStore
 
 SMALL = [

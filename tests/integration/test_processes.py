@@ -15,13 +15,13 @@ from lightning import Trainer
 from safetensors.torch import load_file
 
 from distill.__main__ import main
-from distill.commands.fit import _distillation as distillation
-from distill.config import compose, instantiate
+from distill.cli.commands.fit import _distillation as distillation
+from distill.cli.config import compose, instantiate
+from distill.cli.datasets import pairs_of
 from distill.data.datamodule import PairDataModule
-from distill.datasets import pairs_of
 from distill.labels.audit import audit
+from distill.labels.cached import Cached
 from distill.labels.store import LabelStore
-from distill.matchers.cached import Cached
 
 FORK = multiprocessing.get_context("fork")  # so that what is killed need not import torch again
 DATA = ["teacher=oracle", "data.size=32", "train.n_pairs=24", "val.n_pairs=11", "test.n_pairs=0", "device=cpu"]

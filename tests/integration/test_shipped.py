@@ -9,9 +9,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 
-from distill.config import compose, instantiate
-from distill.data.shapes import ShapesPairs
-from distill.datasets import pairs_of
+from distill.cli.config import compose, instantiate
+from distill.cli.datasets import pairs_of
+from distill.data.datasets.shapes import ShapesPairs
 from distill.labels import LabelStore
 
 MIB = 2**20

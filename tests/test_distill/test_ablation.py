@@ -3,8 +3,8 @@ import json
 import pytest
 
 from distill.__main__ import main
-from distill.ablation import markdown, summary
-from distill.config import compose, options
+from distill.cli.config import compose, options
+from distill.evaluation.ablation import markdown, summary
 
 
 def report(student: float, swap: float = 10.0, teacher: float = 50.0) -> dict:

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distill.data.ap10k import AP10KPairs
-from distill.errors import ConfigError, DataError
+from distill.core.errors import ConfigError, DataError
+from distill.data.datasets.ap10k import AP10KPairs
 
 IMAGES = {"Felidae/cat/1": (60, 40), "Felidae/cat/2": (50, 50), "Felidae/lion/3": (80, 60), "Bovidae/cow/4": (70, 40)}
 LISTS = {

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from distill.errors import ConfigError
-from distill.geometry import gaussian_heatmap
+from distill.core.errors import ConfigError
+from distill.core.geometry import gaussian_heatmap
+from distill.core.readout import windowed_soft_argmax
 from distill.matchers.oracle import Oracle
-from distill.readout import windowed_soft_argmax
-from distill.training.augment import Augment, move_image, move_points
-from distill.training.warp import RandomWarp
+from distill.transforms.augment import Augment, move_image, move_points
+from distill.transforms.warp import RandomWarp
 
 
 def test_points_follow_the_picture_of_a_blob():

@@ -5,7 +5,7 @@ import pytest
 from torch import tensor
 from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
 
-from distill.errors import DataError
+from distill.core.errors import DataError
 from distill.metrics.calibration import calibration
 from distill.metrics.confidence import auroc
 

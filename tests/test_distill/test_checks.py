@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from distill.checks import check_query
-from distill.errors import DataError
+from distill.core.checks import check_query
+from distill.core.errors import DataError
 
 IMAGE = torch.full((1, 3, 8, 8), 0.5)
 POINT = torch.tensor([[[4.0, 4.0]]])

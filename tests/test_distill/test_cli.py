@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from distill.__main__ import VERBS, main
-from distill.student_file import save_student
+from distill.export.student_file import save_student
 from student import StudentMatcher
 
 
@@ -33,7 +33,7 @@ def test_the_overview_names_every_verb(capsys):
 def test_help_says_what_a_verb_does_and_what_it_takes(verb, capsys):
     assert main([verb, "--help"]) == 0
     shown = capsys.readouterr().out
-    assert f"python -m distill {verb}" in shown and "#" in shown and "_target_: distill.commands" not in shown
+    assert f"python -m distill {verb}" in shown and "#" in shown and "_target_: distill.cli.commands" not in shown
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from distill.config import compose, defaults, instantiate, options, shipped
-from distill.errors import ConfigError
+from distill.cli.config import compose, defaults, instantiate, options, shipped
+from distill.core.errors import ConfigError
 
 VERBS = ["fit", "ablate", "label", "evaluate", "compare", "export", "match", "pretrain", "bench", "data", "doctor"]
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill.consensus import agreement, mutual_probability, neighbourhood_votes, votes_at
+from distill.core.consensus import agreement, mutual_probability, neighbourhood_votes, votes_at
 
 
 def test_votes_are_sums_over_neighbours_that_moved_alike():

@@ -8,15 +8,15 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
-from distill.data.cub import CUBPairs
+from distill.core.geometry import letterbox
+from distill.core.readout import argmax, windowed_soft_argmax
+from distill.core.types import Matches
+from distill.data.datasets.cub import CUBPairs
+from distill.data.datasets.pf_willow import PFWillowPairs
 from distill.data.pairs import AnnotatedImage, make_pair
-from distill.data.pf_willow import PFWillowPairs
-from distill.evaluation import evaluate
-from distill.geometry import letterbox
+from distill.evaluation.evaluate import evaluate
 from distill.metrics.geometry_aware import geometry_aware
 from distill.metrics.pck import PCK, CategoryPCK, category_mean, pck_correct
-from distill.readout import argmax, windowed_soft_argmax
-from distill.types import Matches
 
 
 def pck(predicted, truth, mask, base, alpha=0.1):
@@ -47,7 +47,7 @@ def spair_pair(tmp_path: Path, convention: str):
     """A source box of 40 x 20 in a square of 100, a target box of 80 x 20 in one of 200; both 100 px on a side of 512."""
     import json
 
-    from distill.data.spair71k import SPairPairs
+    from distill.data.datasets.spair71k import SPairPairs
 
     for name, side in (("a", 100), ("b", 200)):
         file = tmp_path / "JPEGImages" / "cat" / f"{name}.jpg"

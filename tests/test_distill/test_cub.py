@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.data.cub import CUBPairs
+from distill.core.errors import ConfigError, DataError
+from distill.data.datasets.cub import CUBPairs
 from distill.data.pair_list import pair_list
-from distill.errors import ConfigError, DataError
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from distill.__main__ import main
-from distill.benchmarks.loader import loader_rates
-from distill.config import compose
-from distill.data.folder import FolderPairs
-from distill.data.nearest import nearest_pairs
-from distill.datasets import pairs_of
+from distill.bench.loader import loader_rates
+from distill.cli.config import compose
+from distill.cli.datasets import pairs_of
+from distill.data.datasets.folder import FolderPairs
+from distill.data.pair_mining import nearest_pairs
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from distill.core.errors import DataError
 from distill.data.download import RECIPES, Source, download, extract
-from distill.errors import DataError
 
 CONTENT = bytes(range(256)) * 4000
 

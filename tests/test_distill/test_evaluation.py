@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from distill.comparison import compare
-from distill.errors import ConfigError, DataError
-from distill.evaluation import evaluate
+from distill.core.errors import ConfigError, DataError
+from distill.core.types import Matches
+from distill.evaluation.compare import compare
+from distill.evaluation.evaluate import evaluate
+from distill.evaluation.report import html_page, markdown, pair_panel
 from distill.matchers.box_relative import BoxRelative
 from distill.matchers.oracle import Oracle
-from distill.report import html_page, markdown, pair_panel
-from distill.types import Matches
 
 
 class Off:

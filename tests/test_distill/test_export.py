@@ -2,8 +2,8 @@ import onnx
 import pytest
 import torch
 
-from distill.errors import ConfigError, DataError, WeightsError
-from distill.export import export_student, verify
+from distill.core.errors import ConfigError, DataError, WeightsError
+from distill.export.onnx import export_student, verify
 from distill.matchers.onnx import OnnxMatcher
 from student import StudentMatcher
 

@@ -3,11 +3,12 @@ import math
 import pytest
 import torch
 
-from distill.data.pairs import collate_pairs
-from distill.data.unannotated import GridPoints
-from distill.errors import ConfigError, LabelError
-from distill.evaluation import to_device
-from distill.filtering import (
+from distill.core.errors import ConfigError, LabelError
+from distill.core.geometry import gaussian_heatmap
+from distill.core.types import Matches
+from distill.data.grid_points import GridPoints
+from distill.data.pairs import collate_pairs, to_device
+from distill.labels.filters import (
     Agreement,
     Concentration,
     Filtered,
@@ -16,10 +17,8 @@ from distill.filtering import (
     RelaxedCycle,
     survey,
 )
-from distill.geometry import gaussian_heatmap
+from distill.matchers.memoized import Remembered
 from distill.matchers.oracle import Oracle
-from distill.matchers.remembered import Remembered
-from distill.types import Matches
 
 
 def shifted(dx: float):

@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.data.folder import FolderPairs, of_split
-from distill.errors import ConfigError, DataError
-from distill.evaluation import evaluate
+from distill.core.errors import ConfigError, DataError
+from distill.data.datasets.folder import FolderPairs, of_split
+from distill.evaluation.evaluate import evaluate
 from distill.matchers.oracle import Oracle
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from scipy.ndimage import map_coordinates
 
-from distill.geometry import cell_centres, closeness, gaussian_heatmap, mirror_points, resize_points, sample_at
+from distill.core.geometry import cell_centres, closeness, gaussian_heatmap, mirror_points, resize_points, sample_at
 
 
 def test_resizing_multiplies_by_the_ratio_of_sizes():

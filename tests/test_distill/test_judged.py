@@ -3,12 +3,12 @@ import math
 import pytest
 import torch
 
-from distill.config import compose, instantiate
-from distill.errors import ConfigError
-from distill.evaluation import evaluate
-from distill.matchers.judged import Judged
+from distill.cli.config import compose, instantiate
+from distill.core.errors import ConfigError
+from distill.core.types import Matches
+from distill.evaluation.evaluate import evaluate
 from distill.matchers.oracle import Oracle
-from distill.types import Matches
+from distill.matchers.rescored import Judged
 
 
 class Off:

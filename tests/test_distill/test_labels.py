@@ -4,13 +4,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from distill.core.errors import ConfigError, LabelError
+from distill.core.types import Matches, PairBatch
 from distill.data.pairs import collate_pairs
-from distill.errors import ConfigError, LabelError
-from distill.labelling import label
 from distill.labels import LabelStore
-from distill.matchers.cached import Cached
+from distill.labels.cached import Cached
+from distill.labels.generate import label
 from distill.matchers.oracle import Oracle
-from distill.types import Matches, PairBatch
 
 
 class Counting(Oracle):

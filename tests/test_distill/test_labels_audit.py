@@ -14,19 +14,19 @@ import torch
 from safetensors.torch import save_file
 
 from distill.__main__ import main
+from distill.core.errors import ConfigError, LabelError
 from distill.data.pairs import collate_pairs
-from distill.errors import ConfigError, LabelError
-from distill.labelling import label
 from distill.labels.audit import audit
-from distill.labels.export import export
+from distill.labels.cached import Cached
 from distill.labels.folder import LabelFolder
+from distill.labels.formats import export
+from distill.labels.generate import label
 from distill.labels.index import Index, write_index
 from distill.labels.merge import merge
 from distill.labels.records import Columns
 from distill.labels.repair import repair
 from distill.labels.shard import open_shard
 from distill.labels.store import LabelStore
-from distill.matchers.cached import Cached
 from distill.matchers.oracle import Oracle
 
 

@@ -3,8 +3,8 @@ import json
 import pytest
 
 from distill.__main__ import main
-from distill.benchmarks.labels import label_rates
-from distill.config import compose
+from distill.bench.labels import label_rates
+from distill.cli.config import compose
 
 
 def test_the_benchmark_writes_opens_and_reads_a_store():

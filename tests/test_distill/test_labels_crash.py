@@ -16,14 +16,14 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from distill.core.errors import LabelError
+from distill.core.types import Matches, PairBatch
 from distill.data.pairs import collate_pairs
-from distill.errors import LabelError
-from distill.labelling import label
 from distill.labels.audit import audit
+from distill.labels.cached import Cached
+from distill.labels.generate import label
 from distill.labels.store import LabelStore
-from distill.matchers.cached import Cached
 from distill.matchers.oracle import Oracle
-from distill.types import Matches, PairBatch
 
 KILLS = 50
 FORK = multiprocessing.get_context("fork")  # so that a worker need not import torch again

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from distill.errors import ConfigError, LabelError
-from distill.labels.embeddings import EmbeddingStore
-from distill.matchers.cached import Cached
+from distill.core.errors import ConfigError, LabelError
+from distill.labels.cached import Cached
+from distill.labels.prompt_cache import EmbeddingStore
 from distill.matchers.oracle import Oracle
 from teacher import PromptOptimization
 

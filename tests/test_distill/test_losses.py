@@ -7,9 +7,10 @@ import torch
 from scipy.special import rel_entr
 from torch.nn import functional as F
 
+from distill.core.errors import ConfigError
+from distill.core.geometry import cell_centres, gaussian_heatmap, sample_at
+from distill.core.types import Matches
 from distill.data.pairs import collate_pairs
-from distill.errors import ConfigError
-from distill.geometry import cell_centres, gaussian_heatmap, sample_at
 from distill.losses import (
     Contrastive,
     CoordinateHuber,
@@ -20,9 +21,8 @@ from distill.losses import (
     SimilarityDistillation,
     weighted_mean,
 )
-from distill.training.guard import one_pair
-from distill.training.warp import RandomWarp
-from distill.types import Matches
+from distill.training.callbacks.nan_check import one_pair
+from distill.transforms.warp import RandomWarp
 from student import StudentMatcher
 
 

@@ -7,13 +7,13 @@ import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from distill.config import shipped
+from distill.cli.config import shipped
 from distill.labels.store import LabelStore
 
 
 @pytest.mark.slow
 def test_a_sweep_labels_every_share(tmp_path, root):
-    command = [sys.executable, "-m", "distill.commands.multirun", "--multirun", "--config-name", "label"]
+    command = [sys.executable, "-m", "distill.cli.multirun", "--multirun", "--config-name", "label"]
     data = ["teacher=oracle", "data.size=32", "splits=[train]", "train.n_pairs=16", "device=cpu"]
     shares = ["label.shard=0/2,1/2", f"labels.dir={tmp_path}/labels", f"hydra.sweep.dir={tmp_path}/sweep"]
     done = subprocess.run([*command, *data, *shares], cwd=root, capture_output=True, text=True, timeout=300)

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from distill.core.errors import DataError
 from distill.data.pairs import collate_pairs, sample_pairs, select_pairs, to_original
-from distill.errors import DataError
 
 
 def test_batches_are_padded_to_the_most_points(make_pairs):

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from distill.data.pf_pascal import PFPascalPairs
-from distill.errors import DataError
+from distill.core.errors import DataError
+from distill.data.datasets.pf_pascal import PFPascalPairs
 
 HEADER = "source_image,target_image,class,XA,YA,XB,YB"
 ROWS = ["JPEGImages/a.jpg,JPEGImages/b.jpg,8,10;30,12;20,15;40,9;22", "JPEGImages/b.jpg,JPEGImages/a.jpg,8,15,9,10,12"]

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from distill.data.pf_willow import PFWillowPairs
-from distill.errors import ConfigError, DataError
+from distill.core.errors import ConfigError, DataError
+from distill.data.datasets.pf_willow import PFWillowPairs
 
 
 @pytest.fixture

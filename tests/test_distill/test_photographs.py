@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
+from distill.core.errors import ConfigError, DataError
+from distill.core.geometry import letterbox
+from distill.data.images import PhotographReader, decode
 from distill.data.pairs import collate_pairs, from_original, make_pair, to_original
-from distill.data.photographs import PhotographReader, decode
-from distill.errors import ConfigError, DataError
-from distill.geometry import letterbox
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_a_letterbox_lies_inside_its_square(size, side):
 
 def test_each_photograph_is_decoded_once(files, monkeypatch):
     count = []
-    monkeypatch.setattr("distill.data.photographs.decode", lambda *a: count.append(a) or decode(*a))
+    monkeypatch.setattr("distill.data.images.decode", lambda *a: count.append(a) or decode(*a))
     read = PhotographReader(files, 32)
     first = [read(file) for file in files]
     again = [read(file) for file in files]

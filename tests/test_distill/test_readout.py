@@ -2,8 +2,8 @@ import math
 
 import torch
 
-from distill.geometry import gaussian_heatmap
-from distill.readout import argmax, window_mass, windowed_soft_argmax
+from distill.core.geometry import gaussian_heatmap
+from distill.core.readout import argmax, window_mass, windowed_soft_argmax
 
 
 def test_argmax_returns_the_centre_of_the_highest_cell():

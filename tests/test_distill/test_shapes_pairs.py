@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from distill.data.shapes import ShapesPairs
-from distill.errors import ConfigError
+from distill.core.errors import ConfigError
+from distill.data.datasets.shapes import ShapesPairs
 
 
 def test_the_same_seed_gives_the_same_pairs_and_another_does_not():

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from distill.data.shapes.images import SPLITS, CaptionedShapes
-from distill.data.shapes.render import NOTHING, render
-from distill.data.shapes.scene import Scene, sample_scene
+from distill.data.datasets.shapes.images import SPLITS, CaptionedShapes
+from distill.data.datasets.shapes.render import NOTHING, render
+from distill.data.datasets.shapes.scene import Scene, sample_scene
 
 
 def march(scene: Scene, u: float, v: float) -> float:

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from distill.data.shapes.anatomy import Anatomy, rotation
-from distill.data.shapes.captions import Description, facing
-from distill.data.shapes.categories import CATEGORIES, PALETTES
-from distill.data.shapes.scene import BACKGROUNDS, COLOURS, DIFFICULTIES, sample_scene
-from distill.errors import ConfigError
+from distill.core.errors import ConfigError
+from distill.data.datasets.shapes.anatomy import Anatomy, rotation
+from distill.data.datasets.shapes.captions import Description, facing
+from distill.data.datasets.shapes.categories import CATEGORIES, PALETTES
+from distill.data.datasets.shapes.scene import BACKGROUNDS, COLOURS, DIFFICULTIES, sample_scene
 
 
 def test_rotations_turn_about_the_named_axes():

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distill.data.spair71k import SPairPairs
-from distill.errors import ConfigError, DataError
-from distill.evaluation import evaluate
+from distill.core.errors import ConfigError, DataError
+from distill.data.datasets.spair71k import SPairPairs
+from distill.evaluation.evaluate import evaluate
 from distill.matchers.oracle import Oracle
 
 NAMES = ["000001-2008_a-2008_b:cat", "000002-2008_b-2008_a:cat", "000003-2008_a-2008_c:cat"]

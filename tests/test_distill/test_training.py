@@ -5,20 +5,20 @@ import pytest
 import torch
 from lightning import Trainer, seed_everything
 
+from distill.core.errors import ConfigError, DataError
+from distill.core.types import Matches
 from distill.data.datamodule import PairDataModule
-from distill.data.shapes import ShapesPairs
-from distill.errors import ConfigError, DataError
+from distill.data.datasets.shapes import ShapesPairs
+from distill.evaluation.pictures import CAPTION_HEIGHT
+from distill.labels.curriculum import Curriculum
 from distill.losses import CoordinateHuber, HeatmapKL, RelaxedCycle
 from distill.matchers.oracle import Oracle
-from distill.pictures import CAPTION_HEIGHT
-from distill.training.callbacks import callbacks, checkpoints
-from distill.training.curriculum import Curriculum
-from distill.training.log import JsonLines
-from distill.training.match_pictures import MatchPictures
+from distill.training.callbacks.build import callbacks, checkpoints
+from distill.training.callbacks.json_lines import JsonLines
+from distill.training.callbacks.match_pictures import MatchPictures
+from distill.training.callbacks.self_distillation import SelfDistillation
 from distill.training.module import Aside, Distillation
 from distill.training.optimiser import groups
-from distill.training.self_distillation import SelfDistillation
-from distill.types import Matches
 from student import StudentMatcher
 
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}

@@ -3,9 +3,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from distill.errors import ConfigError
-from distill.geometry import gaussian_heatmap
-from distill.protocols import Fingerprinted, PairMatcher
+from distill.core.errors import ConfigError
+from distill.core.geometry import gaussian_heatmap
+from distill.core.protocols import Fingerprinted, PairMatcher
 from student import FeatureTeacher, NearestNeighbour
 
 

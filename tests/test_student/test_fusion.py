@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from distill.errors import ConfigError
+from distill.core.errors import ConfigError
 from student import NearestNeighbour, StudentMatcher
 from student.fusion import Fusion
 

@@ -6,7 +6,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from distill.errors import ConfigError, WeightsError
+from distill.core.errors import ConfigError, WeightsError
 from student import NearestNeighbour, StudentMatcher
 from student.backbone import Backbone
 from student.refinement import Refinement

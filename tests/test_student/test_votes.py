@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from distill.errors import ConfigError
+from distill.core.errors import ConfigError
 from student import StudentMatcher
-from student.votes import Votes, pooled
+from student.neighbourhood_consensus import Votes, pooled
 
 SIZE = (96, 96)
 

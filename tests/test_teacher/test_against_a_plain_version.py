@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.nn import functional as F
 
-from distill.config import compose
+from distill.cli.config import compose
 from teacher import PromptOptimization, optimise, prompts, views
 
 BETA_START, BETA_END = 0.00085, 0.012
@@ -233,7 +233,7 @@ def test_the_teacher_does_what_the_method_says(sd1_folder, make_pairs, record, o
     point = pair.src_kps[0] / SIZE
     made = teacher.maker.prompts_for(pair.src_img[0], pair.src_hash[0], point)
     maps = teacher._maps(pair.trg_img[0], pair.trg_hash[0], made, mirrored=False)[0]
-    assert len(record) == STEPS + settings["crops"] and teacher.scenes.map_side == side
+    assert len(record) == STEPS + settings["crops"] and teacher.feature_cache.map_side == side
     every = []
     for row in range(2):
         looks = [look[row] for look in record]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill.errors import ConfigError
+from distill.core.errors import ConfigError
 from teacher.pretrain import build_unet
 from teacher.pretrain.alignment import AttentionTape, alignment_loss, coverage_loss
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from distill.__main__ import main
-from distill.config import compose
-from distill.errors import ConfigError
-from distill.ladder import FirstPairs, variants
-from distill.peak import PeakMemory
+from distill.bench.teacher import FirstPairs, variants
+from distill.cli.config import compose
+from distill.core.errors import ConfigError
+from distill.system.memory import PeakMemory
 
 SMALL = [
     *("bench", "teacher", "device=cpu", "data.size=64", "data.n_pairs=4", "ladder=true"),

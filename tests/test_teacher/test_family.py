@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
 
-from distill.errors import ConfigError, WeightsError
+from distill.core.errors import ConfigError, WeightsError
 from teacher import DiffusionFeatures, PromptOptimization
 
 QUICK = {"steps": 2, "embeddings": 1, "crop_pool": 4, "crops": 2, "prompt_length": 7, "device": "cpu"}
@@ -94,7 +94,7 @@ def sdxl(tmp_path_factory):
 
 def test_the_second_conditioning_of_sdxl_reaches_the_features(sdxl, make_pairs):
     teacher = PromptOptimization(str(sdxl), layers=["up@1/4"], **QUICK)
-    unet, latents = teacher.scenes.unet, torch.randn(1, 4, 8, 8)
+    unet, latents = teacher.feature_cache.unet, torch.randn(1, 4, 8, 8)
     time = unet.prefix(latents, 200).time
     unet.image_size = 1024
     assert not torch.allclose(unet.prefix(latents, 200).time, time)

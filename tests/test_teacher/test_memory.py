@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from teacher import PromptOptimization
-from teacher.memory import Chunks
+from teacher.adaptive_batch import Chunks
 
 QUICK = {"steps": 2, "embeddings": 2, "crop_pool": 5, "crops": 2, "layers": ["up@1/4"], "prompt_length": 7}
 
@@ -52,7 +52,7 @@ def test_the_teacher_answers_the_same_when_memory_runs_out_on_the_way(sd1_folder
     pair = make_pairs(3, size=64)
     expected = PromptOptimization(str(sd1_folder), device="cpu", **QUICK).match_pairs(pair)
     teacher = PromptOptimization(str(sd1_folder), device="cpu", **QUICK)
-    record = teacher.scenes.unet.record
+    record = teacher.feature_cache.unet.record
     refused = []
 
     def small(prefix, crop_of, prompts):
@@ -61,7 +61,7 @@ def test_the_teacher_answers_the_same_when_memory_runs_out_on_the_way(sd1_folder
             raise torch.OutOfMemoryError("full")
         return record(prefix, crop_of, prompts)
 
-    monkeypatch.setattr(teacher.scenes.unet, "record", small)
+    monkeypatch.setattr(teacher.feature_cache.unet, "record", small)
     answer = teacher.match_pairs(pair)
     assert refused == [6, 3] and teacher.chunks.size == 1
     torch.testing.assert_close(answer.heatmap, expected.heatmap, atol=1e-4, rtol=1e-3)

@@ -3,10 +3,10 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch.nn import functional as F
 
-from distill.errors import ConfigError
-from distill.geometry import gaussian_heatmap
+from distill.core.errors import ConfigError
+from distill.core.geometry import gaussian_heatmap
 from teacher import PromptOptimization
-from teacher.neighbours import Neighbours
+from teacher.neighbourhood_consensus import Neighbours
 from teacher.prompt_optimization import content_hashes
 
 QUICK = {
@@ -101,11 +101,11 @@ def test_queries_of_the_whole_are_those_that_the_untouched_unet_computes(sd1_fol
     image = make_pairs(1, size=64).src_img[0]
     noisy, queries, unet = [], [], teacher.pipeline.unet
     handle = unet.conv_in.register_forward_pre_hook(lambda m, given: noisy.append(given[0]))
-    ours = teacher.scenes.whole_queries(image, "key")
+    ours = teacher.feature_cache.whole_queries(image, "key")
     handle.remove()
     handles = [
         layer.attention.to_q.register_forward_hook(lambda m, i, out: queries.append(out))
-        for layer in teacher.scenes.unet.layers
+        for layer in teacher.feature_cache.unet.layers
     ]
     with torch.no_grad():
         unet.set_attn_processor(AttnProcessor2_0())
@@ -135,7 +135,7 @@ def test_the_answer_is_the_prompts_map_times_the_power_of_the_votes(sd1_folder, 
     answer = teacher(pair.src_img, pair.trg_img, pair.src_kps)
     source, target = ((images[0], content_hashes(images)[0]) for images in (pair.src_img, pair.trg_img))
     points = pair.src_kps[0] / 64
-    votes = teacher.neighbours.vote(source, target, points)
+    votes = teacher.neighbourhood_consensus.vote(source, target, points)
     alone = teacher.find(*target, teacher.maker.prompts_for(*source, points), votes.mirrored).heatmap
     maps = F.interpolate(votes.maps[None], alone.shape[-2:], mode="bilinear")
     expected = F.adaptive_avg_pool2d(alone * maps**2, answer.heatmap.shape[-1])

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from distill.config import compose, instantiate
-from distill.errors import ConfigError
+from distill.cli.config import compose, instantiate
+from distill.core.errors import ConfigError
 from teacher import DiffusionFeatures, PromptOptimization, Straightforward, confidence, precision
 from teacher.attention import Layer, read_tokens
-from teacher.locate import combine
-from teacher.looks import CORNERS, FreshLooks, PoolLooks, crop_boxes
-from teacher.optimise import Convergence, attention_loss
+from teacher.crop_sampling import CORNERS, FreshLooks, PoolLooks, crop_boxes
+from teacher.initialization import token_for
+from teacher.localization import combine
+from teacher.optimization import Convergence, attention_loss
 from teacher.prompts import _groups
 from teacher.readout import read_out, subpixel
 from teacher.settings import Settings
-from teacher.start import token_for
 
 QUICK = {"steps": 3, "embeddings": 2, "crop_pool": 5, "crops": 2, "layers": ["up@1/4", "up@1/2"], "prompt_length": 7}
 

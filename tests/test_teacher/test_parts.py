@@ -9,11 +9,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor
 
-from distill.errors import ConfigError
+from distill.core.errors import ConfigError
 from teacher.attention import choose_layers, cross_attention_layers, read_tokens
+from teacher.crop_sampling import choose_crops, crop_boxes
 from teacher.crops import crop, into_crop, paste
-from teacher.looks import choose_crops, crop_boxes
-from teacher.optimise import attention_loss
+from teacher.optimization import attention_loss
 from teacher.pipeline import weights_digest
 from teacher.settings import Settings
 from teacher.unet import PromptedUNet

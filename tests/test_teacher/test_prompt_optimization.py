@@ -4,13 +4,13 @@ import shutil
 import pytest
 import torch
 
+from distill.core.errors import ConfigError, DataError, WeightsError
+from distill.core.protocols import Fingerprinted, PairMatcher
 from distill.data.pairs import collate_pairs
-from distill.errors import ConfigError, DataError, WeightsError
-from distill.protocols import Fingerprinted, PairMatcher
 from teacher import PromptOptimization
-from teacher.optimise import attention_loss
+from teacher.initialization import random_starts
+from teacher.optimization import attention_loss
 from teacher.settings import Settings
-from teacher.start import random_starts
 
 QUICK = {"steps": 3, "embeddings": 2, "crop_pool": 5, "crops": 2, "layers": ["up@1/4", "up@1/2"], "prompt_length": 7}
 
@@ -34,7 +34,7 @@ def test_optimising_lowers_the_loss_on_the_source(sd1_folder, make_pairs, querie
     teacher = build(sd1_folder, queries=queries, null_prompt="zeros", steps=25, lr=0.05)
     pair = make_pairs(2, size=64)
     points = pair.src_kps[0] / 64
-    views = teacher.scenes.views(pair.src_img[0], "key", 200)
+    views = teacher.feature_cache.views(pair.src_img[0], "key", 200)
     starts = random_starts(points, "key", (7, 24), teacher.settings).flatten(0, 1)
     prompts = teacher.maker.prompts_for(pair.src_img[0], "key", points).embedding.flatten(0, 1)
     rows = points.repeat_interleave(2, 0)[:, None]

@@ -5,7 +5,7 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
-from distill.errors import WeightsError
+from distill.core.errors import WeightsError
 from teacher import DiffusionFeatures, PromptOptimization
 
 

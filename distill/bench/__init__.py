@@ -1,0 +1,1 @@
+"""Speed and memory of teacher, student, data loading and label store."""

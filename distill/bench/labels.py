@@ -1,0 +1,117 @@
+"""How fast a large label store is written, opened, and read at random, on one core."""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from distill.core.types import PairBatch
+from distill.labels.index import FILE
+from distill.labels.records import Columns, Image
+from distill.labels.shard import write_shard
+from distill.labels.store import LabelStore
+from distill.system.memory import process_peak_mib
+
+POINTS = 10  # of a pair
+PER_FILE = 8000  # labels
+TARGETS = 5  # of a source image
+SIDE = 16  # cells of a heatmap
+BATCH = 16  # pairs
+PX = 512  # side of the images
+
+
+def label_rates(records: int, reads: int = 20_000) -> list[dict]:
+    """Makes a store of about ``records`` labels in a folder of its own, and measures it.
+
+    Args:
+        records: labels in the store.
+        reads: labels to read at random.
+
+    Returns:
+        Rows of ``bench.json``: writing, opening with and without the index, reading by batches and pair by pair.
+    """
+    files = max(1, round(records / PER_FILE))
+    with tempfile.TemporaryDirectory(prefix="distill-labels-") as name:
+        folder = Path(name)
+        writing = _seconds(
+            lambda: [write_shard(folder, _columns(file), {"method": "synthetic"}) for file in range(files)]
+        )
+        rows = [_row("write", files * PER_FILE, writing)]
+        opening = _seconds(lambda: LabelStore(folder))
+        LabelStore(folder).write_index()
+        size = (folder / FILE).stat().st_size if (folder / FILE).exists() else 0
+        indexed = min(_seconds(lambda: LabelStore(folder)) for _ in range(3))
+        rows += [
+            _row("open without index", 1, opening),
+            _row("open", 1, indexed) | {"index_mib": round(size / 2**20, 2)},
+        ]
+        store, rng = LabelStore(folder), np.random.default_rng(0)
+        for variant, pairs in (("read 16 pairs at a time", BATCH), ("read pair by pair", 1)):
+            batches = list(_batches(files, reads, pairs, rng))
+            taken = _seconds(lambda batches=batches: [_read(store, batch) for batch in batches])  # type: ignore[func-returns-value, misc]
+            labels = len(batches) * pairs * POINTS
+            rows.append(_row(variant, labels, taken) | {"pairs_per_second": round(labels / POINTS / taken, 1)})
+    return rows
+
+
+def _columns(file: int) -> Columns:
+    """Returns the labels of one file: pairs in succession, :data:`TARGETS` of each source image."""
+    pairs = np.arange(PER_FILE // POINTS)
+    rng = np.random.default_rng(file)
+    images = [
+        Image(f"image-{file}-{n}", f"image {file} {n}", (PX, PX)) for n in range(len(pairs) // TARGETS + TARGETS + 1)
+    ]
+    heat = rng.random((PER_FILE, SIDE, SIDE), dtype=np.float32).astype(np.float16)
+    src = np.repeat(pairs // TARGETS, POINTS).astype(np.int32)
+    trg = np.repeat(pairs // TARGETS + pairs % TARGETS + 1, POINTS).astype(np.int32)
+    trg_kps = rng.random((PER_FILE, 2), dtype=np.float32) * PX
+    confidence = rng.random(PER_FILE, dtype=np.float32)
+    return Columns(images, src, trg, _points(len(pairs)).reshape(-1, 2), trg_kps, confidence, heat)
+
+
+def _points(pairs: int) -> np.ndarray:
+    """Returns (pairs, POINTS, 2) points, the same in every file."""
+    return np.random.default_rng(0).random((pairs, POINTS, 2), dtype=np.float32) * PX
+
+
+def _batches(files: int, reads: int, pairs: int, rng: np.random.Generator) -> Iterator[PairBatch]:
+    points = torch.from_numpy(_points(PER_FILE // POINTS))
+    for _ in range(max(1, reads // (pairs * POINTS))):
+        file, pair = rng.integers(files, size=pairs), rng.integers(len(points), size=pairs)
+        names = [f"image-{f}-{p // TARGETS}" for f, p in zip(file, pair, strict=True)]
+        targets = [f"image-{f}-{p // TARGETS + p % TARGETS + 1}" for f, p in zip(file, pair, strict=True)]
+        known = {
+            "src_img": torch.zeros(pairs, 3, 1, 1),
+            "trg_img": torch.zeros(pairs, 3, 1, 1),
+            "src_kps": points[pair],
+            "kps_mask": torch.ones(pairs, POINTS, dtype=torch.bool),
+            **{"src_hash": names, "src_id": names, "trg_hash": targets, "trg_id": targets},
+        }
+        unused = {name: torch.zeros(pairs, 1) for name in PairBatch._fields}  # what a lookup does not look at
+        yield PairBatch(**{**unused, **known})  # type: ignore[arg-type]
+
+
+def _read(store: LabelStore, batch: PairBatch) -> None:
+    if not store.lookup(batch)[1].all():
+        raise RuntimeError("a label that was written was not found")  # a bug of ours: the figures would mean nothing
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _row(variant: str, count: int, seconds: float) -> dict:
+    return {
+        "what": "labels",
+        "variant": variant,
+        "batch": 1,
+        "threads": 1,
+        "per_second": round(count / seconds, 1),
+        "latency_ms": round(1000 * seconds / count, 4),
+        "peak_memory_mib": process_peak_mib(),
+    }

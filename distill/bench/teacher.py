@@ -1,0 +1,89 @@
+"""A teacher measured lever by lever: the method in plain loops first, then ours, with one saving after the other.
+
+All variants run in one process, on the same weights, pairs and points.
+"""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from torch.utils.data import Subset
+
+from distill.cli.config import instantiate
+from distill.core.errors import ConfigError
+from distill.core.protocols import Benchmark, Matcher, PairMatcher
+from distill.evaluation.evaluate import evaluate
+from distill.metrics.pck import alpha_key
+from distill.system.memory import PeakMemory
+
+ALPHA = 0.10
+
+
+class FirstPairs(Subset):
+    """The first pairs of a benchmark, as a benchmark."""
+
+    def __init__(self, benchmark: Benchmark, n_pairs: int) -> None:
+        if not 1 <= n_pairs <= len(benchmark):
+            raise ConfigError(
+                f"Expected a number of pairs between 1 and {len(benchmark)} to measure on but got {n_pairs}; "
+                "change it or data.n_pairs."
+            )
+        super().__init__(benchmark, range(n_pairs))  # type: ignore[arg-type]
+        self.name, self.split, self.threshold = benchmark.name, benchmark.split, benchmark.threshold
+
+
+def variants(cfg: DictConfig) -> Iterator[tuple[str, dict[str, Any], int]]:
+    """Yields name, configuration and number of pairs of every variant that ``cfg``, bench's, asks for.
+
+    The levers add up: each variant has its own settings and those of all before it, on top of the paper's.
+    """
+    paper, teacher = _plain(cfg.paper), _plain(cfg.teacher)
+    if cfg.straightforward_pairs and cfg.straightforward.model is not None:
+        yield "straightforward", _plain(cfg.straightforward) | paper, cfg.straightforward_pairs
+    if cfg.ladder:
+        pulled: dict[str, Any] = {}
+        for name, settings in _plain(cfg.levers).items():
+            pulled |= settings
+            yield name, teacher | paper | pulled, cfg.ladder_pairs
+    yield "as configured", teacher, cfg.teacher_pairs
+
+
+def _plain(node: DictConfig) -> dict[str, Any]:
+    return {str(key): value for key, value in OmegaConf.to_container(node, resolve=True).items()}  # type: ignore[union-attr]
+
+
+def measure(matcher: Matcher | PairMatcher, name: str, benchmark: Benchmark, n_pairs: int) -> dict[str, Any]:
+    """Returns points per second, time and UNet passes per point, peak memory and PCK of ``matcher`` on some pairs.
+
+    Args:
+        matcher: new, so that it knows nothing of the images yet.
+        name: of the variant.
+        benchmark: whose first pairs are matched.
+        n_pairs: how many.
+    """
+    pairs = FirstPairs(benchmark, n_pairs)
+    before = getattr(matcher, "passes", None)  # loads the weights, which is not to be timed
+    start = time.perf_counter()
+    with PeakMemory() as memory:
+        report = evaluate(matcher, pairs, name, batch_size=1, progress=False).report
+    seconds, points = time.perf_counter() - start, report["n_points"]
+    passes = None if before is None else round((getattr(matcher, "passes", 0) - before) / points, 1)
+    return {
+        "what": "teacher",
+        "variant": name,
+        "batch": 1,
+        "per_second": round(points / seconds, 4),
+        "latency_ms": round(1000 * seconds / report["n_pairs"], 1),
+        "peak_memory_mib": memory.mib,
+        f"pck@{alpha_key(ALPHA)}": report["pck"]["point"][alpha_key(ALPHA)],
+        "seconds_per_point": round(seconds / points, 3),
+        "passes_per_point": passes,
+        "points": points,
+    }
+
+
+def climb(cfg: DictConfig, benchmark: Benchmark) -> Iterator[dict[str, Any]]:
+    """Yields a row for each variant, as it is measured."""
+    for name, config, n_pairs in list(variants(cfg)):
+        yield measure(instantiate(config), name, benchmark, n_pairs)

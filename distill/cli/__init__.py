@@ -1,0 +1,1 @@
+"""The command line: configuration, help, run folders and processes."""

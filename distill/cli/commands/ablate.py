@@ -1,0 +1,69 @@
+"""Train variants of a fit with several seeds, and make one table of what each change gains.
+
+Each training is a fit of its own in a folder of its own, <run.dir>/<variant>/<seed>; those that are finished are not made
+again, so that a long ablation can be interrupted and started anew. The table is in ablation.md, its figures in
+ablation.json, with the spread over seeds.
+
+Examples:
+  python -m distill ablate
+  python -m distill ablate suite=cub "base=['data.root=CUB','student.weights=mobilenetv2_100.safetensors']"
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from distill.cli.commands import fit
+from distill.cli.config import compose
+from distill.cli.run_folder import RunFolder
+from distill.core.errors import ConfigError
+from distill.evaluation.ablation import markdown, summary
+
+
+def run(cfg: DictConfig) -> list[dict[str, Any]]:
+    """Trains what is missing, writes and prints the table, and returns its rows."""
+    variants: dict[str, Any] = OmegaConf.to_container(cfg.suite.variants)  # type: ignore[assignment]  # fit resolves it
+    seeds = list(cfg.seeds)
+    if not variants or not seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"Expected variants and seeds, each once, but got {list(variants)} and {seeds}.")
+    folder = Path(cfg.run.dir)
+    common = [*cfg.suite.base, *cfg.base, f"labels.dir={folder}/labels"]
+    plan = {
+        name: [compose("fit", [*common, *changes, f"seed={seed}", f"run.dir={folder}/{name}/{seed}"]) for seed in seeds]
+        for name, changes in variants.items()
+    }  # every variant is composed before the first is trained: a mistyped key is found now
+    reports = {name: [report_of(fitted) for fitted in configs] for name, configs in plan.items()}
+    rows = summary(reports)
+    RunFolder(folder).write_json("ablation.json", {"rows": rows, "variants": variants, "seeds": seeds})
+    RunFolder(folder).write_text("ablation.md", markdown(rows))
+    print(markdown(rows))
+    return rows
+
+
+def report_of(cfg: DictConfig) -> dict[str, Any]:
+    """Returns the ``metrics.json`` of a fit, which is trained if it is not finished.
+
+    Raises:
+        ConfigError: when the folder holds a fit with another configuration.
+    """
+    finished, written = Path(cfg.run.dir) / "metrics.json", Path(cfg.run.dir) / "config.yaml"
+    if not finished.is_file():
+        cfg.run.resume = written.is_file()
+        fit.run(cfg)
+    elif _differs(OmegaConf.load(written), cfg):
+        raise ConfigError(
+            f"Expected the fit in {cfg.run.dir} to have the settings of this ablation but they differ; choose another "
+            "run.dir."
+        )
+    return json.loads(finished.read_text(encoding="utf-8"))
+
+
+def _differs(first: Any, second: DictConfig) -> bool:
+    """Says whether two configurations differ in anything but whether the run was resumed."""
+    plain = [OmegaConf.to_container(config, resolve=True) for config in (first, second)]
+    for config in plain:
+        assert isinstance(config, dict)
+        config["run"] = {**config["run"], "resume": None}
+    return json.dumps(plain[0], sort_keys=True) != json.dumps(plain[1], sort_keys=True)

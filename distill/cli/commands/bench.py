@@ -1,0 +1,76 @@
+"""Measure speed and memory of student, teacher and data loading, side by side in one run.
+
+Prints a table and writes bench.json. Weights are as configured: random ones serve for timing. The student is measured as a
+torch module and as an ONNX file, the teacher beside the same method in plain loops, and with ladder=true one lever
+after the other.
+
+Examples:
+  python -m distill bench
+  python -m distill bench what=[student] student.backbone=mobilenetv4_conv_small student.strides=[16,32] data.size=256
+  python -m distill bench teacher ladder=true ladder_pairs=4 paper.steps=13 paper.embeddings=1 paper.crops=4
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from distill.bench.labels import label_rates
+from distill.bench.loader import loader_rates
+from distill.bench.student import student_rates
+from distill.bench.teacher import climb
+from distill.cli.config import instantiate
+from distill.cli.run_folder import RunFolder
+from distill.core.errors import ConfigError
+from distill.core.protocols import Benchmark
+from distill.system.environment import choose_device, describe
+
+
+def run(cfg: DictConfig) -> list[dict]:
+    """Measures, writes ``bench.json``, prints the table, and returns its rows."""
+    measured: dict[str, Callable[[DictConfig, Benchmark], list[dict]]] = {
+        "student": _students,
+        "teacher": _teacher,
+        "loader": _loader,
+        "labels": _labels,
+    }
+    wanted = [cfg.what] if isinstance(cfg.what, str) else list(cfg.what)
+    unknown = [what for what in wanted if what not in measured]
+    if unknown or not wanted:
+        raise ConfigError(f"Expected what to list {list(measured)} but got {unknown or wanted}; correct what=[...].")
+    benchmark: Benchmark = instantiate(cfg.data)
+    folder = RunFolder.create(cfg)
+    rows = [row for what in wanted for row in measured[what](cfg, benchmark)]
+    folder.write_json("bench.json", {"rows": rows, "environment": describe()})
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = Table(*(column.replace("_", " ") for column in columns))
+    for row in rows:
+        table.add_row(*(str(row.get(column, "")) for column in columns))
+    Console(width=150).print(table)
+    return rows
+
+
+def _students(cfg: DictConfig, benchmark: Benchmark) -> list[dict]:
+    student = instantiate(cfg.student)
+    return student_rates(
+        student, cfg.student.backbone, cfg.data.size, cfg.batches, cfg.repeats, choose_device(cfg.device)
+    )
+
+
+def _teacher(cfg: DictConfig, benchmark: Benchmark) -> list[dict]:
+    rows = []
+    for row in climb(cfg, benchmark):
+        rows.append({**row, "threads": torch.get_num_threads()})
+        print(f"{row['variant']}: {row['seconds_per_point']:g} s/point", flush=True)
+    return rows
+
+
+def _loader(cfg: DictConfig, benchmark: Benchmark) -> list[dict]:
+    return loader_rates(partial(instantiate, cfg.data))
+
+
+def _labels(cfg: DictConfig, benchmark: Benchmark) -> list[dict]:
+    return label_rates(cfg.labels)

@@ -1,0 +1,96 @@
+"""Compare teacher, student and baselines with the truth, on the same pairs.
+
+Prints a table, and writes metrics.json, report.md and a self-contained report.html. The teacher answers from its label
+store; what is missing there is computed and stored, which takes minutes per image on a CPU.
+
+Examples:
+  python -m distill compare ckpt=runs/fit/student.safetensors
+  python -m distill compare ckpt=runs/fit/student.safetensors data.n_pairs=40 run.dir=runs/compare-40
+  python -m distill compare ckpt=runs/fit/student.safetensors reference=nearest_neighbour
+"""
+
+import time
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from distill.cli.config import instantiate
+from distill.cli.run_folder import RunFolder
+from distill.core.protocols import Benchmark, PairMatcher, match
+from distill.evaluation.compare import Comparison, check_reference, compare
+from distill.evaluation.pictures import stack
+from distill.evaluation.report import COLUMNS, example_panels, html_page, markdown, table
+from distill.export.load import load_student
+from distill.export.student_file import read_student_file
+from distill.labels.cached import Cached
+from distill.labels.generate import by_source, label
+from distill.matchers.box_relative import BoxRelative
+from distill.system.environment import choose_device, describe
+
+MATCHERS = ("teacher", "student", "nearest_neighbour", "box_relative")
+
+
+def run(cfg: DictConfig) -> Comparison:
+    """Compares, writes the reports and prints the table."""
+    check_reference(cfg.reference, MATCHERS)
+    device = choose_device(cfg.device)
+    student = load_student(cfg.ckpt).to(device)
+    baseline = instantiate(baseline_config(cfg.ckpt)).to(device)
+    benchmark: Benchmark = instantiate(cfg.data)
+    teacher = Cached(cfg.labels.dir, instantiate(cfg.teacher), offers=list(cfg.labels.offers))
+    folder = RunFolder.create(cfg)
+    label(teacher, benchmark, device)
+    matchers = dict(zip(MATCHERS, (teacher, student, baseline, BoxRelative()), strict=True))
+    comparison = compare(matchers, benchmark, cfg.reference, cfg.batch_size, device)
+    if cfg.teacher_pairs:
+        cost = teacher_cost(instantiate(cfg.teacher), benchmark, cfg.teacher_pairs)
+        comparison.evaluations["teacher"].report.update(cost)
+        comparison.notes.append(
+            f"The teacher was timed on {cfg.teacher_pairs} pairs that share no source image; the prompts of a source "
+            "point serve further targets, which then cost less."
+        )
+    write_reports(folder, comparison, benchmark, cfg.panels)
+    print_table(comparison)
+    print(f"report: {folder / 'report.html'}")
+    return comparison
+
+
+def baseline_config(ckpt: str) -> dict:
+    """Returns the configuration of the nearest neighbour on the untouched backbone of a student's file."""
+    config, _ = read_student_file(ckpt)
+    shared = {key: config.get(key) for key in ("backbone", "weights", "mean", "std", "options")}
+    strides = list(config.get("strides", [16]))
+    return {"_target_": "student.NearestNeighbour", "strides": [16 if 16 in strides else strides[-1]], **shared}
+
+
+def teacher_cost(teacher: PairMatcher, benchmark: Benchmark, n_pairs: int) -> dict[str, float | int | None]:
+    """Times a teacher that knows nothing yet: "latency_ms" per pair, and its "parameters"."""
+    order = by_source(benchmark)
+    step = max(1, len(order) // n_pairs)
+    chosen = [benchmark[number] for number in order[::step][:n_pairs]]
+    parameters = getattr(teacher, "n_parameters", None)  # loads the weights, which is not to be timed
+    start = time.perf_counter()
+    for pairs in chosen:
+        match(teacher, pairs)
+    return {"latency_ms": round(1000 * (time.perf_counter() - start) / len(chosen), 1), "parameters": parameters}
+
+
+def write_reports(folder: RunFolder, comparison: Comparison, benchmark: Benchmark, panels: int = 6) -> None:
+    """Writes ``metrics.json``, ``report.md``, ``report.html`` and ``matches.png``."""
+    pictures = example_panels(comparison, benchmark, panels)
+    folder.write_json("metrics.json", comparison.report() | {"environment": describe()})
+    folder.write_text("report.md", markdown(comparison))
+    folder.write_text("report.html", html_page(comparison, pictures))
+    stack(pictures).save(folder / "matches.png")
+
+
+def print_table(comparison: Comparison) -> None:
+    """Prints the figures, per image only: the reports have the rest."""
+    shown = [n for n, column in enumerate(COLUMNS) if "point" not in column]
+    drawn = Table(title=f"{comparison.evaluations[comparison.reference].report['n_pairs']} test pairs, percent")
+    for n in shown:
+        drawn.add_column(COLUMNS[n].replace(" image", ""), justify="left" if n == 0 else "right")
+    for row in table(comparison):
+        drawn.add_row(*(row[n] for n in shown))
+    Console(width=110).print(drawn)

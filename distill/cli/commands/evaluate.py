@@ -1,0 +1,39 @@
+"""Measure the PCK of one matcher on a benchmark.
+
+Prints the figures and writes them to metrics.json. Any matcher will do: a student (ckpt=), an ONNX file (file=), the
+teacher itself, stored labels, a baseline.
+
+Examples:
+  python -m distill evaluate ckpt=runs/fit/student.safetensors
+  python -m distill evaluate matcher=onnx file=runs/fit/student.onnx data.n_pairs=100 run.dir=runs/onnx
+  python -m distill evaluate matcher=box_relative data=cub data.root=CUB_200_2011 run.dir=runs/boxes
+"""
+
+from omegaconf import DictConfig
+from torch import nn
+
+from distill.cli.config import instantiate
+from distill.cli.run_folder import RunFolder
+from distill.evaluation.evaluate import Evaluation, evaluate
+from distill.system.environment import choose_device, describe
+
+
+def run(cfg: DictConfig) -> Evaluation:
+    """Evaluates, writes ``metrics.json`` and prints the figures."""
+    device, name = choose_device(cfg.device), cfg.matcher["_target_"].rpartition(".")[2]
+    matcher = instantiate(cfg.matcher)
+    if isinstance(matcher, nn.Module):
+        matcher = matcher.to(device)
+    benchmark = instantiate(cfg.data)
+    folder = RunFolder.create(cfg)
+    result = evaluate(matcher, benchmark, name, cfg.batch_size, device)
+    folder.write_json("metrics.json", result.report | {"environment": describe()})
+    report = result.report
+    print(
+        f"{report['data']} {report['split']}, {report['n_pairs']} pairs, {report['n_points']} points, threshold {report['threshold']}"
+    )
+    for average in ("image", "point"):
+        figures = "  ".join(f"@{alpha} {value:5.1f}" for alpha, value in report["pck"][average].items())
+        print(f"PCK per {average:<5}  {figures}")
+    print(f"{report['latency_ms']:.1f} ms per pair\n{folder / 'metrics.json'}")
+    return result

@@ -1,0 +1,144 @@
+"""Run a teacher over a data set into the label store, and look after the store.
+
+Can be killed at any moment and started again: labels that are there are not made twice. The pairs are those that fit
+trains and validates on, and those that it compares on. Any number of processes may work in one folder at once.
+
+A word after the verb does something else: status (what is there), verify (whether all of it is whole), repair (set aside
+what is not), merge (add the labels of other folders), export (write a table for other programs).
+
+Examples:
+  python -m distill label labels.dir=labels
+  python -m distill label labels.dir=labels label.shard=0/4 splits=[train]
+  python -m distill label labels.dir=labels trainer.devices=8
+  torchrun --nproc-per-node=8 -m distill label labels.dir=labels trainer.devices=8
+  python -m distill label status labels.dir=labels
+  python -m distill label verify labels.dir=labels
+  python -m distill label repair labels.dir=labels
+  python -m distill label merge labels.dir=labels label.sources=[from_a,from_b]
+  python -m distill label export labels.dir=labels label.file=labels.parquet
+"""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from distill.cli.config import instantiate
+from distill.cli.datasets import pairs_of
+from distill.cli.processes import launch
+from distill.core.errors import ConfigError, LabelError, nearest
+from distill.labels.audit import audit, summary
+from distill.labels.cached import Cached
+from distill.labels.formats import export
+from distill.labels.generate import coverage, label
+from distill.labels.merge import merge
+from distill.labels.repair import repair
+from distill.labels.store import LabelStore
+from distill.system.environment import choose_device
+
+
+def run(cfg: DictConfig) -> int:
+    """Does what ``label.action`` says; returns of how many labels it tells."""
+    actions = {
+        "make": _make,
+        "status": _status,
+        "verify": _verify,
+        "repair": _repair,
+        "merge": _merge,
+        "export": _export,
+    }
+    if cfg.label.action not in actions:
+        raise ConfigError(
+            f"Expected a word after label but got {cfg.label.action!r}; {nearest(cfg.label.action, actions)}."
+        )
+    return actions[cfg.label.action](cfg)
+
+
+def _make(cfg: DictConfig) -> int:
+    """Labels, prints a summary, and returns how many points were labelled, by all processes of this run."""
+    share, datasets = parse_shard(cfg.label.shard), _datasets(cfg)
+    fabric = launch(cfg)
+    every = slice(share.start + share.step * fabric.global_rank, None, share.step * fabric.world_size)
+    teacher = Cached(
+        cfg.labels.dir,
+        instantiate(cfg.teacher),
+        flush_seconds=cfg.label.flush_seconds,
+        offers=list(cfg.labels.offers),
+        embeddings=cfg.labels.embeddings,
+    )
+    device, shown = choose_device(cfg.device), fabric.is_global_zero
+    mine = sum(label(teacher, pairs, device, progress=shown, every=every) for pairs in datasets)
+    made = int(fabric.all_reduce(float(mine), reduce_op="sum"))
+    if fabric.is_global_zero:
+        if cfg.label.compact:
+            teacher.store.compact()
+        teacher.store.refresh()
+        print(f"{made} points labelled, {len(teacher.store)} labels in {cfg.labels.dir}")
+    return made
+
+
+def _status(cfg: DictConfig) -> int:
+    store, folder = LabelStore(cfg.labels.dir), Path(cfg.labels.dir)
+    print(f"folder: {folder}\nlabels: {len(store)}\nfiles: {len(store.files)}")
+    print(f"MiB: {sum(path.stat().st_size for path in store.files) / 2**20:.2f}")
+    print(f"made by: {', '.join(f'{name}={value}' for name, value in sorted((store.fingerprint or {}).items()))}")
+    if cfg.label.coverage:
+        for pairs in _datasets(cfg):
+            known, points = coverage(store, pairs)
+            print(f"{pairs.name} {pairs.split}: {known} of {points} points are labelled")
+    return len(store)
+
+
+def _verify(cfg: DictConfig) -> int:
+    found = audit(Path(cfg.labels.dir))
+    for name, value in summary(found).items():
+        print(f"{name}: {value}")
+    for note in found.notes:
+        print(f"note: {note}")
+    if found.problems:
+        raise LabelError(
+            f"Expected whole labels in {cfg.labels.dir} but found {len(found.problems)} problems: "
+            f"{'; '.join(found.problems)}; mend them with: python -m distill label repair labels.dir={cfg.labels.dir}"
+        )
+    print("nothing is wrong")
+    return found.labels
+
+
+def _repair(cfg: DictConfig) -> int:
+    for line in repair(Path(cfg.labels.dir)):
+        print(line)
+    return _verify(cfg)
+
+
+def _merge(cfg: DictConfig) -> int:
+    if not cfg.label.sources:
+        raise ConfigError("Expected folders to merge but got none; add label.sources=[a,b].")
+    added = merge([Path(source) for source in cfg.label.sources], Path(cfg.labels.dir))
+    print(f"{added} labels added to {cfg.labels.dir}")
+    return added
+
+
+def _export(cfg: DictConfig) -> int:
+    if cfg.label.file is None:
+        raise ConfigError("Expected a file to export to but got none; add label.file=labels.parquet (or .csv, .json).")
+    written = export(Path(cfg.labels.dir), Path(cfg.label.file))
+    print(f"{written} labels in {cfg.label.file}")
+    return written
+
+
+def _datasets(cfg: DictConfig) -> list:
+    unknown = [split for split in cfg.splits if split not in ("train", "val", "test")]
+    if unknown:
+        raise ConfigError(f"Expected splits among train, val and test but got {unknown}; correct splits=[...].")
+    return [pairs_of(cfg.data, split, cfg[split]) for split in cfg.splits]
+
+
+def parse_shard(text: str) -> slice:
+    """Returns which source images "i/N" means: every N-th from the i-th on.
+
+    Raises:
+        ConfigError: unless 0 <= i < N.
+    """
+    i, _, n = text.partition("/")
+    if not (i.isdigit() and n.isdigit() and int(i) < int(n)):
+        raise ConfigError(f"Expected label.shard as i/N with 0 <= i < N but got {text!r}; the first of four is 0/4.")
+    return slice(int(i), None, int(n))

@@ -1,0 +1,302 @@
+"""Finding, composing and instantiating configurations.
+
+The configurations live in ``configs/`` at the root of a source tree and in ``distill/configs/`` of an installed
+wheel. ``configs/<verb>.yaml`` is the root of a command; every folder beside it is a group, whose files are the choices
+a user can name. A folder of the user's own adds groups and choices to these, it does not replace them.
+"""
+
+import difflib
+import re
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, InstantiationException
+from omegaconf import Container, DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from distill.core.errors import ConfigError, nearest
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_ROOT = _PACKAGE.parent if (_PACKAGE.parent / "pyproject.toml").is_file() else _PACKAGE
+
+
+def shipped(path: str) -> Path:
+    """Returns where a file that comes with the project lies, in a source tree or in an installed wheel.
+
+    Configurations write it ``${shipped:checkpoints/sd-mini}``.
+    """
+    return _ROOT / path
+
+
+OmegaConf.register_new_resolver("shipped", lambda path: str(shipped(path)), replace=True)
+
+
+def compose(verb: str, overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> DictConfig:
+    """Composes the configuration of a command.
+
+    Args:
+        verb: the command's name.
+        overrides: ``key=value`` as on the command line.
+        config_dir: a folder of the user's own with further groups and choices.
+
+    Raises:
+        ConfigError: naming every override that cannot be read, every unknown key or choice with the nearest valid
+            name, every value of the wrong type, and every required value that is not given.
+    """
+    parsed = _parse(overrides)
+    chosen, assigned = _split(parsed, config_dir)
+    with _search(config_dir) as base:
+        config = _hydra_compose(verb, [*base, *(text for text, _ in chosen)])
+        _check_assignments(config, [override for _, override in assigned], verb)
+        if assigned:
+            config = _hydra_compose(verb, [*base, *overrides])
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        wanted = " ".join(f"{key}=<{key.rpartition('.')[2]}>" for key in missing)
+        raise ConfigError(f"Expected a value for {', '.join(missing)} but got none; add {wanted}.")
+    return config
+
+
+def defaults(verb: str, config_dir: str | Path | None = None) -> tuple[DictConfig, dict[str, str]]:
+    """Returns a command's configuration as it is without overrides, and the choice it makes in each group.
+
+    Values that the user must give are missing (``???``).
+    """
+    with _search(config_dir) as base:
+        config = _hydra_compose(verb, base, return_hydra_config=True)
+    choices = {group: str(choice) for group, choice in config.hydra.runtime.choices.items() if "hydra" not in group}
+    with open_dict(config):
+        del config["hydra"]
+    return config, choices
+
+
+def options(group: str, config_dir: str | Path | None = None) -> list[str]:
+    """Returns the names a user can choose from in ``group``, in alphabetical order; none if there is no such group."""
+    return sorted({file.stem for folder in _folders(config_dir) for file in (folder / group).glob("*.yaml")})
+
+
+def option_file(name: str, config_dir: str | Path | None = None) -> Path | None:
+    """Returns the file of a choice such as "data/shapes" or of a command such as "fit", if there is one."""
+    files = (folder / f"{name}.yaml" for folder in _folders(config_dir))
+    return next((file for file in files if file.is_file()), None)
+
+
+def instantiate(config: Any, **kwargs: Any) -> Any:
+    """Builds what ``config`` describes by its ``_target_``; ``kwargs`` are passed on as they are.
+
+    Nested descriptions are built too. Lists and dictionaries arrive as plain ones.
+
+    Raises:
+        ConfigError: if a ``_target_`` cannot be imported or does not take the arguments.
+        DistillError: whatever the built objects themselves raise about their arguments.
+    """
+    if config is None:
+        return None
+    if isinstance(config, dict):
+        config = OmegaConf.create(config)
+    has_target = isinstance(config, DictConfig) and "_target_" in config
+    partial = has_target and not config.get("_partial_")
+    try:
+        built = hydra.utils.instantiate(config, _convert_="all", **({"_partial_": True} if partial else {}))
+        return built(**kwargs) if partial else built
+    except InstantiationException as error:
+        cause = error.__cause__
+        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, Exception) and not _is_call_error(cause):
+            raise cause from None
+        raise ConfigError(f"Expected a working configuration but {_one_line(cause or error)}") from error
+    except TypeError as error:
+        if not partial or not _is_call_error(error):
+            raise
+        raise ConfigError(f"Expected settings that {config['_target_']} takes but {_one_line(error)}.") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(_one_line(error)) from error
+
+
+def _is_call_error(error: BaseException) -> bool:
+    """Says whether the call itself failed, as with a wrong argument, rather than the code that was called."""
+    if isinstance(error, InstantiationException | ImportError):
+        return True
+    innermost = traceback.extract_tb(error.__traceback__)[-1].filename
+    return isinstance(error, TypeError) and (innermost == __file__ or "hydra" in Path(innermost).parts)
+
+
+def _folders(config_dir: str | Path | None) -> list[Path]:
+    folders = [shipped("configs")]
+    if config_dir is not None:
+        own = Path(config_dir).expanduser().resolve()
+        if not own.is_dir():
+            raise ConfigError(
+                f"Expected --config-dir to be a folder but found none at {own}; give one with YAML files."
+            )
+        folders.append(own)
+    return folders
+
+
+@contextmanager
+def _search(config_dir: str | Path | None) -> Iterator[list[str]]:
+    """Prepares Hydra to search our folder, and yields the overrides that make it search the user's too."""
+    first, *others = _folders(config_dir)
+    previous = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(first), version_base="1.3"):
+            yield [f"hydra.searchpath=['file://{folder}']" for folder in others]
+    finally:
+        GlobalHydra.instance().hydra = previous
+
+
+def _hydra_compose(verb: str, overrides: Sequence[str], return_hydra_config: bool = False) -> DictConfig:
+    try:
+        return hydra.compose(verb, list(overrides), return_hydra_config=return_hydra_config)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_one_line(error)) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"Expected valid YAML in the configuration but {_one_line(error)}") from error
+
+
+def _parse(overrides: Sequence[str]) -> list[tuple[str, Override]]:
+    parser, parsed, problems = OverridesParser.create(), [], []
+    for text in overrides:
+        if "=" not in text and not text.startswith("~"):
+            problems.append(f"Expected key=value but got {text!r}; write {text}=<value>.")
+            continue
+        try:
+            override = parser.parse_override(text)
+        except HydraException:
+            problems.append(f"Expected key=value but cannot read {text!r}; quote the value: '{_quoted(text)}'.")
+            continue
+        if override.is_sweep_override():
+            problems.append(f"Expected one value for {override.key_or_group} but got several; quote '{_quoted(text)}'.")
+        else:
+            parsed.append((text, override))
+    _raise_together(problems)
+    return parsed
+
+
+def _quoted(text: str) -> str:
+    key, _, value = text.partition("=")
+    return f'{key}="{value}"'
+
+
+def _split(
+    parsed: list[tuple[str, Override]], config_dir: str | Path | None
+) -> tuple[list[tuple[str, Override]], list[tuple[str, Override]]]:
+    """Separates choices in groups from assignments of values, and checks the choices."""
+    chosen: list[tuple[str, Override]] = []
+    assigned: list[tuple[str, Override]] = []
+    problems = []
+    for text, override in parsed:
+        names = options(override.key_or_group, config_dir)
+        (chosen if names else assigned).append((text, override))
+        value = override.value()
+        if names and value is not None and str(value) not in names and not override.is_delete():
+            group = override.key_or_group
+            problems.append(f"Expected a known choice of {group} but got {value}; {nearest(str(value), names)}.")
+    _raise_together(problems)
+    return chosen, assigned
+
+
+def _check_assignments(config: DictConfig, overrides: Sequence[Override], verb: str) -> None:
+    problems = []
+    for override in overrides:
+        key = override.key_or_group
+        if override.is_add() or override.is_force_add() or override.is_delete() or key.startswith("hydra."):
+            continue
+        if _exists(config, key):
+            problem = _type_problem(config, key, override.value())
+        else:
+            problem = f"Expected a key of {verb} but got {key}; {_nearest_key(config, key)}."
+        problems += [problem] if problem else []
+    _raise_together(problems)
+
+
+def _exists(config: DictConfig, key: str) -> bool:
+    node, _, last = _parent(config, key)
+    return isinstance(node, DictConfig) and last in node.keys()  # noqa: SIM118 - a value still to be given is a key too
+
+
+def _parent(config: DictConfig, key: str) -> tuple[Any, str, str]:
+    """Returns the section of ``config`` that ``key`` lies in, or the innermost that exists, its name, and the rest."""
+    node: Any = config
+    path: list[str] = []
+    *parents, last = key.split(".")
+    for part in parents:
+        if not isinstance(node, DictConfig) or part not in node or OmegaConf.is_missing(node, part):
+            return node, ".".join(path), part
+        node = node[part]
+        path.append(part)
+    return node, ".".join(path), last
+
+
+def _nearest_key(config: DictConfig, key: str) -> str:
+    everything = list(keys(config))
+    same_name = [other for other in everything if other.rpartition(".")[2] == key.rpartition(".")[2]]
+    close = same_name[:1] or difflib.get_close_matches(key, everything, n=1, cutoff=0.75)
+    node, path, last = _parent(config, key)
+    if not isinstance(node, DictConfig):
+        return f"{path} has no parts"
+    siblings = [f"{path}.{name!s}" if path else str(name) for name in node]
+    if close and close[0] not in siblings:
+        return f"did you mean {close[0]!r}? see --help for all keys; +{key}=... adds one"
+    return f"{nearest(f'{path}.{last}' if path else last, siblings)}; +{key}=... adds one"
+
+
+def keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Yields the dotted names of all values in ``config``."""
+    for name in config:
+        key = f"{prefix}{name!s}"
+        node = config._get_node(name)
+        if isinstance(node, DictConfig) and not node._is_none() and not node._is_interpolation():
+            yield from keys(node, f"{key}.")
+        else:
+            yield key
+
+
+def _type_problem(config: DictConfig, key: str, value: Any) -> str | None:
+    """Compares a new value with the type of the default that it replaces, as far as that says anything."""
+    node, _, last = _parent(config, key)
+    default = node._get_node(last)
+    if default._is_missing() or default._is_interpolation() or value is None or _is_reference(value):
+        return None
+    old = default if isinstance(default, Container) else default._value()
+    rules: list[tuple[type | tuple[type, ...], tuple[type, ...], str]] = [
+        (bool, (bool,), "true or false"),
+        (int, (int,), "a whole number"),
+        (float, (int, float), "a number"),
+        (DictConfig, (dict,), f"one of its keys, {key}.<key>=<value>,"),
+    ]
+    for type_, accepted, wanted in rules:
+        if isinstance(old, type_):
+            right = isinstance(value, accepted) and (bool in accepted or not isinstance(value, bool))
+            return None if right else f"Expected {wanted} for {key} but got {value}; the default is {_shown(old)}."
+    return None
+
+
+def _is_reference(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith("${")
+
+
+def _shown(value: Any) -> str:
+    return "a section" if isinstance(value, Container) else str(value)
+
+
+def _raise_together(problems: Sequence[str]) -> None:
+    if problems:
+        raise ConfigError(" ".join(problems))
+
+
+def _one_line(error: BaseException) -> str:
+    """Returns an error's text without Hydra's references to its manual and its list of search paths."""
+    text = str(error).partition("Config search path:")[0]
+    text = re.sub(r"See https://hydra\.cc\S*.*", "", text)
+    return " ".join(text.split())

@@ -1,0 +1,81 @@
+"""The contract that teachers, students and baselines share."""
+
+from collections.abc import MutableMapping
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from distill.core.types import Matches, PairBatch
+
+
+class Matcher(Protocol):
+    """Maps (source image, target image, source keypoints) to target keypoints."""
+
+    def __call__(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
+        """Matches B pairs at N points each.
+
+        Args:
+            src_img: (B, 3, H, W) float in [0, 1].
+            trg_img: (B, 3, H, W) float in [0, 1].
+            src_kps: (B, N, 2) x, y in pixels of ``src_img``.
+        """
+        ...
+
+
+@runtime_checkable
+class PairMatcher(Protocol):
+    """A matcher that also uses what is known about a pair: its boxes, its fingerprints, its truth."""
+
+    def match_pairs(self, pairs: PairBatch) -> Matches:
+        """Matches all points of ``pairs``; what it returns outside ``kps_mask`` has no meaning."""
+        ...
+
+
+@runtime_checkable
+class Fingerprinted(Protocol):
+    """A matcher whose answers may be stored as labels."""
+
+    def fingerprint(self) -> dict[str, str]:
+        """Returns all that decides an answer besides the images and the points, by field name.
+
+        Settings, a hash of the weights, preprocessing. Labels are refused when one field differs.
+        """
+        ...
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A matcher that learns something of each source point, which serves every target."""
+
+    def remember(self, memory: MutableMapping[Any, Any]) -> None:
+        """Looks up in ``memory`` what it learned of a point before, and keeps there what it learns.
+
+        Args:
+            memory: from (image fingerprint, x, y) to (embedding, number of the token that stands for the point).
+        """
+        ...
+
+
+class Benchmark(Protocol):
+    """A data set of pairs as evaluation needs it: a map-style ``Dataset[PairBatch]`` that says its conventions."""
+
+    name: str
+    split: str
+    threshold: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> PairBatch: ...
+
+
+def match(matcher: Matcher | PairMatcher, pairs: PairBatch) -> Matches:
+    """Calls ``matcher`` on ``pairs`` by the richer of the two contracts that it satisfies."""
+    if isinstance(matcher, PairMatcher):
+        return matcher.match_pairs(pairs)
+    return matcher(pairs.src_img, pairs.trg_img, pairs.src_kps)
+
+
+def follow(network: object, images: Tensor) -> None:
+    """Brings ``network`` to the device of ``images``, if it has weights that could be elsewhere."""
+    if isinstance(network, nn.Module):
+        network.to(images.device)

@@ -1,0 +1,1 @@
+"""Data sets of image pairs, one benchmark a file, and the procedural world."""

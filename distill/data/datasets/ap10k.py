@@ -1,0 +1,129 @@
+"""AP-10K (Yu et al., 2021) as a benchmark of correspondence (Zhang et al., "Telling Left from Right", CVPR 2024).
+
+Files of the layout, as that work's notebook makes it: ``JPEGImages/<family>/<species>/*.jpg``,
+``ImageAnnotation/<family>/<species>/*.json`` (``keypoints``, 17 times x, y, visibility, ``bbox`` x, y, width, height, and
+``width``, ``height``), and ``PairAnnotation/<list>/*:<group>.json`` (``src_json_path``, ``trg_json_path``), where the list
+is ``trn``, ``val``, ``test``, ``val_cross_species``, ``test_cross_species``, ``val_cross_family`` or ``test_cross_family``. Where the
+pairs were unpacked on a file system without colons, the colon may be an underscore. A point counts as visible when its
+visibility is above 0. Coordinates are taken as they stand.
+"""
+
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from distill.core.errors import ConfigError, DataError, nearest
+from distill.data import symmetry as twins
+from distill.data.pairs import Threshold
+from distill.data.photograph_pairs import Note, PairNote, PhotographPairs, Reading, check_split, drawn
+from distill.data.readers import read_json
+
+SPLITS = {"train": "trn", "val": "val", "test": "test"}
+ACROSS = {"none": "", "species": "_cross_species", "families": "_cross_family"}
+N_POINTS = 17
+
+
+class AP10KPairs(PhotographPairs):
+    """The benchmark's own pairs of animals; points are scored in the photographs' own pixels.
+
+    Args:
+        root: the folder with ``JPEGImages``, ``ImageAnnotation`` and ``PairAnnotation``.
+        split: "train", "val" or "test".
+        n_pairs: how many pairs, drawn by the seed; without it all, in the order of their names.
+        seed: of the draw.
+        size: side that images are brought to, px.
+        across: "none" for pairs within a species, "species" for pairs across the species of a family, "families" for
+            pairs across families; training pairs are within a species.
+        resize: see :class:`Reading`.
+        convention: "canonical".
+        bad: see :class:`Reading`.
+        cache_mib: see :class:`Reading`.
+
+    Raises:
+        ConfigError: for a setting that is none of the choices.
+        DataError: when a file is missing or malformed, or there are fewer pairs than asked for.
+    """
+
+    name = "ap10k"
+    threshold: Threshold = "bbox"
+    has_paper_convention = False
+    twins = twins.AP10K
+
+    def __init__(
+        self,
+        root: str,
+        split: str = "test",
+        n_pairs: int | None = None,
+        seed: int = 0,
+        size: int = 128,
+        across: str = "none",
+        resize: str = "squash",
+        convention: str = "canonical",
+        bad: str = "error",
+        cache_mib: int = 2048,
+    ) -> None:
+        check_split(split, SPLITS)
+        if across not in ACROSS or (split == "train" and across != "none"):
+            choices = ["none"] if split == "train" else list(ACROSS)
+            raise ConfigError(
+                f"Expected data.across to suit split {split} but got {across!r}; {nearest(across, choices)}."
+            )
+        reading = Reading(size, resize, convention, bad, cache_mib)
+        self._configure(reading)
+        self.root, self.split, self.across = Path(root), split, across
+        folder = self.root / "PairAnnotation" / f"{SPLITS[split]}{ACROSS[across]}"
+        files = sorted(folder.glob("*.json"))
+        if not files:
+            raise DataError(
+                f"Expected pairs of AP-10K in {folder} but found none; give in data.root the folder that holds "
+                "PairAnnotation, see data download."
+            )
+        self._categories: dict[tuple[str, str], str] = {}
+        for file in drawn(files, n_pairs, seed):
+            try:
+                self._categories[read_json(file, _pair, "src_json_path and trg_json_path")] = _group(file)
+            except DataError as error:
+                if bad == "error":
+                    raise
+                self.skipped[file.name] = str(error)
+        pairs = list(self._categories)
+        self._start(pairs, (self._image_file(name) for pair in pairs for name in pair), reading)
+
+    def note(self, index: int) -> PairNote:
+        """See :class:`PhotographPairs`."""
+        pair = self.pairs[index]
+        src, trg = (self._note(name, self._categories[pair]) for name in pair)
+        return PairNote(src, trg)
+
+    def _note(self, name: str, category: str) -> Note:
+        file = self.root / "ImageAnnotation" / f"{name}.json"
+
+        def parse(content: dict[str, Any]) -> Note:
+            points = np.asarray(content["keypoints"], np.float64).reshape(N_POINTS, 3)
+            x, y, width, height = (float(value) for value in content["bbox"])
+            if not np.isfinite(points).all() or not (width > 0 and height > 0):
+                raise ValueError(f"keypoints are not all finite, or bbox {content['bbox']} is empty")
+            bbox = np.array([x, y, x + width, y + height])
+            return Note(self._image_file(name), points[:, :2], points[:, 2] > 0, bbox, category, f"{name}.jpg", file)
+
+        return read_json(file, parse, f"{N_POINTS} keypoints and a bbox")
+
+    def _image_file(self, name: str) -> Path:
+        return self.root / "JPEGImages" / f"{name}.jpg"
+
+
+def _pair(content: dict[str, Any]) -> tuple[str, str]:
+    return _name(content["src_json_path"]), _name(content["trg_json_path"])
+
+
+def _name(path: str) -> str:
+    """Returns "family/species/number" of "anything/ImageAnnotation/family/species/number.json"."""
+    parts = PurePosixPath(path.replace("\\", "/")).with_suffix("").parts
+    return "/".join(parts[parts.index("ImageAnnotation") + 1 :])
+
+
+def _group(file: Path) -> str:
+    """Returns the species, the family, or "all": what follows the colon, or the underscore that replaces it."""
+    numbers, colon, group = file.stem.partition(":")
+    return group if colon else numbers.partition("_")[2]

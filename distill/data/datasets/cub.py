@@ -1,0 +1,218 @@
+"""CUB-200-2011 (Wah et al., 2011), and any folder in its layout.
+
+Files of the layout, all with one line per image or part: ``images.txt`` (id, path), ``image_class_labels.txt`` (id,
+class), ``train_test_split.txt`` (id, 1 for training), ``bounding_boxes.txt`` (id, x, y,
+width, height), ``parts/part_locs.txt`` (id, part, x, y, visible), and the photographs under ``images/``.
+
+There is no official list of pairs. By default pairs of one class are drawn by a seed, over all classes; ``data describe``
+writes the list, which ``data.pairs`` reads again. Coordinates are taken as they stand. Whether they count pixels from 0
+or from 1 is documented nowhere; boxes begin at 0.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from distill.core.errors import DataError
+from distill.data import symmetry as twins
+from distill.data.pair_list import read_pair_list
+from distill.data.pairs import Threshold, sample_pairs
+from distill.data.photograph_pairs import PAPER_SIDE, Note, PairNote, PhotographPairs, Reading, check_split, drawn
+from distill.data.readers import read_text
+
+N_PARTS = 15
+VAL_SHARE = 10  # every tenth training image, in an order that the seed decides
+SPLITS = ("train", "val", "test")
+PAPER_CLASSES = 3
+
+
+class CUBPairs(PhotographPairs):
+    """Pairs of photographs of one class; points are scored in the photographs' own pixels.
+
+    The official test images are "test"; the official training images are "train" and, one in ten, "val".
+
+    Args:
+        root: the folder with ``images.txt``.
+        split: "train", "val" or "test".
+        n_pairs: how many pairs; without it all.
+        seed: of the pairing and of the validation images.
+        size: side that images are brought to, px.
+        pairs_per_image: how many targets a source image has.
+        pairs: "classes" for seeded pairs over all classes; "paper" for all pairs, each in one direction, of the first
+            three classes, as in the teacher's released code; or a CSV file with a list. Without it "classes", or
+            "paper" where the convention is.
+        resize: see :class:`Reading`.
+        convention: see :class:`Reading`. The released code scales both sides of the target's box like widths.
+        bad: see :class:`Reading`.
+        cache_mib: see :class:`Reading`.
+
+    Raises:
+        ConfigError: for a setting that is none of the choices.
+        DataError: when a file of the layout is missing or malformed, or there are too few pairs.
+    """
+
+    name = "cub"
+    threshold: Threshold = "bbox"
+    twins = twins.CUB
+
+    def __init__(
+        self,
+        root: str,
+        split: str,
+        n_pairs: int | None = None,
+        seed: int = 0,
+        size: int = 128,
+        pairs_per_image: int = 4,
+        pairs: str | None = None,
+        resize: str = "squash",
+        convention: str = "canonical",
+        bad: str = "error",
+        cache_mib: int = 2048,
+    ) -> None:
+        check_split(split, SPLITS)
+        reading = Reading(size, resize, convention, bad, cache_mib)
+        self._configure(reading)
+        self.root, self.split, self.seed = Path(root), split, seed
+        self.annotations = Annotations(self.root)
+        ids = [image for image in self._ids_of_split() if self.annotations.visible[image].any()]
+        self.ids = {self.annotations.path[image]: image for image in ids}
+        which = pairs or ("paper" if convention == "paper" else "classes")
+        chosen = self._choose(which, n_pairs, seed, pairs_per_image)
+        self._start(chosen, (self._image_file(name) for name in self.ids), reading)
+
+    def note(self, index: int) -> PairNote:
+        """See :class:`PhotographPairs`."""
+        src, trg = self.pairs[index]
+        return PairNote(self._note(src), self._note(trg))
+
+    def notes(self) -> Iterator[Note]:
+        """See :class:`PhotographPairs`; all photographs of the split."""
+        return (self._note(name) for name in self.ids)
+
+    def paper_threshold(self, pair: PairNote, sizes: tuple[tuple[int, int], tuple[int, int]]) -> float:
+        """See :class:`PhotographPairs`."""
+        _, width = sizes[1]
+        return float((pair.trg.bbox[2:] - pair.trg.bbox[:2]).max() * PAPER_SIDE / width)
+
+    def _choose(self, which: str, n_pairs: int | None, seed: int, pairs_per_image: int) -> list[tuple[str, str]]:
+        names = list(self.ids)
+        if which == "paper":
+            first = sorted(set(self.annotations.number.values()))[:PAPER_CLASSES]
+            groups = [[n for n in names if self.annotations.number[self.ids[n]] == number] for number in first]
+            return drawn([pair for group in groups for pair in combinations(group, 2)], n_pairs, seed)
+        if which != "classes":
+            return drawn(read_pair_list(Path(which), names), n_pairs, seed)
+        categories = [self.annotations.category[image] for image in self.ids.values()]
+        possible = sum(categories.count(c) * (categories.count(c) - 1) for c in set(categories))
+        count = possible if n_pairs is None else n_pairs
+        return [(names[s], names[t]) for s, t in sample_pairs(categories, count, seed, pairs_per_image)]
+
+    def _ids_of_split(self) -> list[int]:
+        training = sorted(image for image, train in self.annotations.training.items() if train)
+        if self.split == "test":
+            return sorted(set(self.annotations.training) - set(training))
+        order = np.random.default_rng([self.seed, len(training)]).permutation(len(training))
+        chosen = {training[k] for k in order[: len(training) // VAL_SHARE]}
+        return [image for image in training if (image in chosen) == (self.split == "val")]
+
+    def _note(self, name: str) -> Note:
+        image, notes = self.ids[name], self.annotations
+        x, y, width, height = notes.box[image]
+        return Note(
+            path=self._image_file(name),
+            points=notes.points[image],
+            visible=notes.visible[image],
+            bbox=np.array([x, y, x + width, y + height]),
+            category=notes.category[image],
+            name=name,
+            source=self.root / "parts" / "part_locs.txt",
+        )
+
+    def _image_file(self, name: str) -> Path:
+        return self.root / "images" / name
+
+
+class Annotations:
+    """The text files of the layout, by the image's id.
+
+    Attributes:
+        path: of the photograph under ``images/``.
+        number: of its class.
+        category: of its class, "001.Black_footed_Albatross".
+        training: whether it is an official training image.
+        box: x, y, width, height.
+        points: (15, 2) x, y.
+        visible: (15,) bool.
+
+    Args:
+        root: the folder with ``images.txt``.
+
+    Raises:
+        DataError: naming every file that is missing or malformed.
+    """
+
+    def __init__(self, root: Path) -> None:
+        images, labels, split, boxes, parts = _tables(root)
+        self.path = {int(row[0]): " ".join(row[1:]) for row in images}
+        self.number = {int(row[0]): int(row[1]) for row in labels}
+        self.training = {int(row[0]): row[1] == "1" for row in split}
+        self.box = {int(row[0]): tuple(map(float, row[1:5])) for row in boxes}
+        self.points = {image: np.zeros((N_PARTS, 2)) for image in self.path}
+        self.visible = {image: np.zeros(N_PARTS, bool) for image in self.path}
+        for row in parts:
+            image, part = int(row[0]), int(row[1]) - 1
+            if image not in self.path or not 0 <= part < N_PARTS:
+                raise DataError(
+                    f"Expected images of images.txt and parts 1 to {N_PARTS} in {root / 'parts' / 'part_locs.txt'} but got "
+                    f"image {image}, part {part + 1}; check that the files belong together."
+                )
+            self.points[image][part] = float(row[2]), float(row[3])
+            self.visible[image][part] = row[4] == "1"
+        for name, ids in zip(FILES[1:4], (set(self.number), set(self.training), set(self.box)), strict=True):
+            if ids != self.path.keys():
+                odd = min(ids ^ self.path.keys())
+                raise DataError(
+                    f"Expected one line per image in {root / name} but image {odd} is not in both it and images.txt."
+                )
+        self.category = {
+            image: f"{number:03d}.{self.path[image].partition('/')[0].partition('.')[2]}"
+            for image, number in self.number.items()
+        }
+
+
+FILES = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "bounding_boxes.txt", "parts/part_locs.txt")
+WIDTHS = (2, 2, 2, 5, 5)
+
+
+def _tables(root: Path) -> list[list[list[str]]]:
+    tables, problems = [], []
+    for name, width in zip(FILES, WIDTHS, strict=True):
+        try:
+            tables.append(_rows(root / name, width, free_text=name == "images.txt"))
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise DataError(" ".join(problems))
+    return tables
+
+
+def _rows(file: Path, width: int, free_text: bool) -> list[list[str]]:
+    rows = []
+    hint = "give in data.root the folder that holds images.txt"
+    for number, line in enumerate(read_text(file, hint).splitlines(), start=1):
+        row = line.split()
+        if not row:
+            continue
+        if len(row) < width or not row[0].isdigit() or not _finite(row[1:] if not free_text else []):
+            raise DataError(f"Expected {width} values in line {number} of {file} but got {line!r}; restore the file.")
+        rows.append(row)
+    return rows
+
+
+def _finite(cells: Sequence[str]) -> bool:
+    try:
+        return all(np.isfinite(float(cell)) for cell in cells)
+    except ValueError:
+        return False

@@ -1,0 +1,154 @@
+"""PF-WILLOW (Ham et al., CVPR 2016): ten folders of ten photographs, each with the same ten points.
+
+Files of the layout: ``<folder>/*.png`` with a ``.mat`` of the same name beside each, holding ``pts_coord`` (2, 10). The
+benchmark's pairs are all ordered pairs within a folder, 900 in all. A list of them, ``test_pairs_pf.csv`` or
+``test_pairs.csv`` (imageA, imageB, XA1 to XA10, YA1 to YA10, and the same of B), is followed where there is one beside
+the folders or above them; otherwise the pairs are made. Coordinates are taken as they stand.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.core.errors import ConfigError, DataError
+from distill.data.pairs import Threshold, sample_pairs
+from distill.data.photograph_pairs import PAPER_SIDE, Note, PairNote, PhotographPairs, Reading, drawn
+from distill.data.readers import numbers, read_csv, read_mat
+
+N_POINTS = 10
+LISTS = ("test_pairs_pf.csv", "test_pairs.csv")
+
+
+class PFWillowPairs(PhotographPairs):
+    """Pairs of photographs of one folder; points are scored in the photographs' own pixels.
+
+    There are no boxes: PCK's tolerance, and the box that baselines use, is the one around the target's ten points.
+
+    Args:
+        root: the folder whose sub-folders hold the photographs, usually ``PF-dataset``, or the one above it.
+        split: "test"; there is no other.
+        n_pairs: how many pairs, drawn by the seed; without it all that there are.
+        seed: of the draw; without a list also of the order.
+        size: side that images are brought to, px.
+        resize: see :class:`Reading`.
+        convention: see :class:`Reading`. The released code's tolerance is taken from the *source* points and, by
+            mistake, from the padding of -1 behind them.
+        bad: see :class:`Reading`.
+        cache_mib: see :class:`Reading`.
+
+    Raises:
+        ConfigError: for a setting that is none of the choices.
+        DataError: when there are no annotated photographs, a file is malformed, or there are too few pairs.
+    """
+
+    name = "pf_willow"
+    threshold: Threshold = "kps_bbox"
+
+    def __init__(
+        self,
+        root: str,
+        split: str = "test",
+        n_pairs: int | None = None,
+        seed: int = 0,
+        size: int = 128,
+        resize: str = "squash",
+        convention: str = "canonical",
+        bad: str = "error",
+        cache_mib: int = 2048,
+    ) -> None:
+        if split != "test":
+            raise ConfigError(
+                f"Expected data.split to be 'test', all there is in PF-WILLOW, but got {split!r}; train on other data."
+            )
+        reading = Reading(size, resize, convention, bad, cache_mib)
+        self._configure(reading)
+        self.split, self.root = split, _folder(Path(root))
+        self._listed: dict[tuple[str, str], NDArray[np.float64]] = {}
+        self._points: dict[str, NDArray[np.float64]] = {}
+        file = next((f for f in _lists(self.root) if f.is_file()), None)
+        pairs = self._made(n_pairs, seed) if file is None else drawn(self._read(file), n_pairs, seed)
+        self.source = file
+        if bad == "error" and file is None:
+            for name in dict.fromkeys(name for pair in pairs for name in pair):
+                self._points_of(name)
+        self._start(pairs, (self._image_file(name) for pair in pairs for name in pair), reading)
+
+    def note(self, index: int) -> PairNote:
+        """See :class:`PhotographPairs`."""
+        pair = self.pairs[index]
+        points = self._listed[pair] if self.source else np.stack([self._points_of(name) for name in pair])
+        src, trg = (self._note(name, own) for name, own in zip(pair, points, strict=True))
+        return PairNote(src, trg)
+
+    def paper_threshold(self, pair: PairNote, sizes: tuple[tuple[int, int], tuple[int, int]]) -> float:
+        """See :class:`PhotographPairs`."""
+        height, width = sizes[0]
+        padded = np.vstack([pair.src.points * PAPER_SIDE / (width, height), [[-1, -1]]])
+        return float((padded.max(0) - padded.min(0)).max())
+
+    def _note(self, name: str, points: NDArray[np.float64]) -> Note:
+        path = self._image_file(name)
+        return Note(
+            path=path,
+            points=points,
+            visible=np.ones(N_POINTS, bool),
+            bbox=np.concatenate([points.min(0), points.max(0)]),
+            category=name.partition("/")[0],
+            name=name,
+            source=self.source or path.with_suffix(".mat"),
+        )
+
+    def _image_file(self, name: str) -> Path:
+        return self.root / f"{name}.png"
+
+    def _made(self, n_pairs: int | None, seed: int) -> list[tuple[str, str]]:
+        names = [f"{note.parent.name}/{note.stem}" for note in sorted(self.root.glob("*/*.mat"))]
+        if not names:
+            raise DataError(
+                f"Expected PF-WILLOW's folders of .png and .mat files in data.root but found none in {self.root}; give "
+                "the folder named PF-dataset."
+            )
+        folders = [name.partition("/")[0] for name in names]
+        possible = sum(folders.count(folder) - 1 for folder in folders)
+        return [(names[s], names[t]) for s, t in sample_pairs(folders, possible if n_pairs is None else n_pairs, seed)]
+
+    def _points_of(self, name: str) -> NDArray[np.float64]:
+        """Returns (10, 2) x, y in the photograph's pixels."""
+        if name not in self._points:
+            self._points[name] = _read_points(self.root / f"{name}.mat")
+        return self._points[name]
+
+    def _read(self, file: Path) -> list[tuple[str, str]]:
+        header, rows = read_csv(file)
+        if len(header) != 2 + 4 * N_POINTS:
+            raise DataError(
+                f"Expected two images and {4 * N_POINTS} coordinates in each row of {file} but got {len(header)} columns; "
+                "restore the file, or remove it and the pairs are made."
+            )
+        for number, row in enumerate(rows, start=2):
+            pair = _name(row[0]), _name(row[1])
+            self._listed[pair] = numbers(row[2:], file, number).reshape(2, 2, N_POINTS).transpose(0, 2, 1)
+        return list(self._listed)
+
+
+def _folder(root: Path) -> Path:
+    return root / "PF-dataset" if (root / "PF-dataset").is_dir() else root
+
+
+def _lists(folder: Path) -> list[Path]:
+    return [place / name for place in (folder, folder.parent) for name in LISTS]
+
+
+def _name(text: str) -> str:
+    """Returns "folder/photograph" of "PF-dataset/folder/photograph.png"."""
+    return str(Path(*Path(text.strip().replace("\\", "/")).parts[-2:]).with_suffix(""))
+
+
+def _read_points(file: Path) -> NDArray[np.float64]:
+    points = read_mat(file, "pts_coord")
+    if points.shape != (2, N_POINTS) or not np.isfinite(points).all():
+        raise DataError(
+            f"Expected finite pts_coord of shape (2, {N_POINTS}) in {file} but got {points.shape}; restore the file."
+        )
+    return points.T

@@ -1,0 +1,7 @@
+"""A world of procedural objects: photographs of nothing, with exact answers."""
+
+from distill.data.datasets.shapes.images import SPLITS, CaptionedShapes
+from distill.data.datasets.shapes.pairs import ShapesPairs
+from distill.data.datasets.shapes.scene import sample_scene
+
+__all__ = ["SPLITS", "CaptionedShapes", "ShapesPairs", "sample_scene"]

@@ -1,0 +1,138 @@
+"""Image pairs of the procedural world, with exact keypoints."""
+
+from functools import lru_cache
+from math import ceil
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from distill.core.errors import ConfigError, nearest
+from distill.core.types import PairBatch
+from distill.data.datasets.shapes.categories import CATEGORIES
+from distill.data.datasets.shapes.images import SPLITS
+from distill.data.datasets.shapes.render import render
+from distill.data.datasets.shapes.scene import Scene, find_difficulty, sample_scene
+from distill.data.pairs import AnnotatedImage, Threshold, make_pair, sample_pairs
+
+WORLD_VERSION = 2
+"""Raised whenever a change of the code changes a picture, so that old labels are refused."""
+
+SURFACE = 0.06  # half image sides; keypoints sit on or just below the surface
+
+
+class ShapesPairs(Dataset[PairBatch]):
+    """Same-category pairs of rendered objects.
+
+    Every image serves in several pairs, as in SPair-71k, so that what a teacher learns of a source point is used again.
+
+    Args:
+        split: "train", "val" or "test"; no scene is in two of them.
+        n_pairs: how many pairs.
+        seed: of the world and of the pairing.
+        size: side of the images, px.
+        difficulty: "easy", "medium", "colourful" or "hard".
+        pairs_per_image: how many targets a source image has.
+
+    Raises:
+        ConfigError: for an unknown split or difficulty, or a size below 16.
+    """
+
+    name = "shapes"
+    threshold: Threshold = "bbox"
+
+    def __init__(
+        self,
+        split: str,
+        n_pairs: int,
+        seed: int = 0,
+        size: int = 128,
+        difficulty: str = "medium",
+        pairs_per_image: int = 4,
+    ) -> None:
+        if split not in ("train", "val", "test"):
+            raise ConfigError(
+                f"Expected data.split to name a split but got {split!r}; {nearest(split, ('train', 'val', 'test'))}."
+            )
+        if size < 16:
+            raise ConfigError(f"Expected data.size of at least 16 px but got {size}.")
+        find_difficulty(difficulty)
+        self.split, self.seed, self.size, self.difficulty = split, seed, size, difficulty
+        names = list(CATEGORIES)
+        n_images = len(names) * max(pairs_per_image + 1, ceil(n_pairs / pairs_per_image / len(names)))
+        self.pairs = sample_pairs([names[i % len(names)] for i in range(n_images)], n_pairs, seed, pairs_per_image)
+        self.scene = lru_cache(maxsize=None)(self._scene)
+        self.image = lru_cache(maxsize=4096)(self._image)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> PairBatch:
+        """Returns a batch of one pair."""
+        source, target = self.pairs[index]
+        (src, src_occluded), (trg, trg_occluded) = self.image(source), self.image(target)
+        flags = variation(self.scene(source), self.scene(target), src_occluded, trg_occluded)
+        return make_pair(src, trg, self.threshold, flags)
+
+    def _scene(self, number: int) -> Scene:
+        return sample_scene(self.seed, SPLITS[self.split].start + number, self.difficulty)
+
+    def _image(self, number: int) -> tuple[AnnotatedImage, bool]:
+        scene, size = self.scene(number), self.size
+        rendering = render([scene], size)
+        points = torch.as_tensor((scene.keypoints[:, :2] + 1) * size / 2)
+        bbox = torch.as_tensor((scene.bbox + 1) * size / 2)
+        name = f"{self.difficulty}/{self.split}/{number:06d}"
+        annotated = AnnotatedImage(
+            image=rendering.image[0],
+            keypoints=points.float(),
+            visible=visible_keypoints(scene, rendering.depth[0]),
+            bbox=bbox.float(),
+            original_size=(size, size),
+            category=scene.category,
+            id=name,
+            hash=f"shapes-{WORLD_VERSION}/seed{self.seed}/{name}@{size}",
+        )
+        return annotated, bool(_occluded(scene, size))
+
+
+def visible_keypoints(scene: Scene, depth: Tensor) -> Tensor:
+    """Returns (K,) bool: which keypoints lie in the image with nothing in front of them.
+
+    Args:
+        scene: with K keypoints.
+        depth: (S, S) what was rendered.
+    """
+    size = depth.shape[-1]
+    pixel = np.floor((scene.keypoints[:, :2] + 1) * size / 2).astype(int)
+    inside = (pixel >= 0).all(1) & (pixel < size).all(1)
+    column, row = pixel.clip(0, size - 1).T
+    surface = depth.cpu().numpy()[row, column]
+    return torch.as_tensor(inside & (scene.keypoints[:, 2] <= surface + SURFACE))
+
+
+def variation(src: Scene, trg: Scene, src_occluded: bool, trg_occluded: bool) -> tuple[int, int, int, int]:
+    """Returns SPair-71k's flags: viewpoint 0-2, scale 0-2, truncation and occlusion 0-3.
+
+    Viewpoint is 0 below 15 degrees between the two yaws, 1 below 90; scale is 0 below a factor of 1.2 between the
+    boxes' longer sides, 1 below 1.5. Truncation and occlusion are 0 for none, 1 source, 2 target, 3 both.
+    """
+    turn = abs((src.yaw - trg.yaw + 180) % 360 - 180)
+    sides = [float((scene.bbox[2:] - scene.bbox[:2]).max()) for scene in (src, trg)]
+    ratio = max(sides) / max(min(sides), 1e-6)
+    return (
+        int(turn >= 15) + int(turn >= 90),
+        int(ratio >= 1.2) + int(ratio >= 1.5),
+        int(src.truncated) + 2 * int(trg.truncated),
+        int(src_occluded) + 2 * int(trg_occluded),
+    )
+
+
+def _occluded(scene: Scene, size: int) -> bool:
+    """Whether something in front hides a part of the object."""
+    front = scene.centre[scene.n_object :, 2] < 0
+    if not front.any():
+        return False
+    with_occluder = render([scene], size).mask.sum()
+    return bool(with_occluder < render([scene.without_extras()], size).mask.sum())

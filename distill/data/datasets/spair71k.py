@@ -1,0 +1,144 @@
+"""SPair-71k (Min et al., 2019): 70,958 pairs of photographs in 18 categories, with what varies between them.
+
+Files of the layout: ``Layout/large/{trn,val,test}.txt`` (a line a pair, ``number-source-target:category``),
+``PairAnnotation/{trn,val,test}/<line>.json`` (the common points, boxes and flags), ``JPEGImages/<category>/*.jpg``, and
+``ImageAnnotation/<category>/*.json`` (all points of a photograph), which may be absent. Where the pairs were unpacked
+on a file system without colons, the colon in their names may be an underscore. Coordinates are taken as they stand.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill.core.errors import DataError
+from distill.data import symmetry as twins
+from distill.data.pairs import Threshold
+from distill.data.photograph_pairs import PAPER_SIDE, Note, PairNote, PhotographPairs, Reading, check_split, drawn
+from distill.data.readers import read_json, read_text
+
+SPLITS = {"train": "trn", "val": "val", "test": "test"}
+N_POINTS = 30  # the most that a category has
+FLAGS = ("viewpoint_variation", "scale_variation", "truncation", "occlusion")
+
+
+class SPairPairs(PhotographPairs):
+    """The benchmark's own pairs; points are scored in the photographs' own pixels.
+
+    Args:
+        root: the folder with ``Layout``, ``PairAnnotation`` and ``JPEGImages``.
+        split: "train", "val" or "test".
+        n_pairs: how many pairs, drawn by the seed; without it all, in the benchmark's order.
+        seed: of the draw.
+        size: side that images are brought to, px.
+        categories: which of them; all without it.
+        resize: see :class:`Reading`.
+        convention: see :class:`Reading`. The released code's tolerance is that of the *source* box.
+        bad: see :class:`Reading`.
+        cache_mib: see :class:`Reading`.
+
+    Raises:
+        ConfigError: for a setting that is none of the choices.
+        DataError: when a file is missing or malformed, or there are fewer pairs than asked for.
+    """
+
+    name = "spair71k"
+    threshold: Threshold = "bbox"
+    twins = twins.SPAIR71K
+
+    def __init__(
+        self,
+        root: str,
+        split: str = "test",
+        n_pairs: int | None = None,
+        seed: int = 0,
+        size: int = 128,
+        categories: Sequence[str] | None = None,
+        resize: str = "squash",
+        convention: str = "canonical",
+        bad: str = "error",
+        cache_mib: int = 2048,
+    ) -> None:
+        check_split(split, SPLITS)
+        reading = Reading(size, resize, convention, bad, cache_mib)
+        self._configure(reading)
+        self.root, self.split = Path(root), split
+        names = _read_names(self.root / "Layout" / "large" / f"{SPLITS[split]}.txt")
+        if categories is not None:
+            names = {pair: line for pair, line in names.items() if pair[0].partition("/")[0] in categories}
+        self._lines = names
+        self._all_points: dict[Path, dict[int, tuple[float, float]]] = {}
+        pairs = drawn(list(names), n_pairs, seed)
+        self._start(pairs, (self._image_file(name) for pair in pairs for name in pair), reading)
+
+    def note(self, index: int) -> PairNote:
+        """See :class:`PhotographPairs`."""
+        pair = self.pairs[index]
+        folder = self.root / "PairAnnotation" / SPLITS[self.split]
+        line = self._lines[pair]
+        without_colon = folder / f"{line.replace(':', '_')}.json"
+        file = without_colon if without_colon.is_file() else folder / f"{line}.json"
+
+        def parse(content: dict[str, Any]) -> PairNote:
+            ids = [int(point) for point in content["kps_ids"]]
+            if not set(ids) <= set(range(N_POINTS)) or len(set(ids)) < len(ids):
+                raise ValueError(f"kps_ids {ids} are not all in 0 to {N_POINTS - 1}, or one comes twice")
+            src, trg = (self._note(content, side, ids, name, file) for side, name in zip(SIDES, pair, strict=True))
+            viewpoint, scale, truncation, occlusion = (int(content[flag]) for flag in FLAGS)
+            return PairNote(src, trg, (viewpoint, scale, truncation, occlusion))
+
+        return read_json(file, parse, "the points, boxes and flags of a pair")
+
+    def paper_threshold(self, pair: PairNote, sizes: tuple[tuple[int, int], tuple[int, int]]) -> float:
+        """See :class:`PhotographPairs`."""
+        height, width = sizes[0]
+        sides = (pair.src.bbox[2:] - pair.src.bbox[:2]) * PAPER_SIDE / (width, height)
+        return float(sides.max())
+
+    def _note(self, content: dict[str, Any], side: str, ids: list[int], name: str, file: Path) -> Note:
+        points, visible = np.zeros((N_POINTS, 2)), np.zeros(N_POINTS, bool)
+        if side == "trg":  # what else is annotated there may be confused with what is asked for
+            for number, point in self._others(name).items():
+                points[number], visible[number] = point, True
+        points[ids] = np.asarray(content[f"{side}_kps"], np.float64).reshape(len(ids), 2)
+        visible[ids] = True
+        bbox = np.asarray(content[f"{side}_bndbox"], np.float64).reshape(4)
+        if not (np.isfinite(points).all() and (bbox[2:] > bbox[:2]).all()):
+            raise ValueError(f"{side}_kps are not all finite, or {side}_bndbox {bbox.tolist()} is empty")
+        return Note(self._image_file(name), points, visible, bbox, name.partition("/")[0], f"{name}.jpg", file)
+
+    def _others(self, name: str) -> dict[int, tuple[float, float]]:
+        """Returns all points that are annotated in a photograph, as far as ``ImageAnnotation`` says."""
+        file = self.root / "ImageAnnotation" / f"{name}.json"
+        if file not in self._all_points:
+            self._all_points[file] = read_json(file, _slots, "30 points or nulls under kps") if file.is_file() else {}
+        return self._all_points[file]
+
+    def _image_file(self, name: str) -> Path:
+        return self.root / "JPEGImages" / f"{name}.jpg"
+
+
+SIDES = ("src", "trg")
+
+
+def _slots(content: dict[str, Any]) -> dict[int, tuple[float, float]]:
+    slots = {int(number): point for number, point in content["kps"].items() if point is not None}
+    if not set(slots) <= set(range(N_POINTS)):
+        raise ValueError(f"kps {sorted(slots)} are not all in 0 to {N_POINTS - 1}")
+    return {number: (float(x), float(y)) for number, (x, y) in slots.items()}
+
+
+def _read_names(file: Path) -> dict[tuple[str, str], str]:
+    """Returns the lines of a layout by "category/source", "category/target"."""
+    hint = "give in data.root the folder that holds Layout, PairAnnotation and JPEGImages"
+    names = {}
+    for line in read_text(file, hint).split():
+        pair, _, category = line.partition(":")
+        parts = pair.split("-")
+        if len(parts) != 3 or not category:
+            raise DataError(
+                f"Expected lines number-source-target:category in {file} but got {line!r}; restore the file."
+            )
+        names[f"{category}/{parts[1]}", f"{category}/{parts[2]}"] = line
+    return names

@@ -1,0 +1,58 @@
+"""Pairs as they are where nobody has annotated anything: points on a grid, their counterparts unknown."""
+
+import hashlib
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from distill.core.errors import ConfigError
+from distill.core.geometry import cell_centres
+from distill.core.protocols import Benchmark
+from distill.core.types import PairBatch
+
+
+class GridPoints(Dataset[PairBatch]):
+    """Replaces a data set's annotated points by one at random in each cell of a grid over the source image.
+
+    The points of an image are the same every time and in every pair, so their labels can be stored. Their counterparts
+    are NaN: whatever would learn from them, or be scored by them, finds out.
+
+    Args:
+        pairs: a benchmark, whose annotation is not used.
+        side: cells a side of the grid.
+        seed: of the places within the cells.
+
+    Raises:
+        ConfigError: for a side below 1.
+    """
+
+    def __init__(self, pairs: Benchmark, side: int = 8, seed: int = 0) -> None:
+        if side < 1:
+            raise ConfigError(f"Expected points.side of at least 1 but got {side}; 8 gives 64 points an image.")
+        self._benchmark, self.side, self.seed = pairs, side, seed
+        self.name, self.split, self.threshold = pairs.name, pairs.split, pairs.threshold
+
+    @property
+    def pairs(self) -> Any:
+        """The numbers of the images of each pair, (source, target), as far as the data set says."""
+        return self._benchmark.pairs  # type: ignore[attr-defined]
+
+    def __len__(self) -> int:
+        return len(self._benchmark)
+
+    def __getitem__(self, index: int) -> PairBatch:
+        """Returns a batch of one pair."""
+        pair = self._benchmark[index]
+        digest = hashlib.blake2b(f"{pair.src_hash[0]} {self.seed}".encode(), digest_size=7).digest()
+        random = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+        height, width = pair.src_img.shape[-2:]
+        centres = cell_centres((self.side, self.side), (height, width), pair.src_img).flatten(0, 1)
+        jitter = torch.rand(centres.shape, generator=random) - 0.5
+        points = (centres + jitter * centres.new_tensor([width / self.side, height / self.side]))[None]
+        return pair._replace(
+            src_kps=points,
+            trg_kps=torch.full_like(points, torch.nan),
+            kps_mask=torch.ones(points.shape[:2], dtype=torch.bool),
+            kps_id=torch.full(points.shape[:2], -1),
+        )

@@ -1,0 +1,36 @@
+"""Pairs of photographs that look alike as a whole, and so are easier for a teacher than any two of a category."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.core.errors import DataError
+
+
+def nearest_pairs(features: NDArray, categories: Sequence[str], per_image: int) -> list[tuple[int, int]]:
+    """Returns for each image its ``per_image`` most similar others of the same category, the most similar first.
+
+    Args:
+        features: (N, D), one global feature an image, of any length.
+        categories: N names.
+        per_image: how many; an image of a smaller category gets all others of it.
+
+    Returns:
+        Pairs (image, its neighbour) of numbers, image by image.
+
+    Raises:
+        DataError: when no category has two images.
+    """
+    directions = features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
+    similarity = directions @ directions.T
+    names = np.asarray(categories)
+    pairs = []
+    for image, category in enumerate(categories):
+        others = np.flatnonzero(names == category)
+        others = others[others != image]
+        nearest = others[np.argsort(-similarity[image, others], kind="stable")[:per_image]]
+        pairs += [(image, int(other)) for other in nearest]
+    if not pairs:
+        raise DataError(f"Expected a category with two images but the {len(names)} images have none; add photographs.")
+    return pairs

@@ -1,0 +1,97 @@
+"""Reading text, JSON, CSV and MATLAB files, so that whatever is wrong with one is told with its name."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.io import loadmat
+
+from distill.core.errors import DataError
+
+T = TypeVar("T")
+
+
+def read_text(file: Path, hint: str = "restore the file") -> str:
+    """Returns a file's text, with or without a byte-order mark.
+
+    Args:
+        file: to read.
+        hint: what to do when it cannot be read.
+
+    Raises:
+        DataError: when it is missing, empty, or not in UTF-8.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"Expected to read {file} but {file.name} cannot be read ({error}); {hint}.") from error
+    if not text.strip():
+        raise DataError(f"Expected lines in {file} but it is empty; restore the file.")
+    return text
+
+
+def read_csv(file: Path, hint: str = "restore the file") -> tuple[list[str], list[list[str]]]:
+    """Returns the header and the rows of a CSV file; empty rows are left out.
+
+    Raises:
+        DataError: when it cannot be read, has no rows, or a row is shorter or longer than the header.
+    """
+    header, *rows = [row for row in csv.reader(read_text(file, hint).splitlines()) if row]
+    if not rows:
+        raise DataError(f"Expected rows below the header of {file} but there are none; restore the file.")
+    for number, row in enumerate(rows, start=2):
+        if len(row) != len(header):
+            raise DataError(
+                f"Expected {len(header)} cells in row {number} of {file} but got {len(row)}; restore the file."
+            )
+    return [name.strip() for name in header], rows
+
+
+def read_json(file: Path, parse: Callable[[Any], T], what: str) -> T:
+    """Returns what ``parse`` makes of a JSON file.
+
+    Args:
+        file: to read.
+        parse: takes the content apart; what it raises about it is told with the file's name.
+        what: the file should hold, for the error message.
+
+    Raises:
+        DataError: when the file cannot be read, is no JSON, or does not hold ``what``.
+    """
+    try:
+        return parse(json.loads(file.read_text(encoding="utf-8-sig")))
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise DataError(
+            f"Expected {what} in {file} but it cannot be read ({type(error).__name__}: {error}); restore the file."
+        ) from error
+
+
+def read_mat(file: Path, key: str) -> NDArray[np.float64]:
+    """Returns an array of a MATLAB file.
+
+    Raises:
+        DataError: when the file cannot be read, or holds no such array of numbers.
+    """
+    try:
+        return np.asarray(loadmat(file)[key], np.float64)
+    except Exception as error:  # a truncated file raises whatever its reader stumbles on
+        raise DataError(f"Expected {key} in {file} but it cannot be read ({error}); restore the file.") from error
+
+
+def numbers(cells: list[str], file: Path, row: int) -> NDArray[np.float64]:
+    """Returns cells as finite numbers.
+
+    Raises:
+        DataError: naming the file and the row when one is none.
+    """
+    try:
+        values = np.array([float(cell) for cell in cells])
+    except ValueError as error:
+        raise DataError(f"Expected numbers in row {row} of {file} but {error}; restore the file.") from error
+    if not np.isfinite(values).all():
+        raise DataError(f"Expected finite numbers in row {row} of {file} but got {cells}; restore the file.")
+    return values

@@ -1,7 +1,0 @@
-"""A world of procedural objects: photographs of nothing, with exact answers."""
-
-from distill.data.shapes.images import SPLITS, CaptionedShapes
-from distill.data.shapes.pairs import ShapesPairs
-from distill.data.shapes.scene import sample_scene
-
-__all__ = ["SPLITS", "CaptionedShapes", "ShapesPairs", "sample_scene"]

@@ -1,0 +1,1 @@
+"""Measuring matchers: evaluation, comparison, reports and pictures."""

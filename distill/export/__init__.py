@@ -1,0 +1,1 @@
+"""A trained student as a file: safetensors and ONNX."""

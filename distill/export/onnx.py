@@ -1,0 +1,198 @@
+"""A student as one ONNX file, checked against the student before it gets its name.
+
+The graph has the contract's names: ``src_img, trg_img, src_kps`` in, the fields of :class:`Matches` out. The number of
+pairs and of points is free; the side of the images is fixed, because a network is trained for one, and stands in the
+file's metadata.
+"""
+
+import copy
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+import distill
+from distill.core.errors import ConfigError, DataError, WeightsError, nearest
+from distill.core.types import Matches
+
+INPUTS = ("src_img", "trg_img", "src_kps")
+OUTPUTS = Matches._fields
+OPSET = 18
+PRECISIONS = ("fp32",)
+TRACED = (2, 3)  # pairs, points; neither 0 nor 1, which the exporter would take for constants
+CHECKED = ((1, 1), (3, 7), (2, 16))
+
+
+class Deviation(NamedTuple):
+    """The largest differences between an ONNX file and the student that it was made from.
+
+    Attributes:
+        points_px: of ``trg_kps``, in px, leaving out ties (see :func:`verify`).
+        ties: share of the points that two equally good cells have pulled apart.
+        confidence: of ``confidence``.
+        heatmap: of ``heatmap``, relative to the range of its scores.
+    """
+
+    points_px: float
+    ties: float
+    confidence: float
+    heatmap: float
+
+
+def export_student(
+    student: nn.Module, path: str | Path, size: int, config: Mapping[str, Any] | None = None, precision: str = "fp32"
+) -> Deviation:
+    """Writes ``student`` to an ONNX file and checks that the file gives the student's answers.
+
+    The file appears under its name only after the check; a failure leaves nothing behind.
+
+    Args:
+        student: a module with the contract's ``forward(src_img, trg_img, src_kps) -> Matches``; left as it is.
+        path: the file to write; an older one is replaced.
+        size: side of the square images, px.
+        config: the student's configuration, kept in the metadata as JSON.
+        precision: "fp32".
+
+    Raises:
+        ConfigError: when ``precision`` or ``size`` is none that can be exported.
+        DataError: when ``path`` cannot be written.
+        WeightsError: when the student holds NaN or infinity, or the file's answers differ from its own.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(
+            f"Expected a precision that can be exported but got {precision!r}; " + nearest(precision, PRECISIONS) + "."
+        )
+    if size < 1:
+        raise ConfigError(f"Expected size, the side of the images in px, to be positive but got {size}.")
+    student = copy.deepcopy(student).cpu().float().eval()
+    prepare = getattr(student, "freeze_for_export", None)
+    if callable(prepare):
+        prepare(size)
+    with replacing(Path(path)) as unfinished:
+        model = to_onnx(student, size)
+        metadata = {
+            "size": str(size),
+            "precision": precision,
+            "student": json.dumps(config or {}),
+            "version": distill.__version__,
+        }
+        onnx.helper.set_model_props(model, metadata)
+        onnx.save(model, unfinished)
+        return verify(unfinished, student, size)
+
+
+def to_onnx(student: nn.Module, size: int) -> onnx.ModelProto:
+    """Traces ``student`` (on the CPU, in evaluation mode) at images of ``size`` px; pairs and points stay free."""
+    free = torch.export.Dim.DYNAMIC  # named dimensions are silently fixed by some networks
+    program = torch.onnx.export(
+        student,
+        example(*TRACED, size, seed=0),
+        input_names=list(INPUTS),
+        output_names=list(OUTPUTS),
+        dynamic_shapes=({0: free}, {0: free}, {0: free, 1: free}),
+        opset_version=OPSET,
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None  # only the older exporter, dynamo=False, returns None
+    model = program.model_proto
+    _name_dimensions(model)
+    onnx.checker.check_model(model)
+    return model
+
+
+def _name_dimensions(model: onnx.ModelProto) -> None:
+    """Gives the free dimensions the names that a reader of the file understands."""
+    *images, points = model.graph.input
+    names = {tensor.type.tensor_type.shape.dim[0].dim_param: "pairs" for tensor in (*images, points)}
+    names[points.type.tensor_type.shape.dim[1].dim_param] = "points"
+    for tensor in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dimension in tensor.type.tensor_type.shape.dim:
+            if dimension.dim_param:
+                dimension.dim_param = names.get(dimension.dim_param, dimension.dim_param)
+
+
+def verify(path: Path, student: nn.Module, size: int, tolerance_px: float = 0.05, tolerance: float = 1e-3) -> Deviation:
+    """Compares an ONNX file with the student, at other numbers of pairs and points than the traced ones.
+
+    The images are sharp random blocks and noise: smooth ones hide differences in resizing and padding. Where two
+    cells of a heatmap are equally high to within rounding, either answer is right; such ties may be 2 % of the points.
+
+    Raises:
+        WeightsError: when the student or the file gives NaN, or they differ by more than ``tolerance_px`` (points, px)
+            or ``tolerance`` (confidence; heatmap relative to its range).
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    apart, confidence, heatmap = [], 0.0, 0.0
+    for seed, (pairs, points) in enumerate(CHECKED, start=1):
+        query = example(pairs, points, size, seed)
+        with torch.inference_mode():
+            expected = Matches(*(t.numpy() for t in student(*query)))
+        answer = Matches(*session.run(OUTPUTS, {n: t.numpy() for n, t in zip(INPUTS, query, strict=True)}))
+        if not all(np.isfinite(field).all() for field in expected):
+            raise WeightsError("Expected a student with finite answers but it gives NaN or infinity; train it again.")
+        apart.append(np.linalg.norm(answer.trg_kps - expected.trg_kps, axis=-1).ravel())
+        confidence = max(confidence, _largest(answer.confidence, expected.confidence))
+        spread = float(np.ptp(np.asarray(expected.heatmap))) or 1.0
+        heatmap = max(heatmap, _largest(answer.heatmap, expected.heatmap) / spread)
+    distance = np.concatenate(apart)
+    tied = ~(distance <= tolerance_px)
+    deviation = Deviation(float(distance[~tied].max(initial=0)), float(tied.mean()), confidence, heatmap)
+    if deviation.ties > 0.02 or not (confidence <= tolerance and heatmap <= tolerance):
+        raise WeightsError(
+            f"Expected the ONNX file to give the student's answers but {deviation.ties:.0%} of the points differ by more "
+            f"than {tolerance_px} px, the confidence by up to {confidence:.2g} and the heatmap by {heatmap:.2g} of its "
+            "range; the student uses an operation that ONNX computes otherwise."
+        )
+    return deviation
+
+
+def example(pairs: int, points: int, size: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns a random query: two (pairs, 3, size, size) stacks of sharp images and (pairs, points, 2) points, px."""
+    generator = torch.Generator().manual_seed(seed)
+    block = max(1, size // 16)
+    cells = math.ceil(size / block)
+    blocks = torch.rand(2, pairs, 3, cells, cells, generator=generator)
+    images = blocks.repeat_interleave(block, -1).repeat_interleave(block, -2)[..., :size, :size]
+    noise = torch.rand(2, pairs, 3, size, size, generator=generator)
+    images = torch.where(torch.rand(2, pairs, 1, size, size, generator=generator) < 0.3, noise, images)
+    return images[0].contiguous(), images[1].contiguous(), torch.rand(pairs, points, 2, generator=generator) * size
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a temporary name beside ``path`` that becomes ``path`` on success and vanishes on failure.
+
+    Raises:
+        DataError: when the folder cannot be written to or ``path`` is a folder.
+    """
+    if path.is_dir():
+        raise DataError(f"Expected the name of a file to write but {path} is a folder; add a file name to it.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise DataError(f"Expected a place to write {path} but got: {error}; choose another folder.") from error
+    os.close(handle)
+    try:
+        yield Path(name)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _largest(answer: Any, expected: Any) -> float:
+    return float(np.abs(answer - expected).max())

@@ -1,0 +1,77 @@
+"""A trained student as one safetensors file that says how to build it."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import distill
+from distill.core.errors import WeightsError
+
+_FORMAT = "distill-student-1"
+
+
+def save_student(student: nn.Module, config: Mapping[str, Any], path: str | Path) -> None:
+    """Writes a student's weights and configuration; an older file is replaced at once or not at all.
+
+    Args:
+        student: a module.
+        config: what builds it, with its ``_target_``, and "size", the side of the images it was trained on, px.
+        path: of the file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    tensors = {name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()}
+    metadata = {"format": _FORMAT, "student": json.dumps(dict(config)), "version": distill.__version__}
+    save_file(tensors, unfinished, metadata)
+    os.replace(unfinished, path)
+
+
+def read_student_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Returns the configuration and the weights in a student's file.
+
+    Raises:
+        WeightsError: when the file is missing, truncated, or no student.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(
+            f"Expected a student's file but there is none at {path}; give the student.safetensors of a fit."
+        )
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"Expected a whole student's file at {path} but it cannot be read ({error}); copy it again or train anew."
+        ) from error
+    if metadata.get("format") != _FORMAT:
+        raise WeightsError(
+            f"Expected a student written by distill at {path} but its format is {metadata.get('format')!r}; give the "
+            "student.safetensors of a fit."
+        )
+    return json.loads(metadata["student"]), tensors
+
+
+def load_into(student: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> nn.Module:
+    """Fills ``student`` with weights and returns it in evaluation mode.
+
+    Raises:
+        WeightsError: when they are of another network.
+    """
+    try:
+        student.load_state_dict(dict(tensors))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise WeightsError(
+            f"Expected weights in {path} that fit the student but {reason}; give the "
+            "student.<name> settings that it was trained with, or train it anew."
+        ) from error
+    return student.eval()

@@ -1,0 +1,114 @@
+"""A teacher behind its labels: what is stored is read, what is not is computed and stored."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from distill.core.errors import ConfigError, LabelError
+from distill.core.protocols import Fingerprinted, Matcher, PairMatcher, Remembering, match
+from distill.core.types import Matches, PairBatch
+from distill.data.pairs import select_pairs
+from distill.labels import LabelStore
+from distill.labels.prompt_cache import EmbeddingStore
+
+
+class Cached:
+    """Answers from a label store; asks the teacher for what is missing there and writes it through.
+
+    Args:
+        folder: of the label store.
+        teacher: makes missing labels, and says by its fingerprint which stored ones are its own. None reads only.
+        flush_seconds: how long new labels may stay in memory before they are written.
+        offers: further folders that labels may be read from, see :class:`LabelStore`.
+        read_only: whether missing labels are an error although there is a teacher, which then only says which labels
+            are meant.
+        embeddings: whether what the teacher learns of source points is stored too, for further targets.
+
+    Raises:
+        ConfigError: when the teacher's answers cannot be stored, because it has no fingerprint, or its embeddings
+            cannot, because it has none.
+        LabelError: when the store holds labels of another teacher, or a damaged file.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        teacher: Matcher | PairMatcher | None = None,
+        flush_seconds: float = 60,
+        offers: Sequence[str | Path] = (),
+        read_only: bool = False,
+        embeddings: bool = False,
+    ) -> None:
+        if teacher is not None and not isinstance(teacher, Fingerprinted):
+            raise ConfigError(
+                f"Expected a teacher with a fingerprint() but {type(teacher).__name__} has none; add one."
+            )
+        self.teacher, self.flush_seconds, self.read_only = teacher, flush_seconds, read_only
+        self.store = LabelStore(folder, teacher.fingerprint() if teacher is not None else None, offers)
+        self.embeddings = self._remember(teacher) if embeddings and teacher is not None else None
+        self._flushed = time.monotonic()
+
+    def _remember(self, teacher: Matcher | PairMatcher) -> EmbeddingStore:
+        if not isinstance(teacher, Remembering):
+            raise ConfigError(
+                f"Expected a teacher with embeddings to store but {type(teacher).__name__} has no remember(); "
+                "set labels.embeddings=false."
+            )
+        memory = EmbeddingStore(self.store.folder, self.fingerprint())
+        teacher.remember(memory)
+        return memory
+
+    def fingerprint(self) -> dict[str, str]:
+        """The teacher's."""
+        return dict(self.store.fingerprint or {})
+
+    def match_pairs(self, pairs: PairBatch) -> Matches:
+        """See :class:`distill.core.protocols.PairMatcher`.
+
+        Raises:
+            LabelError: when labels are missing and there is nothing to make them with.
+        """
+        labels, found = self.store.lookup(pairs)
+        missing = pairs.kps_mask & ~found
+        if not missing.any():
+            return labels
+        if self.teacher is None or self.read_only:
+            raise LabelError(self._what_is_missing(pairs, missing))
+        self.store.add(*self._ask(pairs, missing))
+        if self.due:
+            self.flush()
+        return self.store.lookup(pairs)[0]
+
+    def knows(self, pairs: PairBatch) -> bool:
+        """Says whether all points of ``pairs`` have a label."""
+        return not pairs.kps_mask.any() or bool((self.store.lookup(pairs)[1] | ~pairs.kps_mask).all())
+
+    @property
+    def due(self) -> bool:
+        """Whether labels have been in memory for longer than they may."""
+        return time.monotonic() - self._flushed > self.flush_seconds
+
+    def flush(self) -> None:
+        """Writes new labels to the store."""
+        if self.embeddings is not None:
+            self.embeddings.flush()  # before the labels: what has a label is not asked for again
+        self.store.flush()
+        self._flushed = time.monotonic()
+
+    def _ask(self, pairs: PairBatch, missing: torch.Tensor) -> tuple[PairBatch, Matches, torch.Tensor]:
+        """Has the teacher answer the missing points of the pairs that lack any."""
+        assert self.teacher is not None
+        rows = missing.any(1).nonzero()[:, 0].tolist()
+        asked = select_pairs(pairs, rows)._replace(kps_mask=missing[rows])
+        with torch.no_grad():
+            return asked, match(self.teacher, asked), missing[rows]
+
+    def _what_is_missing(self, pairs: PairBatch, missing: torch.Tensor) -> str:
+        row = int(missing.any(1).nonzero()[0, 0])
+        return (
+            f"Expected a label for every point in {self.store.folder} ({len(self.store)} labels) but {int(missing.sum())} "
+            f"of {int(pairs.kps_mask.sum())} are missing, such as of {pairs.src_id[row]} -> {pairs.trg_id[row]}; "
+            f"make them with: python -m distill label labels.dir={self.store.folder}"
+        )

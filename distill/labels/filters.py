@@ -1,0 +1,177 @@
+"""Which labels to believe: criteria that weigh a teacher's answers before a student learns from them.
+
+Each criterion gives a weight in [0, 1] that multiplies the label's confidence; 0 takes the label out. The tolerant ones
+fall off as a Gaussian of a distance: a strict cut also removes points that have no exact counterpart, and costs accuracy.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from distill.core.errors import ConfigError, LabelError
+from distill.core.geometry import cell_centres, closeness, image_size, mirror_points
+from distill.core.protocols import Benchmark, Matcher, PairMatcher, follow, match
+from distill.core.types import Matches, PairBatch
+from distill.data.pairs import collate_pairs, to_device
+from distill.system.progress import track
+
+
+class Criterion(Protocol):
+    """Weighs labels."""
+
+    def __call__(self, pairs: PairBatch, label: Matches) -> Tensor:
+        """Returns (B, N) weights in [0, 1]."""
+        ...
+
+
+class LeastConfidence:
+    """Takes out labels that the teacher itself is unsure of.
+
+    Args:
+        least: confidence that counts, in [0, 1].
+    """
+
+    def __init__(self, least: float = 0.5) -> None:
+        if not 0 <= least <= 1:
+            raise ConfigError(f"Expected the least confidence of a filter in [0, 1] but got {least}.")
+        self.least = least
+
+    def __call__(self, pairs: PairBatch, label: Matches) -> Tensor:
+        """See :class:`Criterion`."""
+        return (label.confidence >= self.least).to(label.confidence)
+
+
+class RelaxedCycle:
+    """Weighs labels by how near to the source point another matcher leads back from them.
+
+    Args:
+        matcher: that leads back; a cheap one will do.
+        tolerance: as a fraction of the image's longer side.
+    """
+
+    def __init__(self, matcher: Matcher, tolerance: float = 0.1) -> None:
+        self.matcher, self.tolerance = matcher, _positive(tolerance)
+
+    def __call__(self, pairs: PairBatch, label: Matches) -> Tensor:
+        """See :class:`Criterion`."""
+        back = _ask(self.matcher, pairs.trg_img, pairs.src_img, label.trg_kps)
+        return closeness(back, pairs.src_kps, image_size(pairs.src_img), self.tolerance)
+
+
+class Agreement:
+    """Weighs labels by how near another matcher's answers are: what two methods say is seldom wrong in the same way.
+
+    Args:
+        matcher: that is asked too.
+        tolerance: as a fraction of the image's longer side.
+    """
+
+    def __init__(self, matcher: Matcher, tolerance: float = 0.1) -> None:
+        self.matcher, self.tolerance = matcher, _positive(tolerance)
+
+    def __call__(self, pairs: PairBatch, label: Matches) -> Tensor:
+        """See :class:`Criterion`."""
+        other = _ask(self.matcher, pairs.src_img, pairs.trg_img, pairs.src_kps)
+        return closeness(other, label.trg_kps, image_size(pairs.trg_img), self.tolerance)
+
+
+class MirrorAgreement:
+    """Weighs labels by how near another matcher's answer is when both images are mirrored.
+
+    The images are mirrored and matched anew; no stored map is.
+
+    Args:
+        matcher: that is asked.
+        tolerance: as a fraction of the image's longer side.
+    """
+
+    def __init__(self, matcher: Matcher, tolerance: float = 0.1) -> None:
+        self.matcher, self.tolerance = matcher, _positive(tolerance)
+
+    def __call__(self, pairs: PairBatch, label: Matches) -> Tensor:
+        """See :class:`Criterion`."""
+        src_size, trg_size = image_size(pairs.src_img), image_size(pairs.trg_img)
+        points = mirror_points(pairs.src_kps, src_size)
+        answer = _ask(self.matcher, pairs.src_img.flip(-1), pairs.trg_img.flip(-1), points)
+        return closeness(mirror_points(answer, trg_size), label.trg_kps, trg_size, self.tolerance)
+
+
+class Concentration:
+    """Weighs labels by the share of their heatmap that lies near the answer.
+
+    A teacher that averages several answers, such as those of several prompts, spreads its map where they disagree.
+
+    Args:
+        radius: of what is near, as a fraction of the image's longer side.
+        sharpness: the power that the map is raised to first.
+    """
+
+    def __init__(self, radius: float = 0.15, sharpness: float = 4.0) -> None:
+        self.radius, self.sharpness = _positive(radius), _positive(sharpness)
+
+    def __call__(self, pairs: PairBatch, label: Matches) -> Tensor:
+        """See :class:`Criterion`."""
+        height, width = pairs.trg_img.shape[-2:]
+        peak = label.heatmap.amax((-2, -1), keepdim=True).clamp_min(1e-12)
+        mass = (label.heatmap.clamp_min(0) / peak).pow(self.sharpness)
+        centres = cell_centres((mass.shape[-2], mass.shape[-1]), (height, width), label.trg_kps)
+        near = (centres - label.trg_kps[..., None, None, :]).norm(dim=-1) <= self.radius * max(height, width)
+        return (mass * near).sum((-2, -1)) / mass.sum((-2, -1)).clamp_min(1e-12)
+
+
+class Filtered:
+    """A teacher whose labels' confidence is multiplied by the criteria's weights.
+
+    Args:
+        teacher: makes the labels.
+        criteria: by name.
+    """
+
+    def __init__(self, teacher: Matcher | PairMatcher, criteria: Mapping[str, Criterion]) -> None:
+        self.teacher, self.criteria = teacher, dict(criteria)
+
+    def match_pairs(self, pairs: PairBatch) -> Matches:
+        """See :class:`distill.core.protocols.PairMatcher`."""
+        label = match(self.teacher, pairs)
+        weight = torch.ones_like(label.confidence)
+        with torch.no_grad():
+            for criterion in self.criteria.values():
+                weight = weight * criterion(pairs, label)
+        return label._replace(confidence=label.confidence * weight)
+
+
+def survey(
+    labeller: Matcher | PairMatcher, benchmark: Benchmark, batch_size: int, device: str, progress: bool = True
+) -> Tensor:
+    """Returns the confidences (R,) of all labels of ``benchmark``, in the pairs' order.
+
+    Raises:
+        LabelError: when all are zero, so that there is nothing to learn from.
+    """
+    loader = DataLoader(cast(Dataset, benchmark), batch_size, collate_fn=collate_pairs)
+    found = []
+    for pairs in track(loader, "filter labels", enabled=progress):
+        label = match(labeller, to_device(pairs, device))
+        found.append(label.confidence.cpu()[pairs.kps_mask])
+    confidence = torch.cat(found)
+    if not (confidence > 0).any():
+        raise LabelError(
+            f"Expected labels to learn from but the filter took out all {len(confidence)}; loosen filter.criteria, or "
+            "choose filter=none."
+        )
+    return confidence
+
+
+def _ask(matcher: Matcher, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Tensor:
+    """Returns the answer (B, N, 2) of a matcher, which is brought to where the images are."""
+    follow(matcher, src_img)
+    return matcher(src_img, trg_img, src_kps).trg_kps
+
+
+def _positive(value: float) -> float:
+    if value <= 0:
+        raise ConfigError(f"Expected the amounts of a filter to be positive but got {value}; 0.1 is usual.")
+    return value

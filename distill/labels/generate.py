@@ -1,0 +1,134 @@
+"""Running a teacher over a data set, source image by source image."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+
+from distill.core.protocols import Benchmark
+from distill.core.types import PairBatch
+from distill.data.pairs import collate_pairs, to_device
+from distill.labels import LabelStore
+from distill.labels.cached import Cached
+from distill.labels.locks import Claims
+from distill.system.progress import bar, track
+
+
+def label(
+    teacher: Cached, benchmark: Benchmark, device: str = "cpu", progress: bool = True, every: slice | None = None
+) -> int:
+    """Makes and stores the labels of ``benchmark`` that are not there yet; safe to kill and to start again.
+
+    Pairs are taken in the order of their source images, because what a teacher learns of a source point serves all
+    targets. Any number of processes may do this at once in one folder: a source image that another is at work on is put
+    off, and all labels are there when this returns.
+
+    Args:
+        teacher: with its store.
+        benchmark: the pairs.
+        device: where the images are sent.
+        progress: whether to draw a bar with points per second and the time left.
+        every: which of the source images; all without it.
+
+    Returns:
+        How many points were labelled by this process.
+    """
+    groups = by_source_image(benchmark)[every or slice(None)]
+    with bar("pairs") as shown:
+        name, total = f"label {benchmark.name} {benchmark.split}", sum(map(len, groups))
+        task = shown.add_task(name, total=total, note="", visible=progress)
+        work = _Work(teacher, benchmark, device)
+        for done in work.through(groups):
+            shown.update(task, advance=done, note=f", {work.rate:.1f} points/s")
+    if work.made:
+        teacher.store.write_index()
+    return work.made
+
+
+class _Work:
+    """One process's share of the labelling.
+
+    Claims on source images are kept until their labels are written, so that no other process makes them too.
+    """
+
+    def __init__(self, teacher: Cached, benchmark: Benchmark, device: str) -> None:
+        self.teacher, self.benchmark, self.device = teacher, benchmark, device
+        self.made, self.start = 0, time.perf_counter()
+        self.claims: Claims | None = None  # made when something is missing: a complete store may be read-only
+        self.written = time.monotonic()
+
+    @property
+    def rate(self) -> float:
+        """Points labelled per second."""
+        return self.made / max(time.perf_counter() - self.start, 1e-9)
+
+    def through(self, groups: list[list[int]]) -> Iterator[int]:
+        """Labels groups of pairs with one source image each; yields how many pairs were finished."""
+        put_off = []
+        try:
+            for group in groups:
+                done = self._label(group)
+                put_off += [group[done:]] if done < len(group) else []
+                yield done
+                if time.monotonic() - self.written > self.teacher.flush_seconds:
+                    self._write()
+            self._write()
+            for group in put_off:
+                yield self._label(group, wait=True)
+                self._write()
+        finally:
+            if self.claims is not None:
+                self.claims.close()
+
+    def _label(self, group: list[int], wait: bool = False) -> int:
+        """Labels the pairs of a group until one is claimed by another process; returns how many there were."""
+        claimed = False
+        for done, number in enumerate(group):
+            pairs = to_device(self.benchmark[number], self.device)
+            if self.teacher.knows(pairs):
+                continue
+            if not claimed:
+                self.claims = self.claims or Claims(self.teacher.store.folder)
+                if not self.claims.take(pairs.src_hash[0], wait):
+                    return done
+                claimed = True
+                self.teacher.store.refresh()  # the one who had the claim before may have made these labels
+            before = len(self.teacher.store)
+            self.teacher.match_pairs(pairs)
+            self.made += len(self.teacher.store) - before
+        return len(group)
+
+    def _write(self) -> None:
+        self.teacher.flush()
+        self.written = time.monotonic()
+        if self.claims is not None:
+            self.claims.release()
+
+
+def coverage(store: LabelStore, benchmark: Benchmark) -> tuple[int, int]:
+    """Returns how many points of ``benchmark`` have a label, and how many there are."""
+    known = points = 0
+    for number in track(range(len(benchmark)), f"read {benchmark.name} {benchmark.split}"):
+        pairs = benchmark[number]
+        points += int(pairs.kps_mask.sum())
+        known += int(store.lookup(pairs)[1].sum())
+    return known, points
+
+
+def by_source_image(benchmark: Benchmark) -> list[list[int]]:
+    """Returns the numbers of all pairs, those with the same source image in one list."""
+    pairs = getattr(benchmark, "pairs", None)
+    sources = [source for source, _ in pairs] if pairs is not None else [p.src_hash[0] for p in _every(benchmark)]
+    groups = defaultdict(list)
+    for number, source in enumerate(sources):
+        groups[source].append(number)
+    return [groups[source] for source in sorted(groups)]
+
+
+def by_source(benchmark: Benchmark) -> list[int]:
+    """Returns the numbers of all pairs, those with the same source image together."""
+    return [number for group in by_source_image(benchmark) for number in group]
+
+
+def _every(benchmark: Benchmark) -> Iterator[PairBatch]:
+    for number in range(len(benchmark)):
+        yield collate_pairs([benchmark[number]])

@@ -1,0 +1,1 @@
+"""Lightning callbacks and loggers, one a file."""

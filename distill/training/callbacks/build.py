@@ -1,0 +1,86 @@
+"""What runs beside the training, by the configuration's word."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    EMAWeightAveraging,
+    LearningRateFinder,
+    ModelCheckpoint,
+    RichProgressBar,
+)
+
+from distill.core.errors import ConfigError
+
+
+def checkpoints(folder: Path, monitor: str | None) -> ModelCheckpoint:
+    """Returns what keeps the best weights, by the highest value of ``monitor``; without it, the last that were validated.
+
+    Args:
+        folder: of the run.
+        monitor: a key that validation logs.
+    """
+    name = "best" if monitor else "final"
+    # Without a counter: it would have a resumed training write new files and leave the old ones to be resumed from again.
+    return ModelCheckpoint(folder / "checkpoints", name, monitor=monitor, mode="max", enable_version_counter=False)
+
+
+def resumable(folder: Path) -> ModelCheckpoint:
+    """Returns what keeps, after every epoch, all that a training needs to go on from there.
+
+    ``save_last`` would not do: it writes only when the best does.
+
+    Args:
+        folder: of the checkpoints.
+    """
+    options: dict[str, Any] = {"every_n_epochs": 1, "save_on_train_epoch_end": True, "enable_version_counter": False}
+    return ModelCheckpoint(folder, "last", **options)
+
+
+def callbacks(
+    checkpoint: ModelCheckpoint,
+    ema: float | None = None,
+    patience: int | None = None,
+    find_lr: bool = False,
+    self_distillation: Callback | None = None,
+    pictures: Callback | None = None,
+    others: Mapping[str, Callback] | None = None,
+) -> list[Callback]:
+    """Returns all callbacks, in the order that they need.
+
+    Args:
+        checkpoint: see :func:`checkpoints`.
+        ema: decay of the exponential moving average of the weights, which is validated and kept; None for none.
+        patience: validations without progress after which training stops; None for never.
+        find_lr: whether to try learning rates for 100 steps first, and take the one that lowers the loss fastest.
+        self_distillation: goes before the averaging, see :class:`distill.training.callbacks.self_distillation.SelfDistillation`.
+        pictures: see :class:`distill.training.callbacks.match_pictures.MatchPictures`.
+        others: by name.
+
+    Raises:
+        ConfigError: for a decay outside (0, 1), or early stopping without anything to watch.
+    """
+    if ema is not None and not 0 < ema < 1:
+        raise ConfigError(
+            f"Expected ema, a decay, in (0, 1) but got {ema}; 0.99 suits short trainings, 0.999 long ones."
+        )
+    if patience is not None and (checkpoint.monitor is None or patience < 1):
+        raise ConfigError(
+            f"Expected patience of at least 1 and a monitor to be patient with but got {patience} and "
+            f"{checkpoint.monitor}; set monitor=val/pck_teacher@0.10."
+        )
+    chosen: list[Any] = [
+        self_distillation,
+        pictures,
+        EMAWeightAveraging(decay=ema) if ema is not None else None,
+        EarlyStopping(checkpoint.monitor, mode="max", patience=patience) if patience is not None else None,
+        LearningRateFinder() if find_lr else None,
+        *(others or {}).values(),
+        checkpoint,
+        resumable(Path(checkpoint.dirpath)),
+        RichProgressBar(leave=False),
+    ]
+    return [callback for callback in chosen if callback is not None]

@@ -1,0 +1,1 @@
+"""Changes of images with known correspondence: augmentation and warps."""

@@ -1,0 +1,95 @@
+"""Augmentation of labelled pairs: it acts after a label was read, on images, points and heatmaps alike."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from distill.core.errors import ConfigError
+from distill.core.geometry import image_size
+from distill.core.types import Matches, PairBatch
+
+
+class Augment:
+    """Changes colours, and moves, scales and tilts source and target independently.
+
+    A label is carried along: its points and heatmap are mapped as the target image is. A mirrored pair has both its images
+    mirrored, and the label with them: what corresponded still does, though left and right have changed places in both.
+    One image alone is never mirrored, nor is a cached map ever taken for that of a mirror image.
+
+    Args:
+        scale: largest relative change of size, 0.2 for 0.8 to 1.25.
+        shift: largest move, as a fraction of the side.
+        tilt: largest rotation, degrees.
+        colour: largest change of brightness and of each channel's contrast.
+        mirror: how often both images of a pair are mirrored, in [0, 1].
+
+    Raises:
+        ConfigError: for negative amounts, or a share outside [0, 1].
+    """
+
+    def __init__(
+        self, scale: float = 0.15, shift: float = 0.08, tilt: float = 8.0, colour: float = 0.2, mirror: float = 0.0
+    ) -> None:
+        if min(scale, shift, tilt, colour) < 0 or not 0 <= mirror <= 1:
+            raise ConfigError(
+                "Expected amounts of at least 0 in augment, and mirror in [0, 1], but got "
+                f"{[scale, shift, tilt, colour, mirror]}."
+            )
+        self.scale, self.shift, self.tilt, self.colour, self.mirror = scale, shift, tilt, colour, mirror
+
+    def __call__(self, pairs: PairBatch, label: Matches) -> tuple[PairBatch, Matches]:
+        """Returns changed pairs and their label; points that left an image are taken out of ``kps_mask``."""
+        size = image_size(pairs.src_img)
+        src, trg = (self._maps(len(image), image) for image in (pairs.src_img, pairs.trg_img))
+        if self.mirror > 0:
+            side = torch.where(torch.rand(len(src), device=src.device) < self.mirror, -1.0, 1.0)
+            sides = torch.stack([side, torch.ones_like(side), torch.ones_like(side)], -1)[:, None]
+            src, trg = src * sides, trg * sides  # the new x counts backwards
+        src_kps, trg_kps = move_points(pairs.src_kps, src, size), move_points(pairs.trg_kps, trg, size)
+        label_kps = move_points(label.trg_kps, trg, size)
+        mask = pairs.kps_mask & inside(src_kps, size) & inside(label_kps, size)
+        changed = pairs._replace(
+            src_img=self._recolour(move_image(pairs.src_img, src, "reflection")),
+            trg_img=self._recolour(move_image(pairs.trg_img, trg, "reflection")),
+            src_kps=src_kps,
+            trg_kps=trg_kps,
+            kps_mask=mask,
+        )
+        return changed, label._replace(trg_kps=label_kps, heatmap=move_image(label.heatmap, trg, "zeros"))
+
+    def _maps(self, count: int, like: Tensor) -> Tensor:
+        """Draws (B, 2, 3) affine maps from new to old coordinates, both in [-1, 1] around the centre."""
+        amount = torch.rand(4, count, device=like.device) * 2 - 1
+        angle = amount[0] * math.radians(self.tilt)
+        factor = (amount[1] * math.log1p(self.scale)).exp()
+        move = amount[2:] * 2 * self.shift
+        cos, sin = angle.cos() * factor, angle.sin() * factor
+        return torch.stack([torch.stack([cos, -sin, move[0]], -1), torch.stack([sin, cos, move[1]], -1)], 1)
+
+    def _recolour(self, images: Tensor) -> Tensor:
+        contrast = 1 + self.colour * (torch.rand(len(images), 3, 1, 1, device=images.device) * 2 - 1)
+        brightness = self.colour / 2 * (torch.rand(len(images), 1, 1, 1, device=images.device) * 2 - 1)
+        return ((images - 0.5) * contrast + 0.5 + brightness).clamp(0, 1)
+
+
+def move_image(images: Tensor, maps: Tensor, padding: str) -> Tensor:
+    """Returns (B, C, h, w) images whose content moved; ``maps`` (B, 2, 3) lead from new to old places in [-1, 1]."""
+    grid = F.affine_grid(maps, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode=padding, align_corners=False)
+
+
+def move_points(points: Tensor, maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Returns where points (B, N, 2), x, y px, of images of ``size`` are after :func:`move_image` with ``maps``."""
+    extent = points.new_tensor([size[1], size[0]])
+    centred = points / extent * 2 - 1 - maps[:, None, :, 2]
+    # Solving in float64: the inverse of a single-precision map would shift points by visible fractions of a pixel.
+    moved = torch.linalg.solve(maps[:, :, :2].double(), centred.transpose(1, 2).double()).transpose(1, 2)
+    return (moved.to(points) + 1) / 2 * extent
+
+
+def inside(points: Tensor, size: tuple[int, int]) -> Tensor:
+    """Returns (B, N) bool, which points (B, N, 2) lie in images of ``size`` (H, W)."""
+    extent = points.new_tensor([size[1], size[0]])
+    return ((points >= 0) & (points <= extent)).all(-1)
