@@ -12,7 +12,7 @@ from distill.core.errors import ConfigError
 from distill.core.geometry import closeness, image_size, mirror_points, sample_at
 from distill.core.readout import window_mass, windowed_soft_argmax
 from distill.core.types import Matches, PairBatch
-from student.neighbourhood_consensus import Votes, pooled
+from student.neighbourhood_consensus import NeighbourhoodConsensus, pooled
 
 Size = tuple[int, int]
 """H, W, px."""
@@ -68,7 +68,7 @@ class FeatureTeacher:
                 f"Expected positive amounts in the feature teacher but got {wrong}; correct teacher.<name>."
             )
         self.model = model.eval().requires_grad_(False)
-        self.votes = Votes(strength, side, target_side, sigma_cells, temperature)
+        self.votes = NeighbourhoodConsensus(strength, side, target_side, sigma_cells, temperature)
         self.mirror, self.cycle_tolerance, self.mirror_tolerance = mirror, cycle_tolerance, mirror_tolerance
         self.radius_cells, self.remember = radius_cells, remember
         self._known: OrderedDict[str, Tensor] = OrderedDict()

@@ -13,7 +13,7 @@ from distill.core.readout import window_mass, windowed_soft_argmax
 from distill.core.types import Matches
 from student.backbone import Backbone, Tuning
 from student.fusion import Fusion
-from student.neighbourhood_consensus import Votes
+from student.neighbourhood_consensus import NeighbourhoodConsensus
 from student.refinement import Refinement
 
 
@@ -75,7 +75,7 @@ class StudentMatcher(nn.Module):
         self.backbone = Backbone(backbone, strides, weights, mean, std, options, layers, tuning, lora)
         self.fusion = Fusion(self.backbone.channels, width, position, upsample, shortcut)
         self.refinement = Refinement(refinement, radius_cells) if refinement else None
-        self.votes = Votes(consensus) if consensus != 0 else None
+        self.votes = NeighbourhoodConsensus(consensus) if consensus != 0 else None
         self.log_temperature = nn.Parameter(torch.tensor(float(temperature)).log())
         self.radius_cells = radius_cells
 

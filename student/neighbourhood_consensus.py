@@ -9,11 +9,11 @@ to find the point by themselves.
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill.core.consensus import FEWEST, agreement, mutual_probability, votes_at
+from distill.core.consensus import FEWEST, agreement, consensus_at, mutual_probability
 from distill.core.errors import ConfigError
 
 
-class Votes:
+class NeighbourhoodConsensus:
     """Adds neighbours' votes to heatmaps.
 
     Args:
@@ -50,7 +50,7 @@ class Votes:
     def read_out_temperature(self) -> float:
         """Divides the voted scores before they are read as probabilities.
 
-        Votes repeat what the scores say, and the sum would be too sure of itself: with it the calibration error on
+        The votes repeat what the scores say, and the sum would be too sure of itself: with it the calibration error on
         validation pairs of the procedural world is 0.02, without it 0.15.
         """
         return 1 + self.strength / 2
@@ -76,7 +76,7 @@ class Votes:
             size: (H, W) of the sources, px.
         """
         probability = self._probability(pooled(src_map, self.side), pooled(trg_map, self.target_side))
-        votes = votes_at(probability, points / points.new_tensor([size[1], size[0]]), self.sigma_cells)
+        votes = consensus_at(probability, points / points.new_tensor([size[1], size[0]]), self.sigma_cells)
         finer = F.interpolate(votes.clamp_min(FEWEST).log(), heatmap.shape[-2:], mode="bilinear", align_corners=False)
         return heatmap + self.strength * finer
 

@@ -2,6 +2,6 @@
 
 from teacher.dift import DiffusionFeatures
 from teacher.prompt_optimization import PromptOptimization
-from teacher.reference import Straightforward
+from teacher.reference import ReferencePromptOptimization
 
-__all__ = ["DiffusionFeatures", "PromptOptimization", "Straightforward"]
+__all__ = ["DiffusionFeatures", "PromptOptimization", "ReferencePromptOptimization"]

@@ -10,7 +10,7 @@ Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 
-class Chunks:
+class AdaptiveBatch:
     """How many rows run together: at most ``size``, halved whenever the memory does not suffice.
 
     What has been found to fit is kept for later calls.

@@ -9,9 +9,9 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from teacher.adaptive_batch import Chunks
+from teacher.adaptive_batch import AdaptiveBatch
 from teacher.attention import read_tokens, split_heads
-from teacher.crop_sampling import Aim, FreshLooks, Looks, PoolLooks, crop_boxes, generator
+from teacher.crop_sampling import CropBatch, CropSampler, PoolCropSampler, RandomCropSampler, crop_boxes, generator
 from teacher.crops import crop, crop_pixels
 from teacher.pipeline import Pipeline
 from teacher.settings import Settings
@@ -31,7 +31,7 @@ class CropPool:
     """
 
     def __init__(
-        self, pipeline: Pipeline, settings: Settings, image: Tensor, key: str, timestep: int, chunks: Chunks
+        self, pipeline: Pipeline, settings: Settings, image: Tensor, key: str, timestep: int, chunks: AdaptiveBatch
     ) -> None:
         self.pipeline, self.settings, self.key, self.timestep = pipeline, settings, key, timestep
         corners = 4
@@ -41,16 +41,16 @@ class CropPool:
         self.boxes = self.boxes.to(image)
         self.latents = _encode(pipeline, image, self.boxes, chunks, settings)
 
-    def looks(self, names: Sequence[tuple], once: bool) -> Looks:
-        """Returns how prompts of these names look around; see :class:`teacher.crop_sampling.PoolLooks`."""
-        return PoolLooks(self.boxes, names, self.settings, once)
+    def looks(self, names: Sequence[tuple], once: bool) -> CropSampler:
+        """Returns how prompts of these names look around; see :class:`teacher.crop_sampling.PoolCropSampler`."""
+        return PoolCropSampler(self.boxes, names, self.settings, once)
 
     def diffused(self, draw: int) -> Tensor:
         """Returns all crops (P, C, h, w) with the noise of draw number ``draw``."""
         noise = _noise(self.latents, self.settings, (self.key, "noise", draw))
         return self.pipeline.add_noise(self.latents, noise, self.timestep)
 
-    def noisy(self, aim: Aim, draw: int) -> tuple[Tensor, Tensor]:
+    def noisy(self, aim: CropBatch, draw: int) -> tuple[Tensor, Tensor]:
         """Returns C noisy latents, and (R,) which of them each prompt looks at."""
         assert aim.crop_of is not None
         used, row_of = aim.crop_of.unique(return_inverse=True)
@@ -61,16 +61,16 @@ class FreshCrops:
     """Crops that are encoded at every look, as released; arguments as for :class:`CropPool`."""
 
     def __init__(
-        self, pipeline: Pipeline, settings: Settings, image: Tensor, key: str, timestep: int, chunks: Chunks
+        self, pipeline: Pipeline, settings: Settings, image: Tensor, key: str, timestep: int, chunks: AdaptiveBatch
     ) -> None:
         self.pipeline, self.settings, self.key, self.timestep = pipeline, settings, key, timestep
         self.image, self.chunks = image, chunks
 
-    def looks(self, names: Sequence[tuple], once: bool) -> Looks:
-        """Returns how prompts of these names look around; see :class:`teacher.crop_sampling.FreshLooks`."""
-        return FreshLooks(self.image.shape[-1], names, self.settings, self.image.device)
+    def looks(self, names: Sequence[tuple], once: bool) -> CropSampler:
+        """Returns how prompts of these names look around; see :class:`teacher.crop_sampling.RandomCropSampler`."""
+        return RandomCropSampler(self.image.shape[-1], names, self.settings, self.image.device)
 
-    def noisy(self, aim: Aim, draw: int) -> tuple[Tensor, Tensor]:
+    def noisy(self, aim: CropBatch, draw: int) -> tuple[Tensor, Tensor]:
         """Returns the noisy latents of R crops, each with noise of its own, and (R,) their numbers."""
         boxes, row_of = aim.boxes.unique(dim=0, return_inverse=True)
         latents = _encode(self.pipeline, self.image, boxes, self.chunks, self.settings)[row_of]
@@ -83,13 +83,13 @@ class FreshCrops:
         return self.pipeline.add_noise(latents, noise, self.timestep), torch.arange(len(latents), device=latents.device)
 
 
-class ConditionedViews:
+class ConditionedCropAttention:
     """The method of the paper: every prompt runs through the UNet and changes the features that it attends to."""
 
     def __init__(self, unet: PromptedUNet, crops: CropPool | FreshCrops) -> None:
         self.unet, self.crops, self.looks = unet, crops, crops.looks
 
-    def attend(self, prompts: Tensor, aim: Aim, draw: int, tokens: int = 1) -> list[Tensor]:
+    def attend(self, prompts: Tensor, aim: CropBatch, draw: int, tokens: int = 1) -> list[Tensor]:
         """Returns the attention maps of R prompts.
 
         Args:
@@ -113,28 +113,32 @@ class ConditionedViews:
         return self.crops.settings.noise_draws or 1 << 30
 
 
-class FrozenViews:
+class FrozenCropAttention:
     """A shortcut: the UNet runs once per noisy crop with a prompt that says nothing, and its queries are kept.
 
     A prompt then acts through the keys of the layers that are read only, so that no step of the optimisation runs the
     UNet. The maps differ from the paper's, because there the prompt also acts on the features.
     """
 
-    def __init__(self, unet: PromptedUNet, crops: CropPool, null_prompt: Tensor, draws: int, chunks: Chunks) -> None:
+    def __init__(
+        self, unet: PromptedUNet, crops: CropPool, null_prompt: Tensor, draws: int, chunks: AdaptiveBatch
+    ) -> None:
         self.looks, self.draws, self.upper = crops.looks, draws, crops.settings.heads == "upper"
         self.layers = [layer.attention for layer in unet.layers]
         self.queries = self._queries(unet, crops, null_prompt, chunks)
 
     @torch.no_grad()
-    def _queries(self, unet: PromptedUNet, crops: CropPool, null_prompt: Tensor, chunks: Chunks) -> Sequence[Tensor]:
+    def _queries(
+        self, unet: PromptedUNet, crops: CropPool, null_prompt: Tensor, chunks: AdaptiveBatch
+    ) -> Sequence[Tensor]:
         """One (draws, P, heads, h * w, d) a layer."""
         of_draws = [
             _queries(unet, crops.diffused(draw), crops.timestep, null_prompt, chunks) for draw in range(self.draws)
         ]
         return [torch.stack(of_layer) for of_layer in zip(*of_draws, strict=True)]
 
-    def attend(self, prompts: Tensor, aim: Aim, draw: int, tokens: int = 1) -> list[Tensor]:
-        """See :meth:`ConditionedViews.attend`."""
+    def attend(self, prompts: Tensor, aim: CropBatch, draw: int, tokens: int = 1) -> list[Tensor]:
+        """See :meth:`ConditionedCropAttention.attend`."""
         assert aim.crop_of is not None
         maps = []
         for layer, queries in zip(self.layers, self.queries, strict=True):
@@ -144,11 +148,11 @@ class FrozenViews:
         return maps
 
 
-Views = ConditionedViews | FrozenViews
+CropAttention = ConditionedCropAttention | FrozenCropAttention
 
 
 @torch.no_grad()
-def whole_queries(
+def full_image_queries(
     unet: PromptedUNet,
     pipeline: Pipeline,
     settings: Settings,
@@ -156,7 +160,7 @@ def whole_queries(
     key: str,
     null_prompt: Tensor,
     draws: int,
-    chunks: Chunks,
+    chunks: AdaptiveBatch,
 ) -> list[Tensor]:
     """Returns with what queries the layers look at an uncropped image under a prompt that says nothing.
 
@@ -183,7 +187,9 @@ def whole_queries(
     return maps
 
 
-def _queries(unet: PromptedUNet, latents: Tensor, timestep: int, null_prompt: Tensor, chunks: Chunks) -> list[Tensor]:
+def _queries(
+    unet: PromptedUNet, latents: Tensor, timestep: int, null_prompt: Tensor, chunks: AdaptiveBatch
+) -> list[Tensor]:
     """Returns one (R, heads, h * w, d) a layer for R noisy latents."""
 
     def look(rows: slice) -> list[Tensor]:
@@ -195,7 +201,7 @@ def _queries(unet: PromptedUNet, latents: Tensor, timestep: int, null_prompt: Te
     return [torch.cat(of_layer) for of_layer in zip(*chunks.run(look, len(latents)), strict=True)]
 
 
-def _encode(pipeline: Pipeline, image: Tensor, boxes: Tensor, chunks: Chunks, settings: Settings) -> Tensor:
+def _encode(pipeline: Pipeline, image: Tensor, boxes: Tensor, chunks: AdaptiveBatch, settings: Settings) -> Tensor:
     """Returns the latents of crops of ``image`` (3, S, S) at ``boxes`` (P, 3)."""
     cut = crop_pixels if settings.crop_edges == "pixels" else crop
     return torch.cat(chunks.run(lambda rows: pipeline.encode(cut(image, boxes[rows])), len(boxes)))

@@ -18,7 +18,7 @@ WHOLE = 0
 CORNERS = (1, 2, 3, 4)
 
 
-class Aim(NamedTuple):
+class CropBatch(NamedTuple):
     """What each of R prompts looks at.
 
     Attributes:
@@ -53,7 +53,7 @@ def crop_boxes(n_random: int, ratio: float, generator: torch.Generator) -> Tenso
     return torch.cat([torch.tensor([[0.0, 0.0, 1.0]]), boxes])
 
 
-class PoolLooks:
+class PoolCropSampler:
     """The looks of R prompts at crops of a pool.
 
     Args:
@@ -71,11 +71,11 @@ class PoolLooks:
         self._barred[:, WHOLE] = not once
         self._priority = self._draw(range(len(names))) if once else torch.empty(0)
 
-    def numbered(self, number: int) -> Aim:
+    def numbered(self, number: int) -> CropBatch:
         """Has all prompts look at crop ``number`` of the pool."""
         return self._aim(torch.full((len(self.names),), number, device=self.boxes.device), range(len(self.names)))
 
-    def at(self, points: Tensor, rows: Sequence[int] | None = None) -> Aim:
+    def at(self, points: Tensor, rows: Sequence[int] | None = None) -> CropBatch:
         """Has the prompts of ``rows``, all without it, look at points (R, T, 2)."""
         rows = range(len(self.names)) if rows is None else rows
         priority = self._priority[list(rows)] if self.once else self._draw(rows)
@@ -86,13 +86,13 @@ class PoolLooks:
         drawn = [torch.rand(len(self.boxes), generator=self._random[row]) for row in rows]
         return torch.stack(drawn).to(self.boxes)
 
-    def _aim(self, crop_of: Tensor, rows: Sequence[int]) -> Aim:
+    def _aim(self, crop_of: Tensor, rows: Sequence[int]) -> CropBatch:
         if self.once:
             self._barred[torch.tensor(rows, device=crop_of.device), crop_of] = True
-        return Aim(self.boxes[crop_of], crop_of, [self.names[row] for row in rows])
+        return CropBatch(self.boxes[crop_of], crop_of, [self.names[row] for row in rows])
 
 
-class FreshLooks:
+class RandomCropSampler:
     """The looks of R prompts at crops that are drawn for the purpose, as released.
 
     A crop is placed at random such that the point keeps ``crop_margin`` off its border, as far as the crop then still
@@ -100,7 +100,7 @@ class FreshLooks:
 
     Args:
         side: of the image, px.
-        names: see :class:`PoolLooks`.
+        names: see :class:`PoolCropSampler`.
         settings: of the method.
         device: where the boxes are wanted.
     """
@@ -109,20 +109,20 @@ class FreshLooks:
         self.side, self.names, self.settings, self.device = side, names, settings, device
         self._random = [generator(settings.seed, *name) for name in names]
 
-    def numbered(self, number: int) -> Aim:
+    def numbered(self, number: int) -> CropBatch:
         """Has all prompts look at the whole image (0) or at one of its corners (1 to 4)."""
         if number == WHOLE:
             whole = torch.tensor([[0.0, 0.0, 1.0]], device=self.device).repeat(len(self.names), 1)
-            return Aim(whole, None, self.names)
+            return CropBatch(whole, None, self.names)
         corner = torch.tensor([[[(number - 1) % 2, (number - 1) // 2]]], dtype=torch.float32)
         return self.at(corner.repeat(len(self.names), 1, 1))
 
-    def at(self, points: Tensor, rows: Sequence[int] | None = None) -> Aim:
-        """See :meth:`PoolLooks.at`."""
+    def at(self, points: Tensor, rows: Sequence[int] | None = None) -> CropBatch:
+        """See :meth:`PoolCropSampler.at`."""
         rows = range(len(self.names)) if rows is None else rows
         random = torch.stack([torch.rand(2, generator=self._random[row]) for row in rows]).double()
         boxes = fresh_boxes(points.double().cpu(), random, self.side, self.settings)
-        return Aim(boxes.to(self.device, torch.float32), None, [self.names[row] for row in rows])
+        return CropBatch(boxes.to(self.device, torch.float32), None, [self.names[row] for row in rows])
 
 
 def fresh_boxes(points: Tensor, random: Tensor, side: int, settings: Settings) -> Tensor:
@@ -175,4 +175,4 @@ def choose_crops(points: Tensor, boxes: Tensor, priority: Tensor, margin: float)
     return ((room * 1000).round() + priority).argmax(-1)  # a thousandth of the side makes no difference
 
 
-Looks = PoolLooks | FreshLooks
+CropSampler = PoolCropSampler | RandomCropSampler

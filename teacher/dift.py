@@ -18,9 +18,9 @@ from distill.core.geometry import image_size, sample_at
 from distill.core.readout import windowed_soft_argmax
 from distill.core.types import Matches, PairBatch
 from teacher import text
-from teacher.adaptive_batch import Chunks
+from teacher.adaptive_batch import AdaptiveBatch
 from teacher.crop_sampling import generator
-from teacher.lru_cache import Recent
+from teacher.lru_cache import LRUCache
 from teacher.pipeline import Pipeline, as_device, check_folder, load_pipeline, locate_folder, weights_digest
 from teacher.prompt_optimization import content_hashes
 from teacher.settings import NullPrompt
@@ -44,7 +44,7 @@ class DiffusionFeatures:
         temperature: of the soft-argmax over cosines in a window around the best cell.
         radius_cells: of that window.
         chunk: draws that run together, to begin with; halved whenever the memory does not suffice.
-        kept_images: how many images' features are kept in memory.
+        feature_cache_size: how many images' features are kept in memory.
         seed: of the noise; with the image's content it decides each draw.
 
     Raises:
@@ -65,7 +65,7 @@ class DiffusionFeatures:
         temperature: float = 0.05,
         radius_cells: float = 2.0,
         chunk: int = 8,
-        kept_images: int = 64,
+        feature_cache_size: int = 64,
         seed: int = 0,
     ) -> None:
         for name, value, least in (
@@ -86,8 +86,8 @@ class DiffusionFeatures:
         check_folder(self.folder)
         if null_prompt == "empty":
             text.check_text(self.folder)
-        self._chunks = Chunks(chunk)
-        self._kept: Recent[Tensor] = Recent(kept_images)
+        self._chunks = AdaptiveBatch(chunk)
+        self._kept: LRUCache[Tensor] = LRUCache(feature_cache_size)
 
     def fingerprint(self) -> dict[str, str]:
         """Returns all that decides an answer besides images and points, by field name."""

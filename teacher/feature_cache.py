@@ -6,10 +6,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from teacher.adaptive_batch import Chunks
+from teacher.adaptive_batch import AdaptiveBatch
 from teacher.attention import choose_layers
-from teacher.crop_attention import ConditionedViews, CropPool, FreshCrops, FrozenViews, Views, whole_queries
-from teacher.lru_cache import Recent
+from teacher.crop_attention import (
+    ConditionedCropAttention,
+    CropAttention,
+    CropPool,
+    FreshCrops,
+    FrozenCropAttention,
+    full_image_queries,
+)
+from teacher.lru_cache import LRUCache
 from teacher.pipeline import Pipeline, load_pipeline
 from teacher.settings import Settings
 from teacher.text import null_prompt
@@ -19,7 +26,7 @@ FROZEN_DRAWS = 4
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Scenes:
+class FeatureCache:
     """Loads the model at the first use, and keeps what it has encoded of the images that it saw last.
 
     Args:
@@ -49,10 +56,10 @@ class Scenes:
         self.folder, self.settings, self.device = folder, settings, device
         self._image_size, self._prompt_length = image_size, prompt_length
         self._truncate, self._share = truncate, share
-        self._chunks = Chunks(chunk)
-        self._views: Recent[Views] = Recent(kept)
+        self._chunks = AdaptiveBatch(chunk)
+        self._views: LRUCache[CropAttention] = LRUCache(kept)
 
-    def views(self, image: Tensor, key: str, timestep: int, mirrored: bool = False) -> Views:
+    def views(self, image: Tensor, key: str, timestep: int, mirrored: bool = False) -> CropAttention:
         """Returns what prompts see of ``image`` (3, H, W) in [0, 1], or of its mirror image, at a diffusion time.
 
         Args:
@@ -66,24 +73,24 @@ class Scenes:
             self._views[name] = self._look(*_turned(image, key, mirrored), timestep)
         return self._views[name]
 
-    def _look(self, image: Tensor, key: str, timestep: int) -> Views:
+    def _look(self, image: Tensor, key: str, timestep: int) -> CropAttention:
         settings = self.settings
         given = (self.pipeline, settings, self.pipeline.squash(image)[0], key, timestep, self._chunks)
         if settings.crop_source == "fresh":
-            return ConditionedViews(self.unet, FreshCrops(*given))
+            return ConditionedCropAttention(self.unet, FreshCrops(*given))
         crops = CropPool(*given)
         if settings.queries == "conditioned":
-            return ConditionedViews(self.unet, crops)
-        return FrozenViews(self.unet, crops, self._null_prompt, self._draws, self._chunks)
+            return ConditionedCropAttention(self.unet, crops)
+        return FrozenCropAttention(self.unet, crops, self._null_prompt, self._draws, self._chunks)
 
-    def whole_queries(self, image: Tensor, key: str, mirrored: bool = False) -> list[Tensor]:
-        """Returns one (C, h, w) a layer, the queries at the uncropped image, see :func:`teacher.crop_attention.whole_queries`.
+    def full_image_queries(self, image: Tensor, key: str, mirrored: bool = False) -> list[Tensor]:
+        """Returns one (C, h, w) a layer, the queries at the uncropped image, see :func:`teacher.crop_attention.full_image_queries`.
 
         Arguments as for :meth:`views`.
         """
         seen, name = _turned(image, key, mirrored)
         given = (self.unet, self.pipeline, self.settings, self.pipeline.squash(seen)[0], name)
-        return whole_queries(*given, self._null_prompt, self._draws, self._chunks)
+        return full_image_queries(*given, self._null_prompt, self._draws, self._chunks)
 
     @property
     def _draws(self) -> int:

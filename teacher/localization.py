@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 
 from distill.core.readout import argmax
-from teacher.crop_attention import Views
+from teacher.crop_attention import CropAttention
 from teacher.crop_sampling import CORNERS, WHOLE
 from teacher.crops import paste
 from teacher.settings import Settings
 
 
 @torch.no_grad()
-def locate(views: Views, prompts: Tensor, token: Tensor, settings: Settings, side: int) -> Tensor:
+def localize(views: CropAttention, prompts: Tensor, token: Tensor, settings: Settings, side: int) -> Tensor:
     """Returns each prompt's attention over the target image, accumulated over crops.
 
     The first crops show every pixel; the others are taken around the maximum found so far. Each cell is divided by
@@ -43,7 +43,7 @@ def locate(views: Views, prompts: Tensor, token: Tensor, settings: Settings, sid
     return total / seen
 
 
-def combine(maps: Tensor, layer_temperature: float | None, mirrored: Tensor | None = None) -> Tensor:
+def aggregate_maps(maps: Tensor, layer_temperature: float | None, mirrored: Tensor | None = None) -> Tensor:
     """Returns one map for each point from those of its embeddings and layers.
 
     Args:

@@ -7,7 +7,7 @@ from typing import TypeVar
 Value = TypeVar("Value")
 
 
-class Recent(OrderedDict[Hashable, Value]):
+class LRUCache(OrderedDict[Hashable, Value]):
     """A dictionary that forgets what was not used for longest.
 
     Args:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill.core.consensus import mutual_probability, neighbourhood_votes
+from distill.core.consensus import mutual_probability, neighbourhood_consensus
 from distill.core.geometry import mirror_points, sample_at
-from teacher.feature_cache import Scenes
-from teacher.lru_cache import Recent
+from teacher.feature_cache import FeatureCache
+from teacher.lru_cache import LRUCache
 
 CELLS = 16
 """Cells a side at which images are compared at most: votes take the fourth power of it."""
@@ -24,7 +24,7 @@ TEMPERATURE = 0.05
 """Divides the cosines of cells."""
 
 
-class Votes(NamedTuple):
+class ConsensusMaps(NamedTuple):
     """What neighbours say of N points in a target image.
 
     Attributes:
@@ -36,7 +36,7 @@ class Votes(NamedTuple):
     mirrored: bool
 
 
-class Neighbours:
+class NeighbourhoodConsensus:
     """Lets the cells around query points vote.
 
     Args:
@@ -46,12 +46,12 @@ class Neighbours:
         kept: how many images' descriptors are kept.
     """
 
-    def __init__(self, scenes: Scenes, reach: float, mirror: bool, kept: int) -> None:
+    def __init__(self, scenes: FeatureCache, reach: float, mirror: bool, kept: int) -> None:
         self.scenes, self.reach, self.mirror = scenes, reach, mirror
-        self._kept: Recent[Tensor] = Recent(2 * kept)
+        self._kept: LRUCache[Tensor] = LRUCache(2 * kept)
 
     @torch.no_grad()
-    def vote(self, source: tuple[Tensor, str], target: tuple[Tensor, str], points: Tensor) -> Votes:
+    def vote(self, source: tuple[Tensor, str], target: tuple[Tensor, str], points: Tensor) -> ConsensusMaps:
         """Returns the votes for points (N, 2), in fractions of the source's sides.
 
         Args:
@@ -62,7 +62,7 @@ class Neighbours:
         here = self._describe(*source, mirrored=False)
         looks = [self._votes(here, self._describe(*target, mirrored=way)) for way in (False, True)[: 1 + self.mirror]]
         mirrored = len(looks) == 2 and _agreement(looks[1]) > _agreement(looks[0])
-        return Votes(_at(looks[mirrored], points, mirrored), mirrored)
+        return ConsensusMaps(_at(looks[mirrored], points, mirrored), mirrored)
 
     @torch.no_grad()
     def vote_again(
@@ -76,7 +76,7 @@ class Neighbours:
             source: as for :meth:`vote`.
             target: the same.
             points: the same.
-            mirrored: the look that was taken, see :class:`Votes`.
+            mirrored: the look that was taken, see :class:`ConsensusMaps`.
         """
         here, there = self._describe(*source, mirrored=True), self._describe(*target, mirrored=not mirrored)
         return _at(self._votes(here, there), mirror_points(points, (1, 1)), not mirrored)
@@ -84,13 +84,13 @@ class Neighbours:
     def _describe(self, image: Tensor, key: str, mirrored: bool) -> Tensor:
         name = (key, mirrored)
         if name not in self._kept:
-            self._kept[name] = _cells(self.scenes.whole_queries(image, key, mirrored))
+            self._kept[name] = _cells(self.scenes.full_image_queries(image, key, mirrored))
         return self._kept[name]
 
     def _votes(self, here: Tensor, there: Tensor) -> Tensor:
         """Returns (h, w, h, w) for descriptors (C, h, w) of two images."""
         scores = torch.einsum("chw,cyx->hwyx", here, there)[None] / TEMPERATURE
-        return neighbourhood_votes(mutual_probability(scores), self.reach * here.shape[-1])[0]
+        return neighbourhood_consensus(mutual_probability(scores), self.reach * here.shape[-1])[0]
 
 
 def _at(votes: Tensor, points: Tensor, mirrored: bool) -> Tensor:

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill.core.geometry import gaussian_heatmap
-from teacher.crop_attention import Views
+from teacher.crop_attention import CropAttention
 from teacher.crops import into_crop
 from teacher.settings import Settings
 
@@ -17,7 +17,7 @@ _LOSS_SCALE = 2.0**14  # keeps gradients of maps from vanishing in half precisio
 
 @torch.enable_grad()
 def optimise_prompts(
-    views: Views, points: Tensor, starts: Tensor, names: list[tuple], settings: Settings, map_side: int
+    views: CropAttention, points: Tensor, starts: Tensor, names: list[tuple], settings: Settings, map_side: int
 ) -> Tensor:
     """Moves each prompt until its tokens 1, 2, ... are attended to at its points.
 

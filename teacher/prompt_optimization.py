@@ -18,10 +18,10 @@ from distill.core.errors import ConfigError
 from distill.core.geometry import image_size
 from distill.core.types import Matches, PairBatch
 from teacher import confidence
-from teacher.adaptive_batch import Chunks
-from teacher.feature_cache import Scenes
-from teacher.localization import combine, locate
-from teacher.neighbourhood_consensus import Neighbours, Votes
+from teacher.adaptive_batch import AdaptiveBatch
+from teacher.feature_cache import FeatureCache
+from teacher.localization import aggregate_maps, localize
+from teacher.neighbourhood_consensus import ConsensusMaps, NeighbourhoodConsensus
 from teacher.pipeline import Pipeline, as_device, check_folder, locate_folder, weights_digest
 from teacher.precision import settle_precision
 from teacher.prompts import PromptMaker, Prompts
@@ -36,7 +36,7 @@ SECOND_LOOK_POWER = 3.0
 """Of the votes that judge an answer a second time; chosen on 150 training pairs for its calibration."""
 
 
-class Found(NamedTuple):
+class Localization(NamedTuple):
     """What was seen of N points in a target image; points and sides in fractions.
 
     Attributes:
@@ -49,7 +49,7 @@ class Found(NamedTuple):
     points: Tensor
     heatmap: Tensor
     maps: Tensor
-    votes: Votes | None = None
+    votes: ConsensusMaps | None = None
 
 
 class PromptOptimization:
@@ -66,8 +66,8 @@ class PromptOptimization:
         device: "auto" takes a GPU where there is one.
         chunk: prompts that run through the UNet together; bounds the memory, does not change the answers. It is halved
             whenever the memory does not suffice.
-        kept_points: how many source points' prompts are kept in memory.
-        kept_images: how many images' encoded crops are kept in memory.
+        prompt_cache_size: how many source points' prompts are kept in memory.
+        feature_cache_size: how many images' encoded crops are kept in memory.
         truncate: whether the UNet stops after the last layer that is read; for measuring what that brings.
         share: whether prompts share what the UNet computes before they enter; for measuring what that brings.
         settings: see :class:`teacher.settings.Settings`.
@@ -84,8 +84,8 @@ class PromptOptimization:
         prompt_length: int | None = None,
         device: str = "auto",
         chunk: int = 32,
-        kept_points: int = 4096,
-        kept_images: int = 64,
+        prompt_cache_size: int = 4096,
+        feature_cache_size: int = 64,
         truncate: bool = True,
         share: bool = True,
         **settings: Any,
@@ -100,13 +100,21 @@ class PromptOptimization:
         check_folder(self.folder)
         if self._reads_text:
             check_text(self.folder)
-        self.scenes = Scenes(
-            self.folder, self.settings, self.device, image_size, prompt_length, chunk, kept_images, truncate, share
+        self.scenes = FeatureCache(
+            self.folder,
+            self.settings,
+            self.device,
+            image_size,
+            prompt_length,
+            chunk,
+            feature_cache_size,
+            truncate,
+            share,
         )
-        self.chunks = Chunks(chunk)
-        self.maker = PromptMaker(self.scenes, self.settings, self.chunks, kept_points)
-        self.neighbours = Neighbours(
-            self.scenes, self.settings.consensus_reach, self.settings.consensus_mirror, kept_images
+        self.chunks = AdaptiveBatch(chunk)
+        self.maker = PromptMaker(self.scenes, self.settings, self.chunks, prompt_cache_size)
+        self.neighbours = NeighbourhoodConsensus(
+            self.scenes, self.settings.consensus_reach, self.settings.consensus_mirror, feature_cache_size
         )
 
     def fingerprint(self) -> dict[str, str]:
@@ -164,7 +172,7 @@ class PromptOptimization:
         )
 
     def remember(self, memory: MutableMapping[Any, Any]) -> None:
-        """Keeps prompts in ``memory``, see :class:`distill.core.protocols.Remembering`."""
+        """Keeps prompts in ``memory``, see :class:`distill.core.protocols.UsesPromptCache`."""
         self.maker.kept = memory
 
     @torch.inference_mode(False)  # whoever asks may be in it, and the optimisation needs gradients
@@ -191,7 +199,7 @@ class PromptOptimization:
 
     def _find_match(
         self, source: tuple[Tensor, str], target: tuple[Tensor, str], points: Tensor, prompts: Prompts
-    ) -> Found:
+    ) -> Localization:
         """Finds what the points' prompts light up in the target, and what the points' neighbours make of it."""
         if not self.settings.consensus:
             return self.find(*target, prompts)
@@ -199,14 +207,14 @@ class PromptOptimization:
         found = self.find(*target, prompts, votes.mirrored)
         maps = F.interpolate(votes.maps[None], found.heatmap.shape[-2:], mode="bilinear", align_corners=False)
         weighed = found.heatmap * (maps / maps.amax((-2, -1), keepdim=True)) ** self.settings.consensus
-        return Found(read_out(weighed, self.settings), weighed, found.maps, votes)
+        return Localization(read_out(weighed, self.settings), weighed, found.maps, votes)
 
-    def find(self, image: Tensor, key: str, prompts: Prompts, mirrored: bool = False) -> Found:
+    def find(self, image: Tensor, key: str, prompts: Prompts, mirrored: bool = False) -> Localization:
         """Returns where prompts light up in ``image`` (3, H, W), or in its mirror image, mirrored back."""
         maps = self._maps(image, key, prompts, mirrored)
         contrast = self._maps(image, key, prompts, not mirrored) if self.settings.sides == "mirror" else None
-        heatmap = combine(maps, self.settings.layer_temperature, contrast)[None]
-        return Found(read_out(heatmap, self.settings), heatmap, maps.mean(2))
+        heatmap = aggregate_maps(maps, self.settings.layer_temperature, contrast)[None]
+        return Localization(read_out(heatmap, self.settings), heatmap, maps.mean(2))
 
     def _maps(self, image: Tensor, key: str, prompts: Prompts, mirrored: bool) -> Tensor:
         """Returns (N, E, layers, side, side)."""
@@ -216,7 +224,7 @@ class PromptOptimization:
         rows = prompts.embedding.flatten(0, 1)
         token = prompts.token.to(rows.device).repeat_interleave(settings.embeddings)
         found = self.chunks.run(
-            lambda chunk: locate(views, rows[chunk], token[chunk], settings, self.scenes.map_side), len(rows)
+            lambda chunk: localize(views, rows[chunk], token[chunk], settings, self.scenes.map_side), len(rows)
         )
         maps = torch.cat(found).unflatten(0, prompts.embedding.shape[:2])
         return maps.flip(-1) if mirrored else maps
@@ -228,7 +236,7 @@ class PromptOptimization:
         target: tuple[Tensor, str],
         points: Tensor,
         prompts: Prompts,
-        found: Found,
+        found: Localization,
     ) -> Tensor:
         """Returns (N,) in [0, 1], the confidence of one kind; see :mod:`teacher.confidence`."""
         if kind == "peak_mass":

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from distill.core.readout import argmax
-from teacher.adaptive_batch import Chunks
-from teacher.crop_attention import ConditionedViews, Views
+from teacher.adaptive_batch import AdaptiveBatch
+from teacher.crop_attention import ConditionedCropAttention, CropAttention
 from teacher.crop_sampling import WHOLE
-from teacher.feature_cache import Scenes
+from teacher.feature_cache import FeatureCache
 from teacher.initialization import random_starts, token_for
-from teacher.localization import locate
-from teacher.lru_cache import Recent
+from teacher.localization import localize
+from teacher.lru_cache import LRUCache
 from teacher.optimization import optimise_prompts
 from teacher.settings import Settings
 
@@ -42,9 +42,9 @@ class PromptMaker:
         kept: how many points' prompts are kept.
     """
 
-    def __init__(self, scenes: Scenes, settings: Settings, chunks: Chunks, kept: int) -> None:
+    def __init__(self, scenes: FeatureCache, settings: Settings, chunks: AdaptiveBatch, kept: int) -> None:
         self.scenes, self.settings, self.chunks = scenes, settings, chunks
-        self.kept: MutableMapping[Any, tuple[Tensor, int]] = Recent(kept)
+        self.kept: MutableMapping[Any, tuple[Tensor, int]] = LRUCache(kept)
 
     def prompts_for(self, image: Tensor, key: str, points: Tensor) -> Prompts:
         """Returns the prompts of points (N, 2), x, y in fractions of the sides of ``image`` (3, H, W), named ``key``."""
@@ -91,10 +91,10 @@ class PromptMaker:
         return {name: (prompts[g], t) for g, group in enumerate(names) for t, name in enumerate(group)}
 
     @torch.no_grad()
-    def _start_at(self, views: Views, starts: Tensor, points: Tensor, names: list[tuple]) -> Tensor:
+    def _start_at(self, views: CropAttention, starts: Tensor, points: Tensor, names: list[tuple]) -> Tensor:
         """Puts tokens that are solved for the points' features in place of random ones."""
         layers = self.scenes.unet.layers
-        if isinstance(views, ConditionedViews):
+        if isinstance(views, ConditionedCropAttention):
             aim = views.looks([("start", name) for name in names], once=True).numbered(WHOLE)
             latents, row_of = views.crops.noisy(aim, 0)
             prefix = self.scenes.unet.prefix(latents, views.crops.timestep)
@@ -113,7 +113,7 @@ class PromptMaker:
         settings = self.settings
         views = self.scenes.views(image, key, settings.timestep, mirrored=True)
         token = torch.zeros(len(prompts), dtype=torch.int64, device=prompts.device)
-        maps = locate(views, prompts, token, settings, self.scenes.map_side).mean(1, keepdim=True)
+        maps = localize(views, prompts, token, settings, self.scenes.map_side).mean(1, keepdim=True)
         twins = argmax(maps, (1, 1))
         twins = torch.cat([1 - twins[..., :1], twins[..., 1:]], dim=-1)
         apart = ((twins - points).norm(dim=-1)[:, 0] > 2 * settings.sigma).nonzero()[:, 0].tolist()

@@ -17,10 +17,10 @@ from distill.core.geometry import image_size
 from distill.core.readout import argmax
 from distill.core.types import Matches, PairBatch
 from teacher.attention import choose_layers, read_tokens
-from teacher.crop_sampling import FreshLooks, generator
+from teacher.crop_sampling import RandomCropSampler, generator
 from teacher.crops import crop_pixels, into_crop
 from teacher.initialization import random_starts
-from teacher.localization import combine
+from teacher.localization import aggregate_maps
 from teacher.optimization import attention_loss
 from teacher.pipeline import as_device, check_folder, load_pipeline, locate_folder
 from teacher.prompt_optimization import content_hashes
@@ -43,7 +43,7 @@ NEEDED = {
 }
 
 
-class Straightforward:
+class ReferencePromptOptimization:
     """Prompt optimisation in plain loops.
 
     Args:
@@ -119,12 +119,12 @@ class Straightforward:
             prompt = self._optimise(images[0], keys[0], point.to(self.device), start, name)
             with torch.no_grad():
                 maps.append(self._locate(images[1], keys[1], prompt))
-        return combine(torch.stack(maps)[None], settings.layer_temperature)[0]
+        return aggregate_maps(torch.stack(maps)[None], settings.layer_temperature)[0]
 
     @torch.enable_grad()
     def _optimise(self, image: Tensor, key: str, point: Tensor, start: Tensor, name: tuple) -> Tensor:
         settings = self.settings
-        looks = FreshLooks(image.shape[-1], [("crops", name)], settings, self.device)
+        looks = RandomCropSampler(image.shape[-1], [("crops", name)], settings, self.device)
         prompt = start[None].clone().requires_grad_()
         optimizer = torch.optim.Adam([prompt], lr=settings.lr)
         for step in range(settings.steps):
@@ -141,7 +141,7 @@ class Straightforward:
         """Returns (layers, side, side)."""
         settings, side, size = self.settings, self._side, image.shape[-1]
         timestep = settings.timestep if settings.locate_timestep is None else settings.locate_timestep
-        looks = FreshLooks(size, [("locate",)], settings, self.device)
+        looks = RandomCropSampler(size, [("localize",)], settings, self.device)
         total = torch.zeros(len(self.unet.layers), side, side, device=self.device)
         seen = torch.zeros(side, side, device=self.device)
         for look in range(settings.crops):
@@ -150,7 +150,7 @@ class Straightforward:
             ).boxes
             left, top, length = (box[0].double() * side).round().int().tolist()
             part = (..., slice(top, top + length), slice(left, left + length))
-            for layer, layer_map in enumerate(self._attend(image, key, box, prompt, timestep, (("locate",), look))):
+            for layer, layer_map in enumerate(self._attend(image, key, box, prompt, timestep, (("localize",), look))):
                 enlarged = F.interpolate(layer_map[None], (length, length), mode="bilinear", align_corners=False)
                 total[layer][part] += enlarged[0, 0]
             seen[part] += 1

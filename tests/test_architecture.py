@@ -10,13 +10,28 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-KERNEL = {"errors", "types", "protocols", "geometry", "readout", "consensus", "checks"}
+ROOMS = (
+    "core",
+    "system",
+    "data",
+    "transforms",
+    "metrics",
+    "matchers",
+    "labels",
+    "evaluation",
+    "losses",
+    "training",
+    "export",
+    "bench",
+    "cli",
+)
+"""The rooms of ``distill``, from the bottom up: a room imports from itself and from those below it."""
 HEAVY = {
     "diffusers": ("teacher",),
     "transformers": ("teacher",),
     "timm": ("student",),
-    "lightning": ("distill/training", "distill/data/datamodule.py", "distill/cli/commands", "teacher/pretrain"),
-    "hydra": ("distill/cli/commands", "distill/cli/config.py"),
+    "lightning": ("distill/training", "distill/data/datamodule.py", "distill/cli", "teacher/pretrain"),
+    "hydra": ("distill/cli",),
 }
 
 
@@ -59,11 +74,31 @@ def test_imports_point_in_one_direction(path, tree):
         if package == "distill":
             assert top not in ("teacher", "student"), f"{path} imports {name}"
         elif top == "distill":
-            assert rest.split(".")[0] in KERNEL, f"{path} imports {name}, which is no part of the kernel"
+            assert rest.split(".")[0] == "core", f"{path} imports {name}, which is no part of the core"
         if {package, top} == {"teacher", "student"}:
             pytest.fail(f"{path} imports {name}")
         if top in HEAVY:
             assert path.startswith(HEAVY[top]), f"{path} imports {top}"
+
+
+def test_rooms_import_only_rooms_below_them():
+    upward = []
+    for path, tree in modules():
+        parts = path.split("/")
+        if parts[0] != "distill" or len(parts) == 2:
+            continue
+        assert parts[1] in ROOMS, f"{path} lies in no room"
+        for name in imports(tree):
+            room = name.split(".")[1:2]
+            if name.startswith("distill.") and ROOMS.index(room[0]) > ROOMS.index(parts[1]):
+                upward.append(f"{path} imports {name}")
+    assert not upward
+
+
+def test_every_room_says_what_belongs_in_it():
+    for room in ROOMS:
+        tree = ast.parse((ROOT / "distill" / room / "__init__.py").read_text(encoding="utf-8"))
+        assert ast.get_docstring(tree), f"distill/{room}/__init__.py has no charter"
 
 
 @pytest.mark.parametrize(("path", "tree"), list(modules()), ids=lambda value: value if isinstance(value, str) else "")

@@ -12,7 +12,7 @@ from torch import nn
 
 from distill.core.protocols import Matcher
 from distill.export.onnx import example, export_student
-from distill.matchers.onnx import OnnxMatcher
+from distill.export.onnx_matcher import OnnxMatcher
 from distill.system.memory import process_peak_mib
 
 N_POINTS = 10

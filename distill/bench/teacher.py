@@ -4,13 +4,12 @@ All variants run in one process, on the same weights, pairs and points.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import Subset
 
-from distill.cli.config import instantiate
 from distill.core.errors import ConfigError
 from distill.core.protocols import Benchmark, Matcher, PairMatcher
 from distill.evaluation.evaluate import evaluate
@@ -83,7 +82,13 @@ def measure(matcher: Matcher | PairMatcher, name: str, benchmark: Benchmark, n_p
     }
 
 
-def climb(cfg: DictConfig, benchmark: Benchmark) -> Iterator[dict[str, Any]]:
-    """Yields a row for each variant, as it is measured."""
+def measure_variants(cfg: DictConfig, benchmark: Benchmark, build: Callable[[Any], Any]) -> Iterator[dict[str, Any]]:
+    """Yields a row for each variant, as it is measured.
+
+    Args:
+        cfg: of the verb ``bench``.
+        benchmark: whose first pairs are matched.
+        build: makes a matcher from its configuration.
+    """
     for name, config, n_pairs in list(variants(cfg)):
-        yield measure(instantiate(config), name, benchmark, n_pairs)
+        yield measure(build(config), name, benchmark, n_pairs)

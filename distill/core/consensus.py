@@ -24,7 +24,7 @@ def mutual_probability(scores: Tensor) -> Tensor:
     return (flat.softmax(2) * flat.softmax(1)).sqrt().view_as(scores)
 
 
-def neighbourhood_votes(probability: Tensor, sigma_cells: float) -> Tensor:
+def neighbourhood_consensus(probability: Tensor, sigma_cells: float) -> Tensor:
     """Sums each match's probability with those of the matches of neighbouring cells that share its offset.
 
     Args:
@@ -37,16 +37,16 @@ def neighbourhood_votes(probability: Tensor, sigma_cells: float) -> Tensor:
     return _along(_along(probability, 1, sigma_cells), 2, sigma_cells)
 
 
-def votes_at(probability: Tensor, points: Tensor, sigma_cells: float) -> Tensor:
+def consensus_at(probability: Tensor, points: Tensor, sigma_cells: float) -> Tensor:
     """Returns the votes for points that may lie between the cells, and in a target that may have finer cells.
 
-    At the centres of cells, and with targets as fine as sources, they are those of :func:`neighbourhood_votes`; a point
+    At the centres of cells, and with targets as fine as sources, they are those of :func:`neighbourhood_consensus`; a point
     beside a centre moves each neighbour's matches by its own distance from it. Only the points are paid for.
 
     Args:
         probability: (B, h, w, h', w').
         points: (B, N, 2) x, y, as fractions of the source's sides.
-        sigma_cells: see :func:`neighbourhood_votes`, in cells of the source.
+        sigma_cells: see :func:`neighbourhood_consensus`, in cells of the source.
 
     Returns:
         (B, N, h', w').
@@ -66,9 +66,9 @@ def agreement(probability: Tensor, sigma_cells: float) -> Tensor:
 
     Args:
         probability: (B, h, w, h', w').
-        sigma_cells: of the votes, see :func:`neighbourhood_votes`.
+        sigma_cells: of the votes, see :func:`neighbourhood_consensus`.
     """
-    return neighbourhood_votes(probability, sigma_cells / 2).flatten(3).amax(-1).mean((1, 2))
+    return neighbourhood_consensus(probability, sigma_cells / 2).flatten(3).amax(-1).mean((1, 2))
 
 
 def _carry(at: Tensor, cells: int, target_cells: int, sigma: float) -> Tensor:

@@ -44,7 +44,7 @@ class Fingerprinted(Protocol):
 
 
 @runtime_checkable
-class Remembering(Protocol):
+class UsesPromptCache(Protocol):
     """A matcher that learns something of each source point, which serves every target."""
 
     def remember(self, memory: MutableMapping[Any, Any]) -> None:

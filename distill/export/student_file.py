@@ -1,8 +1,9 @@
 """A trained student as one safetensors file that says how to build it."""
 
+import importlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import distill
-from distill.core.errors import WeightsError
+from distill.core.errors import ConfigError, WeightsError
 
 _FORMAT = "distill-student-1"
+TRUSTED = ("student",)
+"""Packages whose classes a student's file may name; what it names is imported and called."""
 
 
 def save_student(student: nn.Module, config: Mapping[str, Any], path: str | Path) -> None:
@@ -75,3 +78,53 @@ def load_into(student: nn.Module, tensors: Mapping[str, Tensor], path: str | Pat
             "student.<name> settings that it was trained with, or train it anew."
         ) from error
     return student.eval()
+
+
+def load_student(path: str | Path | None, trusted: Sequence[str] = ()) -> nn.Module:
+    """Builds the student that a file describes, with its weights, in evaluation mode.
+
+    Its ``size`` is the side of the images it was trained on, px.
+
+    Args:
+        path: of the file.
+        trusted: packages of your own whose classes the file may name, besides ``student``. A file decides which of their
+            classes is called and with which arguments.
+
+    Raises:
+        ConfigError: when no file is given.
+        WeightsError: when the file is missing, truncated, no student, or names a class of another package.
+    """
+    if path is None:
+        raise ConfigError(
+            "Expected a student's file but got none; add ckpt=<student.safetensors of a fit>, or filter.student= for "
+            "filter=student."
+        )
+    config, tensors = read_student_file(path)
+    size = config.pop("size")
+    student = load_into(_build({**config, "weights": None}, path, (*TRUSTED, *trusted)), tensors, path)
+    student.size = size
+    return student
+
+
+def _build(config: Any, path: str | Path, trusted: Sequence[str]) -> Any:
+    """Builds what ``config`` describes by its ``_target_``, nested descriptions included."""
+    if isinstance(config, list):
+        return [_build(value, path, trusted) for value in config]
+    if not isinstance(config, dict):
+        return config
+    if not any(key.startswith("_") for key in config):
+        return {key: _build(value, path, trusted) for key, value in config.items()}
+    target = config.get("_target_")
+    module, _, name = target.rpartition(".") if isinstance(target, str) else ("", "", "")
+    others = [key for key in config if key.startswith("_") and key != "_target_"]
+    if others or module.partition(".")[0] not in trusted:
+        raise WeightsError(
+            f"Expected {path} to name a class of {', '.join(trusted)} but it names {target!r}"
+            f"{f' with {others}' if others else ''}; a file from a stranger must not run code. If the class is your own, "
+            "name its package: trust=[<package>]."
+        )
+    kind = getattr(importlib.import_module(module), name, None)
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise WeightsError(f"Expected {path} to name a torch module but {target!r} is none; train the student again.")
+    arguments = {key: _build(value, path, trusted) for key, value in config.items() if key != "_target_"}
+    return kind(**arguments)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from distill.core.errors import ConfigError, LabelError
-from distill.core.protocols import Fingerprinted, Matcher, PairMatcher, Remembering, match
+from distill.core.protocols import Fingerprinted, Matcher, PairMatcher, UsesPromptCache, match
 from distill.core.types import Matches, PairBatch
 from distill.data.pairs import select_pairs
 from distill.labels import LabelStore
@@ -51,7 +51,7 @@ class Cached:
         self._flushed = time.monotonic()
 
     def _remember(self, teacher: Matcher | PairMatcher) -> EmbeddingStore:
-        if not isinstance(teacher, Remembering):
+        if not isinstance(teacher, UsesPromptCache):
             raise ConfigError(
                 f"Expected a teacher with embeddings to store but {type(teacher).__name__} has no remember(); "
                 "set labels.embeddings=false."

@@ -27,7 +27,7 @@ class Criterion(Protocol):
         ...
 
 
-class LeastConfidence:
+class MinConfidence:
     """Takes out labels that the teacher itself is unsure of.
 
     Args:
@@ -143,7 +143,7 @@ class Filtered:
         return label._replace(confidence=label.confidence * weight)
 
 
-def survey(
+def label_confidences(
     labeller: Matcher | PairMatcher, benchmark: Benchmark, batch_size: int, device: str, progress: bool = True
 ) -> Tensor:
     """Returns the confidences (R,) of all labels of ``benchmark``, in the pairs' order.

@@ -9,7 +9,7 @@ from distill.core.types import PairBatch
 from distill.data.pairs import collate_pairs, to_device
 from distill.labels import LabelStore
 from distill.labels.cached import Cached
-from distill.labels.locks import Claims
+from distill.labels.locks import Locks
 from distill.system.progress import bar, track
 
 
@@ -47,13 +47,13 @@ def label(
 class _Work:
     """One process's share of the labelling.
 
-    Claims on source images are kept until their labels are written, so that no other process makes them too.
+    Locks on source images are kept until their labels are written, so that no other process makes them too.
     """
 
     def __init__(self, teacher: Cached, benchmark: Benchmark, device: str) -> None:
         self.teacher, self.benchmark, self.device = teacher, benchmark, device
         self.made, self.start = 0, time.perf_counter()
-        self.claims: Claims | None = None  # made when something is missing: a complete store may be read-only
+        self.claims: Locks | None = None  # made when something is missing: a complete store may be read-only
         self.written = time.monotonic()
 
     @property
@@ -87,7 +87,7 @@ class _Work:
             if self.teacher.knows(pairs):
                 continue
             if not claimed:
-                self.claims = self.claims or Claims(self.teacher.store.folder)
+                self.claims = self.claims or Locks(self.teacher.store.folder)
                 if not self.claims.take(pairs.src_hash[0], wait):
                     return done
                 claimed = True

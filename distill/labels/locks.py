@@ -15,7 +15,7 @@ FILE = ".claims"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
-class Claims:
+class Locks:
     """The claims of this process in one folder. Two of these in one process do not exclude each other.
 
     Args:
@@ -34,7 +34,7 @@ class Claims:
             raise LabelError(f"Expected to write labels to {folder} but got: {error}; set labels.dir.") from error
 
     def take(self, name: str, wait: bool = False) -> bool:
-        """Claims what ``name`` stands for; returns whether that succeeded.
+        """Locks what ``name`` stands for; returns whether that succeeded.
 
         Args:
             name: what is claimed, such as an image's fingerprint.

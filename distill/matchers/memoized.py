@@ -7,7 +7,7 @@ from distill.core.types import Matches, PairBatch
 from distill.data.pairs import select_pairs
 
 
-class Remembered:
+class MemoizedMatcher:
     """Keeps answers in memory, by the content of the images and the points; heatmaps in half precision.
 
     Args:

@@ -6,7 +6,7 @@ from distill.core.protocols import Matcher, PairMatcher, follow, match
 from distill.core.types import Matches, PairBatch
 
 
-class Judged:
+class RescoredMatcher:
     """Answers as ``matcher`` does; the confidence is the judge's.
 
     A judge that answers something else holds the answer to be wrong, one that answers the same vouches for it as far as

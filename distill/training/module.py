@@ -19,7 +19,7 @@ from distill.training.optimiser import adamw
 from distill.transforms.augment import Augment
 
 
-class Aside:
+class UnregisteredReference:
     """Holds what is used in training but is no part of the module: in no checkpoint, and not copied with it.
 
     Args:
@@ -29,7 +29,7 @@ class Aside:
     def __init__(self, content: Any) -> None:
         self.content = content
 
-    def __deepcopy__(self, memo: dict) -> "Aside":
+    def __deepcopy__(self, memo: dict) -> "UnregisteredReference":
         return self
 
 
@@ -83,7 +83,7 @@ class Distillation(LightningModule):
                 f"{type(student).__name__} has none; loss=distillation does without."
             )
         self.student = student
-        self._teacher, self._labeller = Aside(teacher), Aside(teacher)
+        self._teacher, self._labeller = UnregisteredReference(teacher), UnregisteredReference(teacher)
         self.losses, self.weights = losses, weights
         self.augment, self.curriculum = augment, curriculum
         self.lr, self.weight_decay, self.backbone_lr, self.warmup = lr, weight_decay, backbone_lr, warmup

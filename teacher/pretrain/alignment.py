@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from teacher.attention import cross_attention_layers
 
 
-class AttentionTape:
+class QueryRecorder:
     """Keeps the queries of all cross-attention layers of a UNet's latest pass.
 
     Args:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from teacher.crops import crop
-from teacher.pretrain.alignment import AttentionTape, alignment_loss, coverage_loss
+from teacher.pretrain.alignment import QueryRecorder, alignment_loss, coverage_loss
 
 VISIBLE = 0.6
 """Share of the diffusion times, from the first on, at which a picture shows enough to be told by its caption."""
@@ -62,7 +62,7 @@ class DiffusionTraining(LightningModule):
         self._frozen = [autoencoder.eval().requires_grad_(False)]  # in a list: no child, hence in no checkpoint
         self.batch_size, self.pool = batch_size, LatentPool(pool_size)
         self.zoom, self.alignment, self.drop_caption = zoom, alignment, drop_caption
-        self._tape = AttentionTape(unet)
+        self._tape = QueryRecorder(unet)
         self.lr, self.warmup, self.decay = lr, warmup, decay
 
     @property

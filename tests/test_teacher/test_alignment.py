@@ -6,7 +6,7 @@ import torch
 
 from distill.core.errors import ConfigError
 from teacher.pretrain import build_unet
-from teacher.pretrain.alignment import AttentionTape, alignment_loss, coverage_loss
+from teacher.pretrain.alignment import QueryRecorder, alignment_loss, coverage_loss
 
 
 def small_unet(decoder=(False, True), **options):
@@ -59,7 +59,7 @@ def test_the_tape_keeps_the_latest_pass_and_changes_nothing():
     latents, prompts = torch.randn(2, 4, 8, 8), torch.randn(2, 7, 24)
     with torch.no_grad():
         before = unet(latents, 10, prompts).sample
-        tape = AttentionTape(unet)
+        tape = QueryRecorder(unet)
         for _ in range(2):
             tape.clear()
             after = unet(latents, 10, prompts).sample

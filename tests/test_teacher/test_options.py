@@ -8,11 +8,11 @@ import torch
 
 from distill.cli.config import compose, instantiate
 from distill.core.errors import ConfigError
-from teacher import DiffusionFeatures, PromptOptimization, Straightforward, confidence, precision
+from teacher import DiffusionFeatures, PromptOptimization, ReferencePromptOptimization, confidence, precision
 from teacher.attention import Layer, read_tokens
-from teacher.crop_sampling import CORNERS, FreshLooks, PoolLooks, crop_boxes
+from teacher.crop_sampling import CORNERS, PoolCropSampler, RandomCropSampler, crop_boxes
 from teacher.initialization import token_for
-from teacher.localization import combine
+from teacher.localization import aggregate_maps
 from teacher.optimization import Convergence, attention_loss
 from teacher.prompts import _groups
 from teacher.readout import read_out, subpixel
@@ -86,7 +86,7 @@ def test_target_cells_at_corners_are_half_a_cell_off():
 def test_a_fresh_crop_keeps_the_point_off_its_border_and_stays_inside(edges):
     settings = Settings(crop_source="fresh", crop_edges=edges, crop_ratio=0.6)
     names = [("n", row) for row in range(40)]
-    looks = FreshLooks(64, names, settings, torch.device("cpu"))
+    looks = RandomCropSampler(64, names, settings, torch.device("cpu"))
     points = torch.rand(40, 1, 2, generator=torch.Generator().manual_seed(0))
     boxes = looks.at(points).boxes
     assert (boxes[:, :2] >= 0).all() and (boxes[:, :2] + boxes[:, 2:] <= 1 + 1e-6).all()
@@ -96,7 +96,7 @@ def test_a_fresh_crop_keeps_the_point_off_its_border_and_stays_inside(edges):
     if edges == "pixels":
         assert torch.equal((boxes * 64).round(), boxes * 64) and (boxes[:, 2] * 64 == 38).all()
     corners = torch.stack(
-        [FreshLooks(64, [("n",)], settings, torch.device("cpu")).numbered(c).boxes[0] for c in CORNERS]
+        [RandomCropSampler(64, [("n",)], settings, torch.device("cpu")).numbered(c).boxes[0] for c in CORNERS]
     )
     free = 1 - float(boxes[0, 2])
     np.testing.assert_allclose(corners[:, :2], [[0, 0], [free, 0], [0, free], [free, free]], atol=1e-6)
@@ -104,7 +104,7 @@ def test_a_fresh_crop_keeps_the_point_off_its_border_and_stays_inside(edges):
 
 def test_a_prompt_looks_at_no_crop_of_the_pool_twice_while_it_locates():
     boxes = crop_boxes(4, 0.9, torch.Generator().manual_seed(0))
-    looks = PoolLooks(boxes, [("locate",)] * 2, Settings(), once=True)
+    looks = PoolCropSampler(boxes, [("locate",)] * 2, Settings(), once=True)
     points = torch.full((2, 1, 2), 0.5)
     seen = torch.stack([looks.at(points).crop_of for _ in range(len(boxes))])  # type: ignore[misc]
     assert all(len(set(column.tolist())) == len(boxes) for column in seen.T)
@@ -219,7 +219,7 @@ def test_each_readout_of_a_lone_peak_is_the_peak():
 def test_what_lights_up_in_the_mirror_too_loses_half():
     maps, mirrored = torch.zeros(1, 1, 1, 2, 2), torch.zeros(1, 1, 1, 2, 2)
     maps[..., 0, 0], maps[..., 1, 1], mirrored[..., 0, 0] = 0.8, 0.6, 0.8
-    found = combine(maps, None, mirrored)
+    found = aggregate_maps(maps, None, mirrored)
     np.testing.assert_allclose(found[0], [[0.4, 0], [0, 0.6]], atol=1e-6)
 
 
@@ -245,7 +245,7 @@ def test_the_straightforward_teacher_and_the_fast_one_give_the_same_answers(sd1_
     paper = dict(compose("label", ["preset=paper"]).preset) | {"steps": 3, "embeddings": 2, "crops": 6}
     pair, given = make_pairs(2, size=64), {"prompt_length": 7, "device": "cpu"}
     plain, fast = (
-        Straightforward(str(sd1_folder), **given, **paper),
+        ReferencePromptOptimization(str(sd1_folder), **given, **paper),
         PromptOptimization(str(sd1_folder), **given, **paper),
     )
     expected, answer = plain.match_pairs(pair), fast.match_pairs(pair)
@@ -256,9 +256,11 @@ def test_the_straightforward_teacher_and_the_fast_one_give_the_same_answers(sd1_
 def test_the_straightforward_teacher_says_what_it_cannot(sd1_folder):
     paper = dict(compose("label", ["preset=paper"]).preset)
     with pytest.raises(ConfigError, match="crop_source=fresh, readout=argmax"):
-        Straightforward(str(sd1_folder), **{**paper, "crop_source": "pool", "crop_pool": 30, "readout": "subpixel"})
+        ReferencePromptOptimization(
+            str(sd1_folder), **{**paper, "crop_source": "pool", "crop_pool": 30, "readout": "subpixel"}
+        )
     with pytest.raises(ConfigError, match="at least 4"):
-        Straightforward(str(sd1_folder), **{**paper, "crops": 3})
+        ReferencePromptOptimization(str(sd1_folder), **{**paper, "crops": 3})
 
 
 def test_levers_that_only_save_time_change_no_answer(sd1_folder, make_pairs):

@@ -21,7 +21,7 @@ from rich.table import Table
 from distill.bench.labels import label_rates
 from distill.bench.loader import loader_rates
 from distill.bench.student import student_rates
-from distill.bench.teacher import climb
+from distill.bench.teacher import measure_variants
 from distill.cli.config import instantiate
 from distill.cli.run_folder import RunFolder
 from distill.core.errors import ConfigError
@@ -62,7 +62,7 @@ def _students(cfg: DictConfig, benchmark: Benchmark) -> list[dict]:
 
 def _teacher(cfg: DictConfig, benchmark: Benchmark) -> list[dict]:
     rows = []
-    for row in climb(cfg, benchmark):
+    for row in measure_variants(cfg, benchmark, instantiate):
         rows.append({**row, "threads": torch.get_num_threads()})
         print(f"{row['variant']}: {row['seconds_per_point']:g} s/point", flush=True)
     return rows

@@ -21,8 +21,7 @@ from distill.core.protocols import Benchmark, PairMatcher, match
 from distill.evaluation.compare import Comparison, check_reference, compare
 from distill.evaluation.pictures import stack
 from distill.evaluation.report import COLUMNS, example_panels, html_page, markdown, table
-from distill.export.load import load_student
-from distill.export.student_file import read_student_file
+from distill.export.student_file import load_student, read_student_file
 from distill.labels.cached import Cached
 from distill.labels.generate import by_source, label
 from distill.matchers.box_relative import BoxRelative

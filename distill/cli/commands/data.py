@@ -139,7 +139,7 @@ def pair(cfg: DictConfig) -> dict:
 
 def fetch(cfg: DictConfig) -> dict:
     """Downloads what has an address, and prints what has to be done by hand."""
-    name = cfg.data["_target_"].split(".")[2]
+    name = cfg.data["_target_"].split(".")[-2]
     recipe = RECIPES.get(name)
     if recipe is None:
         raise ConfigError(f"Expected a benchmark with a known address but got {name}; {nearest(name, RECIPES)}.")

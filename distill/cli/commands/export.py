@@ -8,9 +8,8 @@ Examples:
 
 from omegaconf import DictConfig
 
-from distill.export.load import load_student
 from distill.export.onnx import Deviation, export_student
-from distill.export.student_file import read_student_file
+from distill.export.student_file import load_student, read_student_file
 
 
 def run(cfg: DictConfig) -> Deviation:

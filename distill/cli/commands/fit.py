@@ -32,10 +32,10 @@ from distill.evaluation.compare import Comparison, compare
 from distill.export.onnx import export_student
 from distill.export.student_file import load_into, read_student_file, save_student
 from distill.labels.cached import Cached
-from distill.labels.filters import Criterion, Filtered, survey
+from distill.labels.filters import Criterion, Filtered, label_confidences
 from distill.labels.generate import label
 from distill.matchers.box_relative import BoxRelative
-from distill.matchers.memoized import Remembered
+from distill.matchers.memoized import MemoizedMatcher
 from distill.system.environment import choose_device
 from distill.training.callbacks.build import callbacks, checkpoints
 from distill.training.callbacks.json_lines import JsonLines
@@ -156,8 +156,8 @@ def _filter(
     """Weighs the training labels, if there are criteria or a curriculum."""
     if not criteria and module.curriculum is None:
         return
-    labeller = Remembered(Filtered(module.teacher, criteria))
-    confidence = survey(labeller, train, batch_size, device)
+    labeller = MemoizedMatcher(Filtered(module.teacher, criteria))
+    confidence = label_confidences(labeller, train, batch_size, device)
     module.learn_from(labeller)
     if module.curriculum is not None:
         module.curriculum.calibrate(confidence)

@@ -8,7 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 from distill.core.errors import ConfigError
 from distill.core.protocols import Matcher, PairMatcher
 from distill.losses import DenseStudent
-from distill.matchers.memoized import Remembered
+from distill.matchers.memoized import MemoizedMatcher
 from distill.training.module import Distillation
 
 
@@ -53,5 +53,5 @@ class SelfDistillation(Callback):
 
     def _relabel(self, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Distillation)
-        pl_module.learn_from(Remembered(self.teacher(model=copy.deepcopy(pl_module.student))))
+        pl_module.learn_from(MemoizedMatcher(self.teacher(model=copy.deepcopy(pl_module.student))))
         self.rounds += 1

@@ -17,7 +17,7 @@ from distill.training.callbacks.build import callbacks, checkpoints
 from distill.training.callbacks.json_lines import JsonLines
 from distill.training.callbacks.match_pictures import MatchPictures
 from distill.training.callbacks.self_distillation import SelfDistillation
-from distill.training.module import Aside, Distillation
+from distill.training.module import Distillation, UnregisteredReference
 from distill.training.optimiser import groups
 from student import StudentMatcher
 
@@ -60,7 +60,7 @@ def test_a_student_learns_a_handful_of_pairs_by_heart(tmp_path):
 
 def test_the_teacher_is_in_no_checkpoint(tmp_path):
     module = distillation()
-    module._teacher = Aside(torch.nn.Linear(3, 3))
+    module._teacher = UnregisteredReference(torch.nn.Linear(3, 3))
     module.learn_from(torch.nn.Linear(3, 3))
     assert copy.deepcopy(module).teacher is module.teacher
     assert not any("teacher" in name for name in module.state_dict())

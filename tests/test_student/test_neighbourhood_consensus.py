@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from distill.core.errors import ConfigError
 from student import StudentMatcher
-from student.neighbourhood_consensus import Votes, pooled
+from student.neighbourhood_consensus import NeighbourhoodConsensus, pooled
 
 SIZE = (96, 96)
 
@@ -25,7 +25,7 @@ def best(heatmap: torch.Tensor) -> tuple[int, int]:
 
 def test_a_point_without_an_opinion_goes_where_its_neighbours_went():
     nothing = torch.zeros(1, 1, 12, 12)
-    assert best(Votes(2.0).add(nothing, places(), places((1, 2)), cell(5, 5), SIZE)) == (6, 7)
+    assert best(NeighbourhoodConsensus(2.0).add(nothing, places(), places((1, 2)), cell(5, 5), SIZE)) == (6, 7)
 
 
 def test_a_lookalike_loses_against_the_place_that_the_neighbours_vote_for():
@@ -34,20 +34,20 @@ def test_a_lookalike_loses_against_the_place_that_the_neighbours_vote_for():
     scores = torch.einsum("bc,bchw->bhw", source[..., 5, 5], target)[:, None] / 0.05
     scores[..., 10, 1] += 0.5
     assert best(scores) == (10, 1)
-    assert best(Votes(3.0).add(scores, source, target, cell(5, 5), SIZE)) == (6, 7)
+    assert best(NeighbourhoodConsensus(3.0).add(scores, source, target, cell(5, 5), SIZE)) == (6, 7)
 
 
 def test_a_finer_target_is_voted_for_at_its_own_cells():
     source, target = places(), places((1, 2))
     target = F.interpolate(target, scale_factor=3, mode="nearest")  # 36 cells of 8/3 px
-    votes = Votes(2.0).add(torch.zeros(1, 1, 36, 36), source, target, cell(5, 5), SIZE)
+    votes = NeighbourhoodConsensus(2.0).add(torch.zeros(1, 1, 36, 36), source, target, cell(5, 5), SIZE)
     assert best(votes) == (6 * 3 + 1, 7 * 3 + 1)
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_an_image_agrees_better_than_its_mirror_image(mirrored):
     target = places((1, 2)).flip(-1) if mirrored else places((1, 2))
-    assert bool(Votes(2.0).turned(places(), target, target.flip(-1))) is mirrored
+    assert bool(NeighbourhoodConsensus(2.0).turned(places(), target, target.flip(-1))) is mirrored
 
 
 def test_each_pair_of_a_batch_takes_the_look_that_agrees_better_and_turns_it_back():
@@ -78,7 +78,7 @@ def test_cells_that_do_not_divide_a_side_still_cover_it():
 @pytest.mark.parametrize("wrong", [{"side": 0}, {"target_side": -1}, {"sigma_cells": 0.0}, {"temperature": 0.0}])
 def test_amounts_that_cannot_work_are_named(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
-        Votes(1.0, **wrong)
+        NeighbourhoodConsensus(1.0, **wrong)
 
 
 def test_training_does_without_votes_and_they_have_no_weights(make_pairs):

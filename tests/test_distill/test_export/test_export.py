@@ -4,7 +4,7 @@ import torch
 
 from distill.core.errors import ConfigError, DataError, WeightsError
 from distill.export.onnx import export_student, verify
-from distill.matchers.onnx import OnnxMatcher
+from distill.export.onnx_matcher import OnnxMatcher
 from student import StudentMatcher
 
 

@@ -12,12 +12,12 @@ from distill.labels.filters import (
     Agreement,
     Concentration,
     Filtered,
-    LeastConfidence,
+    MinConfidence,
     MirrorAgreement,
     RelaxedCycle,
-    survey,
+    label_confidences,
 )
-from distill.matchers.memoized import Remembered
+from distill.matchers.memoized import MemoizedMatcher
 from distill.matchers.oracle import Oracle
 
 
@@ -102,19 +102,19 @@ def test_criteria_multiply_the_confidence(make_pairs):
     halves = {"a": lambda p, label: torch.full((1, 3), 0.5), "b": lambda p, label: torch.tensor([[1.0, 0.5, 0.0]])}
     confidence = Filtered(Oracle(), halves).match_pairs(pairs).confidence
     assert confidence.tolist() == [[0.5, 0.25, 0.0]]
-    sure = LeastConfidence(0.4)(pairs, Oracle().match_pairs(pairs)._replace(confidence=torch.tensor([[0.3, 0.4, 1.0]])))
+    sure = MinConfidence(0.4)(pairs, Oracle().match_pairs(pairs)._replace(confidence=torch.tensor([[0.3, 0.4, 1.0]])))
     assert sure.tolist() == [[0.0, 1.0, 1.0]]
 
 
 def test_a_survey_knows_all_labels_and_refuses_when_none_is_left(few):
-    confidence = survey(Filtered(Oracle(), {}), few, batch_size=3, device="cpu", progress=False)
+    confidence = label_confidences(Filtered(Oracle(), {}), few, batch_size=3, device="cpu", progress=False)
     assert confidence.tolist() == [1.0] * 10
     nothing = Filtered(Oracle(), {"none": lambda pairs, label: torch.zeros_like(label.confidence)})
     with pytest.raises(LabelError, match="took out all 10"):
-        survey(nothing, few, batch_size=3, device="cpu", progress=False)
+        label_confidences(nothing, few, batch_size=3, device="cpu", progress=False)
 
 
-@pytest.mark.parametrize("build", [lambda: LeastConfidence(2), lambda: RelaxedCycle(shifted(0), 0)])
+@pytest.mark.parametrize("build", [lambda: MinConfidence(2), lambda: RelaxedCycle(shifted(0), 0)])
 def test_amounts_that_cannot_work_are_named(build):
     with pytest.raises(ConfigError, match="of a filter"):
         build()
@@ -129,7 +129,7 @@ def test_a_pair_is_asked_about_once_and_its_answer_stays_the_same(few):
             return super().match_pairs(pairs)
 
     batch = collate_pairs([few[n] for n in range(4)])
-    remembered, expected = Remembered(Counting()), Oracle().match_pairs(batch)
+    remembered, expected = MemoizedMatcher(Counting()), Oracle().match_pairs(batch)
     for _ in range(2):
         found = remembered.match_pairs(batch)
         torch.testing.assert_close(found.trg_kps[batch.kps_mask], expected.trg_kps[batch.kps_mask])

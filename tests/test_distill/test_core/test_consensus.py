@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill.core.consensus import agreement, mutual_probability, neighbourhood_votes, votes_at
+from distill.core.consensus import agreement, consensus_at, mutual_probability, neighbourhood_consensus
 
 
 def test_votes_are_sums_over_neighbours_that_moved_alike():
@@ -16,7 +16,7 @@ def test_votes_are_sums_over_neighbours_that_moved_alike():
                 place = (y + dy, x + dx, v + dy, u + dx)
                 if all(0 <= p < n for p, n in zip(place, probability.shape, strict=True)):
                     expected[y, x, v, u] += np.exp(-(dx**2 + dy**2) / (2 * sigma**2)) * probability[place]
-    found = neighbourhood_votes(torch.from_numpy(probability)[None], sigma)[0]
+    found = neighbourhood_consensus(torch.from_numpy(probability)[None], sigma)[0]
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
 
 
@@ -39,7 +39,7 @@ def test_the_mutual_probability_is_the_geometric_mean_of_both_directions():
 
 def test_agreement_is_the_best_vote_of_the_near_neighbourhood():
     probability = mutual_probability(torch.randn(2, 5, 5, 5, 5))
-    best = [neighbourhood_votes(one[None], 1.0).reshape(25, 25).max(1).values.mean() for one in probability]
+    best = [neighbourhood_consensus(one[None], 1.0).reshape(25, 25).max(1).values.mean() for one in probability]
     torch.testing.assert_close(agreement(probability, 2.0), torch.stack(best))
 
 
@@ -47,8 +47,8 @@ def test_at_the_centres_of_cells_points_have_the_votes_of_the_cells():
     probability = torch.rand(2, 4, 6, 4, 6)
     cells = [(y, x) for y in range(4) for x in range(6)]
     points = torch.tensor([[((x + 0.5) / 6, (y + 0.5) / 4) for y, x in cells]] * 2)
-    found = votes_at(probability, points, 1.5)
-    torch.testing.assert_close(found, neighbourhood_votes(probability, 1.5).flatten(1, 2))
+    found = consensus_at(probability, points, 1.5)
+    torch.testing.assert_close(found, neighbourhood_consensus(probability, 1.5).flatten(1, 2))
 
 
 @pytest.mark.parametrize("finer", [1, 2])
@@ -65,5 +65,5 @@ def test_votes_for_points_between_cells_are_carried_by_the_distance(finer):
         x, y = np.array([u, v]) + away * finer  # where the match leads, in cells of the target, split among four
         for row, column in np.ndindex(*expected.shape[1:]):
             expected[n, row, column] += vote * max(0, 1 - abs(row - y)) * max(0, 1 - abs(column - x))
-    found = votes_at(torch.from_numpy(probability)[None], torch.from_numpy(points)[None], sigma)
+    found = consensus_at(torch.from_numpy(probability)[None], torch.from_numpy(points)[None], sigma)
     np.testing.assert_allclose(found[0].numpy(), expected, rtol=1e-9, atol=1e-12)

@@ -8,7 +8,7 @@ from distill.core.errors import ConfigError
 from distill.core.types import Matches
 from distill.evaluation.evaluate import evaluate
 from distill.matchers.oracle import Oracle
-from distill.matchers.rescored import Judged
+from distill.matchers.rescored import RescoredMatcher
 
 
 class Off:
@@ -25,7 +25,7 @@ class Off:
 
 def test_the_answer_is_the_matchers_and_the_confidence_the_judges(make_pairs):
     pairs = make_pairs(4, size=64)
-    judged = Judged(Off(6.4, 0.9), Off(0.0, 0.5), tolerance=0.1).match_pairs(pairs)
+    judged = RescoredMatcher(Off(6.4, 0.9), Off(0.0, 0.5), tolerance=0.1).match_pairs(pairs)
     assert torch.equal(judged.trg_kps, Off(6.4, 0.9).match_pairs(pairs).trg_kps)
     far = 0.5 * math.exp(-0.5)  # 6.4 px are a tenth of the side, one standard deviation
     torch.testing.assert_close(judged.confidence[0], torch.tensor([0.5, far, 0.5, far]))
@@ -33,14 +33,14 @@ def test_the_answer_is_the_matchers_and_the_confidence_the_judges(make_pairs):
 
 def test_a_judge_that_knows_the_truth_tells_right_from_wrong_for_certain(few):
     blind = evaluate(Off(40.0, 0.9), few, "blind", progress=False).report["confidence"]
-    told = evaluate(Judged(Off(40.0, 0.9), Oracle()), few, "told", progress=False).report["confidence"]
+    told = evaluate(RescoredMatcher(Off(40.0, 0.9), Oracle()), few, "told", progress=False).report["confidence"]
     assert blind["auroc@0.10"] == 0.5 and told["auroc@0.10"] == 1.0
     assert told["pck@0.10_of_kept"]["0.50"] == 100
 
 
 def test_a_judge_without_tolerance_is_refused():
     with pytest.raises(ConfigError, match="matcher.tolerance of a judge to be positive but got 0"):
-        Judged(Oracle(), Oracle(), tolerance=0)
+        RescoredMatcher(Oracle(), Oracle(), tolerance=0)
 
 
 def test_the_configuration_wants_a_student():

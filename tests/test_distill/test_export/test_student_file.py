@@ -3,8 +3,7 @@ import torch
 from safetensors.torch import save_file
 
 from distill.core.errors import ConfigError, WeightsError
-from distill.export.load import load_student
-from distill.export.student_file import load_into, read_student_file, save_student
+from distill.export.student_file import load_into, load_student, read_student_file, save_student
 from student import StudentMatcher
 
 CONFIG = {"_target_": "student.StudentMatcher", "backbone": "test_resnet", "strides": [8, 16], "width": 16, "size": 64}

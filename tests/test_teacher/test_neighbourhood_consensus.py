@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from distill.core.errors import ConfigError
 from distill.core.geometry import gaussian_heatmap
 from teacher import PromptOptimization
-from teacher.neighbourhood_consensus import Neighbours
+from teacher.neighbourhood_consensus import NeighbourhoodConsensus
 from teacher.prompt_optimization import content_hashes
 
 QUICK = {
@@ -26,7 +26,7 @@ class Colours:
     def __init__(self):
         self.asked = []
 
-    def whole_queries(self, image, key, mirrored=False):
+    def full_image_queries(self, image, key, mirrored=False):
         self.asked.append((key, mirrored))
         return [F.adaptive_avg_pool2d(image.flip(-1) if mirrored else image, side) for side in (16, 8)]
 
@@ -54,7 +54,9 @@ def test_votes_peak_where_the_surroundings_went_and_say_whether_in_the_mirror(mi
     if mirrored:
         target = target.flip(-1)
         expected[:, 0] = 64 - expected[:, 0]
-    votes = Neighbours(Colours(), 0.1, True, 8).vote((blobs(HERE), "a"), (target, "b"), torch.tensor(HERE) / 64)
+    votes = NeighbourhoodConsensus(Colours(), 0.1, True, 8).vote(
+        (blobs(HERE), "a"), (target, "b"), torch.tensor(HERE) / 64
+    )
     assert votes.mirrored is mirrored
     assert (votes.maps > 0).all()
     assert (found(votes.maps) - expected).norm(dim=-1).max() < 5
@@ -63,7 +65,7 @@ def test_votes_peak_where_the_surroundings_went_and_say_whether_in_the_mirror(mi
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_a_second_look_says_the_same_where_left_and_right_are_alike(mirrored):
     target = blobs(THERE).flip(-1) if mirrored else blobs(THERE)
-    neighbours = Neighbours(Colours(), 0.1, True, 8)
+    neighbours = NeighbourhoodConsensus(Colours(), 0.1, True, 8)
     query = (blobs(HERE), "a"), (target, "b"), torch.tensor(HERE) / 64
     votes = neighbours.vote(*query)
     torch.testing.assert_close(neighbours.vote_again(*query, votes.mirrored), votes.maps, atol=1e-6, rtol=1e-4)
@@ -71,10 +73,10 @@ def test_a_second_look_says_the_same_where_left_and_right_are_alike(mirrored):
 
 def test_a_second_look_asks_a_network_that_knows_left_from_right_anew():
     class Sided(Colours):
-        def whole_queries(self, image, key, mirrored=False):
-            return [super().whole_queries(image, key, mirrored)[0] * torch.linspace(0.5, 1.5, 16)]
+        def full_image_queries(self, image, key, mirrored=False):
+            return [super().full_image_queries(image, key, mirrored)[0] * torch.linspace(0.5, 1.5, 16)]
 
-    neighbours = Neighbours(Sided(), 0.1, False, 8)
+    neighbours = NeighbourhoodConsensus(Sided(), 0.1, False, 8)
     query = (blobs(HERE), "a"), (blobs(THERE), "b"), torch.tensor(HERE) / 64
     first, second = neighbours.vote(*query).maps, neighbours.vote_again(*query, False)
     assert (found(second) - torch.tensor(THERE)).norm(dim=-1).max() < 5 and not torch.allclose(first, second, rtol=0.05)
@@ -82,7 +84,7 @@ def test_a_second_look_asks_a_network_that_knows_left_from_right_anew():
 
 def test_without_the_mirror_the_target_is_looked_at_as_it_is():
     scenes = Colours()
-    votes = Neighbours(scenes, 0.1, False, 8).vote(
+    votes = NeighbourhoodConsensus(scenes, 0.1, False, 8).vote(
         (blobs(HERE), "a"), (blobs(THERE).flip(-1), "b"), torch.tensor(HERE) / 64
     )
     assert not votes.mirrored and scenes.asked == [("a", False), ("b", False)]
@@ -90,7 +92,7 @@ def test_without_the_mirror_the_target_is_looked_at_as_it_is():
 
 def test_an_image_is_described_once():
     scenes = Colours()
-    neighbours = Neighbours(scenes, 0.1, True, 8)
+    neighbours = NeighbourhoodConsensus(scenes, 0.1, True, 8)
     for target in ("b", "c", "b"):
         neighbours.vote((blobs(HERE), "a"), (blobs(THERE), target), torch.tensor(HERE) / 64)
     assert sorted(scenes.asked) == [("a", False), ("b", False), ("b", True), ("c", False), ("c", True)]
@@ -101,7 +103,7 @@ def test_queries_of_the_whole_are_those_that_the_untouched_unet_computes(sd1_fol
     image = make_pairs(1, size=64).src_img[0]
     noisy, queries, unet = [], [], teacher.pipeline.unet
     handle = unet.conv_in.register_forward_pre_hook(lambda m, given: noisy.append(given[0]))
-    ours = teacher.feature_cache.whole_queries(image, "key")
+    ours = teacher.feature_cache.full_image_queries(image, "key")
     handle.remove()
     handles = [
         layer.attention.to_q.register_forward_hook(lambda m, i, out: queries.append(out))

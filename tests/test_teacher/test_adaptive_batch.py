@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from teacher import PromptOptimization
-from teacher.adaptive_batch import Chunks
+from teacher.adaptive_batch import AdaptiveBatch
 
 QUICK = {"steps": 2, "embeddings": 2, "crop_pool": 5, "crops": 2, "layers": ["up@1/4"], "prompt_length": 7}
 
@@ -16,7 +16,7 @@ def test_a_chunk_is_halved_until_it_fits_and_all_rows_are_done_once():
         done.extend(range(rows.start, rows.stop))
         return list(range(rows.start, rows.stop))
 
-    chunks = Chunks(16)
+    chunks = AdaptiveBatch(16)
     assert sum(chunks.run(work, 10), []) == list(range(10)) == done
     assert chunks.size == 2  # 10, 5, 2
 
@@ -29,7 +29,7 @@ def test_what_was_found_to_fit_is_kept():
         if sizes[-1] > 4:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
-    chunks = Chunks(8)
+    chunks = AdaptiveBatch(8)
     chunks.run(work, 8)
     chunks.run(work, 8)
     assert sizes == [8, 4, 4, 4, 4]
@@ -43,9 +43,9 @@ def test_a_single_row_that_does_not_fit_is_an_error_and_so_is_any_other():
         raise RuntimeError("shapes differ")
 
     with pytest.raises(torch.OutOfMemoryError):
-        Chunks(4).run(full, 4)
+        AdaptiveBatch(4).run(full, 4)
     with pytest.raises(RuntimeError, match="shapes differ"):
-        Chunks(4).run(broken, 4)
+        AdaptiveBatch(4).run(broken, 4)
 
 
 def test_the_teacher_answers_the_same_when_memory_runs_out_on_the_way(sd1_folder, make_pairs, monkeypatch):

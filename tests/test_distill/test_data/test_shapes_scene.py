@@ -1,4 +1,4 @@
-"""Scenes: deterministic, in frame, and described by what is in them."""
+"""FeatureCache: deterministic, in frame, and described by what is in them."""
 
 import numpy as np
 import pytest
