@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.core.errors import ConfigError
-from distill.core.geometry import closeness, image_size, mirror_points, sample_at
+from distill.core.geometry import flip_points, gaussian_weight, image_size, sample_at
 from distill.core.readout import window_mass, windowed_soft_argmax
 from distill.core.types import Matches, PairBatch
 from student.neighbourhood_consensus import NeighbourhoodConsensus, pooled
@@ -130,14 +130,16 @@ class FeatureTeacher:
         first = self._read_out(logits, trg_size)
         if self.cycle_tolerance is not None:
             back = self._read_out(self._logits(there, here, first, trg_size), src_size)
-            confirmed = confirmed * closeness(back, points, src_size, self.cycle_tolerance)
+            confirmed = confirmed * gaussian_weight(back, points, src_size, self.cycle_tolerance)
         logits = torch.where(turned, logits.flip(-1), logits)
-        first = torch.where(turned[..., 0], mirror_points(first, trg_size), first)
+        first = torch.where(turned[..., 0], flip_points(first, trg_size), first)
         if self.mirror_tolerance is not None:
             there = torch.where(turned, as_is, mirrored)
-            second = self._logits(here_mirrored, there, mirror_points(points, src_size), src_size)
+            second = self._logits(here_mirrored, there, flip_points(points, src_size), src_size)
             second = torch.where(turned, second, second.flip(-1))
-            confirmed = confirmed * closeness(first, self._read_out(second, trg_size), trg_size, self.mirror_tolerance)
+            confirmed = confirmed * gaussian_weight(
+                first, self._read_out(second, trg_size), trg_size, self.mirror_tolerance
+            )
             logits = (logits + second) / 2
         found, softened = self._read_out(logits, trg_size), logits / self.votes.read_out_temperature
         confidence = confirmed * window_mass(softened, found, trg_size, self.radius_cells)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill.core.consensus import mutual_probability, neighbourhood_consensus
-from distill.core.geometry import mirror_points, sample_at
+from distill.core.geometry import flip_points, sample_at
 from teacher.feature_cache import FeatureCache
 from teacher.lru_cache import LRUCache
 
@@ -79,7 +79,7 @@ class NeighbourhoodConsensus:
             mirrored: the look that was taken, see :class:`ConsensusMaps`.
         """
         here, there = self._describe(*source, mirrored=True), self._describe(*target, mirrored=not mirrored)
-        return _at(self._votes(here, there), mirror_points(points, (1, 1)), not mirrored)
+        return _at(self._votes(here, there), flip_points(points, (1, 1)), not mirrored)
 
     def _describe(self, image: Tensor, key: str, mirrored: bool) -> Tensor:
         name = (key, mirrored)

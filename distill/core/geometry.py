@@ -16,19 +16,19 @@ def resize_points(points: Tensor, from_size: tuple[int, int], to_size: tuple[int
     return points * points.new_tensor([w1 / w0, h1 / h0])
 
 
-def mirror_points(points: Tensor, size: tuple[int, int]) -> Tensor:
-    """Returns where points (..., 2), x, y px, of an image of ``size`` (H, W) are in its mirror image."""
+def flip_points(points: Tensor, size: tuple[int, int]) -> Tensor:
+    """Returns points (..., 2), x, y px, of an image of ``size`` (H, W) in the horizontally flipped image."""
     return torch.stack([size[1] - points[..., 0], points[..., 1]], -1)
 
 
-def closeness(first: Tensor, second: Tensor, size: tuple[int, int], tolerance: float) -> Tensor:
-    """Returns (...) in [0, 1], a Gaussian of the distance between points (..., 2), x, y px, of images of ``size``.
+def gaussian_weight(first: Tensor, second: Tensor, size: tuple[int, int], tolerance: float) -> Tensor:
+    """Returns (...) in [0, 1], exp(-d^2 / (2 tolerance^2)), d being the distance as a fraction of the longer side.
 
     Args:
-        first: points.
-        second: others, one for each.
-        size: (H, W), px.
-        tolerance: the Gaussian's standard deviation, as a fraction of the longer side.
+        first: (..., 2) points, x, y, px.
+        second: (..., 2) points, one for each of ``first``.
+        size: (H, W) of the image that both lie in, px.
+        tolerance: standard deviation of the Gaussian, as a fraction of the longer side.
     """
     squared = ((first - second) / max(size)).square().sum(-1)
     return torch.exp(-squared / (2 * tolerance**2))

@@ -75,7 +75,7 @@ def match(matcher: Matcher | PairMatcher, pairs: PairBatch) -> Matches:
     return matcher(pairs.src_img, pairs.trg_img, pairs.src_kps)
 
 
-def follow(network: object, images: Tensor) -> None:
+def move_to_device_of(network: object, images: Tensor) -> None:
     """Brings ``network`` to the device of ``images``, if it has weights that could be elsewhere."""
     if isinstance(network, nn.Module):
         network.to(images.device)

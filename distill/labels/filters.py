@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from distill.core.errors import ConfigError, LabelError
-from distill.core.geometry import cell_centres, closeness, image_size, mirror_points
-from distill.core.protocols import Benchmark, Matcher, PairMatcher, follow, match
+from distill.core.geometry import cell_centres, flip_points, gaussian_weight, image_size
+from distill.core.protocols import Benchmark, Matcher, PairMatcher, match, move_to_device_of
 from distill.core.types import Matches, PairBatch
 from distill.data.pairs import collate_pairs, to_device
 from distill.system.progress import track
@@ -58,7 +58,7 @@ class RelaxedCycle:
     def __call__(self, pairs: PairBatch, label: Matches) -> Tensor:
         """See :class:`Criterion`."""
         back = _ask(self.matcher, pairs.trg_img, pairs.src_img, label.trg_kps)
-        return closeness(back, pairs.src_kps, image_size(pairs.src_img), self.tolerance)
+        return gaussian_weight(back, pairs.src_kps, image_size(pairs.src_img), self.tolerance)
 
 
 class Agreement:
@@ -75,7 +75,7 @@ class Agreement:
     def __call__(self, pairs: PairBatch, label: Matches) -> Tensor:
         """See :class:`Criterion`."""
         other = _ask(self.matcher, pairs.src_img, pairs.trg_img, pairs.src_kps)
-        return closeness(other, label.trg_kps, image_size(pairs.trg_img), self.tolerance)
+        return gaussian_weight(other, label.trg_kps, image_size(pairs.trg_img), self.tolerance)
 
 
 class MirrorAgreement:
@@ -94,9 +94,9 @@ class MirrorAgreement:
     def __call__(self, pairs: PairBatch, label: Matches) -> Tensor:
         """See :class:`Criterion`."""
         src_size, trg_size = image_size(pairs.src_img), image_size(pairs.trg_img)
-        points = mirror_points(pairs.src_kps, src_size)
+        points = flip_points(pairs.src_kps, src_size)
         answer = _ask(self.matcher, pairs.src_img.flip(-1), pairs.trg_img.flip(-1), points)
-        return closeness(mirror_points(answer, trg_size), label.trg_kps, trg_size, self.tolerance)
+        return gaussian_weight(flip_points(answer, trg_size), label.trg_kps, trg_size, self.tolerance)
 
 
 class Concentration:
@@ -167,7 +167,7 @@ def label_confidences(
 
 def _ask(matcher: Matcher, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Tensor:
     """Returns the answer (B, N, 2) of a matcher, which is brought to where the images are."""
-    follow(matcher, src_img)
+    move_to_device_of(matcher, src_img)
     return matcher(src_img, trg_img, src_kps).trg_kps
 
 

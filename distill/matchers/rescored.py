@@ -1,8 +1,8 @@
 """A second opinion: one matcher's answers, and how sure another one is of them."""
 
 from distill.core.errors import ConfigError
-from distill.core.geometry import closeness, image_size
-from distill.core.protocols import Matcher, PairMatcher, follow, match
+from distill.core.geometry import gaussian_weight, image_size
+from distill.core.protocols import Matcher, PairMatcher, match, move_to_device_of
 from distill.core.types import Matches, PairBatch
 
 
@@ -32,7 +32,7 @@ class RescoredMatcher:
 
     def match_pairs(self, pairs: PairBatch) -> Matches:
         """See :class:`distill.core.protocols.PairMatcher`."""
-        follow(self.judge, pairs.trg_img)
+        move_to_device_of(self.judge, pairs.trg_img)
         answer, opinion = match(self.matcher, pairs), match(self.judge, pairs)
-        near = closeness(answer.trg_kps, opinion.trg_kps, image_size(pairs.trg_img), self.tolerance)
+        near = gaussian_weight(answer.trg_kps, opinion.trg_kps, image_size(pairs.trg_img), self.tolerance)
         return answer._replace(confidence=opinion.confidence * near)

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from scipy.ndimage import map_coordinates
 
-from distill.core.geometry import cell_centres, closeness, gaussian_heatmap, mirror_points, resize_points, sample_at
+from distill.core.geometry import cell_centres, flip_points, gaussian_heatmap, gaussian_weight, resize_points, sample_at
 
 
 def test_resizing_multiplies_by_the_ratio_of_sizes():
@@ -12,15 +12,15 @@ def test_resizing_multiplies_by_the_ratio_of_sizes():
     torch.testing.assert_close(resize_points(points, (12, 20), (24, 5)), torch.tensor([[[2.5, 12.0]]]))
 
 
-def test_a_point_of_the_mirror_image_sees_what_the_point_saw():
+def test_a_flipped_point_reads_from_the_flipped_image_what_the_point_reads():
     image, points = torch.rand(1, 3, 6, 10), torch.tensor([[[2.5, 3.5], [9.5, 0.5]]])
-    mirrored = sample_at(image.flip(-1), mirror_points(points, (6, 10)), (6, 10))
-    torch.testing.assert_close(mirrored, sample_at(image, points, (6, 10)))
+    flipped = sample_at(image.flip(-1), flip_points(points, (6, 10)), (6, 10))
+    torch.testing.assert_close(flipped, sample_at(image, points, (6, 10)))
 
 
 def test_closeness_falls_off_with_the_distance_in_longer_sides():
     first, second = torch.tensor([[0.0, 0.0], [3.0, 4.0]]), torch.tensor([[0.0, 0.0], [0.0, 0.0]])
-    found = closeness(first, second, (20, 50), 0.1)
+    found = gaussian_weight(first, second, (20, 50), 0.1)
     torch.testing.assert_close(found, torch.tensor([1.0, math.exp(-0.5)]))  # 5 px are a tenth of 50
 
 
