@@ -22,6 +22,7 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import Container, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from distill.cli.renamed import RENAMED, new_name
 from distill.core.errors import ConfigError, nearest
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -198,10 +199,11 @@ def _split(
     for text, override in parsed:
         names = options(override.key_or_group, config_dir)
         (chosen if names else assigned).append((text, override))
-        value = override.value()
+        value, group = override.value(), override.key_or_group
         if names and value is not None and str(value) not in names and not override.is_delete():
-            group = override.key_or_group
-            problems.append(f"Expected a known choice of {group} but got {value}; {nearest(str(value), names)}.")
+            now = RENAMED.get(f"{group}={value}")
+            hint = f"{group}={value} is now {now}" if now else nearest(str(value), names)
+            problems.append(f"Expected a known choice of {group} but got {value}; {hint}.")
     _raise_together(problems)
     return chosen, assigned
 
@@ -215,7 +217,9 @@ def _check_assignments(config: DictConfig, overrides: Sequence[Override], verb: 
         if _exists(config, key):
             problem = _type_problem(config, key, override.value())
         else:
-            problem = f"Expected a key of {verb} but got {key}; {_nearest_key(config, key)}."
+            now = new_name(key, override.value(), lambda name: _exists(config, name))
+            hint = f"{key} is now {now}" if now else _nearest_key(config, key)
+            problem = f"Expected a key of {verb} but got {key}; {hint}."
         problems += [problem] if problem else []
     _raise_together(problems)
 
