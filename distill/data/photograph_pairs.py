@@ -24,7 +24,7 @@ PAPER_SIDE = 512  # px; the teacher's released code scores in images squashed to
 
 
 @dataclass(frozen=True)
-class Note:
+class ImageAnnotation:
     """What a benchmark says of one photograph, in its own pixels.
 
     Attributes:
@@ -47,37 +47,37 @@ class Note:
 
 
 @dataclass(frozen=True)
-class PairNote:
+class PairAnnotation:
     """What a benchmark says of one pair: source, target, and SPair-71k's four flags."""
 
-    src: Note
-    trg: Note
+    src: ImageAnnotation
+    trg: ImageAnnotation
     variation: tuple[int, int, int, int] = NO_VARIATION
 
 
 @dataclass(frozen=True)
-class Reading:
+class ImageConfig:
     """How photographs are read and scored; the settings that all benchmarks share.
 
     Attributes:
         size: side that images are brought to, px.
         resize: "squash" or "letterbox".
         convention: "canonical" scores in the target's own pixels; "paper" does what the teacher's released code does.
-        bad: what a broken file is: an "error", or a pair to "skip", which is counted and named.
+        on_error: what a broken file does: "raise" an error, or "skip" its pairs, which is counted and named.
         cache_mib: how much memory the decoded photographs may take.
     """
 
     size: int = 128
     resize: str = "squash"
     convention: str = "canonical"
-    bad: str = "error"
+    on_error: str = "raise"
     cache_mib: int = 2048
 
 
 class PhotographPairs(Dataset[PairBatch], ABC):
     """Pairs of photographs with their points.
 
-    A benchmark says in :meth:`note` what it knows of a pair, and in ``__init__`` which pairs there are, which it then
+    A benchmark says in :meth:`pair_annotation` what it knows of a pair, and in ``__init__`` which pairs there are, which it then
     passes to :meth:`_start`.
 
     Attributes:
@@ -86,7 +86,7 @@ class PhotographPairs(Dataset[PairBatch], ABC):
         threshold: what PCK's tolerance is a fraction of.
         convention: how it is scored.
         resize: how images are brought to one size.
-        twins: by category, groups of parts that mirror or repeat each other; "" stands for all other categories.
+        symmetric_groups: by category, groups of parts that mirror or repeat each other; "" stands for all other categories.
         pairs: for each pair, what identifies source and target.
         skipped: what was left out, and why, by the name of the pair or photograph.
     """
@@ -94,19 +94,19 @@ class PhotographPairs(Dataset[PairBatch], ABC):
     name: ClassVar[str]
     threshold: Threshold
     has_paper_convention: ClassVar[bool] = True
-    twins: ClassVar[Mapping[str, Sequence[Sequence[int]]]] = {}
+    symmetric_groups: ClassVar[Mapping[str, Sequence[Sequence[int]]]] = {}
     split: str
     pairs: Sequence[tuple]
 
     @abstractmethod
-    def note(self, index: int) -> PairNote:
+    def pair_annotation(self, index: int) -> PairAnnotation:
         """Returns what is known of pair number ``index``.
 
         Raises:
             DataError: when its annotation is missing or malformed.
         """
 
-    def paper_threshold(self, pair: PairNote, sizes: tuple[tuple[int, int], tuple[int, int]]) -> float:
+    def paper_threshold(self, pair: PairAnnotation, sizes: tuple[tuple[int, int], tuple[int, int]]) -> float:
         """Returns the tolerance base of the teacher's released code, in px of images squashed to ``PAPER_SIDE``.
 
         Args:
@@ -115,25 +115,25 @@ class PhotographPairs(Dataset[PairBatch], ABC):
         """
         raise NotImplementedError
 
-    def notes(self) -> Iterator[Note]:
+    def image_annotations(self) -> Iterator[ImageAnnotation]:
         """Yields what is known of each photograph, once; broken annotations are passed over."""
         seen: set[Path] = set()
         for index in range(len(self.pairs)):
             try:
-                pair = self.note(index)
+                pair = self.pair_annotation(index)
             except DataError:
                 continue
-            for note in (pair.src, pair.trg):
-                if note.path not in seen:
-                    seen.add(note.path)
-                    yield note
+            for annotation in (pair.src, pair.trg):
+                if annotation.path not in seen:
+                    seen.add(annotation.path)
+                    yield annotation
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> PairBatch:
         """Returns a batch of one pair."""
-        pair = self.note(index)
+        pair = self.pair_annotation(index)
         src, trg = self.image(pair.src), self.image(pair.trg)
         scoring = None
         if self.convention == "paper":
@@ -141,31 +141,33 @@ class PhotographPairs(Dataset[PairBatch], ABC):
             scoring = Scoring((PAPER_SIDE, PAPER_SIDE), base)
         return make_pair(src, trg, self.threshold, pair.variation, scoring)
 
-    def image(self, note: Note) -> AnnotatedImage:
+    def image(self, annotation: ImageAnnotation) -> AnnotatedImage:
         """Reads a photograph.
 
         Raises:
             DataError: when it cannot be read, or a point of it lies outside it.
         """
-        photograph = self.read(note.path)
+        photograph = self.read(annotation.path)
         height, width = photograph.original_size
-        points = note.points[note.visible]
+        points = annotation.points[annotation.visible]
         outside = ((points < 0) | (points > (width, height))).any(1)
         if outside.any():
             x, y = points[outside][0]
             raise DataError(
-                f"Expected all points of {note.path} inside its {width} x {height} px but {note.source} says "
-                f"({x:g}, {y:g}); correct it, or leave such pairs out with data.bad=skip."
+                f"Expected all points of {annotation.path} inside its {width} x {height} px but {annotation.source} says "
+                f"({x:g}, {y:g}); correct it, or leave such pairs out with data.on_error=skip."
             )
-        return photograph.annotated(note.points, note.visible, note.bbox, note.category, note.name)
+        return photograph.annotated(
+            annotation.points, annotation.visible, annotation.bbox, annotation.category, annotation.name
+        )
 
     def problems(self) -> dict[str, str]:
         """Reads everything and returns what is wrong, by the name of the pair or the photograph."""
         found: dict[str, str] = {}
         for index in range(len(self.pairs)):
-            _record(found, self.pair_name(index), self.note, index)
-        for note in self.notes():
-            _record(found, note.name, self.image, note)
+            _record(found, self.pair_name(index), self.pair_annotation, index)
+        for annotation in self.image_annotations():
+            _record(found, annotation.name, self.image, annotation)
         return found
 
     def pair_name(self, index: int) -> str:
@@ -178,36 +180,36 @@ class PhotographPairs(Dataset[PairBatch], ABC):
         names = [self.pair_name(index) for index in range(len(self.pairs))]
         return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
 
-    def _configure(self, reading: Reading) -> None:
+    def _configure(self, image_config: ImageConfig) -> None:
         """Checks the settings that need no file."""
         for key, value, choices in (
-            ("convention", reading.convention, CONVENTIONS),
-            ("bad", reading.bad, ("error", "skip")),
+            ("convention", image_config.convention, CONVENTIONS),
+            ("on_error", image_config.on_error, ("raise", "skip")),
         ):
             if value not in choices:
                 raise ConfigError(
                     f"Expected data.{key} to be one of these but got {value!r}; {nearest(value, choices)}."
                 )
-        if reading.convention == "paper" and not self.has_paper_convention:
+        if image_config.convention == "paper" and not self.has_paper_convention:
             raise ConfigError(
                 f"Expected data.convention=canonical but got 'paper'; the teacher's released code does not read {self.name}."
             )
-        PhotographReader([], reading.size, reading.resize, reading.cache_mib)  # checks them
-        self.convention, self.resize, self.size = reading.convention, reading.resize, reading.size
+        PhotographReader([], image_config.size, image_config.resize, image_config.cache_mib)  # checks them
+        self.convention, self.resize, self.size = image_config.convention, image_config.resize, image_config.size
         self.skipped: dict[str, str] = {}
 
-    def _start(self, pairs: Sequence[tuple], paths: Iterable[Path], reading: Reading) -> None:
+    def _start(self, pairs: Sequence[tuple], paths: Iterable[Path], image_config: ImageConfig) -> None:
         """Takes the pairs, and leaves out the broken ones if that was asked for."""
         self.pairs = pairs
-        self.read = PhotographReader(paths, reading.size, reading.resize, reading.cache_mib)
-        if reading.bad == "skip":
+        self.read = PhotographReader(paths, image_config.size, image_config.resize, image_config.cache_mib)
+        if image_config.on_error == "skip":
             self._skip_broken()
 
     def _skip_broken(self) -> None:
         kept = []
         for index, pair in enumerate(self.pairs):
             name = self.pair_name(index)
-            known = _record(self.skipped, name, self.note, index)
+            known = _record(self.skipped, name, self.pair_annotation, index)
             if known is not None and all(_record(self.skipped, name, self.image, n) for n in (known.src, known.trg)):
                 kept.append(pair)
         if not kept:
@@ -225,7 +227,7 @@ def _record(found: dict[str, str], name: str, read: Callable[..., T], *arguments
         return None
 
 
-def drawn(items: Sequence[T], n_pairs: int | None, seed: int) -> list[T]:
+def subsample(items: Sequence[T], n_pairs: int | None, seed: int) -> list[T]:
     """Returns ``n_pairs`` of ``items``, drawn by the seed; all of them, in order, without a number.
 
     Raises:

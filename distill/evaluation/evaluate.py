@@ -80,7 +80,7 @@ def evaluate(
         DataError: when no pair has a point, or the matcher answers with NaN or infinity.
     """
     loader = DataLoader(cast(Dataset, benchmark), batch_size, collate_fn=collate_pairs)
-    scores = _Scores(getattr(benchmark, "twins", {}))
+    scores = _Scores(getattr(benchmark, "symmetric_groups", {}))
     found: dict[str, list] = defaultdict(list)
     seconds, first = 0.0, 0
     for pairs in track(loader, f"evaluate {name}", enabled=progress):
@@ -148,9 +148,9 @@ def _convention(benchmark: Benchmark) -> dict[str, Any]:
 class _Scores:
     """All figures of one matcher on one benchmark."""
 
-    def __init__(self, twins: Groups) -> None:
-        self.twins = twins
-        self.all, self.dagger, self.geometry_aware = PCK(), PCKDagger(), GeometryAwarePCK(twins)
+    def __init__(self, symmetric_groups: Groups) -> None:
+        self.symmetric_groups = symmetric_groups
+        self.all, self.dagger, self.geometry_aware = PCK(), PCKDagger(), GeometryAwarePCK(symmetric_groups)
         self.categories: dict[str, PCK] = defaultdict(PCK)
         self.variations: dict[tuple[str, int], PCK] = defaultdict(PCK)
 
@@ -159,7 +159,7 @@ class _Scores:
         scored = (predicted, truth, known, pairs.pck_threshold)
         self.all.update(*scored)
         self.dagger.update(*scored, to_original(pairs.trg_all_kps, pairs), pairs.trg_all_id >= 0)
-        if self.twins:
+        if self.symmetric_groups:
             self.geometry_aware.update(*scored, pairs.kps_id, pairs.trg_all_id, pairs.category)
         for category in set(pairs.category):
             rows = torch.tensor([c == category for c in pairs.category])
@@ -180,7 +180,7 @@ class _Scores:
             "pck_dagger": _rounded(self.dagger.compute()),
             "per_category": {name: _rounded(found["image"]) for name, found in by_category.items()},
         }
-        if self.twins:
+        if self.symmetric_groups:
             subset = self.geometry_aware
             counts = {"n_points": int(subset.n_points), "n_pairs": int(subset.n_pairs)}
             figures["geometry_aware"] = counts | _rounded(subset.compute())

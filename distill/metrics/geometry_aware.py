@@ -1,4 +1,4 @@
-"""The geometry-aware subset: points that looks alone cannot place, because a twin of theirs is visible too.
+"""The geometry-aware subset: points that looks alone cannot place, because another part of their symmetric group is visible too.
 
 Zhang et al., "Telling Left from Right: Identifying Geometry-Aware Semantic Correspondence", CVPR 2024: a common point
 counts when at least two of its group of mirrored or repeated parts, itself included, are annotated in the target.
@@ -15,7 +15,7 @@ Groups = Mapping[str, Sequence[Sequence[int]]]
 
 
 def geometry_aware(
-    kps_id: Tensor, kps_mask: Tensor, trg_all_id: Tensor, category: Sequence[str], twins: Groups
+    kps_id: Tensor, kps_mask: Tensor, trg_all_id: Tensor, category: Sequence[str], symmetric_groups: Groups
 ) -> Tensor:
     """Says which points are geometry-aware.
 
@@ -24,14 +24,14 @@ def geometry_aware(
         kps_mask: (B, N) bool, which points count.
         trg_all_id: (B, M) the parts annotated in the target, -1 for none.
         category: B names.
-        twins: by category groups of parts; "" stands for categories that are not named.
+        symmetric_groups: by category groups of parts; "" stands for categories that are not named.
 
     Returns:
         (B, N) bool, a subset of ``kps_mask``.
     """
     subset = torch.zeros_like(kps_mask)
     for row, name in enumerate(category):
-        for group in twins.get(name, twins.get("", ())):
+        for group in symmetric_groups.get(name, symmetric_groups.get("", ())):
             members = torch.tensor(group, device=kps_id.device)
             if int(torch.isin(members, trg_all_id[row]).sum()) >= 2:
                 subset[row] |= torch.isin(kps_id[row], members)
@@ -42,13 +42,13 @@ class GeometryAwarePCK(PCK):
     """Accumulates PCK of the geometry-aware points over batches and processes; pairs without such do not count.
 
     Args:
-        twins: by category groups of parts; "" stands for categories that are not named.
+        symmetric_groups: by category groups of parts; "" stands for categories that are not named.
         alphas: fractions of the tolerance base.
     """
 
-    def __init__(self, twins: Groups, alphas: Sequence[float] = (0.01, 0.05, 0.10, 0.15)) -> None:
+    def __init__(self, symmetric_groups: Groups, alphas: Sequence[float] = (0.01, 0.05, 0.10, 0.15)) -> None:
         super().__init__(alphas)
-        self.twins = twins
+        self.symmetric_groups = symmetric_groups
 
     def update(  # type: ignore[override]
         self,
@@ -61,5 +61,5 @@ class GeometryAwarePCK(PCK):
         category: Sequence[str],
     ) -> None:
         """Adds a batch; arguments as for :meth:`PCK.update` and :func:`geometry_aware`."""
-        subset = geometry_aware(kps_id, kps_mask, trg_all_id, category, self.twins)
+        subset = geometry_aware(kps_id, kps_mask, trg_all_id, category, self.symmetric_groups)
         super().update(predicted, truth, subset, pck_threshold)

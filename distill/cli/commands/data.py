@@ -89,13 +89,13 @@ def check(cfg: DictConfig) -> dict:
     """
     settings = dict(cfg.data)
     if "root" in settings:  # all pairs of the files, and all that is wrong with them rather than the first
-        settings |= {"n_pairs": None, "bad": "skip"}
+        settings |= {"n_pairs": None, "on_error": "skip"}
     benchmark: Benchmark = instantiate(settings)
     problems: dict[str, str] = {}
     photographs = 0
     if isinstance(benchmark, PhotographPairs):
         problems = benchmark.skipped | benchmark.problems()
-        photographs = sum(1 for _ in benchmark.notes())
+        photographs = sum(1 for _ in benchmark.image_annotations())
     messages = list(dict.fromkeys(problems.values()))
     print(
         f"{benchmark.name} {benchmark.split}: {len(benchmark)} pairs and {photographs} photographs are in order, "
@@ -106,7 +106,7 @@ def check(cfg: DictConfig) -> dict:
     if messages:
         raise DataError(
             f"Expected nothing wrong with {benchmark.name} but found {len(messages)} problems; mend them, or leave their "
-            "pairs out with data.bad=skip."
+            "pairs out with data.on_error=skip."
         )
     return {"pairs": len(benchmark), "photographs": photographs, "problems": messages}
 
@@ -125,12 +125,12 @@ def pair(cfg: DictConfig) -> dict:
     names: list[str] = []
     categories: list[str] = []
     features: list[NDArray] = []
-    for note in track(list(benchmark.notes()), "look"):
-        image = benchmark.image(note)
+    for annotation in track(list(benchmark.image_annotations()), "look"):
+        image = benchmark.image(annotation)
         with torch.no_grad():
             features.append(describer.describe(image.image[None])[0].mean((-2, -1)).numpy())
-        names.append(note.name)
-        categories.append(note.category)
+        names.append(annotation.name)
+        categories.append(annotation.category)
     chosen = nearest_pairs(np.stack(features), categories, cfg.pairs_per_image)
     folder.write_text("pairs.csv", pair_list([(names[image], names[other]) for image, other in chosen]))
     print(f"{len(chosen)} pairs of {len(names)} photographs; train on them with train.pairs={folder / 'pairs.csv'}")

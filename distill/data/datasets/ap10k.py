@@ -14,9 +14,16 @@ from typing import Any
 import numpy as np
 
 from distill.core.errors import ConfigError, DataError, nearest
-from distill.data import symmetry as twins
+from distill.data import symmetry
 from distill.data.pairs import Threshold
-from distill.data.photograph_pairs import Note, PairNote, PhotographPairs, Reading, check_split, drawn
+from distill.data.photograph_pairs import (
+    ImageAnnotation,
+    ImageConfig,
+    PairAnnotation,
+    PhotographPairs,
+    check_split,
+    subsample,
+)
 from distill.data.readers import read_json
 
 SPLITS = {"train": "trn", "val": "val", "test": "test"}
@@ -35,10 +42,10 @@ class AP10KPairs(PhotographPairs):
         size: side that images are brought to, px.
         across: "none" for pairs within a species, "species" for pairs across the species of a family, "families" for
             pairs across families; training pairs are within a species.
-        resize: see :class:`Reading`.
+        resize: see :class:`ImageConfig`.
         convention: "canonical".
-        bad: see :class:`Reading`.
-        cache_mib: see :class:`Reading`.
+        on_error: see :class:`ImageConfig`.
+        cache_mib: see :class:`ImageConfig`.
 
     Raises:
         ConfigError: for a setting that is none of the choices.
@@ -48,7 +55,7 @@ class AP10KPairs(PhotographPairs):
     name = "ap10k"
     threshold: Threshold = "bbox"
     has_paper_convention = False
-    twins = twins.AP10K
+    symmetric_groups = symmetry.AP10K
 
     def __init__(
         self,
@@ -60,7 +67,7 @@ class AP10KPairs(PhotographPairs):
         across: str = "none",
         resize: str = "squash",
         convention: str = "canonical",
-        bad: str = "error",
+        on_error: str = "raise",
         cache_mib: int = 2048,
     ) -> None:
         check_split(split, SPLITS)
@@ -69,8 +76,8 @@ class AP10KPairs(PhotographPairs):
             raise ConfigError(
                 f"Expected data.across to suit split {split} but got {across!r}; {nearest(across, choices)}."
             )
-        reading = Reading(size, resize, convention, bad, cache_mib)
-        self._configure(reading)
+        image_config = ImageConfig(size, resize, convention, on_error, cache_mib)
+        self._configure(image_config)
         self.root, self.split, self.across = Path(root), split, across
         folder = self.root / "PairAnnotation" / f"{SPLITS[split]}{ACROSS[across]}"
         files = sorted(folder.glob("*.json"))
@@ -80,32 +87,34 @@ class AP10KPairs(PhotographPairs):
                 "PairAnnotation, see data download."
             )
         self._categories: dict[tuple[str, str], str] = {}
-        for file in drawn(files, n_pairs, seed):
+        for file in subsample(files, n_pairs, seed):
             try:
                 self._categories[read_json(file, _pair, "src_json_path and trg_json_path")] = _group(file)
             except DataError as error:
-                if bad == "error":
+                if on_error == "raise":
                     raise
                 self.skipped[file.name] = str(error)
         pairs = list(self._categories)
-        self._start(pairs, (self._image_file(name) for pair in pairs for name in pair), reading)
+        self._start(pairs, (self._image_file(name) for pair in pairs for name in pair), image_config)
 
-    def note(self, index: int) -> PairNote:
+    def pair_annotation(self, index: int) -> PairAnnotation:
         """See :class:`PhotographPairs`."""
         pair = self.pairs[index]
-        src, trg = (self._note(name, self._categories[pair]) for name in pair)
-        return PairNote(src, trg)
+        src, trg = (self._image_annotation(name, self._categories[pair]) for name in pair)
+        return PairAnnotation(src, trg)
 
-    def _note(self, name: str, category: str) -> Note:
+    def _image_annotation(self, name: str, category: str) -> ImageAnnotation:
         file = self.root / "ImageAnnotation" / f"{name}.json"
 
-        def parse(content: dict[str, Any]) -> Note:
+        def parse(content: dict[str, Any]) -> ImageAnnotation:
             points = np.asarray(content["keypoints"], np.float64).reshape(N_POINTS, 3)
             x, y, width, height = (float(value) for value in content["bbox"])
             if not np.isfinite(points).all() or not (width > 0 and height > 0):
                 raise ValueError(f"keypoints are not all finite, or bbox {content['bbox']} is empty")
             bbox = np.array([x, y, x + width, y + height])
-            return Note(self._image_file(name), points[:, :2], points[:, 2] > 0, bbox, category, f"{name}.jpg", file)
+            return ImageAnnotation(
+                self._image_file(name), points[:, :2], points[:, 2] > 0, bbox, category, f"{name}.jpg", file
+            )
 
         return read_json(file, parse, f"{N_POINTS} keypoints and a bbox")
 

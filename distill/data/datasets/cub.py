@@ -16,10 +16,18 @@ from pathlib import Path
 import numpy as np
 
 from distill.core.errors import DataError
-from distill.data import symmetry as twins
+from distill.data import symmetry
 from distill.data.pair_list import read_pair_list
 from distill.data.pairs import Threshold, sample_pairs
-from distill.data.photograph_pairs import PAPER_SIDE, Note, PairNote, PhotographPairs, Reading, check_split, drawn
+from distill.data.photograph_pairs import (
+    PAPER_SIDE,
+    ImageAnnotation,
+    ImageConfig,
+    PairAnnotation,
+    PhotographPairs,
+    check_split,
+    subsample,
+)
 from distill.data.readers import read_text
 
 N_PARTS = 15
@@ -43,10 +51,10 @@ class CUBPairs(PhotographPairs):
         pairs: "classes" for seeded pairs over all classes; "paper" for all pairs, each in one direction, of the first
             three classes, as in the teacher's released code; or a CSV file with a list. Without it "classes", or
             "paper" where the convention is.
-        resize: see :class:`Reading`.
-        convention: see :class:`Reading`. The released code scales both sides of the target's box like widths.
-        bad: see :class:`Reading`.
-        cache_mib: see :class:`Reading`.
+        resize: see :class:`ImageConfig`.
+        convention: see :class:`ImageConfig`. The released code scales both sides of the target's box like widths.
+        on_error: see :class:`ImageConfig`.
+        cache_mib: see :class:`ImageConfig`.
 
     Raises:
         ConfigError: for a setting that is none of the choices.
@@ -55,7 +63,7 @@ class CUBPairs(PhotographPairs):
 
     name = "cub"
     threshold: Threshold = "bbox"
-    twins = twins.CUB
+    symmetric_groups = symmetry.CUB
 
     def __init__(
         self,
@@ -68,30 +76,30 @@ class CUBPairs(PhotographPairs):
         pairs: str | None = None,
         resize: str = "squash",
         convention: str = "canonical",
-        bad: str = "error",
+        on_error: str = "raise",
         cache_mib: int = 2048,
     ) -> None:
         check_split(split, SPLITS)
-        reading = Reading(size, resize, convention, bad, cache_mib)
-        self._configure(reading)
+        image_config = ImageConfig(size, resize, convention, on_error, cache_mib)
+        self._configure(image_config)
         self.root, self.split, self.seed = Path(root), split, seed
         self.annotations = Annotations(self.root)
         ids = [image for image in self._ids_of_split() if self.annotations.visible[image].any()]
         self.ids = {self.annotations.path[image]: image for image in ids}
         which = pairs or ("paper" if convention == "paper" else "classes")
         chosen = self._choose(which, n_pairs, seed, pairs_per_image)
-        self._start(chosen, (self._image_file(name) for name in self.ids), reading)
+        self._start(chosen, (self._image_file(name) for name in self.ids), image_config)
 
-    def note(self, index: int) -> PairNote:
+    def pair_annotation(self, index: int) -> PairAnnotation:
         """See :class:`PhotographPairs`."""
         src, trg = self.pairs[index]
-        return PairNote(self._note(src), self._note(trg))
+        return PairAnnotation(self._image_annotation(src), self._image_annotation(trg))
 
-    def notes(self) -> Iterator[Note]:
+    def image_annotations(self) -> Iterator[ImageAnnotation]:
         """See :class:`PhotographPairs`; all photographs of the split."""
-        return (self._note(name) for name in self.ids)
+        return (self._image_annotation(name) for name in self.ids)
 
-    def paper_threshold(self, pair: PairNote, sizes: tuple[tuple[int, int], tuple[int, int]]) -> float:
+    def paper_threshold(self, pair: PairAnnotation, sizes: tuple[tuple[int, int], tuple[int, int]]) -> float:
         """See :class:`PhotographPairs`."""
         _, width = sizes[1]
         return float((pair.trg.bbox[2:] - pair.trg.bbox[:2]).max() * PAPER_SIDE / width)
@@ -101,9 +109,9 @@ class CUBPairs(PhotographPairs):
         if which == "paper":
             first = sorted(set(self.annotations.number.values()))[:PAPER_CLASSES]
             groups = [[n for n in names if self.annotations.number[self.ids[n]] == number] for number in first]
-            return drawn([pair for group in groups for pair in combinations(group, 2)], n_pairs, seed)
+            return subsample([pair for group in groups for pair in combinations(group, 2)], n_pairs, seed)
         if which != "classes":
-            return drawn(read_pair_list(Path(which), names), n_pairs, seed)
+            return subsample(read_pair_list(Path(which), names), n_pairs, seed)
         categories = [self.annotations.category[image] for image in self.ids.values()]
         possible = sum(categories.count(c) * (categories.count(c) - 1) for c in set(categories))
         count = possible if n_pairs is None else n_pairs
@@ -117,15 +125,15 @@ class CUBPairs(PhotographPairs):
         chosen = {training[k] for k in order[: len(training) // VAL_SHARE]}
         return [image for image in training if (image in chosen) == (self.split == "val")]
 
-    def _note(self, name: str) -> Note:
-        image, notes = self.ids[name], self.annotations
-        x, y, width, height = notes.box[image]
-        return Note(
+    def _image_annotation(self, name: str) -> ImageAnnotation:
+        image, annotations = self.ids[name], self.annotations
+        x, y, width, height = annotations.box[image]
+        return ImageAnnotation(
             path=self._image_file(name),
-            points=notes.points[image],
-            visible=notes.visible[image],
+            points=annotations.points[image],
+            visible=annotations.visible[image],
             bbox=np.array([x, y, x + width, y + height]),
-            category=notes.category[image],
+            category=annotations.category[image],
             name=name,
             source=self.root / "parts" / "part_locs.txt",
         )

@@ -16,7 +16,14 @@ import numpy as np
 from distill.core.errors import ConfigError, DataError, nearest
 from distill.data.pair_list import read_pair_list
 from distill.data.pairs import Threshold, sample_pairs
-from distill.data.photograph_pairs import Note, PairNote, PhotographPairs, Reading, check_split, drawn
+from distill.data.photograph_pairs import (
+    ImageAnnotation,
+    ImageConfig,
+    PairAnnotation,
+    PhotographPairs,
+    check_split,
+    subsample,
+)
 from distill.data.readers import numbers, read_csv, read_json
 
 SPLITS = ("all", "train", "val", "test")
@@ -46,10 +53,10 @@ class FolderPairs(PhotographPairs):
         n_points: how many points are drawn in a source image without that file.
         threshold: what PCK's tolerance is a fraction of: "img", "bbox" or "kps_bbox".
         pairs: a CSV file with a list of pairs; without it they are drawn.
-        resize: see :class:`Reading`.
+        resize: see :class:`ImageConfig`.
         convention: "canonical".
-        bad: see :class:`Reading`.
-        cache_mib: see :class:`Reading`.
+        on_error: see :class:`ImageConfig`.
+        cache_mib: see :class:`ImageConfig`.
 
     Raises:
         ConfigError: for a setting that is none of the choices, or a tolerance from boxes without boxes.
@@ -73,7 +80,7 @@ class FolderPairs(PhotographPairs):
         pairs: str | None = None,
         resize: str = "squash",
         convention: str = "canonical",
-        bad: str = "error",
+        on_error: str = "raise",
         cache_mib: int = 2048,
     ) -> None:
         check_split(split, SPLITS)
@@ -83,8 +90,8 @@ class FolderPairs(PhotographPairs):
             )
         if n_points < 1:
             raise ConfigError(f"Expected data.n_points of at least 1 but got {n_points}.")
-        reading = Reading(size, resize, convention, bad, cache_mib)
-        self._configure(reading)
+        image_config = ImageConfig(size, resize, convention, on_error, cache_mib)
+        self._configure(image_config)
         self.root, self.split, self.seed = Path(root), split, seed
         self.threshold, self.n_points = threshold, n_points
         everything = _photographs(self.root)
@@ -95,25 +102,25 @@ class FolderPairs(PhotographPairs):
                 f"Expected a bbox of every image in {self.source} for data.threshold=bbox; give them, or choose img or "
                 "kps_bbox."
             )
-        self.parts = sorted({part for note in self.annotations.values() for part in note.points})
+        self.parts = sorted({part for annotation in self.annotations.values() for part in annotation.points})
         names = [n for n in of_split(everything, split) if self.source is None or self.annotations.get(n)]
         if pairs is not None:
-            chosen = drawn(read_pair_list(Path(pairs), names), n_pairs, seed)
+            chosen = subsample(read_pair_list(Path(pairs), names), n_pairs, seed)
         else:
             categories = [name.partition("/")[0] for name in names]
             possible = sum(categories.count(c) * (categories.count(c) - 1) for c in set(categories))
             count = possible if n_pairs is None else n_pairs
             chosen = [(names[s], names[t]) for s, t in sample_pairs(categories, count, seed, pairs_per_image)]
-        self._start(chosen, (self.root / name for name in names), reading)
+        self._start(chosen, (self.root / name for name in names), image_config)
 
-    def note(self, index: int) -> PairNote:
+    def pair_annotation(self, index: int) -> PairAnnotation:
         """See :class:`PhotographPairs`."""
         src, trg = self.pairs[index]
         if self.source is None:
-            return PairNote(self._asked(src), self._unknown(trg))
-        return PairNote(self._annotated(src), self._annotated(trg))
+            return PairAnnotation(self._asked(src), self._unknown(trg))
+        return PairAnnotation(self._annotated(src), self._annotated(trg))
 
-    def _annotated(self, name: str) -> Note:
+    def _annotated(self, name: str) -> ImageAnnotation:
         known = self.annotations[name]
         points = np.zeros((len(self.parts), 2))
         visible = np.array([part in known.points for part in self.parts])
@@ -122,23 +129,23 @@ class FolderPairs(PhotographPairs):
         height, width = self.read(self.root / name).original_size
         bbox = np.array(known.bbox or (0.0, 0.0, width, height))
         assert self.source is not None
-        return Note(self.root / name, points, visible, bbox, name.partition("/")[0], name, self.source)
+        return ImageAnnotation(self.root / name, points, visible, bbox, name.partition("/")[0], name, self.source)
 
-    def _asked(self, name: str) -> Note:
+    def _asked(self, name: str) -> ImageAnnotation:
         """Returns a source image with points that depend on its name and the seed only."""
         height, width = self.read(self.root / name).original_size
         rng = np.random.default_rng([self.seed, int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)])
         points = rng.uniform(MARGIN, 1 - MARGIN, (self.n_points, 2)) * (width, height)
         return self._whole(name, points, (height, width))
 
-    def _unknown(self, name: str) -> Note:
+    def _unknown(self, name: str) -> ImageAnnotation:
         """Returns a target image, whose points are not known."""
         return self._whole(name, np.full((self.n_points, 2), np.nan), self.read(self.root / name).original_size)
 
-    def _whole(self, name: str, points: np.ndarray, size: tuple[int, int]) -> Note:
+    def _whole(self, name: str, points: np.ndarray, size: tuple[int, int]) -> ImageAnnotation:
         bbox = np.array([0.0, 0.0, size[1], size[0]])
         visible = np.ones(len(points), bool)
-        return Note(self.root / name, points, visible, bbox, name.partition("/")[0], name, self.root)
+        return ImageAnnotation(self.root / name, points, visible, bbox, name.partition("/")[0], name, self.root)
 
 
 def of_split(names: list[str], split: str) -> list[str]:

@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 
 from distill.core.errors import DataError
 from distill.data.pairs import Threshold
-from distill.data.photograph_pairs import PAPER_SIDE, Note, PairNote, PhotographPairs, Reading, check_split, drawn
+from distill.data.photograph_pairs import (
+    PAPER_SIDE,
+    ImageAnnotation,
+    ImageConfig,
+    PairAnnotation,
+    PhotographPairs,
+    check_split,
+    subsample,
+)
 from distill.data.readers import numbers, read_csv, read_mat
 
 SPLITS = {"train": ("trn", "train"), "val": ("val",), "test": ("test",)}
@@ -41,10 +49,10 @@ class PFPascalPairs(PhotographPairs):
         n_pairs: how many pairs, drawn by the seed; without it all, in the list's order.
         seed: of the draw.
         size: side that images are brought to, px.
-        resize: see :class:`Reading`.
-        convention: see :class:`Reading`. The released code's tolerance is that of an image of 512 px, squashed.
-        bad: see :class:`Reading`.
-        cache_mib: see :class:`Reading`.
+        resize: see :class:`ImageConfig`.
+        convention: see :class:`ImageConfig`. The released code's tolerance is that of an image of 512 px, squashed.
+        on_error: see :class:`ImageConfig`.
+        cache_mib: see :class:`ImageConfig`.
 
     Raises:
         ConfigError: for a setting that is none of the choices.
@@ -63,20 +71,20 @@ class PFPascalPairs(PhotographPairs):
         size: int = 128,
         resize: str = "squash",
         convention: str = "canonical",
-        bad: str = "error",
+        on_error: str = "raise",
         cache_mib: int = 2048,
     ) -> None:
         check_split(split, SPLITS)
-        reading = Reading(size, resize, convention, bad, cache_mib)
-        self._configure(reading)
+        image_config = ImageConfig(size, resize, convention, on_error, cache_mib)
+        self._configure(image_config)
         self.split, self.root = split, _folder(Path(root))
         self.list = _list(self.root, Path(root), split)
         rows = _read_list(self.list)
         self._rows = {pair: (category, points) for pair, category, points in rows}
-        pairs = drawn(list(self._rows), n_pairs, seed)
-        self._start(pairs, (self._image_file(name) for pair in pairs for name in pair), reading)
+        pairs = subsample(list(self._rows), n_pairs, seed)
+        self._start(pairs, (self._image_file(name) for pair in pairs for name in pair), image_config)
 
-    def note(self, index: int) -> PairNote:
+    def pair_annotation(self, index: int) -> PairAnnotation:
         """See :class:`PhotographPairs`."""
         pair = self.pairs[index]
         category, listed = self._rows[pair]
@@ -84,29 +92,33 @@ class PFPascalPairs(PhotographPairs):
         if all(file.is_file() for file in files):
             src, trg = (self._annotated(name, category, file) for name, file in zip(pair, files, strict=True))
         elif listed is not None:
-            src, trg = (self._note(n, category, p, _around(p), self.list) for n, p in zip(pair, listed, strict=True))
+            src, trg = (
+                self._image_annotation(n, category, p, _around(p), self.list) for n, p in zip(pair, listed, strict=True)
+            )
         else:
             absent = next(file for file in files if not file.is_file())
             raise DataError(f"Expected the points of {pair[0]} -> {pair[1]} in {absent} but it is missing; restore it.")
-        return PairNote(src, trg)
+        return PairAnnotation(src, trg)
 
-    def paper_threshold(self, pair: PairNote, sizes: tuple[tuple[int, int], tuple[int, int]]) -> float:
+    def paper_threshold(self, pair: PairAnnotation, sizes: tuple[tuple[int, int], tuple[int, int]]) -> float:
         """See :class:`PhotographPairs`."""
         return float(PAPER_SIDE)
 
-    def _annotated(self, name: str, category: str, file: Path) -> Note:
+    def _annotated(self, name: str, category: str, file: Path) -> ImageAnnotation:
         points = read_mat(file, "kps")
         if points.ndim != 2 or points.shape[1] != 2 or not len(points):
             raise DataError(f"Expected kps of shape (K, 2) in {file} but got {points.shape}; restore the file.")
         bbox = read_mat(file, "bbox").reshape(-1)
         if bbox.shape != (4,) or not (bbox[2:] > bbox[:2]).all():
             raise DataError(f"Expected bbox as x0, y0, x1, y1 in {file} but got {bbox.tolist()}; restore the file.")
-        return self._note(name, category, points, bbox, file)
+        return self._image_annotation(name, category, points, bbox, file)
 
-    def _note(self, name: str, category: str, points: Points, bbox: Points, source: Path) -> Note:
+    def _image_annotation(
+        self, name: str, category: str, points: Points, bbox: Points, source: Path
+    ) -> ImageAnnotation:
         visible = np.isfinite(points).all(axis=1)
         points = np.where(visible.reshape(-1, 1), points, 0.0)
-        return Note(self._image_file(name), points, np.asarray(visible), bbox, category, name, source)
+        return ImageAnnotation(self._image_file(name), points, np.asarray(visible), bbox, category, name, source)
 
     def _image_file(self, name: str) -> Path:
         return self.root / "JPEGImages" / name

@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 
 from distill.core.errors import ConfigError, DataError
 from distill.data.pairs import Threshold, sample_pairs
-from distill.data.photograph_pairs import PAPER_SIDE, Note, PairNote, PhotographPairs, Reading, drawn
+from distill.data.photograph_pairs import (
+    PAPER_SIDE,
+    ImageAnnotation,
+    ImageConfig,
+    PairAnnotation,
+    PhotographPairs,
+    subsample,
+)
 from distill.data.readers import numbers, read_csv, read_mat
 
 N_POINTS = 10
@@ -31,11 +38,11 @@ class PFWillowPairs(PhotographPairs):
         n_pairs: how many pairs, drawn by the seed; without it all that there are.
         seed: of the draw; without a list also of the order.
         size: side that images are brought to, px.
-        resize: see :class:`Reading`.
-        convention: see :class:`Reading`. The released code's tolerance is taken from the *source* points and, by
+        resize: see :class:`ImageConfig`.
+        convention: see :class:`ImageConfig`. The released code's tolerance is taken from the *source* points and, by
             mistake, from the padding of -1 behind them.
-        bad: see :class:`Reading`.
-        cache_mib: see :class:`Reading`.
+        on_error: see :class:`ImageConfig`.
+        cache_mib: see :class:`ImageConfig`.
 
     Raises:
         ConfigError: for a setting that is none of the choices.
@@ -54,42 +61,42 @@ class PFWillowPairs(PhotographPairs):
         size: int = 128,
         resize: str = "squash",
         convention: str = "canonical",
-        bad: str = "error",
+        on_error: str = "raise",
         cache_mib: int = 2048,
     ) -> None:
         if split != "test":
             raise ConfigError(
                 f"Expected data.split to be 'test', all there is in PF-WILLOW, but got {split!r}; train on other data."
             )
-        reading = Reading(size, resize, convention, bad, cache_mib)
-        self._configure(reading)
+        image_config = ImageConfig(size, resize, convention, on_error, cache_mib)
+        self._configure(image_config)
         self.split, self.root = split, _folder(Path(root))
         self._listed: dict[tuple[str, str], NDArray[np.float64]] = {}
         self._points: dict[str, NDArray[np.float64]] = {}
         file = next((f for f in _lists(self.root) if f.is_file()), None)
-        pairs = self._made(n_pairs, seed) if file is None else drawn(self._read(file), n_pairs, seed)
+        pairs = self._made(n_pairs, seed) if file is None else subsample(self._read(file), n_pairs, seed)
         self.source = file
-        if bad == "error" and file is None:
+        if on_error == "raise" and file is None:
             for name in dict.fromkeys(name for pair in pairs for name in pair):
                 self._points_of(name)
-        self._start(pairs, (self._image_file(name) for pair in pairs for name in pair), reading)
+        self._start(pairs, (self._image_file(name) for pair in pairs for name in pair), image_config)
 
-    def note(self, index: int) -> PairNote:
+    def pair_annotation(self, index: int) -> PairAnnotation:
         """See :class:`PhotographPairs`."""
         pair = self.pairs[index]
         points = self._listed[pair] if self.source else np.stack([self._points_of(name) for name in pair])
-        src, trg = (self._note(name, own) for name, own in zip(pair, points, strict=True))
-        return PairNote(src, trg)
+        src, trg = (self._image_annotation(name, own) for name, own in zip(pair, points, strict=True))
+        return PairAnnotation(src, trg)
 
-    def paper_threshold(self, pair: PairNote, sizes: tuple[tuple[int, int], tuple[int, int]]) -> float:
+    def paper_threshold(self, pair: PairAnnotation, sizes: tuple[tuple[int, int], tuple[int, int]]) -> float:
         """See :class:`PhotographPairs`."""
         height, width = sizes[0]
         padded = np.vstack([pair.src.points * PAPER_SIDE / (width, height), [[-1, -1]]])
         return float((padded.max(0) - padded.min(0)).max())
 
-    def _note(self, name: str, points: NDArray[np.float64]) -> Note:
+    def _image_annotation(self, name: str, points: NDArray[np.float64]) -> ImageAnnotation:
         path = self._image_file(name)
-        return Note(
+        return ImageAnnotation(
             path=path,
             points=points,
             visible=np.ones(N_POINTS, bool),
@@ -103,7 +110,7 @@ class PFWillowPairs(PhotographPairs):
         return self.root / f"{name}.png"
 
     def _made(self, n_pairs: int | None, seed: int) -> list[tuple[str, str]]:
-        names = [f"{note.parent.name}/{note.stem}" for note in sorted(self.root.glob("*/*.mat"))]
+        names = [f"{annotation.parent.name}/{annotation.stem}" for annotation in sorted(self.root.glob("*/*.mat"))]
         if not names:
             raise DataError(
                 f"Expected PF-WILLOW's folders of .png and .mat files in data.root but found none in {self.root}; give "

@@ -13,9 +13,17 @@ from typing import Any
 import numpy as np
 
 from distill.core.errors import DataError
-from distill.data import symmetry as twins
+from distill.data import symmetry
 from distill.data.pairs import Threshold
-from distill.data.photograph_pairs import PAPER_SIDE, Note, PairNote, PhotographPairs, Reading, check_split, drawn
+from distill.data.photograph_pairs import (
+    PAPER_SIDE,
+    ImageAnnotation,
+    ImageConfig,
+    PairAnnotation,
+    PhotographPairs,
+    check_split,
+    subsample,
+)
 from distill.data.readers import read_json, read_text
 
 SPLITS = {"train": "trn", "val": "val", "test": "test"}
@@ -33,10 +41,10 @@ class SPairPairs(PhotographPairs):
         seed: of the draw.
         size: side that images are brought to, px.
         categories: which of them; all without it.
-        resize: see :class:`Reading`.
-        convention: see :class:`Reading`. The released code's tolerance is that of the *source* box.
-        bad: see :class:`Reading`.
-        cache_mib: see :class:`Reading`.
+        resize: see :class:`ImageConfig`.
+        convention: see :class:`ImageConfig`. The released code's tolerance is that of the *source* box.
+        on_error: see :class:`ImageConfig`.
+        cache_mib: see :class:`ImageConfig`.
 
     Raises:
         ConfigError: for a setting that is none of the choices.
@@ -45,7 +53,7 @@ class SPairPairs(PhotographPairs):
 
     name = "spair71k"
     threshold: Threshold = "bbox"
-    twins = twins.SPAIR71K
+    symmetric_groups = symmetry.SPAIR71K
 
     def __init__(
         self,
@@ -57,22 +65,22 @@ class SPairPairs(PhotographPairs):
         categories: Sequence[str] | None = None,
         resize: str = "squash",
         convention: str = "canonical",
-        bad: str = "error",
+        on_error: str = "raise",
         cache_mib: int = 2048,
     ) -> None:
         check_split(split, SPLITS)
-        reading = Reading(size, resize, convention, bad, cache_mib)
-        self._configure(reading)
+        image_config = ImageConfig(size, resize, convention, on_error, cache_mib)
+        self._configure(image_config)
         self.root, self.split = Path(root), split
         names = _read_names(self.root / "Layout" / "large" / f"{SPLITS[split]}.txt")
         if categories is not None:
             names = {pair: line for pair, line in names.items() if pair[0].partition("/")[0] in categories}
         self._lines = names
         self._all_points: dict[Path, dict[int, tuple[float, float]]] = {}
-        pairs = drawn(list(names), n_pairs, seed)
-        self._start(pairs, (self._image_file(name) for pair in pairs for name in pair), reading)
+        pairs = subsample(list(names), n_pairs, seed)
+        self._start(pairs, (self._image_file(name) for pair in pairs for name in pair), image_config)
 
-    def note(self, index: int) -> PairNote:
+    def pair_annotation(self, index: int) -> PairAnnotation:
         """See :class:`PhotographPairs`."""
         pair = self.pairs[index]
         folder = self.root / "PairAnnotation" / SPLITS[self.split]
@@ -80,23 +88,27 @@ class SPairPairs(PhotographPairs):
         without_colon = folder / f"{line.replace(':', '_')}.json"
         file = without_colon if without_colon.is_file() else folder / f"{line}.json"
 
-        def parse(content: dict[str, Any]) -> PairNote:
+        def parse(content: dict[str, Any]) -> PairAnnotation:
             ids = [int(point) for point in content["kps_ids"]]
             if not set(ids) <= set(range(N_POINTS)) or len(set(ids)) < len(ids):
                 raise ValueError(f"kps_ids {ids} are not all in 0 to {N_POINTS - 1}, or one comes twice")
-            src, trg = (self._note(content, side, ids, name, file) for side, name in zip(SIDES, pair, strict=True))
+            src, trg = (
+                self._image_annotation(content, side, ids, name, file) for side, name in zip(SIDES, pair, strict=True)
+            )
             viewpoint, scale, truncation, occlusion = (int(content[flag]) for flag in FLAGS)
-            return PairNote(src, trg, (viewpoint, scale, truncation, occlusion))
+            return PairAnnotation(src, trg, (viewpoint, scale, truncation, occlusion))
 
         return read_json(file, parse, "the points, boxes and flags of a pair")
 
-    def paper_threshold(self, pair: PairNote, sizes: tuple[tuple[int, int], tuple[int, int]]) -> float:
+    def paper_threshold(self, pair: PairAnnotation, sizes: tuple[tuple[int, int], tuple[int, int]]) -> float:
         """See :class:`PhotographPairs`."""
         height, width = sizes[0]
         sides = (pair.src.bbox[2:] - pair.src.bbox[:2]) * PAPER_SIDE / (width, height)
         return float(sides.max())
 
-    def _note(self, content: dict[str, Any], side: str, ids: list[int], name: str, file: Path) -> Note:
+    def _image_annotation(
+        self, content: dict[str, Any], side: str, ids: list[int], name: str, file: Path
+    ) -> ImageAnnotation:
         points, visible = np.zeros((N_POINTS, 2)), np.zeros(N_POINTS, bool)
         if side == "trg":  # what else is annotated there may be confused with what is asked for
             for number, point in self._others(name).items():
@@ -106,7 +118,9 @@ class SPairPairs(PhotographPairs):
         bbox = np.asarray(content[f"{side}_bndbox"], np.float64).reshape(4)
         if not (np.isfinite(points).all() and (bbox[2:] > bbox[:2]).all()):
             raise ValueError(f"{side}_kps are not all finite, or {side}_bndbox {bbox.tolist()} is empty")
-        return Note(self._image_file(name), points, visible, bbox, name.partition("/")[0], f"{name}.jpg", file)
+        return ImageAnnotation(
+            self._image_file(name), points, visible, bbox, name.partition("/")[0], f"{name}.jpg", file
+        )
 
     def _others(self, name: str) -> dict[int, tuple[float, float]]:
         """Returns all points that are annotated in a photograph, as far as ``ImageAnnotation`` says."""

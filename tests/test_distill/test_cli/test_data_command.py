@@ -33,7 +33,7 @@ def test_check_names_every_file_that_is_broken(folder, capsys):
     shown = capsys.readouterr()
     assert "12 pairs and 4 photographs are in order, 2 problems" in shown.out
     assert all(f"{number}.png" in shown.out for number in (2, 4))
-    assert "data.bad=skip" in shown.err and not (folder / "runs").exists()
+    assert "data.on_error=skip" in shown.err and not (folder / "runs").exists()
 
 
 def test_describe_writes_the_list_of_pairs_that_can_be_given_again(folder, tmp_path, capsys):

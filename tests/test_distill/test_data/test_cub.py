@@ -148,7 +148,7 @@ def test_a_point_outside_its_photograph_is_an_error_or_a_counted_skip(layout):
     file.write_text(text.replace(f"\n{image} 2 ", f"\n{image} 2 900.0 5.0 1\n{image} 15 ", 1))
     with pytest.raises(DataError, match=r"part_locs.txt says \(900, 5\)"):
         CUBPairs(str(layout), "test", 4, size=32)[0]
-    pairs = CUBPairs(str(layout), "test", 24, size=32, bad="skip")
+    pairs = CUBPairs(str(layout), "test", 24, size=32, on_error="skip")
     assert len(pairs) == 24 - 6 == 24 - len(pairs.skipped) and all(name in pair for pair in pairs.skipped)
 
 

@@ -110,7 +110,7 @@ def test_a_point_outside_its_image_is_an_error_or_a_counted_skip(layout):
         file.write("\ncat/2.PNG,tail,61,5")
     with pytest.raises(DataError, match=r"2\.PNG inside its 60 x 40 px but .*points.csv says \(61, 5\)"):
         [FolderPairs(str(layout))[k] for k in range(6)]
-    pairs = FolderPairs(str(layout), bad="skip")
+    pairs = FolderPairs(str(layout), on_error="skip")
     assert len(pairs) == 2 and len(pairs.skipped) == 4
     report = evaluate(Oracle(), pairs, "oracle", progress=False).report
     assert report["n_pairs"] == 2 and len(report["skipped"]) == 4 and "cat/2.PNG" in next(iter(report["skipped"]))
@@ -120,7 +120,7 @@ def test_a_corrupt_photograph_is_an_error_or_a_counted_skip(layout):
     (layout / "dog" / "a.jpg").write_bytes((layout / "dog" / "a.jpg").read_bytes()[:400])
     with pytest.raises(DataError, match="dog/a.jpg"):
         [pair for pair in map(FolderPairs(str(layout)).__getitem__, range(8))]
-    pairs = FolderPairs(str(layout), bad="skip")
+    pairs = FolderPairs(str(layout), on_error="skip")
     assert len(pairs) == 6 and set(pairs.skipped) == {"dog/a.jpg -> dog/b.jpg", "dog/b.jpg -> dog/a.jpg"}
 
 
@@ -134,7 +134,7 @@ def test_what_is_wrong_is_named(layout, tmp_path):
     with pytest.raises(ConfigError, match="data.n_points"):
         FolderPairs(str(layout), n_points=0)
     with pytest.raises(ConfigError, match="did you mean 'skip'"):
-        FolderPairs(str(layout), bad="skp")
+        FolderPairs(str(layout), on_error="skp")
     label(layout)
     with pytest.raises(ConfigError, match="a bbox of every image"):
         FolderPairs(str(layout), threshold="bbox")

@@ -107,7 +107,7 @@ def test_a_broken_annotation_is_named(layout, content):
         PFPascalPairs(str(layout))[0]
     kept = PFPascalPairs  # both pairs use the file: nothing is left
     with pytest.raises(DataError, match="all 2 are broken"):
-        kept(str(layout), bad="skip")
+        kept(str(layout), on_error="skip")
 
 
 def test_missing_folders_and_lists_are_named(layout, tmp_path):

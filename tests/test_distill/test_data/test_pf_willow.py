@@ -130,7 +130,7 @@ def test_a_list_that_asks_for_a_photograph_that_is_not_there_is_an_error_or_a_co
     write_list(layout, rows=good + [["car(S)/photo 0.png", "car(S)/gone.png", *[15] * 40]])
     with pytest.raises(DataError, match=r"gone\.png"):
         PFWillowPairs(str(layout))[1]
-    pairs = PFWillowPairs(str(layout), bad="skip")
+    pairs = PFWillowPairs(str(layout), on_error="skip")
     assert len(pairs) == 1 and list(pairs.skipped) == ["car(S)/photo 0 -> car(S)/gone"]
 
 

@@ -128,7 +128,7 @@ def test_a_keypoint_that_only_the_target_shows_can_be_confused_too():
 def test_a_point_is_geometry_aware_when_a_twin_of_it_is_in_the_target():
     from distill.metrics.geometry_aware import geometry_aware
 
-    # Parts 0 and 1 are twins, 2 has none. The first target shows both twins, the second only one of them.
+    # Parts 0 and 1 are symmetric, 2 has no counterpart. The first target shows both, the second only one of them.
     ids, mask = torch.tensor([[0, 2], [0, 2]]), torch.ones(2, 2, dtype=torch.bool)
     everything = torch.tensor([[0, 1, 2], [0, 2, -1]])
     assert geometry_aware(ids, mask, everything, ["a", "a"], {"": [(0, 1)]}).tolist() == [[True, False], [False, False]]
