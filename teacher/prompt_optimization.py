@@ -171,9 +171,9 @@ class PromptOptimization:
             pairs.src_img, pairs.trg_img, pairs.src_kps, pairs.kps_mask.cpu(), pairs.src_hash, pairs.trg_hash
         )
 
-    def remember(self, memory: MutableMapping[Any, Any]) -> None:
-        """Keeps prompts in ``memory``, see :class:`distill.core.protocols.UsesPromptCache`."""
-        self.maker.kept = memory
+    def use_prompt_cache(self, cache: MutableMapping[Any, Any]) -> None:
+        """Keeps prompts in ``cache``, see :class:`distill.core.protocols.UsesPromptCache`."""
+        self.maker.kept = cache
 
     @torch.inference_mode(False)  # whoever asks may be in it, and the optimisation needs gradients
     @torch.no_grad()

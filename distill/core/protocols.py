@@ -45,13 +45,13 @@ class Fingerprinted(Protocol):
 
 @runtime_checkable
 class UsesPromptCache(Protocol):
-    """A matcher that learns something of each source point, which serves every target."""
+    """A matcher that optimises something for each source point, which serves every target."""
 
-    def remember(self, memory: MutableMapping[Any, Any]) -> None:
-        """Looks up in ``memory`` what it learned of a point before, and keeps there what it learns.
+    def use_prompt_cache(self, cache: MutableMapping[Any, Any]) -> None:
+        """Reads optimised prompts from ``cache``, and adds those that it optimises.
 
         Args:
-            memory: from (image fingerprint, x, y) to (embedding, number of the token that stands for the point).
+            cache: from (image fingerprint, x, y) to (embedding, number of the token that stands for the point).
         """
         ...
 

@@ -1,4 +1,4 @@
-"""A teacher behind its labels: what is stored is read, what is not is computed and stored."""
+"""A matcher that reads stored labels, and has a teacher make those that are missing."""
 
 import time
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from distill.core.protocols import Fingerprinted, Matcher, PairMatcher, UsesProm
 from distill.core.types import Matches, PairBatch
 from distill.data.pairs import select_pairs
 from distill.labels import LabelStore
-from distill.labels.prompt_cache import EmbeddingStore
+from distill.labels.prompt_cache import PromptCacheStore
 
 
 class Cached:
@@ -21,14 +21,13 @@ class Cached:
         folder: of the label store.
         teacher: makes missing labels, and says by its fingerprint which stored ones are its own. None reads only.
         flush_seconds: how long new labels may stay in memory before they are written.
-        offers: further folders that labels may be read from, see :class:`LabelStore`.
+        fallbacks: further folders that labels are read from, see :class:`LabelStore`.
         read_only: whether missing labels are an error although there is a teacher, which then only says which labels
             are meant.
-        embeddings: whether what the teacher learns of source points is stored too, for further targets.
+        prompt_cache: whether the teacher's optimised prompts are stored too, for further targets of the same points.
 
     Raises:
-        ConfigError: when the teacher's answers cannot be stored, because it has no fingerprint, or its embeddings
-            cannot, because it has none.
+        ConfigError: when the teacher has no fingerprint, or is asked to store prompts and has none.
         LabelError: when the store holds labels of another teacher, or a damaged file.
     """
 
@@ -37,28 +36,28 @@ class Cached:
         folder: str | Path,
         teacher: Matcher | PairMatcher | None = None,
         flush_seconds: float = 60,
-        offers: Sequence[str | Path] = (),
+        fallbacks: Sequence[str | Path] = (),
         read_only: bool = False,
-        embeddings: bool = False,
+        prompt_cache: bool = False,
     ) -> None:
         if teacher is not None and not isinstance(teacher, Fingerprinted):
             raise ConfigError(
                 f"Expected a teacher with a fingerprint() but {type(teacher).__name__} has none; add one."
             )
         self.teacher, self.flush_seconds, self.read_only = teacher, flush_seconds, read_only
-        self.store = LabelStore(folder, teacher.fingerprint() if teacher is not None else None, offers)
-        self.embeddings = self._remember(teacher) if embeddings and teacher is not None else None
+        self.store = LabelStore(folder, teacher.fingerprint() if teacher is not None else None, fallbacks)
+        self.prompt_cache = self._prompt_cache(teacher) if prompt_cache and teacher is not None else None
         self._flushed = time.monotonic()
 
-    def _remember(self, teacher: Matcher | PairMatcher) -> EmbeddingStore:
+    def _prompt_cache(self, teacher: Matcher | PairMatcher) -> PromptCacheStore:
         if not isinstance(teacher, UsesPromptCache):
             raise ConfigError(
-                f"Expected a teacher with embeddings to store but {type(teacher).__name__} has no remember(); "
-                "set labels.embeddings=false."
+                f"Expected a teacher with prompts to store but {type(teacher).__name__} has no use_prompt_cache(); "
+                "set labels.prompt_cache=false."
             )
-        memory = EmbeddingStore(self.store.folder, self.fingerprint())
-        teacher.remember(memory)
-        return memory
+        cache = PromptCacheStore(self.store.folder, self.fingerprint())
+        teacher.use_prompt_cache(cache)
+        return cache
 
     def fingerprint(self) -> dict[str, str]:
         """The teacher's."""
@@ -92,8 +91,8 @@ class Cached:
 
     def flush(self) -> None:
         """Writes new labels to the store."""
-        if self.embeddings is not None:
-            self.embeddings.flush()  # before the labels: what has a label is not asked for again
+        if self.prompt_cache is not None:
+            self.prompt_cache.flush()  # before the labels: what has a label is not asked for again
         self.store.flush()
         self._flushed = time.monotonic()
 

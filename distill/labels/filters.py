@@ -78,10 +78,10 @@ class Agreement:
         return gaussian_weight(other, label.trg_kps, image_size(pairs.trg_img), self.tolerance)
 
 
-class MirrorAgreement:
-    """Weighs labels by how near another matcher's answer is when both images are mirrored.
+class FlipAgreement:
+    """Weighs labels by how near another matcher's answer is when both images are flipped.
 
-    The images are mirrored and matched anew; no stored map is.
+    The flipped images are matched; no stored heatmap is flipped.
 
     Args:
         matcher: that is asked.

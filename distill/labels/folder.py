@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from distill.core.errors import LabelError
 from distill.labels.index import FILE, Index, label_files, read_index, write_index
-from distill.labels.locks import FILE as CLAIMS
+from distill.labels.locks import FILE as LOCKS
 from distill.labels.records import Columns, joined
 from distill.labels.shard import Shard, open_shard, write_shard
 
@@ -105,7 +105,7 @@ class LabelFolder:
         new = [w.take(slice(at, at + LARGEST)) for w in wholes for at in range(0, len(w), LARGEST)]
         for path in old - set(self.write(new)):
             path.unlink()
-        (self.path / CLAIMS).unlink(missing_ok=True)
+        (self.path / LOCKS).unlink(missing_ok=True)
         self.write_index()
 
     def _use_index(self, present: Mapping[Path, int]) -> None:

@@ -53,7 +53,7 @@ class _Work:
     def __init__(self, teacher: Cached, benchmark: Benchmark, device: str) -> None:
         self.teacher, self.benchmark, self.device = teacher, benchmark, device
         self.made, self.start = 0, time.perf_counter()
-        self.claims: Locks | None = None  # made when something is missing: a complete store may be read-only
+        self.locks: Locks | None = None  # made when something is missing: a complete store may be read-only
         self.written = time.monotonic()
 
     @property
@@ -76,22 +76,22 @@ class _Work:
                 yield self._label(group, wait=True)
                 self._write()
         finally:
-            if self.claims is not None:
-                self.claims.close()
+            if self.locks is not None:
+                self.locks.close()
 
     def _label(self, group: list[int], wait: bool = False) -> int:
-        """Labels the pairs of a group until one is claimed by another process; returns how many there were."""
-        claimed = False
+        """Labels the pairs of a group until one is locked by another process; returns how many there were."""
+        locked = False
         for done, number in enumerate(group):
             pairs = to_device(self.benchmark[number], self.device)
             if self.teacher.knows(pairs):
                 continue
-            if not claimed:
-                self.claims = self.claims or Locks(self.teacher.store.folder)
-                if not self.claims.take(pairs.src_hash[0], wait):
+            if not locked:
+                self.locks = self.locks or Locks(self.teacher.store.folder)
+                if not self.locks.take(pairs.src_hash[0], wait):
                     return done
-                claimed = True
-                self.teacher.store.refresh()  # the one who had the claim before may have made these labels
+                locked = True
+                self.teacher.store.refresh()  # the process that had the lock before may have made these labels
             before = len(self.teacher.store)
             self.teacher.match_pairs(pairs)
             self.made += len(self.teacher.store) - before
@@ -100,8 +100,8 @@ class _Work:
     def _write(self) -> None:
         self.teacher.flush()
         self.written = time.monotonic()
-        if self.claims is not None:
-            self.claims.release()
+        if self.locks is not None:
+            self.locks.release()
 
 
 def coverage(store: LabelStore, benchmark: Benchmark) -> tuple[int, int]:

@@ -1,7 +1,9 @@
-"""Who works on what, between processes that write to one folder of labels.
+"""Locks between processes that label into one folder.
 
-A claim is a lock on one byte of the file ``.claims``: the byte's number is what is claimed. The operating system lets go
-of it when the process ends, however it ends, so that nothing is left to clear up after a kill.
+A lock is a POSIX lock of one byte of the file ``.locks``; the name that is locked decides which byte. The operating
+system releases it when the process ends, however it ends. The ``filelock`` package is not used: it needs a file and an open
+descriptor for each lock, of which a process holds thousands between two writes, and on a file system without locks it
+falls back to files that a killed process leaves behind.
 """
 
 import errno
@@ -11,12 +13,12 @@ from pathlib import Path
 
 from distill.core.errors import LabelError
 
-FILE = ".claims"
+FILE = ".locks"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class Locks:
-    """The claims of this process in one folder. Two of these in one process do not exclude each other.
+    """The locks of this process in one folder. Two objects in one process do not exclude each other.
 
     Args:
         folder: made if need be.
@@ -29,19 +31,20 @@ class Locks:
         self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = open(folder / FILE, "ab")  # noqa: SIM115 - closed with the claims
+            self._file = open(folder / FILE, "ab")  # noqa: SIM115 - closed with the locks
         except OSError as error:
             raise LabelError(f"Expected to write labels to {folder} but got: {error}; set labels.dir.") from error
 
     def take(self, name: str, wait: bool = False) -> bool:
-        """Locks what ``name`` stands for; returns whether that succeeded.
+        """Locks ``name``; returns whether that succeeded.
 
         Args:
-            name: what is claimed, such as an image's fingerprint.
-            wait: whether to wait for the process that has it. Only for one that has no claims itself.
+            name: such as an image's fingerprint.
+            wait: whether to wait for the process that has the lock. The caller must hold none itself: two processes that
+                hold locks and wait for each other's would never go on.
 
         Raises:
-            LabelError: when the file system knows no locks.
+            LabelError: when the file system has no locks.
         """
         byte = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little") >> 2
         try:
@@ -58,9 +61,9 @@ class Locks:
         return True
 
     def release(self) -> None:
-        """Lets go of all claims."""
+        """Releases all locks."""
         fcntl.lockf(self._file, fcntl.LOCK_UN)
 
     def close(self) -> None:
-        """Lets go of all claims for good."""
+        """Releases all locks and closes the file."""
         self._file.close()

@@ -1,6 +1,6 @@
-"""What a teacher learned of source points, kept beside its labels: it serves every further target.
+"""Prompts that a teacher optimised for source points, stored beside its labels; they serve every further target.
 
-One file holds the embeddings of several points in columns: ``image`` (int32, a number in the list of fingerprints),
+One file holds the prompts of several points in columns: ``image`` (int32, a number in the list of fingerprints),
 ``place`` (float64, x, y as the teacher names it), ``token`` (int64), ``embedding`` (as the teacher made it) and
 ``checksum`` (uint32). It is written as a file of labels is, and named after its content.
 """
@@ -22,18 +22,18 @@ from distill.labels.index import label_files
 from distill.labels.shard import SUFFIX, digest, write_whole
 
 FORMAT = "distill-embeddings-1"
-FOLDER = "embeddings"
+FOLDER = "prompt_cache"
 Name = tuple[str, float, float]
 
 
-class EmbeddingStore(MutableMapping[Name, tuple[Tensor, int]]):
-    """A dictionary from source points to a teacher's embedding of them, and the token that stands for the point.
+class PromptCacheStore(MutableMapping[Name, tuple[Tensor, int]]):
+    """A dictionary from source points to (prompt embedding, number of the token that stands for the point).
 
-    A point is named by its image's fingerprint and x, y, as the teacher rounds them. An embedding is kept as it is, not
-    in half precision: an answer must be the same whether its embedding was read or made.
+    A point is named by its image's fingerprint and x, y, as the teacher rounds them. An embedding keeps its precision, so
+    that an answer is the same whether its prompt was read or optimised.
 
     Args:
-        folder: of the labels; the files lie in its folder ``embeddings``.
+        folder: of the labels; the files lie in its folder ``prompt_cache``.
         fingerprint: of the teacher.
 
     Raises:
@@ -48,16 +48,16 @@ class EmbeddingStore(MutableMapping[Name, tuple[Tensor, int]]):
         self.refresh()
 
     def refresh(self) -> None:
-        """Takes notice of what other processes wrote."""
+        """Reads which prompts other processes wrote."""
         for path in label_files(self.folder):
             if path not in self._files:
                 self._open(path)
 
     def flush(self) -> None:
-        """Writes what is new.
+        """Writes what was added.
 
         Raises:
-            LabelError: when the folder cannot be written to; what is new stays in memory.
+            LabelError: when the folder cannot be written to; what was added stays in memory.
         """
         if not self._unwritten:
             return
@@ -89,7 +89,7 @@ class EmbeddingStore(MutableMapping[Name, tuple[Tensor, int]]):
         path, row = self._places[name]
         columns = self._files[path]
         if _checksum(columns, [name[0]], row, image=0) != int(columns["checksum"][row]):
-            raise LabelError(f"Expected embeddings as they were written but {path} is damaged; delete it.")
+            raise LabelError(f"Expected prompts as they were written but {path} is damaged; delete it.")
         return from_numpy(columns["embedding"][row].copy()), int(columns["token"][row])
 
     def __setitem__(self, name: Name, value: tuple[Tensor, int]) -> None:
@@ -97,7 +97,7 @@ class EmbeddingStore(MutableMapping[Name, tuple[Tensor, int]]):
             self._unwritten[name] = value
 
     def __delitem__(self, name: Name) -> None:
-        raise TypeError("what was learned of a point is not forgotten")
+        raise TypeError("the prompts in a store cannot be deleted one by one")
 
     def __contains__(self, name: object) -> bool:
         return name in self._unwritten or name in self._places
@@ -110,23 +110,21 @@ class EmbeddingStore(MutableMapping[Name, tuple[Tensor, int]]):
         return len(self._places) + len(self._unwritten)
 
     def _open(self, path: Path) -> None:
-        advice = "delete it, and the embeddings in it are made again"
+        advice = "delete it, and its prompts are optimised again"
         try:
             with safe_open(path, "pt") as file:  # as torch maps files into memory, where numpy would read them
                 about = json.loads((file.metadata() or {}).get("distill", "{}"))
                 if about.get("format") != FORMAT:
                     raise LabelError(
-                        f"Expected embeddings of format {FORMAT} in {path}, not {about.get('format')!r}; {advice}."
+                        f"Expected prompts of format {FORMAT} in {path}, not {about.get('format')!r}; {advice}."
                     )
                 columns = {key: file.get_tensor(key).numpy() for key in file.keys()}  # noqa: SIM118 - no dictionary
         except (SafetensorError, OSError, ValueError) as error:
-            raise LabelError(
-                f"Expected whole embeddings in {path} but it cannot be read ({error}); {advice}."
-            ) from error
+            raise LabelError(f"Expected whole prompts in {path} but it cannot be read ({error}); {advice}.") from error
         differing = mismatch(about["fingerprint"], self.fingerprint)
         if differing:
             raise LabelError(
-                f"Expected embeddings made by the present teacher in {self.folder} but {path.name} differs: {differing}; "
+                f"Expected prompts made by the present teacher in {self.folder} but {path.name} differs: {differing}; "
                 "set these back, or choose another folder with labels.dir."
             )
         self._files[path] = columns

@@ -27,21 +27,21 @@ class LabelStore:
     Args:
         folder: of the files; made when the first label is written.
         fingerprint: of the teacher whose labels are wanted; None accepts whatever the folder holds.
-        offers: further folders to read from, such as labels that come with the project. One that another teacher made
-            is left aside: it was offered, not asked for.
+        fallbacks: further folders to read from, such as the labels that come with the project. One that another teacher
+            made is ignored.
 
     Raises:
         LabelError: when a file is damaged, or made by something else than ``fingerprint`` says; it names the fields.
     """
 
     def __init__(
-        self, folder: str | Path, fingerprint: Mapping[str, str] | None = None, offers: Sequence[str | Path] = ()
+        self, folder: str | Path, fingerprint: Mapping[str, str] | None = None, fallbacks: Sequence[str | Path] = ()
     ) -> None:
         self.folder = Path(folder)
         self._own = LabelFolder(self.folder, fingerprint)
-        offered = [LabelFolder(Path(offer)) for offer in offers]
+        others = [LabelFolder(Path(fallback)) for fallback in fallbacks]
         wanted = self._own.fingerprint
-        self._offers = [o for o in offered if wanted is None or not mismatch(o.fingerprint or {}, wanted)]
+        self._fallbacks = [o for o in others if wanted is None or not mismatch(o.fingerprint or {}, wanted)]
         self._unwritten: dict[int, Record] = {}
         self._count()
 
@@ -77,7 +77,7 @@ class LabelStore:
         keys = _keys_around(pairs, places[:, 0], points)
         left = np.arange(len(places))
         parts: list[Part] = []
-        for folder in (self._own, *self._offers):
+        for folder in (self._own, *self._fallbacks):
             at = folder.find(keys[:, left])
             hits = left[at >= 0]
             parts += [(hits[members], columns) for members, columns in folder.read(at[at >= 0])]
@@ -134,7 +134,7 @@ class LabelStore:
         self._count()
 
     def _count(self) -> None:
-        self._written = sum(folder.index.distinct() for folder in (self._own, *self._offers))
+        self._written = sum(folder.index.distinct() for folder in (self._own, *self._fallbacks))
 
     def _from_memory(self, keys: NDArray[np.uint64], members: NDArray[np.int64]) -> list[Part]:
         if not self._unwritten:

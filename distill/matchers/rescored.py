@@ -1,4 +1,4 @@
-"""A second opinion: one matcher's answers, and how sure another one is of them."""
+"""One matcher's answers with another matcher's confidence."""
 
 from distill.core.errors import ConfigError
 from distill.core.geometry import gaussian_weight, image_size
@@ -7,32 +7,31 @@ from distill.core.types import Matches, PairBatch
 
 
 class RescoredMatcher:
-    """Answers as ``matcher`` does; the confidence is the judge's.
+    """Answers as ``matcher`` does; the confidence comes from ``confidence_from``.
 
-    A judge that answers something else holds the answer to be wrong, one that answers the same vouches for it as far as
-    it trusts itself: its own confidence, times a Gaussian of the distance between both answers. A student that was
-    trained on a teacher's labels knows which of them are wrong far better than the teacher does, because errors that
-    differ from image to image are not what it has learned.
+    The confidence of an answer is the second matcher's own confidence times a Gaussian of the distance between both
+    answers. The confidence of a student that was trained on a teacher's labels separates the right labels from the wrong
+    ones better than the teacher's own, because a student does not learn errors that differ from image to image.
 
     Args:
-        matcher: whose points and heatmaps are given.
-        judge: whose confidence counts.
+        matcher: whose points and heatmaps are returned.
+        confidence_from: the second matcher.
         tolerance: standard deviation of the Gaussian, as a fraction of the image's longer side.
 
     Raises:
         ConfigError: for a tolerance that is not positive.
     """
 
-    def __init__(self, matcher: Matcher | PairMatcher, judge: Matcher | PairMatcher, tolerance: float = 0.1) -> None:
+    def __init__(
+        self, matcher: Matcher | PairMatcher, confidence_from: Matcher | PairMatcher, tolerance: float = 0.1
+    ) -> None:
         if tolerance <= 0:
-            raise ConfigError(
-                f"Expected matcher.tolerance of a judge to be positive but got {tolerance}; 0.1 is usual."
-            )
-        self.matcher, self.judge, self.tolerance = matcher, judge, tolerance
+            raise ConfigError(f"Expected matcher.tolerance to be positive but got {tolerance}; 0.1 is usual.")
+        self.matcher, self.confidence_from, self.tolerance = matcher, confidence_from, tolerance
 
     def match_pairs(self, pairs: PairBatch) -> Matches:
         """See :class:`distill.core.protocols.PairMatcher`."""
-        move_to_device_of(self.judge, pairs.trg_img)
-        answer, opinion = match(self.matcher, pairs), match(self.judge, pairs)
-        near = gaussian_weight(answer.trg_kps, opinion.trg_kps, image_size(pairs.trg_img), self.tolerance)
-        return answer._replace(confidence=opinion.confidence * near)
+        move_to_device_of(self.confidence_from, pairs.trg_img)
+        answer, other = match(self.matcher, pairs), match(self.confidence_from, pairs)
+        near = gaussian_weight(answer.trg_kps, other.trg_kps, image_size(pairs.trg_img), self.tolerance)
+        return answer._replace(confidence=other.confidence * near)

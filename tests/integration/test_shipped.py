@@ -64,7 +64,7 @@ def test_the_default_teacher_answers_on_the_default_data(root):
 
 def test_the_shipped_labels_are_the_default_teachers_and_cover_the_default_fit():
     config = compose("fit", ["device=cpu"])
-    store = LabelStore(config.labels.offers[0], instantiate(config.teacher).fingerprint())
+    store = LabelStore(config.labels.fallbacks[0], instantiate(config.teacher).fingerprint())
     for split in ("train", "val", "test"):
         pairs = pairs_of(config.data, split, config[split])
         for number in range(0, len(pairs), 40):
@@ -75,7 +75,7 @@ def test_the_shipped_labels_are_the_default_teachers_and_cover_the_default_fit()
 def test_a_shipped_label_is_what_the_teacher_answers():
     config = compose("fit", ["device=cpu"])
     teacher = instantiate(config.teacher)
-    store = LabelStore(config.labels.offers[0], teacher.fingerprint())
+    store = LabelStore(config.labels.fallbacks[0], teacher.fingerprint())
     pair = pairs_of(config.data, "test", config.test)[0]
     one = pair._replace(src_kps=pair.src_kps[:, :2], kps_mask=pair.kps_mask[:, :2])
     stored, answer = store.lookup(one)[0], teacher.match_pairs(one)

@@ -37,7 +37,7 @@ def run(cfg: DictConfig) -> Comparison:
     student = load_student(cfg.ckpt).to(device)
     baseline = instantiate(baseline_config(cfg.ckpt)).to(device)
     benchmark: Benchmark = instantiate(cfg.data)
-    teacher = Cached(cfg.labels.dir, instantiate(cfg.teacher), offers=list(cfg.labels.offers))
+    teacher = Cached(cfg.labels.dir, instantiate(cfg.teacher), fallbacks=list(cfg.labels.fallbacks))
     folder = RunFolder.create(cfg)
     label(teacher, benchmark, device)
     matchers = dict(zip(MATCHERS, (teacher, student, baseline, BoxRelative()), strict=True))

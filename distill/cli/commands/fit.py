@@ -58,7 +58,7 @@ def run(cfg: DictConfig) -> Comparison | None:
         train = instantiate(cfg.points, pairs=train)
     test = pairs_of(cfg.data, "test", cfg.test) if cfg.test.n_pairs else None
     baseline = instantiate(cfg.baseline)
-    teacher = Cached(cfg.labels.dir, instantiate(cfg.teacher), offers=list(cfg.labels.offers))
+    teacher = Cached(cfg.labels.dir, instantiate(cfg.teacher), fallbacks=list(cfg.labels.fallbacks))
     module, criteria = _distillation(cfg, student, teacher), instantiate(cfg.filter.criteria) or {}
     first = is_first_process()
     folder = RunFolder.create(cfg, resume=cfg.run.resume) if first else RunFolder(cfg.run.dir)

@@ -62,8 +62,8 @@ def _make(cfg: DictConfig) -> int:
         cfg.labels.dir,
         instantiate(cfg.teacher),
         flush_seconds=cfg.label.flush_seconds,
-        offers=list(cfg.labels.offers),
-        embeddings=cfg.labels.embeddings,
+        fallbacks=list(cfg.labels.fallbacks),
+        prompt_cache=cfg.labels.prompt_cache,
     )
     device, shown = choose_device(cfg.device), fabric.is_global_zero
     mine = sum(label(teacher, pairs, device, progress=shown, every=every) for pairs in datasets)

@@ -12,8 +12,8 @@ from distill.labels.filters import (
     Agreement,
     Concentration,
     Filtered,
+    FlipAgreement,
     MinConfidence,
-    MirrorAgreement,
     RelaxedCycle,
     label_confidences,
 )
@@ -47,7 +47,7 @@ class Network(torch.nn.Module):
         return Matches(points, torch.ones_like(points[..., 0]), points.new_zeros(*points.shape[:2], 4, 4))
 
 
-@pytest.mark.parametrize("criterion", [Agreement, MirrorAgreement, RelaxedCycle])
+@pytest.mark.parametrize("criterion", [Agreement, FlipAgreement, RelaxedCycle])
 def test_the_other_matcher_goes_where_the_pairs_are(make_pairs, criterion):
     pairs = to_device(make_pairs(3, size=32), "meta")  # stands for a GPU: nothing on it mixes with the processor's
     network = Network()
@@ -69,9 +69,9 @@ def test_agreement_weighs_by_the_distance_between_two_answers(make_pairs):
 
 def test_in_the_mirror_what_moves_right_moves_left(make_pairs):
     pairs = make_pairs(3, size=32)
-    alike = MirrorAgreement(shifted(-2.0))(pairs, label_of(pairs, 2.0))
+    alike = FlipAgreement(shifted(-2.0))(pairs, label_of(pairs, 2.0))
     torch.testing.assert_close(alike, torch.ones(1, 3))
-    unlike = MirrorAgreement(shifted(2.0), tolerance=0.1)(pairs, label_of(pairs, 2.0))
+    unlike = FlipAgreement(shifted(2.0), tolerance=0.1)(pairs, label_of(pairs, 2.0))
     torch.testing.assert_close(unlike, torch.full((1, 3), math.exp(-((4 / 32) ** 2) / (2 * 0.1**2))))
 
 
@@ -83,7 +83,7 @@ def test_the_mirror_shows_the_matcher_mirrored_pictures(make_pairs):
         return shifted(0)(src_img, trg_img, src_kps)
 
     pairs = make_pairs(2)
-    MirrorAgreement(matcher)(pairs, label_of(pairs))
+    FlipAgreement(matcher)(pairs, label_of(pairs))
     assert torch.equal(seen[0], pairs.src_img.flip(-1)) and torch.equal(seen[1], pairs.trg_img.flip(-1))
 
 

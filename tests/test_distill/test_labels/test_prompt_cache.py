@@ -1,4 +1,4 @@
-"""What a teacher learned of source points is kept, and serves targets that are labelled later."""
+"""Optimised prompts are stored, and serve targets that are labelled later."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 
 from distill.core.errors import ConfigError, LabelError
 from distill.labels.cached import Cached
-from distill.labels.prompt_cache import EmbeddingStore
+from distill.labels.prompt_cache import PromptCacheStore
 from distill.matchers.oracle import Oracle
 from teacher import PromptOptimization
 
@@ -22,46 +22,46 @@ def test_a_further_target_needs_no_further_optimisation_and_gets_the_same_answer
 ):
     first, second = make_pairs(2, seed=1), make_pairs(2, seed=2)
     second = second._replace(src_img=first.src_img, src_kps=first.src_kps, src_hash=first.src_hash)
-    cached = Cached(tmp_path, teacher(sd1_folder), embeddings=True)
+    cached = Cached(tmp_path, teacher(sd1_folder), prompt_cache=True)
     cached.match_pairs(first)
     cached.flush()
     expected = teacher(sd1_folder).match_pairs(second)
     later = teacher(sd1_folder)
     monkeypatch.setattr(later.maker, "_optimise", lambda *_: pytest.fail("optimised again"))
-    answer = Cached(tmp_path, later, embeddings=True).match_pairs(second)
+    answer = Cached(tmp_path, later, prompt_cache=True).match_pairs(second)
     torch.testing.assert_close(answer.trg_kps, expected.trg_kps, rtol=0, atol=0)
 
 
-def test_embeddings_are_read_as_they_were_written(tmp_path):
-    store = EmbeddingStore(tmp_path, {"steps": "2"})
+def test_prompts_are_read_as_they_were_written(tmp_path):
+    store = PromptCacheStore(tmp_path, {"steps": "2"})
     store["a", 0.25, 0.5] = torch.arange(6.0).reshape(1, 2, 3), 1
     store["b", 0.1, 0.9] = torch.ones(1, 2, 3), 0
     store.flush()
-    again = EmbeddingStore(tmp_path, {"steps": "2"})
+    again = PromptCacheStore(tmp_path, {"steps": "2"})
     assert sorted(again) == [("a", 0.25, 0.5), ("b", 0.1, 0.9)] and ("a", 0.25, 0.6) not in again
     embedding, token = again["a", 0.25, 0.5]
     np.testing.assert_array_equal(embedding.numpy(), np.arange(6, dtype=np.float32).reshape(1, 2, 3))
     assert token == 1
 
 
-def test_embeddings_of_another_teacher_damaged_or_foreign_ones_are_named(tmp_path):
-    store = EmbeddingStore(tmp_path, {"steps": "2"})
+def test_prompts_of_another_teacher_and_damaged_ones_are_named(tmp_path):
+    store = PromptCacheStore(tmp_path, {"steps": "2"})
     store["a", 0.25, 0.5] = torch.ones(1, 2, 3), 0
     store.flush()
     with pytest.raises(LabelError, match=r"steps \(2 in the store, 3 asked for\)"):
-        EmbeddingStore(tmp_path, {"steps": "3"})
-    (path,) = (tmp_path / "embeddings").iterdir()
+        PromptCacheStore(tmp_path, {"steps": "3"})
+    (path,) = (tmp_path / "prompt_cache").iterdir()
     content = bytearray(path.read_bytes())
     place = content.index(np.ones(6, np.float32).tobytes())
     content[place] ^= 1
     path.write_bytes(content)
     with pytest.raises(LabelError, match=f"{path.name} is damaged"):
-        _ = EmbeddingStore(tmp_path, {"steps": "2"})["a", 0.25, 0.5]
+        _ = PromptCacheStore(tmp_path, {"steps": "2"})["a", 0.25, 0.5]
     path.write_bytes(content[:-5])
     with pytest.raises(LabelError, match=f"{path.name} but it cannot be read"):
-        EmbeddingStore(tmp_path, {"steps": "2"})
+        PromptCacheStore(tmp_path, {"steps": "2"})
 
 
-def test_a_teacher_without_embeddings_cannot_store_any(tmp_path):
-    with pytest.raises(ConfigError, match="Oracle has no remember"):
-        Cached(tmp_path, Oracle(), embeddings=True)
+def test_a_teacher_without_prompts_cannot_store_any(tmp_path):
+    with pytest.raises(ConfigError, match="Oracle has no use_prompt_cache"):
+        Cached(tmp_path, Oracle(), prompt_cache=True)

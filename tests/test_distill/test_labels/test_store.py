@@ -72,8 +72,8 @@ def test_offered_labels_are_used_when_they_are_the_teachers_own_and_left_aside_o
     maker.match_pairs(few[0])
     maker.flush()
     same, other = Counting(4), Counting(8)
-    Cached(tmp_path / "own", same, offers=[tmp_path / "shipped"]).match_pairs(few[0])
-    Cached(tmp_path / "own", other, offers=[tmp_path / "shipped"]).match_pairs(few[0])
+    Cached(tmp_path / "own", same, fallbacks=[tmp_path / "shipped"]).match_pairs(few[0])
+    Cached(tmp_path / "own", other, fallbacks=[tmp_path / "shipped"]).match_pairs(few[0])
     assert (same.asked, other.asked) == (0, 3)
 
 
