@@ -1,7 +1,33 @@
-"""Fast semantic matchers distilled from prompt optimisation in Stable Diffusion."""
+"""Fast semantic matchers distilled from prompt optimisation in Stable Diffusion.
 
-from distill.core.protocols import Matcher
-from distill.core.types import Matches, PairBatch
+The names below are imported when they are first used: ``import distill`` alone takes no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distill.core.protocols import Matcher
+    from distill.core.types import Matches, PairBatch
+    from distill.export.student_file import load_student
 
 __version__ = "0.1.0"
-__all__ = ["Matcher", "Matches", "PairBatch", "__version__"]
+__all__ = ["Matcher", "Matches", "PairBatch", "__version__", "load_student"]
+
+_MODULES = {
+    "Matcher": "distill.core.protocols",
+    "Matches": "distill.core.types",
+    "PairBatch": "distill.core.types",
+    "load_student": "distill.export.student_file",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name from the module that defines it."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,14 +1,14 @@
 """A run's folder: what was asked for, what was measured, what was made."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from distill.core.errors import ConfigError
+from distill.core.errors import ConfigError, DataError
+from distill.core.files import replacing
 
 
 class RunFolder:
@@ -38,7 +38,7 @@ class RunFolder:
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
             folder.write_text("config.yaml", OmegaConf.to_yaml(config, resolve=True))
-        except OSError as error:
+        except (OSError, DataError) as error:
             raise ConfigError(f"Expected to write to run.dir but got: {error}; choose another run.dir.") from error
         return folder
 
@@ -49,9 +49,8 @@ class RunFolder:
     def write_text(self, name: str, text: str) -> Path:
         """Writes ``text`` to a file, which appears whole or not at all; returns its path."""
         path = self.path / name
-        unfinished = path.with_name(f".{path.name}.unfinished")
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
+        with replacing(path) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
         return path
 
     def __truediv__(self, name: str) -> Path:

@@ -8,10 +8,7 @@ file's metadata.
 import copy
 import json
 import math
-import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 import distill
-from distill.core.errors import ConfigError, DataError, WeightsError, nearest
+from distill.core.errors import ConfigError, WeightsError, nearest
+from distill.core.files import replacing
 from distill.core.types import Matches
 
 INPUTS = ("src_img", "trg_img", "src_kps")
@@ -78,7 +76,7 @@ def export_student(
     prepare = getattr(student, "freeze_for_export", None)
     if callable(prepare):
         prepare(size)
-    with replacing(Path(path)) as unfinished:
+    with replacing(path) as unfinished:
         model = to_onnx(student, size)
         metadata = {
             "size": str(size),
@@ -169,29 +167,6 @@ def example(pairs: int, points: int, size: int, seed: int) -> tuple[Tensor, Tens
     noise = torch.rand(2, pairs, 3, size, size, generator=generator)
     images = torch.where(torch.rand(2, pairs, 1, size, size, generator=generator) < 0.3, noise, images)
     return images[0].contiguous(), images[1].contiguous(), torch.rand(pairs, points, 2, generator=generator) * size
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary name beside ``path`` that becomes ``path`` on success and vanishes on failure.
-
-    Raises:
-        DataError: when the folder cannot be written to or ``path`` is a folder.
-    """
-    if path.is_dir():
-        raise DataError(f"Expected the name of a file to write but {path} is a folder; add a file name to it.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise DataError(f"Expected a place to write {path} but got: {error}; choose another folder.") from error
-    os.close(handle)
-    try:
-        yield Path(name)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def _largest(answer: Any, expected: Any) -> float:

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 import distill
 from distill.core.errors import ConfigError, WeightsError
+from distill.core.files import replacing
 
 _FORMAT = "distill-student-1"
 TRUSTED = ("student",)
@@ -27,13 +27,10 @@ def save_student(student: nn.Module, config: Mapping[str, Any], path: str | Path
         config: what builds it, with its ``_target_``, and "size", the side of the images it was trained on, px.
         path: of the file.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
     tensors = {name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()}
     metadata = {"format": _FORMAT, "student": json.dumps(dict(config)), "version": distill.__version__}
-    save_file(tensors, unfinished, metadata)
-    os.replace(unfinished, path)
+    with replacing(path) as unfinished:
+        save_file(tensors, unfinished, metadata)
 
 
 def read_student_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

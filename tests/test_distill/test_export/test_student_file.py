@@ -1,3 +1,6 @@
+import os
+import stat
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -43,6 +46,15 @@ def test_weights_of_another_network_are_refused(student):
     other = StudentMatcher("test_resnet", [8, 16], 24)
     with pytest.raises(WeightsError, match="fit the student but .*student.<name> settings"):
         load_into(other, student.state_dict(), "there")
+
+
+def test_another_user_may_read_the_file_as_far_as_the_umask_allows(tmp_path, student):
+    before = os.umask(0o022)
+    try:
+        save_student(student, CONFIG, tmp_path / "s.safetensors")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "s.safetensors").stat().st_mode) == 0o644
 
 
 def test_an_interrupted_write_leaves_the_older_file(tmp_path, student, monkeypatch):

@@ -1,0 +1,39 @@
+"""Writing files so that they appear whole or not at all."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from distill.core.errors import DataError
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Gives a temporary path beside ``path`` that becomes ``path`` on success and is removed on failure.
+
+    The temporary path exists as an empty file and has the suffix of ``path``. The finished file has the mode that an
+    ordinary file gets from the process's umask, whatever the writer made of it (safetensors writes 0600). Where ``path`` is
+    a symbolic link, the file that it points to is replaced. Missing folders are made.
+
+    Raises:
+        DataError: when ``path`` is a folder, or its folder cannot be made or written to.
+    """
+    path = Path(os.path.realpath(path))
+    if path.is_dir():
+        raise DataError(f"Expected the name of a file to write but {path} is a folder; add a file name to it.")
+    temporary = path.with_name(f".{path.stem[:100]}.{uuid.uuid4().hex[:12]}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        mode = os.fstat(handle).st_mode & 0o777
+        os.close(handle)
+    except OSError as error:
+        raise DataError(f"Expected a place to write {path} but got: {error}; choose another folder.") from error
+    try:
+        yield temporary
+        os.chmod(temporary, mode)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
