@@ -3,12 +3,12 @@
 ``python -m distill <verb> --help`` shows what a verb does and every key it takes.
 """
 
-import importlib
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from distill import __version__
 from distill.core.errors import ConfigError, DistillError, nearest
@@ -57,18 +57,23 @@ def _dispatch(arguments: list[str]) -> int:
         print(__version__)
         return 0
     verb, *rest = arguments
-    if verb not in VERBS:
-        raise ConfigError(f"Expected a verb but got {verb!r}; {nearest(verb, VERBS)}.")
     config_dir, overrides, wants_help = _split(_with_action(verb, rest))
+    if verb not in VERBS and not _is_users_verb(verb, config_dir):
+        raise ConfigError(f"Expected a verb but got {verb!r}; {nearest(verb, VERBS)}.")
     from distill.cli.config import compose  # Hydra takes a second to import, which an overview need not wait for
     from distill.cli.help import describe_verb
+    from distill.cli.verbs import run_verb
 
     if wants_help:
         print(describe_verb(verb, config_dir))
         return 0
-    config = compose(verb, overrides, config_dir)
-    importlib.import_module(f"distill.cli.commands.{verb}").run(config)
+    run_verb(verb, compose(verb, overrides, config_dir), config_dir)
     return 0
+
+
+def _is_users_verb(verb: str, config_dir: str | None) -> bool:
+    """Says whether ``<config_dir>/<verb>.yaml`` exists, which makes ``verb`` a command of the user's own."""
+    return config_dir is not None and verb.isidentifier() and (Path(config_dir).expanduser() / f"{verb}.yaml").is_file()
 
 
 def _with_action(verb: str, arguments: list[str]) -> list[str]:

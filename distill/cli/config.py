@@ -54,7 +54,7 @@ def compose(verb: str, overrides: Sequence[str] = (), config_dir: str | Path | N
     """
     parsed = _parse(overrides)
     chosen, assigned = _split(parsed, config_dir)
-    with _search(config_dir) as base:
+    with _search(verb, config_dir) as base:
         config = _hydra_compose(verb, [*base, *(text for text, _ in chosen)])
         _check_assignments(config, [override for _, override in assigned], verb)
         if assigned:
@@ -71,7 +71,7 @@ def defaults(verb: str, config_dir: str | Path | None = None) -> tuple[DictConfi
 
     Values that the user must give are missing (``???``).
     """
-    with _search(config_dir) as base:
+    with _search(verb, config_dir) as base:
         config = _hydra_compose(verb, base, return_hydra_config=True)
     choices = {group: str(choice) for group, choice in config.hydra.runtime.choices.items() if "hydra" not in group}
     with open_dict(config):
@@ -144,9 +144,9 @@ def _folders(config_dir: str | Path | None) -> list[Path]:
 
 
 @contextmanager
-def _search(config_dir: str | Path | None) -> Iterator[list[str]]:
-    """Prepares Hydra to search our folder, and yields the overrides that make it search the user's too."""
-    first, *others = _folders(config_dir)
+def _search(verb: str, config_dir: str | Path | None) -> Iterator[list[str]]:
+    """Prepares Hydra to search the folder that holds the verb, and yields the overrides that make it search the other too."""
+    first, *others = sorted(_folders(config_dir), key=lambda folder: not (folder / f"{verb}.yaml").is_file())
     previous = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:

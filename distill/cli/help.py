@@ -1,18 +1,17 @@
 """What ``python -m distill <verb> --help`` prints."""
 
-import importlib
 from pathlib import Path
 
 from distill.cli.config import defaults, option_file, options
+from distill.cli.verbs import verb_documentation
 
 
 def describe_verb(verb: str, config_dir: str | Path | None = None) -> str:
     """Returns what a verb does, its keys with their defaults and meaning, and the choices of each group."""
-    module = importlib.import_module(f"distill.cli.commands.{verb}")
     _, choices = defaults(verb, config_dir)
     file = option_file(verb, config_dir)
     assert file is not None, "every verb has a configuration"
-    parts = [(module.__doc__ or "").strip(), "keys and their defaults:\n\n" + _indented(_without_defaults(file))]
+    parts = [verb_documentation(verb, config_dir), "keys and their defaults:\n\n" + _indented(_without_defaults(file))]
     for group, chosen in choices.items():
         names = ", ".join(options(group, config_dir))
         part = f"{group}=<{names}>"

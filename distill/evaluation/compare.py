@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torchmetrics import Metric
 
 from distill.core.errors import ConfigError, nearest
 from distill.core.protocols import Benchmark, Matcher, PairMatcher
@@ -57,6 +58,7 @@ def compare(
     device: str = "cpu",
     progress: bool = True,
     seed: int = 0,
+    metrics: Mapping[str, Metric] | None = None,
 ) -> Comparison:
     """Evaluates each matcher on the same pairs and holds them against ``reference``.
 
@@ -70,6 +72,7 @@ def compare(
         device: where the pairs are sent.
         progress: whether to draw bars.
         seed: of the bootstrap.
+        metrics: further metrics by name, see :func:`distill.evaluation.evaluate.evaluate`.
 
     Raises:
         ConfigError: when ``reference`` is none of the matchers.
@@ -77,7 +80,7 @@ def compare(
     check_reference(reference, matchers)
     evaluations = {}
     for name, matcher in matchers.items():
-        evaluation = evaluate(matcher, benchmark, name, batch_size, device, progress)
+        evaluation = evaluate(matcher, benchmark, name, batch_size, device, progress, metrics)
         evaluation.report["parameters"] = count_parameters(matcher)
         if isinstance(matcher, Cached):
             evaluation.report["latency_ms"] = None

@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchmetrics import Metric
 
 from distill.core.errors import DataError
 from distill.core.protocols import Benchmark, Matcher, PairMatcher, match
@@ -62,6 +63,7 @@ def evaluate(
     batch_size: int = 8,
     device: str = "cpu",
     progress: bool = True,
+    metrics: Mapping[str, Metric] | None = None,
 ) -> Evaluation:
     """Runs ``matcher`` over all pairs and scores it by the benchmark's convention.
 
@@ -75,12 +77,15 @@ def evaluate(
         batch_size: pairs at a time.
         device: where the pairs are sent.
         progress: whether to draw a bar.
+        metrics: further metrics by name, reported under "metrics". Each is updated with predictions (B, N, 2) and truth
+            (B, N, 2), x, y in original target pixels, the mask (B, N) of the points that count, and the tolerance base (B,)
+            in px, and computes a number or a dictionary of numbers. The given objects stay as they are.
 
     Raises:
         DataError: when no pair has a point, or the matcher answers with NaN or infinity.
     """
     loader = DataLoader(cast(Dataset, benchmark), batch_size, collate_fn=collate_pairs)
-    scores = _Scores(getattr(benchmark, "symmetric_groups", {}))
+    scores = _Scores(getattr(benchmark, "symmetric_groups", {}), metrics or {})
     found: dict[str, list] = defaultdict(list)
     seconds, first = 0.0, 0
     for pairs in track(loader, f"evaluate {name}", enabled=progress):
@@ -148,8 +153,11 @@ def _convention(benchmark: Benchmark) -> dict[str, Any]:
 class _Scores:
     """All figures of one matcher on one benchmark."""
 
-    def __init__(self, symmetric_groups: Groups) -> None:
+    def __init__(self, symmetric_groups: Groups, further: Mapping[str, Metric]) -> None:
         self.symmetric_groups = symmetric_groups
+        self.further = {name: metric.clone() for name, metric in further.items()}
+        for metric in self.further.values():
+            metric.reset()
         self.all, self.dagger, self.geometry_aware = PCK(), PCKDagger(), GeometryAwarePCK(symmetric_groups)
         self.categories: dict[str, PCK] = defaultdict(PCK)
         self.variations: dict[tuple[str, int], PCK] = defaultdict(PCK)
@@ -158,6 +166,8 @@ class _Scores:
         """Adds a batch; ``known`` (B, N) bool says which points count."""
         scored = (predicted, truth, known, pairs.pck_threshold)
         self.all.update(*scored)
+        for metric in self.further.values():
+            metric.update(*scored)
         self.dagger.update(*scored, to_original(pairs.trg_all_kps, pairs), pairs.trg_all_id >= 0)
         if self.symmetric_groups:
             self.geometry_aware.update(*scored, pairs.kps_id, pairs.trg_all_id, pairs.category)
@@ -184,6 +194,8 @@ class _Scores:
             subset = self.geometry_aware
             counts = {"n_points": int(subset.n_points), "n_pairs": int(subset.n_pairs)}
             figures["geometry_aware"] = counts | _rounded(subset.compute())
+        if self.further:
+            figures["metrics"] = {name: _figure(metric.compute()) for name, metric in self.further.items()}
         if any(level for _, level in self.variations):
             figures["per_variation"] = {
                 flag: {
@@ -234,6 +246,11 @@ def _collect(
             found["thresholds"].append(float(pairs.pck_threshold[row]))
             found["image_pck"].append(shares[row].numpy())
             found["confidence"].append(confidence[row, mask[row]].double().numpy())
+
+
+def _figure(value: Any) -> Any:
+    """Returns what a metric computed as a number, or as a dictionary of numbers, rounded."""
+    return {name: _figure(v) for name, v in value.items()} if isinstance(value, dict) else round(float(value), 3)
 
 
 def _rounded(figures: dict[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def run(cfg: DictConfig) -> Comparison:
     folder = RunFolder.create(cfg)
     label(teacher, benchmark, device)
     matchers = dict(zip(MATCHERS, (teacher, student, baseline, BoxRelative()), strict=True))
-    comparison = compare(matchers, benchmark, cfg.reference, cfg.batch_size, device)
+    comparison = compare(matchers, benchmark, cfg.reference, cfg.batch_size, device, metrics=instantiate(cfg.metrics))
     if cfg.teacher_pairs:
         cost = teacher_cost(instantiate(cfg.teacher), benchmark, cfg.teacher_pairs)
         comparison.evaluations["teacher"].report.update(cost)

@@ -24,9 +24,9 @@ def run(cfg: DictConfig) -> Evaluation:
     matcher = instantiate(cfg.matcher)
     if isinstance(matcher, nn.Module):
         matcher = matcher.to(device)
-    benchmark = instantiate(cfg.data)
+    benchmark, metrics = instantiate(cfg.data), instantiate(cfg.metrics)
     folder = RunFolder.create(cfg)
-    result = evaluate(matcher, benchmark, name, cfg.batch_size, device)
+    result = evaluate(matcher, benchmark, name, cfg.batch_size, device, metrics=metrics)
     folder.write_json("metrics.json", result.report | {"environment": describe()})
     report = result.report
     print(
@@ -35,5 +35,7 @@ def run(cfg: DictConfig) -> Evaluation:
     for average in ("image", "point"):
         figures = "  ".join(f"@{alpha} {value:5.1f}" for alpha, value in report["pck"][average].items())
         print(f"PCK per {average:<5}  {figures}")
+    for metric, value in report.get("metrics", {}).items():
+        print(f"{metric}  {value}")
     print(f"{report['latency_ms']:.1f} ms per pair\n{folder / 'metrics.json'}")
     return result

@@ -73,7 +73,7 @@ def run(cfg: DictConfig) -> Comparison | None:
     if test is None:
         return None
     matchers = {"teacher": teacher, "student": student, "nearest_neighbour": baseline, "box_relative": BoxRelative()}
-    comparison = compare(matchers, test)
+    comparison = compare(matchers, test, metrics=instantiate(cfg.metrics))
     comparison.notes.append("The teacher's answers were read from its labels; python -m distill compare times it.")
     write_reports(folder, comparison, test)
     print_table(comparison)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from torchmetrics import Metric
 
 from distill.core.errors import ConfigError, DataError
 from distill.core.types import Matches
@@ -51,6 +52,30 @@ def test_a_confidence_that_knows_which_points_are_right_scores_one(few):
     assert [row["accuracy"] for row in report["confidence"]["reliability@0.10"]] == [0.0, 1.0]
     assert report["confidence"]["pck@0.10_of_kept"]["0.50"] == 100.0
     assert report["confidence"]["pck@0.10_of_kept"]["1.00"] == report["pck"]["point"]["0.10"]
+
+
+def test_further_metrics_see_what_is_scored_and_are_reported_by_name(few):
+    class MeanError(Metric):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+            self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+
+        def update(self, predicted, truth, kps_mask, pck_threshold):
+            self.total += (predicted - truth).norm(dim=-1)[kps_mask].sum()
+            self.count += kps_mask.sum()
+
+        def compute(self):
+            return {"px": self.total / self.count, "points": self.count}
+
+    metric = MeanError()
+    report = evaluate(Off(3.0), few, "off", batch_size=3, progress=False, metrics={"error": metric}).report
+    assert report["metrics"] == {"error": {"px": pytest.approx(3 * 2**0.5, abs=1e-3), "points": 10}}
+    assert metric.count == 0  # the caller's object is as it was
+    compared = compare({"off": Off(3.0), "oracle": Oracle()}, few, "oracle", progress=False, metrics={"error": metric})
+    errors = [found["metrics"]["error"]["px"] for found in compared.report()["matchers"]]
+    assert errors == [pytest.approx(3 * 2**0.5, abs=1e-3), 0.0]
+    assert "metrics" not in evaluate(Oracle(), few, "oracle", progress=False).report
 
 
 def test_pairs_without_points_are_left_out_and_counted(few):
