@@ -1,4 +1,4 @@
-"""Any timm network as a pyramid of feature maps."""
+"""A timm network as a pyramid of feature maps."""
 
 import inspect
 from collections.abc import Sequence
@@ -17,21 +17,22 @@ Tuning = Literal["full", "fixed_norm", "frozen"]
 
 
 class Backbone(nn.Module):
-    """A timm network that returns its feature maps at the strides asked for, without prefix tokens.
+    """A timm network that returns its feature maps at the requested strides, without prefix tokens.
 
     The network is used through timm's feature contract, ``feature_info`` and ``forward_intermediates``, which
-    convolutional networks and transformers share; what lies behind the last map that is read is cut off.
+    convolutional networks and transformers share. Layers behind the last map that is read are removed.
 
     Args:
         name: of the timm model.
         strides: px per cell of the maps to return, finest first.
         weights: a safetensors file with the network's weights, "pretrained" for timm's own (downloaded), or nothing for
             random ones. The file may hold more than is used, such as a classifier.
-        mean: of the colours the weights were trained with; without it, what timm says of the model.
+        mean: of each colour channel, in [0, 1], that the weights were trained with; without it, that of
+            ``timm.data.resolve_data_config``.
         std: the same for the standard deviation.
         options: further arguments of ``timm.create_model``, such as ``pad_type: same``.
-        layers: of a network whose maps all have one stride (a plain vision transformer): numbers of the blocks to read,
-            -1 being the last; without it, the last one. Their maps count as levels, as ``strides`` does elsewhere.
+        layers: of a network whose maps all have one stride (a plain vision transformer): indices of the blocks to read,
+            -1 being the last; without it, the last one. One map is returned for each.
         tuning: "full" trains all weights; "fixed_norm" trains them but keeps the running statistics of batch
             normalisation, which small batches would spoil; "frozen" trains nothing.
         lora: rank, alpha and targets of low-rank adapters, see :func:`student.lora.add_adapters`; everything else in the
@@ -78,9 +79,9 @@ class Backbone(nn.Module):
         self.patch = max(self.strides) if len({level["reduction"] for level in info}) == 1 else 1
         if hasattr(self.network, "prune_intermediate_layers"):
             self.network.prune_intermediate_layers(sorted(set(self.levels)), prune_norm=False, prune_head=True)
-        known = getattr(self.network, "pretrained_cfg", None) or {}
+        preprocessing = timm.data.resolve_data_config(model=self.network)
         for key, value in (("mean", mean), ("std", std)):
-            chosen = value or known.get(key) or (0.5,) * 3
+            chosen = value or preprocessing[key]
             self.register_buffer(key, torch.tensor([float(v) for v in chosen]).view(3, 1, 1))
         if tuning == "frozen" or lora is not None:
             self.network.requires_grad_(False)
@@ -95,12 +96,12 @@ class Backbone(nn.Module):
         """
         self.check_size(images.shape[-2], images.shape[-1])
         wanted = sorted(set(self.levels))
-        # Convolutions keep the layout of what they are given; channels last is a fifth faster on a processor.
+        # Convolutions keep the memory layout of their input; channels last is a fifth faster on a CPU.
         images = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         maps = self.network.forward_intermediates(
             images,
             indices=wanted,
-            norm=self.patch > 1,  # transformers' features are meant to be read behind their last normalisation
+            norm=self.patch > 1,  # features of transformers are read after their last normalisation
             output_fmt="NCHW",
             intermediates_only=True,
         )
@@ -116,7 +117,7 @@ class Backbone(nn.Module):
             )
 
     def fix_size(self, size: int) -> None:
-        """Prepares the network for images of ``size`` px only, so that no graph has to resample position embeddings."""
+        """Fixes the image size to ``size`` px, so that an exported graph does not resample position embeddings."""
         absolute = getattr(self.network, "pos_embed", None) is not None and hasattr(self.network, "set_input_size")
         if self.patch > 1 and absolute and getattr(self.network, "dynamic_img_size", False):
             self.network.set_input_size(img_size=size)
@@ -125,11 +126,11 @@ class Backbone(nn.Module):
             self.network.patch_embed.flatten, self.network.patch_embed.output_fmt = True, None
 
     def merge_adapters(self) -> None:
-        """Folds low-rank adapters into the weights that they adapt; without any, nothing happens."""
+        """Adds low-rank adapters, if there are any, to the weights that they adapt."""
         adapters.merge_adapters(self.network)
 
     def train(self, mode: bool = True) -> "Backbone":
-        """Switches between training and evaluation; what ``tuning`` fixes stays in evaluation mode."""
+        """Switches between training and evaluation mode; layers that ``tuning`` fixes stay in evaluation mode."""
         super().train(mode)
         if self.tuning == "frozen":
             self.network.eval()
@@ -141,17 +142,17 @@ class Backbone(nn.Module):
 
 
 def _free_size(name: str) -> dict[str, bool]:
-    """Returns the option that lets a transformer take images of any size, for networks that have it."""
+    """Returns the option that lets a transformer take images of any size, if the network has it."""
     with torch.device("meta"):
         plain = timm.create_model(name)
     return {"dynamic_img_size": True} if "dynamic_img_size" in inspect.signature(type(plain)).parameters else {}
 
 
 def _feature_info(network: nn.Module, name: str) -> list[dict[str, Any]]:
-    """Returns what timm says of a network's feature maps: "num_chs" and "reduction" of each."""
+    """Returns timm's description of a network's feature maps, "num_chs" and "reduction" of each."""
     if not hasattr(network, "forward_intermediates"):
         raise ConfigError(
-            f"Expected a backbone that gives its feature maps but {name} has no forward_intermediates in this version of "
+            f"Expected a backbone with intermediate feature maps but {name} has no forward_intermediates in this version of "
             "timm; choose another, such as resnet18, convnext_atto or vit_small_patch14_dinov2."
         )
     info: Any = network.feature_info
@@ -161,7 +162,7 @@ def _feature_info(network: nn.Module, name: str) -> list[dict[str, Any]]:
 def _choose_levels(
     name: str, reductions: list[int], strides: Sequence[int], layers: Sequence[int] | None
 ) -> tuple[int, ...]:
-    """Returns the numbers of the feature maps that ``strides``, or of a transformer ``layers``, ask for."""
+    """Returns the indices of the feature maps for ``strides``, or for ``layers`` of a transformer."""
     if not strides or not set(strides) <= set(reductions):
         known = sorted(set(reductions))
         raise ConfigError(f"Expected strides among those of {name}, {known}, but got {list(strides)}; correct strides.")

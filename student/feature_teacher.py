@@ -1,4 +1,4 @@
-"""A teacher that needs no diffusion model: nearest neighbours that their neighbourhood and their mirror image confirm."""
+"""A teacher without a diffusion model: nearest neighbours with neighbourhood consensus, cycle and flip consistency."""
 
 import hashlib
 from collections import OrderedDict
@@ -19,31 +19,34 @@ Size = tuple[int, int]
 
 
 class FeatureTeacher:
-    """Matches by dense features of any network that describes images.
+    """Matches by the dense features of any network that describes images.
 
-    What the descriptor of a point says is corrected by its neighbours' votes (:mod:`student.votes`), in the target as it is
-    or in its mirror image, whichever agrees better with the source, so that a bird that looks left meets one that looks
-    right. The same is then asked of both images mirrored, and the two answers are averaged.
+    The similarity of descriptors is corrected by neighbourhood consensus (:mod:`student.neighbourhood_consensus`). The
+    target is compared as it is or flipped horizontally, whichever agrees better with the source, so that a bird that
+    faces left can be matched to one that faces right. The same is computed for both images flipped, and the two results
+    are averaged.
 
-    The confidence is the product of three: the probability of the window around the answer, as a student's; how close the
-    point leads back to where it came from (the relaxed cycle), and how close the two answers lie to each other (mirror
-    agreement), exp(-d^2 / (2 tolerance^2)) each, with d the distance.
+    The confidence is a product of three factors: the probability of the window around the answer, the relaxed cycle
+    consistency, and the agreement with the answer for flipped images. The last two are exp(-d^2 / (2 tolerance^2)), d
+    being the distance as a fraction of the longer side.
 
     Args:
-        model: has ``describe(images) -> (B, C, h, w)``, descriptors of length 1; the nearest neighbour's or a student.
+        model: has ``describe(images) -> (B, C, h, w)``, descriptors of length 1, as :class:`student.NearestNeighbour`
+            and :class:`student.StudentMatcher` have.
         temperature: divides the cosines.
-        side: cells a side, at most, that vote; finer maps are averaged, coarser ones left as they are.
-        target_side: cells a side, at most, that are voted for; the fineness of the answer.
-        sigma_cells: how far neighbours vote, in cells that vote.
-        strength: of the votes; 0 for plain nearest neighbours.
-        mirror: whether the target may be looked at in the mirror.
-        cycle_tolerance: of the relaxed cycle, as a fraction of the image's side; None leaves it out.
-        mirror_tolerance: of the agreement with the mirrored images; None leaves it out, and halves the work.
+        side: largest number of source cells a side that take part in the consensus; finer maps are averaged.
+        target_side: largest number of target cells a side; the resolution of the answer.
+        sigma_cells: Gaussian width of the neighbourhood, in source cells.
+        consensus: strength of the consensus; 0 for plain nearest neighbours.
+        flip: whether the target may be compared flipped.
+        cycle_tolerance: of the cycle consistency, as a fraction of the longer side; None leaves it out.
+        flip_tolerance: of the agreement with the flipped images, as a fraction of the longer side; None leaves it out,
+            which halves the work.
         radius_cells: of the window of the soft-argmax.
-        remember: how many images' descriptors are kept in memory.
+        feature_cache_size: number of images whose descriptors are kept in memory.
 
     Raises:
-        ConfigError: for amounts that must be positive and are not.
+        ConfigError: for an amount that must be positive and is not.
     """
 
     def __init__(
@@ -53,29 +56,29 @@ class FeatureTeacher:
         side: int = 20,
         target_side: int = 40,
         sigma_cells: float = 3.0,
-        strength: float = 3.0,
-        mirror: bool = True,
+        consensus: float = 3.0,
+        flip: bool = True,
         cycle_tolerance: float | None = 0.1,
-        mirror_tolerance: float | None = 0.1,
+        flip_tolerance: float | None = 0.1,
         radius_cells: float = 2.0,
-        remember: int = 1024,
+        feature_cache_size: int = 1024,
     ) -> None:
-        amounts = {"remember": remember, "radius_cells": radius_cells}
-        amounts |= {"cycle_tolerance": cycle_tolerance or 1, "mirror_tolerance": mirror_tolerance or 1}
+        amounts = {"feature_cache_size": feature_cache_size, "radius_cells": radius_cells}
+        amounts |= {"cycle_tolerance": cycle_tolerance or 1, "flip_tolerance": flip_tolerance or 1}
         wrong = {name: value for name, value in amounts.items() if value <= 0}
         if wrong:
             raise ConfigError(
                 f"Expected positive amounts in the feature teacher but got {wrong}; correct teacher.<name>."
             )
         self.model = model.eval().requires_grad_(False)
-        self.votes = NeighbourhoodConsensus(strength, side, target_side, sigma_cells, temperature)
-        self.mirror, self.cycle_tolerance, self.mirror_tolerance = mirror, cycle_tolerance, mirror_tolerance
-        self.radius_cells, self.remember = radius_cells, remember
-        self._known: OrderedDict[str, Tensor] = OrderedDict()
+        self.consensus = NeighbourhoodConsensus(consensus, side, target_side, sigma_cells, temperature)
+        self.flip, self.cycle_tolerance, self.flip_tolerance = flip, cycle_tolerance, flip_tolerance
+        self.radius_cells, self.feature_cache_size = radius_cells, feature_cache_size
+        self._features: OrderedDict[str, Tensor] = OrderedDict()
 
     @property
     def n_parameters(self) -> int:
-        """Of the network."""
+        """Number of parameters of the network."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def fingerprint(self) -> dict[str, str]:
@@ -84,10 +87,10 @@ class FeatureTeacher:
         for name, value in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        settings = {name: str(value) for name, value in sorted(vars(self.votes).items())}
-        settings |= {name: str(getattr(self, name)) for name in ("mirror", "cycle_tolerance", "mirror_tolerance")}
+        settings = {name: str(value) for name, value in sorted(vars(self.consensus).items())}
+        settings |= {name: str(getattr(self, name)) for name in ("flip", "cycle_tolerance", "flip_tolerance")}
         settings |= {"radius_cells": str(self.radius_cells), "weights": digest.hexdigest()}
-        return {"method": "features 3", "model": type(self.model).__name__, **settings}
+        return {"method": "features 4", "model": type(self.model).__name__, **settings}
 
     def __call__(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
         """See :class:`distill.core.protocols.Matcher`."""
@@ -95,61 +98,61 @@ class FeatureTeacher:
         return self._match(src, trg, src_kps, image_size(src_img), image_size(trg_img))
 
     def match_pairs(self, pairs: PairBatch) -> Matches:
-        """See :class:`distill.core.protocols.PairMatcher`; each image is described once, known by its fingerprint."""
-        src = self._remembered(pairs.src_hash, pairs.src_img)
-        trg = self._remembered(pairs.trg_hash, pairs.trg_img)
+        """See :class:`distill.core.protocols.PairMatcher`; each image is described once."""
+        src = self._cached(pairs.src_hash, pairs.src_img)
+        trg = self._cached(pairs.trg_hash, pairs.trg_img)
         return self._match(src, trg, pairs.src_kps, image_size(pairs.src_img), image_size(pairs.trg_img))
 
     def describe(self, images: Tensor) -> Tensor:
-        """Returns (B, 2, C, h, w): descriptors of length 1 of the images (B, 3, H, W) and of their mirror images."""
+        """Returns (B, 2, C, h, w): descriptors of length 1 of the images (B, 3, H, W) and of the flipped images."""
         parameter = next(self.model.parameters(), None)
         if parameter is not None and parameter.device != images.device:
             self.model.to(images.device)
         with torch.no_grad():
             maps = self.model.describe(torch.cat([images, images.flip(-1)]))  # type: ignore[operator]
-        return pooled(maps, self.votes.target_side).unflatten(0, (2, -1)).transpose(0, 1)
+        return pooled(maps, self.consensus.target_side).unflatten(0, (2, -1)).transpose(0, 1)
 
-    def _remembered(self, hashes: Sequence[str], images: Tensor) -> Tensor:
-        new = {key: row for row, key in enumerate(hashes) if key not in self._known}
+    def _cached(self, hashes: Sequence[str], images: Tensor) -> Tensor:
+        """Returns :meth:`describe` of images, from the cache where they are in it."""
+        new = {key: row for row, key in enumerate(hashes) if key not in self._features}
         if new:
             for key, maps in zip(new, self.describe(images[list(new.values())]).half().cpu(), strict=True):
-                self._known[key] = maps
-        found = torch.stack([self._known[key] for key in hashes]).to(images)
-        while len(self._known) > self.remember:
-            self._known.popitem(last=False)
+                self._features[key] = maps
+        found = torch.stack([self._features[key] for key in hashes]).to(images)
+        while len(self._features) > self.feature_cache_size:
+            self._features.popitem(last=False)
         return found
 
     def _match(self, src: Tensor, trg: Tensor, points: Tensor, src_size: Size, trg_size: Size) -> Matches:
         """Matches pairs; ``src`` and ``trg`` are (B, 2, C, h, w), ``points`` (B, N, 2)."""
-        (here, here_mirrored), (as_is, mirrored) = src.unbind(1), trg.unbind(1)
-        turned = here.new_zeros(len(here), 1, 1, 1, dtype=torch.bool)
-        if self.mirror:
-            turned = self.votes.turned(here, as_is, mirrored)[:, None, None, None]
-        there, confirmed = torch.where(turned, mirrored, as_is), torch.ones_like(points[..., 0])
-        logits = self._logits(here, there, points, src_size)
+        (src_map, src_flipped), (trg_map, trg_flipped) = src.unbind(1), trg.unbind(1)
+        flipped = src_map.new_zeros(len(src_map), 1, 1, 1, dtype=torch.bool)
+        if self.flip:
+            flipped = self.consensus.turned(src_map, trg_map, trg_flipped)[:, None, None, None]
+        chosen, consistency = torch.where(flipped, trg_flipped, trg_map), torch.ones_like(points[..., 0])
+        logits = self._logits(src_map, chosen, points, src_size)
         first = self._read_out(logits, trg_size)
         if self.cycle_tolerance is not None:
-            back = self._read_out(self._logits(there, here, first, trg_size), src_size)
-            confirmed = confirmed * gaussian_weight(back, points, src_size, self.cycle_tolerance)
-        logits = torch.where(turned, logits.flip(-1), logits)
-        first = torch.where(turned[..., 0], flip_points(first, trg_size), first)
-        if self.mirror_tolerance is not None:
-            there = torch.where(turned, as_is, mirrored)
-            second = self._logits(here_mirrored, there, flip_points(points, src_size), src_size)
-            second = torch.where(turned, second, second.flip(-1))
-            confirmed = confirmed * gaussian_weight(
-                first, self._read_out(second, trg_size), trg_size, self.mirror_tolerance
-            )
+            back = self._read_out(self._logits(chosen, src_map, first, trg_size), src_size)
+            consistency = consistency * gaussian_weight(back, points, src_size, self.cycle_tolerance)
+        logits = torch.where(flipped, logits.flip(-1), logits)
+        first = torch.where(flipped[..., 0], flip_points(first, trg_size), first)
+        if self.flip_tolerance is not None:
+            chosen = torch.where(flipped, trg_map, trg_flipped)
+            second = self._logits(src_flipped, chosen, flip_points(points, src_size), src_size)
+            second = torch.where(flipped, second, second.flip(-1))
+            again = self._read_out(second, trg_size)
+            consistency = consistency * gaussian_weight(first, again, trg_size, self.flip_tolerance)
             logits = (logits + second) / 2
-        found, softened = self._read_out(logits, trg_size), logits / self.votes.read_out_temperature
-        confidence = confirmed * window_mass(softened, found, trg_size, self.radius_cells)
+        found, softened = self._read_out(logits, trg_size), logits / self.consensus.read_out_temperature
+        confidence = consistency * window_mass(softened, found, trg_size, self.radius_cells)
         return Matches(found, confidence, logits.flatten(2).softmax(-1).view_as(logits))
 
     def _logits(self, src: Tensor, trg: Tensor, points: Tensor, size: Size) -> Tensor:
-        """Returns (B, N, h, w): what points' own descriptors and their neighbours say about target cells."""
+        """Returns (B, N, h, w): scores of target cells for points, consensus included."""
         queries = F.normalize(sample_at(src, points, size), dim=-1)
-        scores = torch.einsum("bnc,bchw->bnhw", queries, trg) / self.votes.temperature
-        return self.votes.add(scores, src, trg, points, size) if self.votes.strength else scores
+        scores = torch.einsum("bnc,bchw->bnhw", queries, trg) / self.consensus.temperature
+        return self.consensus.add(scores, src, trg, points, size) if self.consensus.strength else scores
 
     def _read_out(self, logits: Tensor, size: Size) -> Tensor:
         return windowed_soft_argmax(logits, size, radius_cells=self.radius_cells)

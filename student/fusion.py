@@ -11,23 +11,28 @@ from distill.core.geometry import cell_centres
 
 
 class Fusion(nn.Module):
-    """Adds up feature maps from coarse to fine (Lin et al., "Feature pyramid networks", CVPR 2017).
+    """Adds feature maps from coarse to fine (Lin et al., "Feature pyramid networks", CVPR 2017).
 
     Args:
         channels: of each map, finest first.
-        width: of the result.
-        position: whether two channels with x and y in [-1, 1] join the result before the last convolutions.
-        upsample: how often the result is doubled in size, each time with a convolution of its own.
-        shortcut: whether the maps, normalised and joined as the nearest neighbour compares them, stand beside the result,
-            see :class:`Shortcut`. A head that starts as the nearest neighbour needs fewer labels than one that starts from
-            nothing; only for a backbone with weights.
+        width: channels of the result.
+        position: whether two channels with x and y in [-1, 1] are appended before the last convolutions.
+        upsample: number of :class:`UpsampleBlock`; each doubles the height and width of the result.
+        backbone_skip: whether the normalised backbone features are concatenated to the result, see
+            :class:`BackboneSkip`. A head that starts as the nearest neighbour needs fewer labels than a random one; only
+            for a backbone with weights.
 
     Raises:
         ConfigError: for a negative ``upsample``.
     """
 
     def __init__(
-        self, channels: Sequence[int], width: int, position: bool = False, upsample: int = 0, shortcut: bool = False
+        self,
+        channels: Sequence[int],
+        width: int,
+        position: bool = False,
+        upsample: int = 0,
+        backbone_skip: bool = False,
     ) -> None:
         super().__init__()
         if upsample < 0:
@@ -41,13 +46,13 @@ class Fusion(nn.Module):
             nn.ReLU(),
             nn.Conv2d(width, width, 3, padding=1),
         )
-        self.upsample = nn.ModuleList(Doubling(width) for _ in range(upsample))
-        self.shortcut = Shortcut(sum(channels)) if shortcut else None
+        self.upsample = nn.ModuleList(UpsampleBlock(width) for _ in range(upsample))
+        self.backbone_skip = BackboneSkip(sum(channels)) if backbone_skip else None
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Returns (B, C, h, w) at the finest map's size, or 2^upsample times that.
+        """Returns (B, C, h, w), the height and width of the finest map times 2^upsample.
 
-        C is ``width``, and with a shortcut the sum of all channels on top of it.
+        C is ``width``; with ``backbone_skip`` it is ``width`` plus the sum of ``channels``.
         """
         fused = self.lateral[-1](maps[-1])
         for lateral, finer in zip(reversed(self.lateral[:-1]), reversed(maps[:-1]), strict=True):
@@ -55,15 +60,15 @@ class Fusion(nn.Module):
         if self.position:
             h, w = fused.shape[-2:]
             grid = cell_centres((h, w), (2, 2), fused).permute(2, 0, 1) - 1
-            fused = torch.cat([fused, grid.expand(fused.shape[0], -1, -1, -1)], dim=1)
+            fused = torch.cat([fused, grid.to(fused).expand(fused.shape[0], -1, -1, -1)], dim=1)
         fused = self.refine(fused)
-        for double in self.upsample:
-            fused = double(fused)
-        return fused if self.shortcut is None else self.shortcut(maps, fused)
+        for block in self.upsample:
+            fused = block(fused)
+        return fused if self.backbone_skip is None else self.backbone_skip(maps, fused)
 
 
-class Doubling(nn.Module):
-    """Doubles a map's sides: bilinear, plus what a convolution makes of it.
+class UpsampleBlock(nn.Module):
+    """Doubles the height and width of a map: bilinear interpolation plus a convolutional residual.
 
     Args:
         width: channels in and out.
@@ -79,20 +84,20 @@ class Doubling(nn.Module):
         return larger + self.refine(larger)
 
 
-class Shortcut(nn.Module):
-    """The backbone's own features beside what a head makes of them, so that their similarities add up.
+class BackboneSkip(nn.Module):
+    """Concatenates the backbone's own features with the head's, so that the inner products of both add up.
 
     Args:
-        channels: of all maps together; each gets a learned weight.
+        channels: of all backbone maps together; each gets a learned weight.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels, 1, 1))
-        self.gain = nn.Parameter(torch.tensor(0.3))  # of the head, which starts out as noise
+        self.gain = nn.Parameter(torch.tensor(0.3))  # of the head, whose first weights are random
 
     def forward(self, maps: Sequence[Tensor], head: Tensor) -> Tensor:
-        """Returns (B, channels + width, h, w): the weighted maps, and the head's (B, width, h, w)."""
+        """Returns (B, channels + width, h, w): the weighted maps, then the head's features (B, width, h, w)."""
         joined = torch.cat([resized(F.normalize(m, dim=1), head.shape[-2:]) for m in maps], dim=1)
         return torch.cat([F.normalize(joined, dim=1) * self.weight, self.gain * F.normalize(head, dim=1)], dim=1)
 

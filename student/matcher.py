@@ -1,4 +1,4 @@
-"""The student: one pass of a small network per image, then a correlation."""
+"""The student: one pass of a small network for each image, then a correlation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,29 +18,29 @@ from student.refinement import Refinement
 
 
 class StudentMatcher(nn.Module):
-    """Compares the descriptor at each query point with those of all target cells.
+    """Correlates the descriptor at each query point with the descriptors of all target cells.
 
     Args:
         backbone: name of a timm model.
-        strides: of its maps that are fused, finest first; the finest is the heatmap's.
+        strides: px per cell of the maps that are fused, finest first; the heatmap has the finest one.
         width: channels of the head's descriptors.
         weights: see :class:`student.backbone.Backbone`.
         mean: see there.
         std: see there.
         options: see there.
-        position: whether the descriptors are told where they are in the image. It helps where objects stand upright
-            and in the middle, and hurts where they do not.
+        position: whether descriptors depend on their position in the image. It helps for upright, centred objects and
+            hurts for others.
         temperature: of the correlation at the start; it is learned.
         radius_cells: of the window of the soft-argmax.
         layers: see :class:`student.backbone.Backbone`.
         tuning: see there.
         lora: see there.
         upsample: how often the heatmap's sides are doubled, see :class:`student.fusion.Fusion`.
-        shortcut: whether the backbone's own features stand beside the head's, see there.
-        refinement: channels of a second comparison at a quarter of the images' side around each answer, see
+        backbone_skip: whether the backbone's own features are concatenated to the head's, see there.
+        refinement: channels of a local refinement of each answer at stride 4, see
             :class:`student.refinement.Refinement`; 0 for none.
-        consensus: strength of the votes of the cells around a query point, see :mod:`student.votes`; 0 for none. A
-            student that is being trained goes without.
+        consensus: strength of neighbourhood consensus, see :mod:`student.neighbourhood_consensus`; 0 for none. It is
+            used in evaluation mode only.
 
     Raises:
         ConfigError: for a width, temperature or radius that is not positive.
@@ -62,7 +62,7 @@ class StudentMatcher(nn.Module):
         tuning: Tuning = "full",
         lora: dict[str, Any] | None = None,
         upsample: int = 0,
-        shortcut: bool = False,
+        backbone_skip: bool = False,
         refinement: int = 0,
         consensus: float = 0.0,
     ) -> None:
@@ -73,30 +73,32 @@ class StudentMatcher(nn.Module):
                 f"got {width}, {temperature}, {radius_cells} and {refinement}."
             )
         self.backbone = Backbone(backbone, strides, weights, mean, std, options, layers, tuning, lora)
-        self.fusion = Fusion(self.backbone.channels, width, position, upsample, shortcut)
+        self.fusion = Fusion(self.backbone.channels, width, position, upsample, backbone_skip)
         self.refinement = Refinement(refinement, radius_cells) if refinement else None
-        self.votes = NeighbourhoodConsensus(consensus) if consensus != 0 else None
+        self.consensus = NeighbourhoodConsensus(consensus) if consensus != 0 else None
         self.log_temperature = nn.Parameter(torch.tensor(float(temperature)).log())
         self.radius_cells = radius_cells
 
     def forward(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
         """Matches B pairs at N points each; see :class:`distill.core.protocols.Matcher`.
 
-        The heatmap holds similarities divided by the temperature, and with ``consensus`` the votes; a softmax over its
-        cells makes it a distribution. The confidence is the probability within the window around the answer, of the
-        votes' softened distribution where there are votes.
+        The heatmap holds similarities divided by the temperature, plus the neighbourhood consensus if there is one; a
+        softmax over its cells is a distribution. The confidence is the probability of the window around the answer,
+        with consensus at :attr:`~student.neighbourhood_consensus.NeighbourhoodConsensus.read_out_temperature`.
         """
-        return self.look(src_img, trg_img, src_kps)[0]
+        return self.forward_with_descriptors(src_img, trg_img, src_kps)[0]
 
-    def look(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> tuple[Matches, Tensor, Tensor]:
-        """Returns the answer, and the descriptors of sources and targets that it came from."""
-        voting = self.votes is not None and not self.training
-        looks = (src_img, trg_img, *((trg_img.flip(-1),) if voting else ()))
-        descriptors, pairs = self.describe(torch.cat(looks)), len(src_img)
+    def forward_with_descriptors(
+        self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor
+    ) -> tuple[Matches, Tensor, Tensor]:
+        """Returns the answer, and the descriptors (B, C, h, w) of sources and targets that it came from."""
+        with_consensus = self.consensus is not None and not self.training
+        images = (src_img, trg_img, *((trg_img.flip(-1),) if with_consensus else ()))
+        descriptors, pairs = self.describe(torch.cat(images)), len(src_img)
         src_map, trg_map = descriptors[:pairs], descriptors[pairs : 2 * pairs]
-        if voting:
-            mirrored = descriptors[2 * pairs :]
-            answer = self._vote(src_map, trg_map, mirrored, src_kps, image_size(src_img), image_size(trg_img))
+        if with_consensus:
+            maps = (src_map, trg_map, descriptors[2 * pairs :])
+            answer = self._correlate_with_consensus(*maps, src_kps, image_size(src_img), image_size(trg_img))
         else:
             answer = self.correlate(src_map, trg_map, src_kps, image_size(src_img), image_size(trg_img))
         if self.refinement is not None:
@@ -121,22 +123,23 @@ class StudentMatcher(nn.Module):
         """
         return self._read_out(self._scores(src_map, trg_map, src_kps, src_size), trg_size)
 
-    def _vote(
+    def _correlate_with_consensus(
         self,
         src_map: Tensor,
         trg_map: Tensor,
-        mirrored: Tensor,
+        flipped_map: Tensor,
         src_kps: Tensor,
         src_size: tuple[int, int],
         trg_size: tuple[int, int],
     ) -> Matches:
-        """Matches points with their neighbours' help, in the targets or their mirror images, whichever agree better."""
-        assert self.votes is not None
-        turned = self.votes.turned(src_map, trg_map, mirrored)[:, None, None, None]
-        there = torch.where(turned, mirrored, trg_map)
-        scores = self._scores(src_map, there, src_kps, src_size)
-        heatmap = self.votes.add(scores, src_map, there, src_kps, src_size)
-        return self._read_out(torch.where(turned, heatmap.flip(-1), heatmap), trg_size, self.votes.read_out_temperature)
+        """Matches points with consensus, in each target or its horizontal flip, whichever agrees better with the source."""
+        assert self.consensus is not None
+        flipped = self.consensus.turned(src_map, trg_map, flipped_map)[:, None, None, None]
+        chosen = torch.where(flipped, flipped_map, trg_map)
+        scores = self._scores(src_map, chosen, src_kps, src_size)
+        heatmap = self.consensus.add(scores, src_map, chosen, src_kps, src_size)
+        heatmap = torch.where(flipped, heatmap.flip(-1), heatmap)
+        return self._read_out(heatmap, trg_size, self.consensus.read_out_temperature)
 
     def _scores(self, src_map: Tensor, trg_map: Tensor, src_kps: Tensor, src_size: tuple[int, int]) -> Tensor:
         """Returns (B, N, h, w): similarities of points and target cells, divided by the temperature."""
@@ -144,7 +147,7 @@ class StudentMatcher(nn.Module):
         return torch.einsum("bnc,bchw->bnhw", queries, trg_map) / self.log_temperature.exp()
 
     def _read_out(self, heatmap: Tensor, trg_size: tuple[int, int], temperature: float = 1.0) -> Matches:
-        """Reads answers off scores; ``temperature`` divides them before the confidence is read as a probability."""
+        """Reads answers from scores; ``temperature`` divides them before the confidence is computed."""
         trg_kps = windowed_soft_argmax(heatmap, trg_size, radius_cells=self.radius_cells)
         confidence = window_mass(heatmap / temperature, trg_kps, trg_size, self.radius_cells)
         return Matches(trg_kps, confidence, heatmap)
@@ -154,10 +157,10 @@ class StudentMatcher(nn.Module):
         self.backbone.check_size(size, size)
 
     def freeze_for_export(self, size: int) -> None:
-        """Turns the student, in place, into what is exported: adapters merged, for images of ``size`` px a side."""
+        """Prepares the student, in place, for export: adapters merged, images of ``size`` x ``size`` px only."""
         self.merge_adapters()
         self.backbone.fix_size(size)
 
     def merge_adapters(self) -> None:
-        """Folds low-rank adapters, if there are any, into the weights that they adapt, in place."""
+        """Adds low-rank adapters, if there are any, to the weights that they adapt, in place."""
         self.backbone.merge_adapters()

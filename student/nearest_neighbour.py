@@ -1,4 +1,4 @@
-"""The baseline without training: the nearest neighbour among a backbone's own features."""
+"""Nearest-neighbour baseline on the features of an untrained or pretrained backbone."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,13 +14,13 @@ from student.backbone import Backbone
 
 
 class NearestNeighbour(nn.Module):
-    """Compares a backbone's features by their cosine, and takes the best target cell.
+    """Takes the target cell whose feature has the highest cosine similarity.
 
-    With random weights it is the floor that a student trained from scratch starts from.
+    With random weights it is the baseline of a student trained from scratch.
 
     Args:
         backbone: name of a timm model.
-        strides: of the maps to compare; several are brought to the finest grid, normalised, and joined.
+        strides: px per cell of the maps to compare; several are resized to the finest grid, normalised and concatenated.
         weights: see :class:`student.backbone.Backbone`.
         mean: see there.
         std: see there.

@@ -1,4 +1,4 @@
-"""A second look at full resolution, around the answer of the first."""
+"""Local refinement of an answer by features of stride 4."""
 
 import torch
 from torch import Tensor, nn
@@ -6,19 +6,20 @@ from torch.nn import functional as F
 
 from distill.core.geometry import image_size, sample_at
 
-STRIDE = 4  # px per cell of the second look
+STRIDE = 4
+"""px per cell of the features."""
 
 
 class Refinement(nn.Module):
-    """Moves an answer to the best place near it, by a shallow network that sees edges and corners at a quarter scale.
+    """Moves each answer within a window around it, by comparing features of a shallow network with stride 4.
 
-    Only a window around each answer is compared, so the cost does not grow with the image. The window is read at fixed
-    offsets, without indexing by data-dependent shapes, so that it exports to ONNX.
+    The window is sampled at fixed offsets, without data-dependent shapes, so that it exports to ONNX. Its cost does not
+    depend on the image size.
 
     Args:
         width: channels of the descriptors.
         radius_cells: half the window's side, in cells of 4 px.
-        temperature: of the comparison at the start; it is learned.
+        temperature: divides the cosines; the initial value, it is learned.
     """
 
     offsets: Tensor
@@ -33,19 +34,19 @@ class Refinement(nn.Module):
             nn.Conv2d(width, width, 3, padding=1),
         )
         self.log_temperature = nn.Parameter(torch.tensor(float(temperature)).log())
-        self.gain = nn.Parameter(torch.zeros(()))  # of the move: untrained, the second look changes nothing
+        self.gain = nn.Parameter(torch.zeros(()))  # of the displacement: an untrained refinement changes nothing
         reach = torch.arange(-int(radius_cells), int(radius_cells) + 1, dtype=torch.float32) * STRIDE
         offsets = torch.stack(torch.meshgrid(reach, reach, indexing="xy"), dim=-1).flatten(0, 1)
         self.register_buffer("offsets", offsets)
 
     def forward(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor, trg_kps: Tensor) -> Tensor:
-        """Returns the answers (B, N, 2), x, y px, moved.
+        """Returns the refined answers (B, N, 2), x, y px.
 
         Args:
             src_img: (B, 3, H, W) in [0, 1].
             trg_img: the same.
             src_kps: (B, N, 2) x, y, px.
-            trg_kps: (B, N, 2) x, y, px: the first look's answers.
+            trg_kps: (B, N, 2) x, y, px: the answers to refine.
         """
         src_size, trg_size = image_size(src_img), image_size(trg_img)
         src_map, trg_map = self.network(src_img * 2 - 1), self.network(trg_img * 2 - 1)

@@ -19,7 +19,7 @@ def load_weights(network: nn.Module, file: Path, name: str) -> None:
 
     Args:
         network: a timm model.
-        file: with the names and shapes of timm's model; what it holds besides is left aside.
+        file: with the names and shapes of timm's model; other tensors are ignored.
         name: of the model, for messages.
 
     Raises:

@@ -14,7 +14,7 @@ import distill
 from distill.core.errors import ConfigError, WeightsError
 from distill.core.files import replacing
 
-_FORMAT = "distill-student-1"
+_FORMAT = "distill-student-2"
 TRUSTED = ("student",)
 """Packages whose classes a student's file may name; what it names is imported and called."""
 
@@ -54,8 +54,8 @@ def read_student_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Tenso
         ) from error
     if metadata.get("format") != _FORMAT:
         raise WeightsError(
-            f"Expected a student written by distill at {path} but its format is {metadata.get('format')!r}; give the "
-            "student.safetensors of a fit."
+            f"Expected a student written by distill at {path} but its format is {metadata.get('format')!r} where {_FORMAT!r} is "
+            "read; give the student.safetensors of a fit with this version."
         )
     return json.loads(metadata["student"]), tensors
 

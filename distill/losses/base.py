@@ -56,7 +56,9 @@ class Loss(Protocol):
 class DenseStudent(Protocol):
     """A student that describes whole images."""
 
-    def look(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> tuple[Matches, Tensor, Tensor]:
+    def forward_with_descriptors(
+        self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor
+    ) -> tuple[Matches, Tensor, Tensor]:
         """Returns the answer of a matcher, and the descriptors (B, C, h, w) of sources and targets."""
         ...
 

@@ -18,7 +18,7 @@ class Equivariance:
     again: a cached map is never moved instead.
 
     Args:
-        warp: draws warps. With ``mirror`` above 0 descriptors are made the same for both sides of a symmetric object,
+        warp: draws warps. With ``flip`` above 0 descriptors are made the same for both sides of a symmetric object,
             which helps where one side at a time is visible, and hurts where both are.
         points: a side of the grid of query points, each moved at random within its cell.
         sigma_cells: of the target, in cells of the student's map.

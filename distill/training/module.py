@@ -79,7 +79,7 @@ class Distillation(LightningModule):
         wanting = [name for name, loss in losses.items() if getattr(loss, "dense", False)]
         if wanting and not self.dense:
             raise ConfigError(
-                f"Expected a student with look, describe and correlate for the losses {', '.join(wanting)} but "
+                f"Expected a student with forward_with_descriptors, describe and correlate for the losses {', '.join(wanting)} but "
                 f"{type(student).__name__} has none; loss=distillation does without."
             )
         self.student = student
@@ -156,5 +156,5 @@ class Distillation(LightningModule):
         query = (batch.src_img, batch.trg_img, batch.src_kps)
         if not self.dense:
             return Example(batch, label, self.student(*query))
-        prediction, src_map, trg_map = self.student.look(*query)  # type: ignore[operator]
+        prediction, src_map, trg_map = self.student.forward_with_descriptors(*query)  # type: ignore[operator]
         return Example(batch, label, prediction, self.student, src_map, trg_map)

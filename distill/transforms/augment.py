@@ -1,4 +1,4 @@
-"""Augmentation of labelled pairs: it acts after a label was read, on images, points and heatmaps alike."""
+"""Augmentation of labelled pairs: images, points and heatmaps are transformed together, after the label was read."""
 
 import math
 
@@ -12,41 +12,41 @@ from distill.core.types import Matches, PairBatch
 
 
 class Augment:
-    """Changes colours, and moves, scales and tilts source and target independently.
+    """Random affine transforms, flips and colour changes of labelled pairs.
 
-    A label is carried along: its points and heatmap are mapped as the target image is. A mirrored pair has both its images
-    mirrored, and the label with them: what corresponded still does, though left and right have changed places in both.
-    One image alone is never mirrored, nor is a cached map ever taken for that of a mirror image.
+    Source and target get their own affine transform and colours. The label's points and heatmap are transformed as the
+    target image is. A flip applies to both images of a pair and to the label, so that corresponding points still
+    correspond; one image alone is never flipped.
 
     Args:
         scale: largest relative change of size, 0.2 for 0.8 to 1.25.
-        shift: largest move, as a fraction of the side.
-        tilt: largest rotation, degrees.
+        shift: largest translation, as a fraction of the side.
+        rotation: largest rotation, degrees.
         colour: largest change of brightness and of each channel's contrast.
-        mirror: how often both images of a pair are mirrored, in [0, 1].
+        flip: probability that both images of a pair are flipped horizontally, in [0, 1].
 
     Raises:
         ConfigError: for negative amounts, or a share outside [0, 1].
     """
 
     def __init__(
-        self, scale: float = 0.15, shift: float = 0.08, tilt: float = 8.0, colour: float = 0.2, mirror: float = 0.0
+        self, scale: float = 0.15, shift: float = 0.08, rotation: float = 8.0, colour: float = 0.2, flip: float = 0.0
     ) -> None:
-        if min(scale, shift, tilt, colour) < 0 or not 0 <= mirror <= 1:
+        if min(scale, shift, rotation, colour) < 0 or not 0 <= flip <= 1:
             raise ConfigError(
-                "Expected amounts of at least 0 in augment, and mirror in [0, 1], but got "
-                f"{[scale, shift, tilt, colour, mirror]}."
+                "Expected amounts of at least 0 in augment, and flip in [0, 1], but got "
+                f"{[scale, shift, rotation, colour, flip]}."
             )
-        self.scale, self.shift, self.tilt, self.colour, self.mirror = scale, shift, tilt, colour, mirror
+        self.scale, self.shift, self.rotation, self.colour, self.flip = scale, shift, rotation, colour, flip
 
     def __call__(self, pairs: PairBatch, label: Matches) -> tuple[PairBatch, Matches]:
-        """Returns changed pairs and their label; points that left an image are taken out of ``kps_mask``."""
+        """Returns the transformed pairs and label; points outside an image are removed from ``kps_mask``."""
         size = image_size(pairs.src_img)
         src, trg = (self._maps(len(image), image) for image in (pairs.src_img, pairs.trg_img))
-        if self.mirror > 0:
-            side = torch.where(torch.rand(len(src), device=src.device) < self.mirror, -1.0, 1.0)
-            sides = torch.stack([side, torch.ones_like(side), torch.ones_like(side)], -1)[:, None]
-            src, trg = src * sides, trg * sides  # the new x counts backwards
+        if self.flip > 0:
+            sign = torch.where(torch.rand(len(src), device=src.device) < self.flip, -1.0, 1.0)
+            signs = torch.stack([sign, torch.ones_like(sign), torch.ones_like(sign)], -1)[:, None]
+            src, trg = src * signs, trg * signs
         src_kps, trg_kps = move_points(pairs.src_kps, src, size), move_points(pairs.trg_kps, trg, size)
         label_kps = move_points(label.trg_kps, trg, size)
         mask = pairs.kps_mask & inside(src_kps, size) & inside(label_kps, size)
@@ -60,9 +60,9 @@ class Augment:
         return changed, label._replace(trg_kps=label_kps, heatmap=move_image(label.heatmap, trg, "zeros"))
 
     def _maps(self, count: int, like: Tensor) -> Tensor:
-        """Draws (B, 2, 3) affine maps from new to old coordinates, both in [-1, 1] around the centre."""
+        """Draws (B, 2, 3) affine maps from new to old coordinates, both x, y in [-1, 1] around the centre."""
         amount = torch.rand(4, count, device=like.device) * 2 - 1
-        angle = amount[0] * math.radians(self.tilt)
+        angle = amount[0] * math.radians(self.rotation)
         factor = (amount[1] * math.log1p(self.scale)).exp()
         move = amount[2:] * 2 * self.shift
         cos, sin = angle.cos() * factor, angle.sin() * factor
@@ -75,13 +75,13 @@ class Augment:
 
 
 def move_image(images: Tensor, maps: Tensor, padding: str) -> Tensor:
-    """Returns (B, C, h, w) images whose content moved; ``maps`` (B, 2, 3) lead from new to old places in [-1, 1]."""
+    """Returns transformed images (B, C, h, w); ``maps`` (B, 2, 3) map new to old coordinates, x, y in [-1, 1]."""
     grid = F.affine_grid(maps, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode=padding, align_corners=False)
 
 
 def move_points(points: Tensor, maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Returns where points (B, N, 2), x, y px, of images of ``size`` are after :func:`move_image` with ``maps``."""
+    """Returns the points (B, N, 2), x, y px, of images of ``size`` after :func:`move_image` with ``maps``."""
     extent = points.new_tensor([size[1], size[0]])
     centred = points / extent * 2 - 1 - maps[:, None, :, 2]
     # Solving in float64: the inverse of a single-precision map would shift points by visible fractions of a pixel.
@@ -90,6 +90,6 @@ def move_points(points: Tensor, maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def inside(points: Tensor, size: tuple[int, int]) -> Tensor:
-    """Returns (B, N) bool, which points (B, N, 2) lie in images of ``size`` (H, W)."""
+    """Returns (B, N) bool: which points (B, N, 2), x, y px, lie in images of ``size`` (H, W)."""
     extent = points.new_tensor([size[1], size[0]])
     return ((points >= 0) & (points <= extent)).all(-1)

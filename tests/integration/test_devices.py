@@ -27,7 +27,7 @@ def elsewhere(make_pairs):
     [
         {"refinement": 8},
         {"upsample": 1, "position": True},
-        {"shortcut": True, "consensus": 3.0},
+        {"backbone_skip": True, "consensus": 3.0},
         {"backbone": "vit_tiny_patch16_224", "strides": (16,), "lora": {"rank": 2}},
     ],
     ids=str,
@@ -50,7 +50,7 @@ def test_a_network_that_makes_labels_follows_the_images(elsewhere):
         losses.CoordinateHuber,
         losses.Contrastive,
         losses.RelaxedCycle,
-        lambda: losses.Equivariance(RandomWarp(mirror=0.5)),
+        lambda: losses.Equivariance(RandomWarp(flip=0.5)),
         lambda: losses.SimilarityDistillation(student()),
     ],
     ids=["heatmap", "points", "contrastive", "cycle", "warp", "similarity"],
@@ -61,6 +61,6 @@ def test_augmentation_curriculum_and_losses_stay_where_the_pairs_are(elsewhere, 
     label = Matches(elsewhere.trg_kps, torch.ones_like(elsewhere.trg_kps[..., 0]), heatmap)
     curriculum = Curriculum()
     curriculum.calibrate(torch.rand(50))
-    pairs, label = Augment(mirror=0.5)(elsewhere, curriculum(label, 0.3))
-    prediction, src_map, trg_map = network.look(pairs.src_img, pairs.trg_img, pairs.src_kps)
+    pairs, label = Augment(flip=0.5)(elsewhere, curriculum(label, 0.3))
+    prediction, src_map, trg_map = network.forward_with_descriptors(pairs.src_img, pairs.trg_img, pairs.src_kps)
     assert make()(losses.Example(pairs, label, prediction, network, src_map, trg_map)).device.type == "meta"

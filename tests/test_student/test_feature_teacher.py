@@ -10,7 +10,7 @@ from student import FeatureTeacher, NearestNeighbour
 
 
 class Colours(nn.Module):
-    """Describes a picture by its averaged colours: coarse, but exactly known, and the same for mirror images."""
+    """Describes a picture by its averaged colours: coarse, but exactly known, and the same for flipped images."""
 
     def __init__(self, cells: int = 16) -> None:
         super().__init__()
@@ -27,18 +27,18 @@ def blob_picture(places, size=64):
 
 
 def teacher(**options) -> FeatureTeacher:
-    return FeatureTeacher(Colours(), **{"side": 16, "sigma_cells": 1.5, "strength": 1.0} | options)
+    return FeatureTeacher(Colours(), **{"side": 16, "sigma_cells": 1.5, "consensus": 1.0} | options)
 
 
-@pytest.mark.parametrize("mirrored", [False, True])
-def test_blobs_are_found_in_a_shifted_picture_and_in_its_mirror_image(mirrored):
+@pytest.mark.parametrize("flipped", [False, True])
+def test_blobs_are_found_in_a_shifted_picture_and_in_its_flipped_image(flipped):
     places = torch.tensor([[20.0, 20.0], [40.0, 24.0], [28.0, 44.0]])
-    there = places + torch.tensor([4.0, 6.0])
-    source, target = blob_picture(places), blob_picture(there)
-    if mirrored:
-        target, there = target.flip(-1), torch.stack([64 - there[:, 0], there[:, 1]], -1)
+    truth = places + torch.tensor([4.0, 6.0])
+    source, target = blob_picture(places), blob_picture(truth)
+    if flipped:
+        target, truth = target.flip(-1), torch.stack([64 - truth[:, 0], truth[:, 1]], -1)
     answer = teacher()(source, target, places[None])
-    assert float((answer.trg_kps[0] - there).norm(dim=-1).max()) < 4
+    assert float((answer.trg_kps[0] - truth).norm(dim=-1).max()) < 4
     assert float(answer.confidence.min()) > 0.8
     torch.testing.assert_close(answer.heatmap.sum((-2, -1)), torch.ones(1, 3))
 
@@ -57,13 +57,13 @@ def test_pairs_of_a_batch_do_not_meddle_with_each_other():
 
 def test_finer_cells_of_the_target_make_finer_answers():
     places = torch.tensor([[20.0, 20.0], [40.0, 24.0], [28.0, 44.0]])
-    there = places + torch.tensor([3.0, 5.0])
+    truth = places + torch.tensor([3.0, 5.0])
 
     def error(target_side: int) -> float:
         matcher = FeatureTeacher(Colours(32), side=8, target_side=target_side, sigma_cells=1.0)
-        answer = matcher(blob_picture(places), blob_picture(there), places[None])
+        answer = matcher(blob_picture(places), blob_picture(truth), places[None])
         assert answer.heatmap.shape[-1] == target_side
-        return float((answer.trg_kps[0] - there).norm(dim=-1).mean())
+        return float((answer.trg_kps[0] - truth).norm(dim=-1).mean())
 
     assert error(32) < 1.0 < error(8)
 
@@ -72,7 +72,7 @@ def test_a_part_that_the_target_has_not_gets_little_confidence():
     places = torch.tensor([[16.0, 16.0], [48.0, 20.0], [20.0, 48.0]])
     source, target = blob_picture(places), blob_picture(places)
     target[:, 1] = 0.4  # no green any more
-    confidence = teacher(strength=0.0)(source, target, places[None]).confidence[0]
+    confidence = teacher(consensus=0.0)(source, target, places[None]).confidence[0]
     assert confidence[1] < 0.5 < min(confidence[0], confidence[2])
 
 
@@ -87,22 +87,22 @@ def test_each_image_is_described_once(make_pairs):
     pair = make_pairs(3, size=64)
     matcher = FeatureTeacher(Counting(), side=16)
     first, second = matcher.match_pairs(pair), matcher.match_pairs(pair)
-    assert sum(counted) == 4  # two images and their mirror images
+    assert sum(counted) == 4  # two images and the flipped ones
     torch.testing.assert_close(first.trg_kps, second.trg_kps)
     assert isinstance(matcher, PairMatcher) and isinstance(matcher, Fingerprinted)
 
 
 def test_the_memory_for_images_is_bounded(make_pairs):
-    matcher = FeatureTeacher(Colours(), side=16, remember=2)
+    matcher = FeatureTeacher(Colours(), side=16, feature_cache_size=2)
     for seed in range(3):
         matcher.match_pairs(make_pairs(2, size=64, seed=seed))
-        assert len(matcher._known) <= 2
+        assert len(matcher._features) <= 2
 
 
 def test_the_fingerprint_tells_weights_and_settings_apart():
     prints = [
         FeatureTeacher(NearestNeighbour("test_resnet", [16], seed=seed), **options).fingerprint()
-        for seed, options in ((0, {}), (0, {}), (1, {}), (0, {"strength": 1.0}))
+        for seed, options in ((0, {}), (0, {}), (1, {}), (0, {"consensus": 1.0}))
     ]
     assert prints[0] == prints[1] and prints[0] != prints[2] and prints[0] != prints[3]
     assert {name for name in prints[0] if prints[0][name] != prints[2][name]} == {"weights"}
@@ -112,4 +112,4 @@ def test_amounts_that_cannot_work_are_named():
     with pytest.raises(ConfigError, match="sigma_cells"):
         teacher(sigma_cells=0)
     with pytest.raises(ConfigError, match="strength"):
-        teacher(strength=-1)
+        teacher(consensus=-1)

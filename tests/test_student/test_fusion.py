@@ -14,11 +14,11 @@ def test_each_upsampling_doubles_the_map():
         Fusion([4], 5, upsample=-1)
 
 
-def test_with_a_shortcut_and_a_silent_head_the_student_is_the_nearest_neighbour():
+def test_with_a_backbone_skip_and_a_head_of_gain_zero_the_student_is_the_nearest_neighbour():
     torch.manual_seed(0)
-    student = StudentMatcher("test_resnet", [8, 16], 6, shortcut=True).eval()
-    assert student.fusion.shortcut is not None
-    torch.nn.init.zeros_(student.fusion.shortcut.gain)
+    student = StudentMatcher("test_resnet", [8, 16], 6, backbone_skip=True).eval()
+    assert student.fusion.backbone_skip is not None
+    torch.nn.init.zeros_(student.fusion.backbone_skip.gain)
     baseline = NearestNeighbour("test_resnet", [8, 16])
     baseline.backbone.load_state_dict(student.backbone.state_dict())
     images = torch.rand(2, 3, 64, 64)
@@ -31,13 +31,13 @@ def test_with_a_shortcut_and_a_silent_head_the_student_is_the_nearest_neighbour(
 
 def test_similarities_of_features_and_head_add_up():
     torch.manual_seed(0)
-    fusion = Fusion([4, 6], 5, shortcut=True).eval()
+    fusion = Fusion([4, 6], 5, backbone_skip=True).eval()
     maps = [torch.randn(1, 4, 4, 4), torch.randn(1, 6, 2, 2)]
     with torch.no_grad():
         joined = fusion(maps)[0].flatten(1)
-        assert fusion.shortcut is not None
-        fusion.shortcut.gain.zero_()
+        assert fusion.backbone_skip is not None
+        fusion.backbone_skip.gain.zero_()
         features = fusion(maps)[0, :10].flatten(1)
-        fusion.shortcut = None
+        fusion.backbone_skip = None
         head = F.normalize(fusion(maps)[0].flatten(1), dim=0)
     torch.testing.assert_close(joined.T @ joined, features.T @ features + 0.09 * head.T @ head, atol=1e-5, rtol=0)

@@ -55,7 +55,7 @@ def test_each_pair_of_a_batch_takes_the_look_that_agrees_better_and_turns_it_bac
     source = torch.cat([places(), places()])
     target = torch.cat([places((1, 2)), places((1, 2)).flip(-1)])
     points = torch.cat([cell(5, 5)] * 2)
-    answer = student._vote(source, target, target.flip(-1), points, SIZE, SIZE)
+    answer = student._correlate_with_consensus(source, target, target.flip(-1), points, SIZE, SIZE)
     assert best(answer.heatmap[:1]) == (6, 7) and best(answer.heatmap[1:]) == (6, 12 - 1 - 7)
     torch.testing.assert_close(answer.trg_kps[:, 0], torch.tensor([[60.0, 52.0], [36.0, 52.0]]), atol=2.0, rtol=0)
 

@@ -177,11 +177,11 @@ def test_weights_of_a_transformer_are_resampled_to_another_image_size(tmp_path):
     torch.testing.assert_close(backbone.network.blocks[3].attn.qkv.weight, whole.blocks[3].attn.qkv.weight)
 
 
-def test_a_second_look_changes_nothing_until_it_is_trained_and_then_has_gradients():
+def test_an_untrained_refinement_changes_nothing_and_has_gradients():
     torch.manual_seed(0)
     student = StudentMatcher("test_resnet", [8, 16], 8, refinement=6)
     query = (torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64), torch.rand(2, 5, 2) * 64)
-    answer, src_map, trg_map = student.look(*query)
+    answer, src_map, trg_map = student.forward_with_descriptors(*query)
     coarse = student.correlate(src_map, trg_map, query[2], (64, 64), (64, 64))
     torch.testing.assert_close(answer.trg_kps, coarse.trg_kps)
     assert student.refinement is not None
@@ -190,15 +190,15 @@ def test_a_second_look_changes_nothing_until_it_is_trained_and_then_has_gradient
     assert all(p.grad is not None for p in student.refinement.parameters())
 
 
-def test_a_second_look_finds_the_place_that_looks_like_the_query():
+def test_refinement_finds_the_place_that_looks_like_the_query():
     torch.manual_seed(0)
-    look = Refinement(16, radius_cells=2, temperature=0.01)
-    torch.nn.init.ones_(look.gain)
+    refinement = Refinement(16, radius_cells=2, temperature=0.01)
+    torch.nn.init.ones_(refinement.gain)
     image = torch.rand(1, 3, 64, 64)
     points = torch.tensor([[[22.0, 30.0], [42.0, 34.0]]])
-    off = points + torch.tensor([[[4.0, -4.0], [-8.0, 4.0]]])  # whole cells of the second look
-    found = look(image, image, points, off)
-    assert float((found - points).norm(dim=-1).max()) < 1.0 < float((off - points).norm(dim=-1).min())
+    off = points + torch.tensor([[[4.0, -4.0], [-8.0, 4.0]]])  # whole cells of the refinement
+    found = refinement(image, image, points, off)
+    assert float((found - points).norm(dim=-1).max().detach()) < 1.0 < float((off - points).norm(dim=-1).min())
 
 
 def test_settings_of_a_student_that_cannot_work_are_named():

@@ -37,7 +37,7 @@ class SelfDistillation(Callback):
         """Raises a :class:`ConfigError` for a student that cannot teach, before it is trained."""
         if not isinstance(getattr(pl_module, "student", None), DenseStudent):
             raise ConfigError(
-                "Expected a student with look, describe and correlate for self_distillation but "
+                "Expected a student with forward_with_descriptors, describe and correlate for self_distillation but "
                 f"{type(getattr(pl_module, 'student', pl_module)).__name__} has none; set self_distillation=null."
             )
 

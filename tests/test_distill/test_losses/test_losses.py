@@ -111,7 +111,7 @@ def dense(make_pairs):
     torch.manual_seed(0)
     student = StudentMatcher("test_resnet", [4, 8], 8).eval()
     pairs = collate_pairs([make_pairs(4, size=64, seed=seed) for seed in range(2)])._replace(category=["cat", "dog"])
-    prediction, src_map, trg_map = student.look(pairs.src_img, pairs.trg_img, pairs.src_kps)
+    prediction, src_map, trg_map = student.forward_with_descriptors(pairs.src_img, pairs.trg_img, pairs.src_kps)
     label = Matches(torch.rand(2, 4, 2) * 64, torch.rand(2, 4), torch.rand(2, 4, 8, 8))
     return Example(pairs, label, prediction, student, src_map, trg_map)
 

@@ -13,7 +13,7 @@ def test_points_follow_the_picture_of_a_blob():
     torch.manual_seed(0)
     points = torch.tensor([[[50.0, 70.0]], [[70.0, 40.0]], [[64.0, 64.0]]])
     blobs = gaussian_heatmap(points, (128, 128), (128, 128), sigma_px=4)
-    maps = Augment(scale=0.3, shift=0.1, tilt=20)._maps(3, blobs)
+    maps = Augment(scale=0.3, shift=0.1, rotation=20)._maps(3, blobs)
     found = windowed_soft_argmax(50 * move_image(blobs, maps, "zeros"), (128, 128), radius_cells=20)
     torch.testing.assert_close(found, move_points(points, maps, (128, 128)), atol=0.3, rtol=0)
 
@@ -48,9 +48,9 @@ def test_negative_amounts_are_refused():
         Augment(scale=-1)
 
 
-def test_a_mirrored_pair_is_mirrored_as_a_whole(make_pairs):
+def test_a_flip_changes_both_images_and_the_label(make_pairs):
     pair = make_pairs(5)
-    changed, moved = Augment(0, 0, 0, 0, mirror=1)(pair, Oracle().match_pairs(pair))
+    changed, moved = Augment(0, 0, 0, 0, flip=1)(pair, Oracle().match_pairs(pair))
     torch.testing.assert_close(changed.src_img, pair.src_img.flip(-1), atol=1e-5, rtol=0)
     torch.testing.assert_close(changed.trg_img, pair.trg_img.flip(-1), atol=1e-5, rtol=0)
     width = pair.src_img.shape[-1]
@@ -60,20 +60,20 @@ def test_a_mirrored_pair_is_mirrored_as_a_whole(make_pairs):
     torch.testing.assert_close(moved.heatmap, Oracle().match_pairs(pair).heatmap.flip(-1), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("mirror", [0.0, 1.0])
-def test_a_warp_says_where_every_pixel_came_from(mirror):
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_a_warp_says_where_every_pixel_came_from(flip):
     torch.manual_seed(0)
-    warp = RandomWarp(mirror=mirror)(3, torch.zeros(1))
+    warp = RandomWarp(flip=flip)(3, torch.zeros(1))
     truth = torch.tensor([[[60.0, 66.0]], [[50.0, 70.0]], [[70.0, 60.0]]])
     blobs = gaussian_heatmap(truth, (128, 128), (128, 128), sigma_px=4)
     seen = windowed_soft_argmax(50 * warp.image(blobs), (128, 128), radius_cells=14)
     torch.testing.assert_close(warp.points(seen, (128, 128)), truth, atol=0.4, rtol=0)
 
 
-def test_warps_differ_and_mirror_as_often_as_they_are_told():
+def test_warps_differ_and_flip_as_often_as_they_are_told():
     torch.manual_seed(0)
-    warp = RandomWarp(tilt=0, mirror=0.25)(4000, torch.zeros(1))
+    warp = RandomWarp(rotation=0, flip=0.25)(4000, torch.zeros(1))
     assert float((warp.affine[:, 0, 0] < 0).float().mean()) == pytest.approx(0.25, abs=0.03)
     assert len(warp.wave.unique(dim=0)) == 4000
     with pytest.raises(ConfigError, match="RandomWarp"):
-        RandomWarp(mirror=2)
+        RandomWarp(flip=2)
