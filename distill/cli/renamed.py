@@ -42,6 +42,10 @@ RENAMED: dict[str, str] = {
     "teacher.kept_images": "teacher.feature_cache_size",
     "teacher.chunk": "teacher.batch_size",
     "teacher.share": "teacher.share_prefix",
+    "teacher.mirror": "teacher.flip",
+    "teacher.mirror_tolerance": "teacher.flip_tolerance",
+    "teacher.strength": "teacher.consensus",
+    "teacher.remember": "teacher.feature_cache_size",
     "teacher.truncate": "teacher.truncate_unet",
     # student
     "student.shortcut": "student.backbone_skip",

@@ -39,7 +39,9 @@ def test_a_missing_file_a_truncated_one_and_a_foreign_one_are_told_apart(tmp_pat
     with pytest.raises(WeightsError, match="format is None"):
         read_student_file(path)
     save_file({"x": torch.zeros(1)}, path, {"format": "distill-student-1", "student": "{}"})
-    with pytest.raises(WeightsError, match="'distill-student-1' where 'distill-student-2' is read; .* with this version"):
+    with pytest.raises(
+        WeightsError, match="'distill-student-1' where 'distill-student-2' is read; .* with this version"
+    ):
         read_student_file(path)
     with pytest.raises(ConfigError, match="ckpt="):
         load_student(None)
