@@ -34,6 +34,7 @@ class DiffusionFeatures:
 
     Args:
         model: a pipeline folder as diffusers saves it, or a hub id.
+        variant: of its weight files, such as "fp16"; without it, the plain files or the only variant there is.
         image_size: side in px of what the UNet sees; without it, what it was trained at.
         prompt_length: tokens of a prompt; without it, what the tokenizer says.
         device: "auto" takes a GPU where there is one.
@@ -67,6 +68,7 @@ class DiffusionFeatures:
         chunk: int = 8,
         feature_cache_size: int = 64,
         seed: int = 0,
+        variant: str | None = None,
     ) -> None:
         for name, value, least in (
             ("block", block, 0),
@@ -82,10 +84,10 @@ class DiffusionFeatures:
         self.model, self.image_size, self.prompt_length = model, image_size, prompt_length
         self.block, self.timestep, self.draws, self.null_prompt = block, timestep, draws, null_prompt
         self.temperature, self.radius_cells, self.seed = temperature, radius_cells, seed
-        self.folder = locate_folder(model)
-        check_folder(self.folder)
+        self.variant, self.folder = variant, locate_folder(model, variant)
+        check_folder(self.folder, variant)
         if null_prompt == "empty":
-            text.check_text(self.folder)
+            text.check_text(self.folder, variant)
         self._chunks = AdaptiveBatch(chunk)
         self._kept: LRUCache[Tensor] = LRUCache(feature_cache_size)
 
@@ -94,7 +96,7 @@ class DiffusionFeatures:
         names = ("block", "timestep", "draws", "null_prompt", "temperature", "radius_cells", "seed")
         return {name: str(getattr(self, name)) for name in names} | {
             "method": f"diffusion_features {VERSION}",
-            "weights": weights_digest(self.folder, self.null_prompt == "empty"),
+            "weights": weights_digest(self.folder, self.null_prompt == "empty", self.variant),
             "image_size": str(self.image_size or "the model's"),
             "prompt_length": str(self.prompt_length or "the model's"),
         }
@@ -171,7 +173,9 @@ class DiffusionFeatures:
     @cached_property
     def pipeline(self) -> Pipeline:
         """The frozen model, loaded at the first use."""
-        pipeline = load_pipeline(str(self.folder), self.image_size, self.prompt_length, device=self.device)
+        pipeline = load_pipeline(
+            str(self.folder), self.image_size, self.prompt_length, device=self.device, variant=self.variant
+        )
         count = len(pipeline.unet.up_blocks)
         if self.block >= count:
             raise ConfigError(f"Expected block of diffusion features below {count}, this UNet's, but got {self.block}.")

@@ -39,6 +39,7 @@ class FeatureCache:
         kept: how many images' encoded crops are kept.
         truncate: see :class:`teacher.unet.PromptedUNet`.
         share: see there.
+        variant: of the pipeline's weight files.
     """
 
     def __init__(
@@ -52,8 +53,9 @@ class FeatureCache:
         kept: int,
         truncate: bool = True,
         share: bool = True,
+        variant: str | None = None,
     ) -> None:
-        self.folder, self.settings, self.device = folder, settings, device
+        self.folder, self.settings, self.device, self._variant = folder, settings, device, variant
         self._image_size, self._prompt_length = image_size, prompt_length
         self._truncate, self._share = truncate, share
         self._chunks = AdaptiveBatch(chunk)
@@ -100,7 +102,7 @@ class FeatureCache:
     def pipeline(self) -> Pipeline:
         """The frozen model, loaded at the first use."""
         dtype = DTYPES[self.settings.precision]
-        return load_pipeline(str(self.folder), self._image_size, self._prompt_length, dtype, self.device)
+        return load_pipeline(str(self.folder), self._image_size, self._prompt_length, dtype, self.device, self._variant)
 
     @cached_property
     def unet(self) -> PromptedUNet:

@@ -61,6 +61,7 @@ class PromptOptimization:
 
     Args:
         model: a pipeline folder as diffusers saves it, or a hub id.
+        variant: of its weight files, such as "fp16"; without it, the plain files or the only variant there is.
         image_size: side in px of what the UNet sees; without it, what it was trained at.
         prompt_length: tokens of a prompt; without it, what the tokenizer says.
         device: "auto" takes a GPU where there is one.
@@ -88,6 +89,7 @@ class PromptOptimization:
         feature_cache_size: int = 64,
         truncate: bool = True,
         share: bool = True,
+        variant: str | None = None,
         **settings: Any,
     ) -> None:
         if chunk < 1:
@@ -96,10 +98,10 @@ class PromptOptimization:
         asked = Settings.of(**settings)
         self.settings = replace(asked, precision=settle_precision(asked.precision, self.device))
         self.model, self.image_size, self.prompt_length = model, image_size, prompt_length
-        self.folder = locate_folder(model)
-        check_folder(self.folder)
+        self.variant, self.folder = variant, locate_folder(model, variant)
+        check_folder(self.folder, variant)
         if self._reads_text:
-            check_text(self.folder)
+            check_text(self.folder, variant)
         self.scenes = FeatureCache(
             self.folder,
             self.settings,
@@ -110,6 +112,7 @@ class PromptOptimization:
             feature_cache_size,
             truncate,
             share,
+            variant,
         )
         self.chunks = AdaptiveBatch(chunk)
         self.maker = PromptMaker(self.scenes, self.settings, self.chunks, prompt_cache_size)
@@ -122,7 +125,7 @@ class PromptOptimization:
         fields = {name: str(value) for name, value in asdict(self.settings).items()}
         return fields | {
             "method": f"prompt_optimization {VERSION}",
-            "weights": weights_digest(self.folder, self._reads_text),
+            "weights": weights_digest(self.folder, self._reads_text, self.variant),
             "image_size": str(self.image_size or "the model's"),
             "prompt_length": str(self.prompt_length or "the model's"),
         }

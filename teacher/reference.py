@@ -48,6 +48,7 @@ class ReferencePromptOptimization:
 
     Args:
         model: a pipeline folder as diffusers saves it, or a hub id.
+        variant: of its weight files, such as "fp16"; without it, the plain files or the only variant there is.
         image_size: side in px of what the UNet sees; without it, what it was trained at.
         prompt_length: tokens of a prompt; without it, what the tokenizer says.
         device: "auto" takes a GPU where there is one.
@@ -64,6 +65,7 @@ class ReferencePromptOptimization:
         image_size: int | None = None,
         prompt_length: int | None = None,
         device: str = "auto",
+        variant: str | None = None,
         **settings: Any,
     ) -> None:
         self.settings = Settings.of(**settings)
@@ -72,10 +74,10 @@ class ReferencePromptOptimization:
             raise ConfigError(
                 f"Expected {', '.join(wrong) or 'crops of at least 4'} of the straightforward teacher; use preset=paper."
             )
-        folder = locate_folder(model)
-        check_folder(folder)
+        folder = locate_folder(model, variant)
+        check_folder(folder, variant)
         self.device = as_device(device)
-        self.pipeline = load_pipeline(str(folder), image_size, prompt_length, device=self.device)
+        self.pipeline = load_pipeline(str(folder), image_size, prompt_length, device=self.device, variant=variant)
         layers = choose_layers(self.pipeline.unet, self.settings.layers)
         self.unet = PromptedUNet(self.pipeline.unet, layers, self.pipeline.image_size, truncate=False, share=False)
 

@@ -8,36 +8,60 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from distill.core.errors import WeightsError
 from teacher.pipeline import Pipeline
+from teacher.pipeline_checks import check_not_quantised
+from teacher.pipeline_files import CONFIGS, missing_files, part_variant, read_config
 
-_FILES = {"tokenizer": ("tokenizer_config.json",), "text_encoder": ("config.json", "model.safetensors")}
+_ADVICE = "use null_prompt=zeros, or queries=conditioned and consensus=0, which need no text."
 
 
-def check_text(folder: Path) -> None:
+def check_text(folder: Path, variant: str | None = None) -> None:
     """Raises a :class:`WeightsError` unless the pipeline has a single CLIP text encoder with its tokenizer."""
-    for part, files in _FILES.items():
-        if not all((folder / part / file).is_file() for file in files) or (folder / f"{part}_2").exists():
+    present = {
+        "tokenizer": (folder / "tokenizer" / CONFIGS["tokenizer"]).is_file(),
+        "text_encoder": not missing_files(folder, ("text_encoder",), variant),
+    }
+    for part, is_there in present.items():
+        if not is_there or (folder / f"{part}_2").exists():
             raise WeightsError(
                 f"Expected one text encoder and its tokenizer in {folder} but {part} is missing or not the only one; "
-                "use null_prompt=zeros, or queries=conditioned and consensus=0, which need no text."
+                + _ADVICE
             )
+    config = read_config(folder, "text_encoder")
+    if config.get("model_type", "clip_text_model") not in ("clip", "clip_text_model"):
+        raise WeightsError(
+            f"Expected a text encoder of CLIP in {folder / 'text_encoder'} but got {config['model_type']!r}; {_ADVICE}"
+        )
+    check_not_quantised(config, folder / "text_encoder")
+    if (folder / "text_encoder" / "adapter_config.json").exists():  # transformers would follow it to other weights
+        raise WeightsError(
+            f"Expected plain weights in {folder / 'text_encoder'} but it has an adapter_config.json, which leads to others; "
+            "merge the adapter into the weights, and remove it."
+        )
 
 
 def null_prompt(pipeline: Pipeline, kind: str) -> Tensor:
     """Returns a prompt (L, D) that says nothing: what the text encoder makes of no text ("empty"), or "zeros"."""
     length, width = pipeline.prompt_length, pipeline.prompt_width
-    prompt = torch.zeros(length, width) if kind == "zeros" else encode_text(pipeline.folder, "", length)
-    return prompt.to(pipeline.vae.device)
+    if kind == "zeros":
+        return torch.zeros(length, width, device=pipeline.vae.device)
+    return encode_text(pipeline.folder, "", length, pipeline.variant).to(pipeline.vae.device)
 
 
 @torch.no_grad()
-def encode_text(folder: Path, text: str, length: int) -> Tensor:
+def encode_text(folder: Path, text: str, length: int, variant: str | None = None) -> Tensor:
     """Returns the prompt embedding (L, D) that a pipeline's own text encoder gives ``text``, padded to ``length``.
 
     Raises:
         WeightsError: when the pipeline folder has no single CLIP text encoder with its tokenizer.
     """
-    check_text(folder)
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").eval().float()
+    check_text(folder, variant)
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    encoder = CLIPTextModel.from_pretrained(
+        folder / "text_encoder",
+        variant=part_variant(folder, "text_encoder", variant) or None,
+        dtype=torch.float32,
+        use_safetensors=True,
+        local_files_only=True,
+    ).eval()
     tokens = tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     return encoder(tokens.input_ids).last_hidden_state[0]
