@@ -59,11 +59,6 @@ class LabelStore:
         """Of the folder's labels, in no particular order."""
         return list(self._own.index.files)
 
-    @property
-    def unwritten(self) -> int:
-        """How many labels are in memory only."""
-        return len(self._unwritten)
-
     def lookup(self, pairs: PairBatch) -> tuple[Matches, Tensor]:
         """Returns the labels of a batch, and (B, N) bool which of its points have one.
 

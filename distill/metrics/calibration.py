@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binned_statistic
 
 from distill.core.errors import DataError
 from distill.metrics.confidence import auroc
@@ -15,7 +16,7 @@ def calibration(confidence: NDArray, correct: NDArray, bins: int = 10) -> dict[s
     Args:
         confidence: (R,) in [0, 1].
         correct: (R,) bool, such as whether a point lies within 0.10 of the tolerance base.
-        bins: of equal width on [0, 1]; the upper border of each belongs to it, and 0 to the first.
+        bins: how many of equal width on [0, 1]; the lower border of each belongs to it, and 1 to the last.
 
     Returns:
         "ece", the expected calibration error: the mean distance, weighted by counts, between each bin's mean confidence
@@ -31,14 +32,16 @@ def calibration(confidence: NDArray, correct: NDArray, bins: int = 10) -> dict[s
         raise DataError(f"Expected as many confidences as results, and some, but got {len(sure)} and {len(right)}.")
     if not ((sure >= 0) & (sure <= 1)).all():
         raise DataError(f"Expected confidences in [0, 1] but got {sure.min():.3g} to {sure.max():.3g}.")
-    number = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
-    filled = [(number == n) for n in range(bins) if (number == n).any()]
+    # Not torchmetrics' binary_calibration_error: it returns no bins, and confidences of exactly 1 get a bin of their own.
+    count = binned_statistic(sure, sure, "count", bins, (0, 1)).statistic
+    means = binned_statistic(sure, [sure, right], "mean", bins, (0, 1)).statistic
     rows = [
-        {"count": int(b.sum()), "confidence": float(sure[b].mean()), "accuracy": float(right[b].mean())} for b in filled
+        {"count": int(n), "confidence": float(confidence), "accuracy": float(accuracy)}
+        for n, confidence, accuracy in zip(count, *means, strict=True)
+        if n
     ]
-    gaps = [row["count"] * abs(row["confidence"] - row["accuracy"]) for row in rows]
     return {
-        "ece": float(sum(gaps) / len(sure)),
+        "ece": sum(row["count"] * abs(row["confidence"] - row["accuracy"]) for row in rows) / len(sure),
         "brier": float(np.mean((sure - right) ** 2)),
         "auroc": auroc(sure, right > 0.5),
         "bins": rows,

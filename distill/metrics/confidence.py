@@ -7,7 +7,9 @@ left out to good effect (PCK of what is kept, against the share kept).
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
+from torchmetrics.functional.classification import binary_auroc
 
 SHARES = (1.0, 0.9, 0.75, 0.5, 0.25)
 
@@ -16,19 +18,16 @@ def auroc(confidence: ArrayLike, right: ArrayLike) -> float:
     """Returns the probability that a right point has more confidence than a wrong one; ties count half.
 
     Args:
-        confidence: (P,), any monotone scale.
+        confidence: (P,) in [0, 1].
         right: (P,) bool.
 
     Returns:
         In [0, 1], 0.5 for a confidence that says nothing; NaN when all points are right or all are wrong.
     """
-    sure, good = np.asarray(confidence, dtype=np.float64), np.asarray(right, dtype=bool)
-    n_good, n_bad = int(good.sum()), int((~good).sum())
-    if not n_good or not n_bad:
-        return float("nan")
-    _, place, counts = np.unique(sure, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]  # the mean rank of equal values
-    return float((ranks[good].sum() - n_good * (n_good + 1) / 2) / (n_good * n_bad))
+    sure, good = torch.as_tensor(np.asarray(confidence, np.float64)), torch.as_tensor(np.asarray(right, bool))
+    if good.all() or not good.any():
+        return float("nan")  # torchmetrics says 0
+    return float(binary_auroc(sure, good.int()))
 
 
 def kept_pck(confidence: ArrayLike, right: ArrayLike, shares: Sequence[float] = SHARES) -> dict[str, float]:

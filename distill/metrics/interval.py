@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import bootstrap
 
 
 class Interval(NamedTuple):
@@ -26,9 +27,12 @@ def over_pairs(values: ArrayLike, seed: int = 0, draws: int = 2000) -> Interval:
         draws: how many.
     """
     values = np.asarray(values, float)
-    rows = np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))
-    low, high = np.percentile(values[rows].mean(1), [2.5, 97.5])
-    return Interval(float(values.mean()), float(low), float(high))
+    mean = float(values.mean())
+    if len(values) < 2:
+        return Interval(mean, mean, mean)
+    random = np.random.default_rng(seed)
+    found = bootstrap((values,), np.mean, n_resamples=draws, method="percentile", rng=random).confidence_interval
+    return Interval(mean, float(found.low), float(found.high))
 
 
 def over_images(values: ArrayLike, images: Sequence[tuple[Hashable, Hashable]]) -> Interval:

@@ -11,6 +11,19 @@ def test_the_interval_over_pairs_covers_the_mean_and_has_its_width():
     assert high - low == pytest.approx(2 * 1.96 * 5 / 20, rel=0.1)
 
 
+def test_the_interval_over_pairs_is_that_of_numpy_within_monte_carlo_error():
+    values = np.random.default_rng(4).gamma(2, 10, 300)
+    rows = np.random.default_rng(0).integers(300, size=(2000, 300))
+    expected = np.percentile(values[rows].mean(1), [2.5, 97.5])
+    _, low, high = over_pairs(values)
+    assert (low, high) == pytest.approx(expected, abs=0.05 * (expected[1] - expected[0]))
+    assert over_pairs(values) == over_pairs(values) != over_pairs(values, seed=1)
+
+
+def test_one_pair_or_equal_pairs_have_an_interval_of_no_width():
+    assert tuple(over_pairs([7.0])) == (7, 7, 7) and tuple(over_pairs([7.0, 7.0, 7.0])) == (7, 7, 7)
+
+
 def test_the_variance_over_images_sums_over_all_pairs_of_pairs_with_an_image_in_common():
     random = np.random.default_rng(1)
     images = [tuple(random.choice(9, 2, replace=False)) for _ in range(40)]
