@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from distill.core.protocols import Matcher
     from distill.core.types import Matches, PairBatch
+    from distill.data.images import read_image
     from distill.export.student_file import load_student
 
 __version__ = "0.1.0"
-__all__ = ["Matcher", "Matches", "PairBatch", "__version__", "load_student"]
+__all__ = ["Matcher", "Matches", "PairBatch", "__version__", "load_student", "read_image"]
 
 _MODULES = {
     "Matcher": "distill.core.protocols",
     "Matches": "distill.core.types",
     "PairBatch": "distill.core.types",
     "load_student": "distill.export.student_file",
+    "read_image": "distill.data.images",
 }
 
 

@@ -1,178 +1,125 @@
-"""Reading photographs, decoded once, with their points brought along to the size that matchers are given."""
+"""Reading an image file into 8-bit RGB: the one reader of the data sets, of ``match`` and of Python.
 
-import hashlib
-import mmap
-from collections.abc import Iterable
-from dataclasses import dataclass
+* Orientation: the EXIF orientation is applied, so that an image is read as viewers show it. Benchmarks whose
+  annotations ignore it switch that off, see ``exif_orientation`` of
+  :class:`distill.data.photograph_pairs.PhotographPairs`. Pillow always applies the tag of TIFF files.
+* Depth: 16-bit channels are divided by 257, floats in [0, 1] are multiplied by 255; both are rounded to 8 bits. Other
+  floats and 32-bit integers have no known range and are refused.
+* Transparency, of any kind, is composed on white.
+* Animations and files with several pages: the first frame is read.
+* Colour: CMYK and other models are converted to RGB as Pillow does; colour profiles are not applied.
+* Formats: those of ``FORMATS`` only. Others that Pillow knows, such as EPS, start other programs.
+"""
+
+import warnings
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from distill.core.errors import ConfigError, DataError, nearest
-from distill.core.geometry import letterbox
-from distill.data.pairs import AnnotatedImage
+from distill.core.errors import DataError
 
-SMALLEST_SIZE = 16
-RESIZES = ("squash", "letterbox")
-PADDING_GREY = 124  # about the mean of photographs
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
+    *(".pbm", ".pgm", ".ppm", ".pnm", ".avif", ".heic", ".heif"),
+)
+"""File names that an image may have; whether a file of that name can be read says :func:`readable_suffixes`."""
 
-
-@dataclass(frozen=True)
-class Photograph:
-    """One image file, brought to a square.
-
-    Attributes:
-        image: (3, S, S) float in [0, 1].
-        original_size: height, width before resizing.
-        content: x0, y0, x1, y1 px, the part of ``image`` that is not padding.
-        hash: fingerprint of the resized content.
-    """
-
-    image: Tensor
-    original_size: tuple[int, int]
-    content: tuple[float, float, float, float]
-    hash: str
-
-    def annotated(
-        self,
-        points: NDArray[np.float64],
-        visible: NDArray[np.bool_],
-        bbox: NDArray[np.float64],
-        category: str,
-        name: str,
-    ) -> AnnotatedImage:
-        """Returns the photograph with what a benchmark says of it.
-
-        Args:
-            points: (K, 2) x, y in the original pixels.
-            visible: (K,), which of them are annotated.
-            bbox: (4,) x0, y0, x1, y1 in the original pixels.
-            category: what the object is.
-            name: of the photograph, for people.
-        """
-        height, width = self.original_size
-        x0, y0, x1, y1 = self.content
-        scale = np.array([x1 - x0, y1 - y0]) / np.array([width, height])
-        return AnnotatedImage(
-            image=self.image,
-            keypoints=torch.from_numpy(points * scale + (x0, y0)).float(),
-            visible=torch.from_numpy(visible),
-            bbox=torch.from_numpy(bbox * np.tile(scale, 2) + (x0, y0, x0, y0)).float(),
-            original_size=self.original_size,
-            category=category,
-            id=name,
-            hash=self.hash,
-            content=self.content,
-        )
+MIN_SIDE = 8  # px; with fewer there is nothing to match
+TO_8_BITS = "convert it to 8 bits a channel"
 
 
-class PhotographReader:
-    """Reads image files, brings them to one size, and keeps the pixels as far as the memory allows.
+def read_image(path: str | Path, exif_orientation: bool = True) -> Tensor:
+    """Returns an image file as (1, 3, H, W) float in [0, 1], RGB, as a matcher takes it.
 
-    The memory is shared with the processes that a data loader forks, so that a photograph is decoded once a run and not
-    once a process. What finds no place is decoded each time it is asked for.
+    How orientation, depth, transparency and frames are treated is said at the top of this module.
 
     Args:
-        paths: of the files that will be asked for.
-        size: side of the squares, px.
-        resize: "squash" does not keep the ratio of the sides; "letterbox" does, and pads with grey.
-        cache_mib: how much memory the pixels may take.
+        path: of the file.
+        exif_orientation: whether the orientation in the file's metadata is applied.
 
     Raises:
-        ConfigError: for a size below 16, an unknown way to resize, or a negative amount of memory.
+        DataError: naming the file, when it is missing, damaged, of another format, smaller than 8 px a side, larger
+            than 179 megapixels (Pillow's limit), or of a depth whose range is not known.
     """
-
-    def __init__(self, paths: Iterable[Path], size: int, resize: str = "squash", cache_mib: int = 2048) -> None:
-        check_size(size)
-        if resize not in RESIZES:
-            raise ConfigError(
-                f"Expected data.resize to be one of these but got {resize!r}; {nearest(resize, RESIZES)}."
-            )
-        if cache_mib < 0:
-            raise ConfigError(f"Expected data.cache_mib of at least 0 but got {cache_mib}.")
-        self.size, self.resize = size, resize
-        capacity = cache_mib * 2**20 // (3 * size * size)
-        unique = list(dict.fromkeys(paths))[:capacity]
-        self._places = {path: number for number, path in enumerate(unique)}
-        self._allocate()
-
-    def __call__(self, path: Path) -> Photograph:
-        """Returns the photograph.
-
-        Raises:
-            DataError: when the file is missing, truncated, or no image.
-        """
-        place = self._places.get(path)
-        if place is not None and self._heads[place]["filled"]:
-            return self._finished(self._pixels[place], tuple(self._heads[place]["size"].tolist()))
-        pixels, size = decode(path, self.size, self.resize)
-        if place is not None:
-            self._pixels[place], self._heads[place]["size"] = pixels, size
-            self._heads[place]["filled"] = True
-        return self._finished(pixels, size)
-
-    @property
-    def decoded(self) -> int:
-        """How many photographs are kept."""
-        return int(self._heads["filled"].sum())
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leaves the pixels behind where processes do not share memory."""
-        return {name: value for name, value in vars(self).items() if name not in ("_pixels", "_heads")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._allocate()
-
-    def _allocate(self) -> None:
-        count, side = len(self._places), self.size
-        head = np.dtype([("filled", "?"), ("size", "i4", 2)])
-        # Anonymous maps take no memory before they are written to, and forked processes share them.
-        self._heads = np.frombuffer(mmap.mmap(-1, max(1, count * head.itemsize)), head, count)
-        self._pixels = np.frombuffer(mmap.mmap(-1, max(1, count * 3 * side * side)), np.uint8, count * 3 * side * side)
-        self._pixels = self._pixels.reshape(count, side, side, 3)
-
-    def _finished(self, pixels: NDArray[np.uint8], size: tuple[int, int]) -> Photograph:
-        whole = (0.0, 0.0, float(self.size), float(self.size))
-        x0, y0, x1, y1 = letterbox(size, self.size) if self.resize == "letterbox" else whole
-        return Photograph(
-            image=torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255,
-            original_size=size,
-            content=(float(x0), float(y0), float(x1), float(y1)),
-            hash=hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest(),
-        )
+    pixels = np.asarray(read_rgb(path, exif_orientation)).copy()
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
 
 
-def decode(path: Path, size: int, resize: str) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """Returns (S, S, 3) the pixels of an image file brought to ``size`` px a side, and its height, width before.
-
-    Orientation tags are ignored, as by those who annotated the benchmarks.
-
-    Raises:
-        DataError: when the file is missing, truncated, or no image.
-    """
+def read_rgb(path: str | Path, exif_orientation: bool = True) -> Image.Image:
+    """Returns an image file as a Pillow image of mode RGB; arguments and errors are those of :func:`read_image`."""
     try:
-        with Image.open(path) as image:
-            width, height = image.size
-            pixels = image.convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if not Path(path).is_file():
+            raise FileNotFoundError("there is no such file")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sizes below the limit, and of metadata that is not used
+            with Image.open(path, formats=_formats()) as image:
+                oriented = ImageOps.exif_transpose(image) if exif_orientation else image
+                rgb = _to_rgb(oriented, image.format)
+    except Image.DecompressionBombError as error:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        raise _unreadable(path, f"it has more than {limit:.1f} megapixels", "make it smaller") from error
+    except Exception as error:  # Pillow's readers raise whatever they stumble on in a damaged file
+        advice = TO_8_BITS if isinstance(error, _UnknownRange) else "restore or remove it"
+        raise _unreadable(path, f"{' '.join(str(error).split()) or type(error).__name__}", advice) from error
+    if min(rgb.size) < MIN_SIDE:
         raise DataError(
-            f"Expected a photograph at {path} but it cannot be read ({error}); restore or remove it."
-        ) from error
-    if resize == "squash":
-        return np.asarray(pixels.resize((size, size), Image.Resampling.BILINEAR)), (height, width)
-    x0, y0, x1, y1 = letterbox((height, width), size)
-    square = np.full((size, size, 3), PADDING_GREY, np.uint8)
-    square[y0:y1, x0:x1] = np.asarray(pixels.resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR))
-    return square, (height, width)
+            f"Expected an image of at least {MIN_SIDE} px a side but {path} has {rgb.width} x {rgb.height} px; remove it."
+        )
+    return rgb
 
 
-def check_size(size: int) -> None:
-    """Raises a :class:`ConfigError` for a side in pixels that no matcher can use."""
-    if size < SMALLEST_SIZE:
-        raise ConfigError(f"Expected data.size of at least {SMALLEST_SIZE} px but got {size}.")
+@cache
+def readable_suffixes() -> frozenset[str]:
+    """Returns those of ``SUFFIXES`` whose format the installed Pillow reads; HEIC needs the package pillow-heif."""
+    formats = _formats()
+    known = Image.registered_extensions()
+    return frozenset(suffix for suffix in SUFFIXES if known.get(suffix) in formats and known[suffix] in Image.OPEN)
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Returns those of ``FORMATS`` that can be read here."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        pass
+    else:
+        register_heif_opener()
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+class _UnknownRange(ValueError):
+    """An image whose values cannot be brought to 8 bits without a guess."""
+
+
+def _to_rgb(image: Image.Image, file_format: str | None) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _to_8_bits(image, file_format)
+    if image.has_transparency_data:
+        layers = Image.new("RGBA", image.size, "white"), image.convert("RGBA")
+        return Image.alpha_composite(*layers).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_8_bits(image: Image.Image, file_format: str | None) -> Image.Image:
+    values = np.asarray(image).astype(np.float64)
+    low, high = values.min(), values.max()
+    if image.mode == "F":
+        if not (low >= 0 and high <= 1):  # so written, NaN is refused too
+            raise _UnknownRange(f"its floats lie in [{low:.4g}, {high:.4g}], where [0, 1] is read")
+        values = values * 255
+    elif image.mode == "I" and file_format not in ("PNG", "PPM"):
+        raise _UnknownRange("it holds 32-bit integers")
+    else:
+        values = values / 257
+    return Image.fromarray(values.round().astype(np.uint8))
+
+
+def _unreadable(path: str | Path, reason: str, advice: str) -> DataError:
+    return DataError(f"Expected an image file but {path} cannot be read ({reason}); {advice}.")

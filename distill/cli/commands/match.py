@@ -1,7 +1,7 @@
 """Match points between two image files.
 
-Writes matches.json (points in pixels of the files, with confidence) and match.png. Images are turned as their EXIF
-orientation says, and points are meant in the image as it is seen.
+Writes matches.json (points in pixels of the files, with confidence) and match.png. Points are pixels of
+the image as viewers show it: its EXIF orientation is applied.
 
 Examples:
   python -m distill match src=a.jpg trg=b.jpg points=[[120,80],[60,200]] ckpt=runs/fit/student.safetensors
@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,6 +22,7 @@ from distill.cli.run_folder import RunFolder
 from distill.core.checks import check_points
 from distill.core.errors import DataError
 from distill.core.geometry import image_size, resize_points
+from distill.data.images import read_image
 from distill.evaluation.pictures import match_panel
 from distill.system.environment import choose_device
 
@@ -60,20 +60,6 @@ def run(cfg: DictConfig) -> dict:
         print(f"{row['src']} -> {row['trg']}  confidence {row['confidence']:.2f}")
     print(f"{folder / 'match.png'}")
     return matches
-
-
-def read_image(path: str | Path) -> Tensor:
-    """Returns an image file as (1, 3, H, W) in [0, 1], turned as its EXIF orientation says.
-
-    Raises:
-        DataError: when the file is missing or no image.
-    """
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB")).copy()
-    except (OSError, UnidentifiedImageError) as error:
-        raise DataError(f"Expected an image file but {path} cannot be read ({error}); check the path.") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
 
 
 def read_points(points: ListConfig | str) -> Tensor:

@@ -65,6 +65,7 @@ class FolderPairs(PhotographPairs):
 
     name = "folder"
     has_paper_convention = False
+    exif_orientation = True
 
     def __init__(
         self,

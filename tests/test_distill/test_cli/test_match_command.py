@@ -5,10 +5,11 @@ import pytest
 from PIL import Image
 
 from distill.__main__ import main
-from distill.cli.commands.match import read_image, read_points
+from distill.cli.commands.match import read_points
 from distill.core.errors import DataError
 from distill.data.datasets.shapes.render import render
 from distill.data.datasets.shapes.scene import sample_scene
+from distill.data.images import read_image
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ def test_a_file_system_without_colons_will_do(layout):
         ("ImageAnnotation/Felidae/cat/2.json", lambda text: text.replace("30, 33", "0, 33"), "is empty"),
         ("ImageAnnotation/Felidae/cat/2.json", None, "FileNotFoundError"),
         ("ImageAnnotation/Felidae/cat/2.json", lambda text: text.replace("20.0", "51.0"), "inside its 50 x 50 px"),
-        ("JPEGImages/Felidae/cat/2.jpg", None, "Expected a photograph"),
+        ("JPEGImages/Felidae/cat/2.jpg", None, "Expected an image file"),
     ],
 )
 def test_a_broken_file_is_named(layout, file, damage, message):

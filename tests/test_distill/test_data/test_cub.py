@@ -97,7 +97,7 @@ def test_each_file_is_named_when_it_is_missing_empty_or_malformed(layout, file, 
 def test_a_photograph_that_cannot_be_read_is_named(layout):
     pairs = CUBPairs(str(layout), "test", 4, size=32)
     (layout / "images" / pairs.pairs[0][0]).write_bytes(b"no image")
-    with pytest.raises(DataError, match="Expected a photograph at"):
+    with pytest.raises(DataError, match="Expected an image file but"):
         pairs[0]
 
 
@@ -164,3 +164,16 @@ def test_a_class_with_one_image_makes_no_pairs(layout):
     (layout / "image_class_labels.txt").write_text("\n".join([lines[0].rpartition(" ")[0] + " 3", *lines[1:]]))
     pairs = CUBPairs(str(layout), "test", None, size=32)
     assert not any(pairs.annotations.number[pairs.ids[name]] == 3 for pair in pairs.pairs for name in pair)
+
+
+def test_the_orientation_of_a_benchmarks_photographs_is_ignored(layout):
+    """The annotations of CUB-200-2011 suit the pixels as they are stored."""
+    pairs = CUBPairs(str(layout), "test", 4, size=32)
+    expected = pairs[0]
+    for name in {name for pair in pairs.pairs for name in pair}:
+        image = Image.open(layout / "images" / name)
+        exif = image.getexif()
+        exif[0x0112] = 6
+        image.save(layout / "images" / name, exif=exif)
+    again = CUBPairs(str(layout), "test", 4, size=32)[0]
+    assert torch.equal(again.trg_img, expected.trg_img) and again.trg_size.tolist() == expected.trg_size.tolist()

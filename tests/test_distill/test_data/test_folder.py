@@ -8,6 +8,7 @@ from PIL import Image
 
 from distill.core.errors import ConfigError, DataError
 from distill.data.datasets.folder import FolderPairs, of_split
+from distill.data.images import read_image
 from distill.evaluation.evaluate import evaluate
 from distill.matchers.oracle import Oracle
 
@@ -138,3 +139,22 @@ def test_what_is_wrong_is_named(layout, tmp_path):
     label(layout)
     with pytest.raises(ConfigError, match="a bbox of every image"):
         FolderPairs(str(layout), threshold="bbox")
+
+
+def test_a_photograph_of_a_phone_is_read_upright_as_match_reads_it(tmp_path):
+    """Stored 60 x 40 px and shown 40 x 60 px: points are pixels of what is shown."""
+    shown = np.zeros((60, 40, 3), np.uint8)
+    shown[48:56, 4:12] = (255, 0, 0)
+    (tmp_path / "cat").mkdir()
+    for name in "ab":
+        image = Image.fromarray(np.ascontiguousarray(np.rot90(shown)))
+        exif = image.getexif()
+        exif[0x0112] = 6  # to be rotated clockwise when shown
+        image.save(tmp_path / "cat" / f"{name}.jpg", exif=exif, quality=95)
+    (tmp_path / "points.csv").write_text("image,part,x,y\ncat/a.jpg,spot,8,52\ncat/b.jpg,spot,8,52\n")
+    pair = FolderPairs(str(tmp_path), size=64)[0]
+    assert pair.trg_size.tolist() == [[60, 40]]
+    x, y = pair.trg_kps[0, 0].int().tolist()
+    red, green, _ = pair.trg_img[0, :, y, x].tolist()
+    assert red > 0.8 and green < 0.2
+    assert read_image(tmp_path / "cat" / "a.jpg").shape == (1, 3, 60, 40)

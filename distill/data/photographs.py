@@ -1,0 +1,181 @@
+"""Photographs at one size: decoded once, their points and boxes scaled with them."""
+
+import hashlib
+import mmap
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from distill.core.errors import ConfigError, nearest
+from distill.core.geometry import letterbox
+from distill.data.images import read_rgb
+from distill.data.pairs import AnnotatedImage
+
+SMALLEST_SIZE = 16
+RESIZES = ("squash", "letterbox")
+PADDING_GREY = 124  # about the mean of photographs
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """One image file, brought to a square.
+
+    Attributes:
+        image: (3, S, S) float in [0, 1].
+        original_size: height, width before resizing.
+        content: x0, y0, x1, y1 px, the part of ``image`` that is not padding.
+        hash: fingerprint of the resized content.
+    """
+
+    image: Tensor
+    original_size: tuple[int, int]
+    content: tuple[float, float, float, float]
+    hash: str
+
+    def annotated(
+        self,
+        points: NDArray[np.float64],
+        visible: NDArray[np.bool_],
+        bbox: NDArray[np.float64],
+        category: str,
+        name: str,
+    ) -> AnnotatedImage:
+        """Returns the photograph with what a benchmark says of it.
+
+        Args:
+            points: (K, 2) x, y in the original pixels.
+            visible: (K,), which of them are annotated.
+            bbox: (4,) x0, y0, x1, y1 in the original pixels.
+            category: what the object is.
+            name: of the photograph, for people.
+        """
+        height, width = self.original_size
+        x0, y0, x1, y1 = self.content
+        scale = np.array([x1 - x0, y1 - y0]) / np.array([width, height])
+        return AnnotatedImage(
+            image=self.image,
+            keypoints=torch.from_numpy(points * scale + (x0, y0)).float(),
+            visible=torch.from_numpy(visible),
+            bbox=torch.from_numpy(bbox * np.tile(scale, 2) + (x0, y0, x0, y0)).float(),
+            original_size=self.original_size,
+            category=category,
+            id=name,
+            hash=self.hash,
+            content=self.content,
+        )
+
+
+class PhotographReader:
+    """Reads image files, brings them to one size, and keeps the pixels as far as the memory allows.
+
+    The memory is shared with the processes that a data loader forks, so that a photograph is decoded once a run and not
+    once a process. What finds no place is decoded each time it is asked for.
+
+    Args:
+        paths: of the files that will be asked for.
+        size: side of the squares, px.
+        resize: "squash" does not keep the ratio of the sides; "letterbox" does, and pads with grey.
+        cache_mib: how much memory the pixels may take.
+        exif_orientation: whether the orientation in the metadata is applied.
+
+    Raises:
+        ConfigError: for a size below 16, an unknown way to resize, or a negative amount of memory.
+    """
+
+    def __init__(
+        self,
+        paths: Iterable[Path],
+        size: int,
+        resize: str = "squash",
+        cache_mib: int = 2048,
+        exif_orientation: bool = False,
+    ) -> None:
+        check_size(size)
+        if resize not in RESIZES:
+            raise ConfigError(
+                f"Expected data.resize to be one of these but got {resize!r}; {nearest(resize, RESIZES)}."
+            )
+        if cache_mib < 0:
+            raise ConfigError(f"Expected data.cache_mib of at least 0 but got {cache_mib}.")
+        self.size, self.resize, self.exif_orientation = size, resize, exif_orientation
+        capacity = cache_mib * 2**20 // (3 * size * size)
+        unique = list(dict.fromkeys(paths))[:capacity]
+        self._places = {path: number for number, path in enumerate(unique)}
+        self._allocate()
+
+    def __call__(self, path: Path) -> Photograph:
+        """Returns the photograph.
+
+        Raises:
+            DataError: see :func:`distill.data.images.read_image`.
+        """
+        place = self._places.get(path)
+        if place is not None and self._heads[place]["filled"]:
+            return self._finished(self._pixels[place], tuple(self._heads[place]["size"].tolist()))
+        pixels, size = decode(path, self.size, self.resize, self.exif_orientation)
+        if place is not None:
+            self._pixels[place], self._heads[place]["size"] = pixels, size
+            self._heads[place]["filled"] = True
+        return self._finished(pixels, size)
+
+    @property
+    def decoded(self) -> int:
+        """How many photographs are kept."""
+        return int(self._heads["filled"].sum())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves the pixels behind where processes do not share memory."""
+        return {name: value for name, value in vars(self).items() if name not in ("_pixels", "_heads")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._allocate()
+
+    def _allocate(self) -> None:
+        count, side = len(self._places), self.size
+        head = np.dtype([("filled", "?"), ("size", "i4", 2)])
+        # Anonymous maps take no memory before they are written to, and forked processes share them.
+        self._heads = np.frombuffer(mmap.mmap(-1, max(1, count * head.itemsize)), head, count)
+        self._pixels = np.frombuffer(mmap.mmap(-1, max(1, count * 3 * side * side)), np.uint8, count * 3 * side * side)
+        self._pixels = self._pixels.reshape(count, side, side, 3)
+
+    def _finished(self, pixels: NDArray[np.uint8], size: tuple[int, int]) -> Photograph:
+        whole = (0.0, 0.0, float(self.size), float(self.size))
+        x0, y0, x1, y1 = letterbox(size, self.size) if self.resize == "letterbox" else whole
+        return Photograph(
+            image=torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255,
+            original_size=size,
+            content=(float(x0), float(y0), float(x1), float(y1)),
+            hash=hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest(),
+        )
+
+
+def decode(
+    path: Path, size: int, resize: str, exif_orientation: bool = False
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """Returns (S, S, 3) the pixels of an image file brought to ``size`` px a side, and its height, width before.
+
+    Raises:
+        DataError: see :func:`distill.data.images.read_image`.
+    """
+    pixels = read_rgb(path, exif_orientation)
+    width, height = pixels.size
+    if resize == "squash":
+        return np.asarray(pixels.resize((size, size), Image.Resampling.BILINEAR)), (height, width)
+    x0, y0, x1, y1 = letterbox((height, width), size)
+    square = np.full((size, size, 3), PADDING_GREY, np.uint8)
+    square[y0:y1, x0:x1] = np.asarray(pixels.resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR))
+    return square, (height, width)
+
+
+def check_size(size: int) -> None:
+    """Raises a :class:`ConfigError` for a side in pixels that no matcher can use."""
+    if size < SMALLEST_SIZE:
+        raise ConfigError(f"Expected data.size of at least {SMALLEST_SIZE} px but got {size}.")
