@@ -11,15 +11,17 @@ if TYPE_CHECKING:
     from distill.core.types import Matches, PairBatch
     from distill.data.images import read_image
     from distill.export.student_file import load_student
+    from distill.matchers.match_images import match_images
 
 __version__ = "0.1.0"
-__all__ = ["Matcher", "Matches", "PairBatch", "__version__", "load_student", "read_image"]
+__all__ = ["Matcher", "Matches", "PairBatch", "__version__", "load_student", "match_images", "read_image"]
 
 _MODULES = {
     "Matcher": "distill.core.protocols",
     "Matches": "distill.core.types",
     "PairBatch": "distill.core.types",
     "load_student": "distill.export.student_file",
+    "match_images": "distill.matchers.match_images",
     "read_image": "distill.data.images",
 }
 

@@ -15,18 +15,15 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from distill.cli.config import instantiate
 from distill.cli.run_folder import RunFolder
 from distill.core.checks import check_points
 from distill.core.errors import DataError
-from distill.core.geometry import image_size, resize_points
 from distill.data.images import read_image
 from distill.evaluation.pictures import match_panel
+from distill.matchers.match_images import match_images
 from distill.system.environment import choose_device
-
-DEFAULT_SIZE = 128
 
 
 def run(cfg: DictConfig) -> dict:
@@ -37,16 +34,12 @@ def run(cfg: DictConfig) -> dict:
     device, matcher = choose_device(cfg.device), instantiate(cfg.matcher)
     if isinstance(matcher, nn.Module):
         matcher = matcher.to(device)
-    size = cfg.size or getattr(matcher, "size", None) or DEFAULT_SIZE
     folder = RunFolder.create(cfg)
-    src_size, trg_size = image_size(src_img), image_size(trg_img)
-    query = (squash(src_img, size), squash(trg_img, size), resize_points(points, src_size, (size, size)))
-    with torch.inference_mode():
-        answer = matcher(*(value.to(device) for value in query))
-    found = resize_points(answer.trg_kps.cpu(), (size, size), trg_size)[0]
+    answer = match_images(matcher, src_img, trg_img, points, cfg.size, device)
+    found = answer.trg_kps[0]
     rows = [
         {"src": _rounded(s), "trg": _rounded(t), "confidence": round(float(c), 4)}
-        for s, t, c in zip(points[0], found, answer.confidence[0].cpu(), strict=True)
+        for s, t, c in zip(points[0], found, answer.confidence[0], strict=True)
     ]
     matches = {
         "src": str(cfg.src),
@@ -81,11 +74,6 @@ def read_points(points: ListConfig | str) -> Tensor:
     if array.ndim != 2 or array.shape[1] != 2:
         raise DataError(f"Expected points as [[x,y],...], x and y in pixels of the source, but got {given}.")
     return torch.from_numpy(array)[None]
-
-
-def squash(image: Tensor, size: int) -> Tensor:
-    """Returns ``image`` (1, 3, H, W) resized to a square of ``size`` px; the ratio of the sides is not kept."""
-    return F.interpolate(image, (size, size), mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
 
 
 def _rounded(point: Tensor) -> list[float]:

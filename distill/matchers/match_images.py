@@ -1,0 +1,64 @@
+"""From two images of any size to matches in their own pixels."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from distill.core.checks import check_images, check_points
+from distill.core.errors import DataError
+from distill.core.geometry import image_size, resize_points
+from distill.core.protocols import Matcher
+from distill.core.types import Matches
+
+DEFAULT_SIZE = 128
+
+
+def match_images(
+    matcher: Matcher,
+    src_img: Tensor,
+    trg_img: Tensor,
+    points: Tensor | Sequence[Sequence[float]],
+    size: int | None = None,
+    device: str | torch.device | None = None,
+) -> Matches:
+    """Matches points between two images that may differ in size.
+
+    Both images are resized to squares; the ratio of the sides is not kept.
+
+    Args:
+        matcher: such as :func:`distill.export.student_file.load_student` returns.
+        src_img: (1, 3, H, W) float in [0, 1], such as :func:`distill.data.images.read_image` returns.
+        trg_img: (1, 3, H', W'), the same.
+        points: (N, 2) or (1, N, 2) x, y in pixels of ``src_img``.
+        size: side of the squares, px; without it ``matcher.size``, what a student was trained at, or 128.
+        device: where the images are sent; without it the device of a torch matcher's weights, or the CPU.
+
+    Returns:
+        On the CPU; ``trg_kps`` (1, N, 2) x, y in pixels of ``trg_img``.
+
+    Raises:
+        DataError: unless the images are single ones in [0, 1] and all points lie in the source.
+    """
+    for name, image in (("src_img", src_img), ("trg_img", trg_img)):
+        check_images(image, name)
+        if len(image) != 1:
+            raise DataError(f"Expected one {name} but got {len(image)}; call match_images once for each pair.")
+    src_kps = torch.as_tensor(points, dtype=torch.float32)
+    src_kps = src_kps[None] if src_kps.ndim == 2 else src_kps
+    check_points(src_kps, src_img, "points")
+    side = size or getattr(matcher, "size", None) or DEFAULT_SIZE
+    src_size, trg_size, square = image_size(src_img), image_size(trg_img), (side, side)
+    query = (squash(src_img, side), squash(trg_img, side), resize_points(src_kps, src_size, square))
+    if device is None and isinstance(matcher, nn.Module):
+        device = next((parameter.device for parameter in matcher.parameters()), None)
+    with torch.inference_mode():
+        found = matcher(*(value.to(device) for value in query))
+    answer = Matches(*(value.cpu() for value in found))
+    return answer._replace(trg_kps=resize_points(answer.trg_kps, square, trg_size))
+
+
+def squash(image: Tensor, size: int) -> Tensor:
+    """Returns ``image`` (1, 3, H, W) resized to a square of ``size`` px; the ratio of the sides is not kept."""
+    return F.interpolate(image, (size, size), mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
