@@ -1,12 +1,9 @@
 """From annotated images to image pairs and batches of them."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice, zip_longest
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -167,50 +164,6 @@ def from_original(points: Tensor, pairs: PairBatch) -> Tensor:
 def _whole(size: Tensor) -> Tensor:
     """Returns (B, 4) the boxes of whole images of ``size`` (B, 2) height, width."""
     return torch.cat([torch.zeros_like(size), size.flip(-1)], dim=-1)
-
-
-def sample_pairs(categories: Sequence[str], n_pairs: int, seed: int, per_source: int = 1) -> list[tuple[int, int]]:
-    """Draws ordered pairs of different images of one category, none twice, the categories in turn.
-
-    Args:
-        categories: of each image.
-        n_pairs: how many pairs.
-        seed: decides the draw.
-        per_source: how many targets a source image gets at a time, as far as there are as many. A teacher that keeps
-            what it learned of a source point profits.
-
-    Returns:
-        (source, target) numbers of images.
-
-    Raises:
-        DataError: when there are fewer such pairs than asked for.
-    """
-    members: dict[str, list[int]] = defaultdict(list)
-    for number, category in enumerate(categories):
-        members[category].append(number)
-    possible = sum(len(group) * (len(group) - 1) for group in members.values())
-    if not possible:
-        raise DataError(
-            f"Expected two images of one category but got {len(categories)} images in {len(members)} categories; "
-            "check data.root and data.split."
-        )
-    if n_pairs < 1 or n_pairs > possible:
-        raise DataError(
-            f"Expected data.n_pairs between 1 and {possible}, the same-category pairs of {len(categories)} images, "
-            f"but got {n_pairs}."
-        )
-    rng = np.random.default_rng([seed, len(categories)])
-    queues = [_bundles(members[category], per_source, rng) for category in sorted(members)]
-    bundles = (bundle for turn in zip_longest(*queues, fillvalue=[]) for bundle in turn)
-    return list(islice((pair for bundle in bundles for pair in bundle), n_pairs))
-
-
-def _bundles(group: list[int], per_source: int, rng: np.random.Generator) -> list[list[tuple[int, int]]]:
-    """Returns all pairs of a group in random order, up to ``per_source`` of one source together."""
-    sources = rng.permutation(group).tolist()
-    targets = {source: [t for t in rng.permutation(group).tolist() if t != source] for source in sources}
-    starts = range(0, len(group) - 1, per_source)
-    return [[(s, t) for t in targets[s][start : start + per_source]] for start in starts for s in sources]
 
 
 def to_device(pairs: PairBatch, device: str | torch.device) -> PairBatch:

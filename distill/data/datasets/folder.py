@@ -15,7 +15,8 @@ import numpy as np
 
 from distill.core.errors import ConfigError, DataError, nearest
 from distill.data.pair_list import read_pair_list
-from distill.data.pairs import Threshold, sample_pairs
+from distill.data.pair_sampling import sample_pairs
+from distill.data.pairs import Threshold
 from distill.data.photograph_pairs import (
     ImageAnnotation,
     ImageConfig,

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.core.errors import ConfigError, DataError
-from distill.data.pairs import Threshold, sample_pairs
+from distill.data.pair_sampling import sample_pairs
+from distill.data.pairs import Threshold
 from distill.data.photograph_pairs import (
     PAPER_SIDE,
     ImageAnnotation,

@@ -1,8 +1,12 @@
+import pickle
+
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from distill.core.errors import ConfigError
 from distill.data.datasets.shapes import ShapesPairs
+from distill.data.pairs import collate_pairs
 
 
 def test_the_same_seed_gives_the_same_pairs_and_another_does_not():
@@ -34,6 +38,8 @@ def test_every_image_serves_as_source_about_as_often_as_asked_for():
     ("settings", "message"),
     [
         ({"split": "dev"}, "data.split"),
+        ({"split": "test", "n_pairs": 0}, "data.n_pairs of at least 1"),
+        ({"split": "test", "n_pairs": None}, "data.n_pairs of at least 1"),
         ({"split": "test", "size": 8}, "at least 16 px"),
         ({"split": "test", "difficulty": "hrad"}, "did you mean 'hard'"),
     ],
@@ -41,3 +47,13 @@ def test_every_image_serves_as_source_about_as_often_as_asked_for():
 def test_settings_that_do_not_exist_are_named(settings, message):
     with pytest.raises(ConfigError, match=message):
         ShapesPairs(**{"n_pairs": 4} | settings)
+
+
+def test_pairs_can_be_sent_to_processes_that_share_no_memory():
+    pairs = ShapesPairs("test", 4, 0, 32)
+    expected = pairs[2]
+    again = pickle.loads(pickle.dumps(pairs))
+    assert torch.equal(again[2].src_img, expected.src_img) and again.pairs == pairs.pairs
+    loader = DataLoader(pairs, 2, collate_fn=collate_pairs, num_workers=1, multiprocessing_context="spawn")
+    batches = list(loader)
+    assert torch.equal(batches[1].trg_img[0], expected.trg_img[0])

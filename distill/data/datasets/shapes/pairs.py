@@ -2,6 +2,7 @@
 
 from functools import lru_cache
 from math import ceil
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ from distill.data.datasets.shapes.categories import CATEGORIES
 from distill.data.datasets.shapes.images import SPLITS
 from distill.data.datasets.shapes.render import render
 from distill.data.datasets.shapes.scene import Scene, find_difficulty, sample_scene
-from distill.data.pairs import AnnotatedImage, Threshold, make_pair, sample_pairs
+from distill.data.pair_sampling import sample_pairs
+from distill.data.pairs import AnnotatedImage, Threshold, make_pair
 
 WORLD_VERSION = 2
 """Raised whenever a change of the code changes a picture, so that old labels are refused."""
@@ -36,7 +38,7 @@ class ShapesPairs(Dataset[PairBatch]):
         pairs_per_image: how many targets a source image has.
 
     Raises:
-        ConfigError: for an unknown split or difficulty, or a size below 16.
+        ConfigError: for an unknown split or difficulty, no number of pairs, or a size below 16.
     """
 
     name = "shapes"
@@ -55,6 +57,10 @@ class ShapesPairs(Dataset[PairBatch]):
             raise ConfigError(
                 f"Expected data.split to name a split but got {split!r}; {nearest(split, ('train', 'val', 'test'))}."
             )
+        if n_pairs is None or n_pairs < 1:
+            raise ConfigError(
+                f"Expected data.n_pairs of at least 1 but got {n_pairs}; the world of shapes has no last pair."
+            )
         if size < 16:
             raise ConfigError(f"Expected data.size of at least 16 px but got {size}.")
         find_difficulty(difficulty)
@@ -62,7 +68,18 @@ class ShapesPairs(Dataset[PairBatch]):
         names = list(CATEGORIES)
         n_images = len(names) * max(pairs_per_image + 1, ceil(n_pairs / pairs_per_image / len(names)))
         self.pairs = sample_pairs([names[i % len(names)] for i in range(n_images)], n_pairs, seed, pairs_per_image)
-        self.scene = lru_cache(maxsize=None)(self._scene)
+        self._make_caches()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves the caches behind, for processes that share no memory."""
+        return {name: value for name, value in vars(self).items() if name not in ("scene", "image")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._make_caches()
+
+    def _make_caches(self) -> None:
+        self.scene = lru_cache(maxsize=4096)(self._scene)
         self.image = lru_cache(maxsize=4096)(self._image)
 
     def __len__(self) -> int:
