@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from distill.core.errors import ConfigError
 from distill.core.types import Matches, PairBatch
 
 
@@ -73,6 +74,20 @@ def match(matcher: Matcher | PairMatcher, pairs: PairBatch) -> Matches:
     if isinstance(matcher, PairMatcher):
         return matcher.match_pairs(pairs)
     return matcher(pairs.src_img, pairs.trg_img, pairs.src_kps)
+
+
+def match_images(matcher: Matcher | PairMatcher, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
+    """Calls ``matcher`` on images and points alone, see :class:`Matcher`.
+
+    Raises:
+        ConfigError: when it answers pairs of a data set only.
+    """
+    if not callable(matcher):
+        raise ConfigError(
+            f"Expected a matcher of two images and points but {type(matcher).__name__} answers pairs of a data set only; "
+            "give it a __call__(src_img, trg_img, src_kps), or use evaluate or compare."
+        )
+    return matcher(src_img, trg_img, src_kps)
 
 
 def move_to_device_of(network: object, images: Tensor) -> None:

@@ -1,5 +1,6 @@
 """Measuring one matcher on one benchmark."""
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sized
@@ -128,6 +129,8 @@ def _answer(matcher: Matcher | PairMatcher, pairs: PairBatch, name: str, device:
     seconds = time.perf_counter() - start
     if not torch.isfinite(points[pairs.kps_mask]).all():
         raise DataError(f"Expected finite points from {name} but got NaN or infinity; check its weights.")
+    if not torch.isfinite(confidence[pairs.kps_mask]).all():
+        raise DataError(f"Expected finite confidences from {name} but got NaN or infinity; check its weights.")
     return points, confidence, seconds
 
 
@@ -195,7 +198,7 @@ class _Scores:
             counts = {"n_points": int(subset.n_points), "n_pairs": int(subset.n_pairs)}
             figures["geometry_aware"] = counts | _rounded(subset.compute())
         if self.further:
-            figures["metrics"] = {name: _figure(metric.compute()) for name, metric in self.further.items()}
+            figures["metrics"] = {name: _rounded(metric.compute()) for name, metric in self.further.items()}
         if any(level for _, level in self.variations):
             figures["per_variation"] = {
                 flag: {
@@ -217,9 +220,8 @@ def _confidence(found: dict[str, list]) -> dict[str, Any]:
     relative = np.concatenate([d / base for d, base in zip(distance, found["thresholds"], strict=True)])
     sure, right = np.concatenate(found["confidence"]), relative <= 0.10 * (1 + 1e-9)
     measured = calibration(np.clip(sure, 0, 1), right)
-    area = measured["auroc"]
     return {
-        "auroc@0.10": None if np.isnan(area) else round(area, 3),
+        "auroc@0.10": _rounded(measured["auroc"]),
         "pck@0.10_of_kept": _rounded(kept_pck(sure, right)),
         "ece@0.10": round(measured["ece"], 3),
         "brier@0.10": round(measured["brier"], 3),
@@ -248,10 +250,8 @@ def _collect(
             found["confidence"].append(confidence[row, mask[row]].double().numpy())
 
 
-def _figure(value: Any) -> Any:
-    """Returns what a metric computed as a number, or as a dictionary of numbers, rounded."""
-    return {name: _figure(v) for name, v in value.items()} if isinstance(value, dict) else round(float(value), 3)
-
-
-def _rounded(figures: dict[str, Any]) -> dict[str, Any]:
-    return {k: _rounded(v) if isinstance(v, dict) else round(v, 3) for k, v in figures.items()}
+def _rounded(figures: Any) -> Any:
+    """Returns numbers, or dictionaries of numbers, to three digits; None, which is null in JSON, for NaN and infinity."""
+    if isinstance(figures, dict):
+        return {name: _rounded(value) for name, value in figures.items()}
+    return round(float(figures), 3) if math.isfinite(figures) else None

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.core.errors import LabelError
-from distill.labels.folder import mismatch
+from distill.labels.folder import check_folder, mismatch
 from distill.labels.index import FILE, Index, label_files, read_index
 from distill.labels.records import Columns, differ
 from distill.labels.shard import UNFINISHED, Shard, digest, open_shard
@@ -49,8 +49,7 @@ def audit(folder: Path) -> Audit:
     Raises:
         LabelError: when there is no such folder.
     """
-    if not folder.is_dir():
-        raise LabelError(f"Expected a folder of labels but found none at {folder}; set labels.dir.")
+    check_folder(folder)
     found = Audit(folder)
     readable = [shard for path in label_files(folder) if (shard := _readable(path, found))]
     makers = Counter[str]()

@@ -63,6 +63,13 @@ class Cached:
         """The teacher's."""
         return dict(self.store.fingerprint or {})
 
+    def __call__(self, src_img: torch.Tensor, trg_img: torch.Tensor, src_kps: torch.Tensor) -> Matches:
+        """Raises a :class:`ConfigError`: two images and points alone do not say which label is theirs."""
+        raise ConfigError(
+            "Expected pairs of a data set for stored labels but got images and points alone; labels are found by the "
+            "fingerprints of a data set's images: use another matcher, or python -m distill evaluate matcher=cached"
+        )
+
     def match_pairs(self, pairs: PairBatch) -> Matches:
         """See :class:`distill.core.protocols.PairMatcher`.
 

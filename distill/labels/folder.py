@@ -153,6 +153,12 @@ class LabelFolder:
         return self.__dict__ | {"_open": {}}
 
 
+def check_folder(folder: Path) -> None:
+    """Raises a :class:`LabelError` when there is no folder of labels at ``folder``."""
+    if not folder.is_dir():
+        raise LabelError(f"Expected a folder of labels but found none at {folder}; set labels.dir.")
+
+
 def mismatch(stored: Mapping[str, str], wanted: Mapping[str, str]) -> str:
     """Returns the fields in which two fingerprints differ, as text: "steps (50 in the store, 100 asked for)"."""
     names = sorted(name for name in stored.keys() | wanted.keys() if stored.get(name) != wanted.get(name))

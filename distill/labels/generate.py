@@ -1,8 +1,12 @@
 """Running a teacher over a data set, source image by source image."""
 
+import signal
+import sys
+import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 
 from distill.core.protocols import Benchmark
 from distill.core.types import PairBatch
@@ -16,11 +20,12 @@ from distill.system.progress import bar, track
 def label(
     teacher: Cached, benchmark: Benchmark, device: str = "cpu", progress: bool = True, every: slice | None = None
 ) -> int:
-    """Makes and stores the labels of ``benchmark`` that are not there yet; safe to kill and to start again.
+    """Makes and stores the labels of ``benchmark`` that are not there yet; safe to interrupt and to start again.
 
-    Pairs are taken in the order of their source images, because what a teacher learns of a source point serves all
-    targets. Any number of processes may do this at once in one folder: a source image that another is at work on is put
-    off, and all labels are there when this returns.
+    Pairs are taken in the order of their source images, because a prompt that was optimised for a source point serves
+    all targets. Any number of processes may label into one folder at once: a source image that another process has locked
+    is put off, and all labels are there when this returns. Finished labels are written when Ctrl-C, SIGTERM or an error
+    ends this; a process that is killed loses those of the last ``teacher.flush_seconds``.
 
     Args:
         teacher: with its store.
@@ -37,8 +42,9 @@ def label(
         name, total = f"label {benchmark.name} {benchmark.split}", sum(map(len, groups))
         task = shown.add_task(name, total=total, note="", visible=progress)
         work = _Work(teacher, benchmark, device)
-        for done in work.through(groups):
-            shown.update(task, advance=done, note=f", {work.rate:.1f} points/s")
+        with _exit_on_sigterm(), closing(work.through(groups)) as finished:
+            for done in finished:
+                shown.update(task, advance=done, note=f", {work.rate:.1f} points/s")
     if work.made:
         teacher.store.write_index()
     return work.made
@@ -61,7 +67,7 @@ class _Work:
         """Points labelled per second."""
         return self.made / max(time.perf_counter() - self.start, 1e-9)
 
-    def through(self, groups: list[list[int]]) -> Iterator[int]:
+    def through(self, groups: list[list[int]]) -> Generator[int]:
         """Labels groups of pairs with one source image each; yields how many pairs were finished."""
         put_off = []
         try:
@@ -76,8 +82,11 @@ class _Work:
                 yield self._label(group, wait=True)
                 self._write()
         finally:
-            if self.locks is not None:
-                self.locks.close()
+            try:
+                self._write()
+            finally:
+                if self.locks is not None:
+                    self.locks.close()
 
     def _label(self, group: list[int], wait: bool = False) -> int:
         """Labels the pairs of a group until one is locked by another process; returns how many there were."""
@@ -102,6 +111,20 @@ class _Work:
         self.written = time.monotonic()
         if self.locks is not None:
             self.locks.release()
+
+
+@contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+    """Makes SIGTERM an exception (exit code 143) within, unless the program handles the signal in its own way."""
+    main = threading.current_thread() is threading.main_thread()  # Python allows signal handlers there only
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def coverage(store: LabelStore, benchmark: Benchmark) -> tuple[int, int]:

@@ -1,8 +1,10 @@
-"""A matcher that is asked about each pair once."""
+"""A matcher that keeps its answers in memory."""
 
 import torch
+from torch import Tensor
 
-from distill.core.protocols import Matcher, PairMatcher, match
+from distill.core.checks import check_query
+from distill.core.protocols import Matcher, PairMatcher, match, match_images
 from distill.core.types import Matches, PairBatch
 from distill.data.pairs import select_pairs
 
@@ -19,16 +21,27 @@ class MemoizedMatcher:
         self._answers: dict[tuple[str, str, str], Matches] = {}
 
     def __len__(self) -> int:
-        """How many pairs are known."""
+        """How many pairs have been answered."""
         return len(self._answers)
 
+    @torch.no_grad()
+    def __call__(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
+        """See :class:`distill.core.protocols.Matcher`. Images alone have no fingerprints: the answer is not kept.
+
+        Raises:
+            DataError: for images or points that are not as the contract says.
+            ConfigError: when the matcher needs more than two images and points.
+        """
+        check_query(src_img, trg_img, src_kps)
+        return match_images(self.matcher, src_img, trg_img, src_kps)
+
+    @torch.no_grad()
     def match_pairs(self, pairs: PairBatch) -> Matches:
         """See :class:`distill.core.protocols.PairMatcher`."""
         keys = [self._key(pairs, row) for row in range(len(pairs.category))]
         new = [row for row, key in enumerate(keys) if key not in self._answers]
         if new:
-            with torch.no_grad():
-                answers = match(self.matcher, select_pairs(pairs, new))
+            answers = match(self.matcher, select_pairs(pairs, new))
             for place, row in enumerate(new):
                 points, confidence, heatmap = (field[place][pairs.kps_mask[row]].cpu() for field in answers)
                 self._answers[keys[row]] = Matches(points, confidence, heatmap.half())

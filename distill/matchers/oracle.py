@@ -1,6 +1,7 @@
 """The truth as a matcher: the upper end of every scale, and a check of the benchmark itself."""
 
 import torch
+from torch import Tensor
 
 from distill.core.errors import ConfigError
 from distill.core.geometry import gaussian_heatmap
@@ -23,6 +24,14 @@ class Oracle:
             raise ConfigError(f"Expected heatmap_side and sigma to be positive but got {heatmap_side} and {sigma}.")
         self.heatmap_side, self.sigma = heatmap_side, sigma
 
+    def __call__(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
+        """Raises a :class:`ConfigError`: two images and points alone have no annotation to answer with."""
+        raise ConfigError(
+            "Expected annotated pairs for the oracle but got images and points alone, which have no truth; use it with: "
+            "python -m distill evaluate matcher=oracle"
+        )
+
+    @torch.no_grad()
     def match_pairs(self, pairs: PairBatch) -> Matches:
         """See :class:`distill.core.protocols.PairMatcher`."""
         height, width = pairs.trg_img.shape[-2:]

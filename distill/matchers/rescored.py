@@ -1,8 +1,12 @@
 """One matcher's answers with another matcher's confidence."""
 
+import torch
+from torch import Tensor
+
+from distill.core.checks import check_query
 from distill.core.errors import ConfigError
 from distill.core.geometry import gaussian_weight, image_size
-from distill.core.protocols import Matcher, PairMatcher, match, move_to_device_of
+from distill.core.protocols import Matcher, PairMatcher, match, match_images, move_to_device_of
 from distill.core.types import Matches, PairBatch
 
 
@@ -29,9 +33,28 @@ class RescoredMatcher:
             raise ConfigError(f"Expected matcher.tolerance to be positive but got {tolerance}; 0.1 is usual.")
         self.matcher, self.confidence_from, self.tolerance = matcher, confidence_from, tolerance
 
+    @torch.no_grad()
+    def __call__(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
+        """See :class:`distill.core.protocols.Matcher`.
+
+        Raises:
+            DataError: for images or points that are not as the contract says.
+            ConfigError: when one of the matchers needs more than two images and points.
+        """
+        check_query(src_img, trg_img, src_kps)
+        move_to_device_of(self.confidence_from, trg_img)
+        answer = match_images(self.matcher, src_img, trg_img, src_kps)
+        return self._rescored(
+            answer, match_images(self.confidence_from, src_img, trg_img, src_kps), image_size(trg_img)
+        )
+
+    @torch.no_grad()
     def match_pairs(self, pairs: PairBatch) -> Matches:
         """See :class:`distill.core.protocols.PairMatcher`."""
         move_to_device_of(self.confidence_from, pairs.trg_img)
-        answer, other = match(self.matcher, pairs), match(self.confidence_from, pairs)
-        near = gaussian_weight(answer.trg_kps, other.trg_kps, image_size(pairs.trg_img), self.tolerance)
+        answer = match(self.matcher, pairs)
+        return self._rescored(answer, match(self.confidence_from, pairs), image_size(pairs.trg_img))
+
+    def _rescored(self, answer: Matches, other: Matches, size: tuple[int, int]) -> Matches:
+        near = gaussian_weight(answer.trg_kps, other.trg_kps, size, self.tolerance)
         return answer._replace(confidence=other.confidence * near)

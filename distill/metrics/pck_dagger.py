@@ -50,10 +50,17 @@ def pck_dagger_outcomes(
         alpha: fraction of it.
         others: (B, M, 2) further annotated keypoints of the target, such as those that the source does not show.
         others_mask: (B, M) bool, which of them exist.
+
+    A point whose truth is not known (NaN) does not count, as in :class:`distill.metrics.pck.PCK`, and is no candidate.
     """
+    kps_mask = _known(truth, kps_mask)
     candidates, exist = truth.double(), kps_mask
     if others is not None and others_mask is not None:
-        candidates, exist = torch.cat([candidates, others.double()], 1), torch.cat([kps_mask, others_mask], 1)
+        candidates, exist = (
+            torch.cat([candidates, others.double()], 1),
+            torch.cat([kps_mask, _known(others, others_mask)], 1),
+        )
+    candidates = candidates.nan_to_num(0.0)  # so that no distance is NaN; what does not exist is masked below
     own = (predicted.double() - truth.double()).norm(dim=-1)
     distance = torch.cdist(predicted.double(), candidates, compute_mode="donot_use_mm_for_euclid_dist")
     distance = distance.masked_fill(~exist[:, None], torch.inf)
@@ -67,6 +74,11 @@ def pck_dagger_outcomes(
         swap=close & ~nearest_is_own & kps_mask,
         miss=~close & ~nearest_is_own & kps_mask,
     )
+
+
+def _known(points: Tensor, mask: Tensor) -> Tensor:
+    """Returns (B, N) bool which of the points (B, N, 2) exist and are annotated."""
+    return mask & torch.isfinite(points).all(-1)
 
 
 class PCKDagger(Metric):
@@ -98,7 +110,7 @@ class PCKDagger(Metric):
         """Adds a batch; arguments as for :func:`pck_dagger_outcomes`."""
         outcomes = pck_dagger_outcomes(predicted, truth, kps_mask, pck_threshold, self.alpha, others, others_mask)
         self.counts += torch.stack([outcome.sum() for outcome in outcomes])
-        self.n_points += kps_mask.sum()
+        self.n_points += _known(truth, kps_mask).sum()
 
     def compute(self) -> dict[str, float]:
         """Returns percentages by name; NaN when nothing was added."""

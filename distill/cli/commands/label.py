@@ -28,6 +28,7 @@ from distill.cli.processes import launch
 from distill.core.errors import ConfigError, LabelError, nearest
 from distill.labels.audit import audit, summary
 from distill.labels.cached import Cached
+from distill.labels.folder import check_folder
 from distill.labels.formats import export
 from distill.labels.generate import coverage, label
 from distill.labels.merge import merge
@@ -77,7 +78,9 @@ def _make(cfg: DictConfig) -> int:
 
 
 def _status(cfg: DictConfig) -> int:
-    store, folder = LabelStore(cfg.labels.dir), Path(cfg.labels.dir)
+    folder = Path(cfg.labels.dir)
+    check_folder(folder)
+    store = LabelStore(folder)
     print(f"folder: {folder}\nlabels: {len(store)}\nfiles: {len(store.files)}")
     print(f"MiB: {sum(path.stat().st_size for path in store.files) / 2**20:.2f}")
     print(f"made by: {', '.join(f'{name}={value}' for name, value in sorted((store.fingerprint or {}).items()))}")

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from distill.evaluation.evaluate import evaluate
 from distill.evaluation.report import html_page, markdown, pair_panel
 from distill.matchers.box_relative import BoxRelative
 from distill.matchers.oracle import Oracle
+from distill.metrics.pck import PCK
 
 
 class Off:
@@ -122,3 +125,42 @@ def test_an_unknown_reference_is_an_error(few):
 
 def test_matches_are_a_plain_tuple():
     assert Matches._fields == ("trg_kps", "confidence", "heatmap")
+
+
+def test_figures_of_nothing_are_null_in_json_and_not_nan(few):
+    nowhere = few.items[0]._replace(
+        trg_kps=torch.full((1, 3, 2), float("nan")), category=["cow"], variation=torch.tensor([[2, 0, 0, 0]])
+    )
+    few.items = [nowhere, *few.items]
+    few.symmetric_groups = {"": [(98, 99)]}
+
+    class Known(Oracle):
+        def match_pairs(self, pairs):
+            return super().match_pairs(pairs._replace(trg_kps=pairs.trg_kps.nan_to_num()))
+
+    report = evaluate(Known(), few, "known", progress=False).report
+    text = json.dumps(report, allow_nan=False)
+    assert json.loads(text)["per_category"]["cow"] == dict.fromkeys(("0.01", "0.05", "0.10", "0.15"))
+    assert (
+        report["geometry_aware"]["image"]["0.10"] is None and report["per_variation"]["viewpoint"]["2"]["n_pairs"] == 0
+    )
+    assert report["pck_dagger"]["right"] == 100.0 and report["n_points"] == 10
+
+
+def test_a_metric_of_the_users_own_that_says_nothing_is_null(few):
+    class Mine(PCK):
+        def compute(self):
+            return {"a": float("nan"), "b": torch.tensor(float("inf")), "c": 1.0}
+
+    report = evaluate(Oracle(), few, "oracle", progress=False, metrics={"mine": Mine()}).report
+    assert report["metrics"]["mine"] == {"a": None, "b": None, "c": 1.0}
+
+
+def test_a_confidence_that_is_not_a_number_is_refused(few):
+    class Unsure(Oracle):
+        def match_pairs(self, pairs):
+            answer = super().match_pairs(pairs)
+            return answer._replace(confidence=answer.confidence * float("nan"))
+
+    with pytest.raises(DataError, match="Expected finite confidences from unsure but got NaN"):
+        evaluate(Unsure(), few, "unsure", progress=False)

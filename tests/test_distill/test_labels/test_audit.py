@@ -318,6 +318,7 @@ def test_the_words_after_label_look_after_a_store(tmp_path, few, capsys):
         (["label", "verfy"], "did you mean 'verify'"),
         (["label", "label.action=verfy"], "did you mean 'verify'"),
         (["label", "verify", "labels.dir={tmp}/none"], "Expected a folder of labels but found none"),
+        (["label", "status", "labels.dir={tmp}/none"], "Expected a folder of labels but found none"),
         (["label", "merge", "labels.dir={tmp}/none"], "add label.sources"),
         (["label", "export", "labels.dir={tmp}/none"], "add label.file"),
         (["label", "labels.dir={tmp}/none", "teacher=oracle", "trainer.devices=2"], "from the command line"),

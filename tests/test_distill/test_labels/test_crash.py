@@ -147,6 +147,23 @@ def test_eight_processes_in_one_folder_lose_double_and_tear_nothing(tmp_path, ma
     assert files == in_one_go(tmp_path / "whole", many)
 
 
+def test_a_terminated_process_stores_what_it_finished(tmp_path, many):
+    class Told(Slow):
+        asked = 0
+
+        def match_pairs(self, pairs: PairBatch) -> Matches:
+            self.asked += 1
+            if self.asked == 13:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(60)
+            return super().match_pairs(pairs)
+
+    process = started(lambda: label(Cached(tmp_path, Told(4)), many, progress=False))
+    process.join(50)
+    assert process.exitcode == 143 and audit(tmp_path).labels == 24
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
 def test_what_another_process_is_at_work_on_is_waited_for(tmp_path, many):
     few = type(many)(many.items[:20])
     ready = FORK.Event()

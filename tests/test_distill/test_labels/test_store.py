@@ -155,3 +155,26 @@ def test_the_metadata_is_json(tmp_path, few):
     about = json.loads(header["__metadata__"]["distill"])
     assert about["fingerprint"]["method"] == "oracle 1" and about["format"] == "distill-labels-2"
     assert about["images"] == [["source-3", "source", [32, 32]], ["target-3", "target", [32, 32]]]
+
+
+class Interrupted(Oracle):
+    """An oracle that is interrupted when it is asked for a pair too many."""
+
+    def __init__(self, after: int, error: BaseException) -> None:
+        super().__init__(heatmap_side=4)
+        self.left, self.error = after, error
+
+    def match_pairs(self, pairs: PairBatch) -> Matches:
+        self.left -= 1
+        if self.left < 0:
+            raise self.error
+        return super().match_pairs(pairs)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of memory")], ids=["ctrl-c", "an error"])
+def test_what_was_finished_before_an_interruption_is_stored(tmp_path, few, make_pairs, error):
+    pairs = type(few)([make_pairs(2, seed=seed) for seed in range(40)])
+    with pytest.raises(type(error)):
+        label(Cached(tmp_path, Interrupted(12, error)), pairs, progress=False)
+    assert len(LabelStore(tmp_path)) == 24  # 12 of 40 pairs of two points
+    assert label(Cached(tmp_path, Oracle(heatmap_side=4)), pairs, progress=False) == 56

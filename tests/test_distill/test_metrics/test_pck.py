@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from distill.metrics.agreement import agreement
+from distill.metrics.geometry_aware import GeometryAwarePCK
 from distill.metrics.pck import PCK, image_pck, pck_correct
 from distill.metrics.pck_dagger import PCKDagger, pck_dagger_outcomes
 
@@ -139,4 +140,32 @@ def test_a_point_without_a_truth_counts_for_nothing():
     truth = torch.tensor([[[0.0, 0.0], [float("nan"), 0.0]]])
     metric = PCK([0.1])
     metric.update(torch.zeros(1, 2, 2), truth, torch.ones(1, 2, dtype=torch.bool), torch.tensor([50.0]))
+    assert int(metric.n_points) == 1 and metric.compute()["point"]["0.10"] == 100
+
+
+def test_a_point_without_a_truth_is_no_swap():
+    nan = float("nan")
+    truth = torch.tensor([[[0.0, 0.0], [nan, 0.0], [nan, nan]]])
+    mask, base = torch.ones(1, 3, dtype=torch.bool), torch.tensor([50.0])
+    metric = PCKDagger(0.1)
+    metric.update(torch.zeros(1, 3, 2), truth, mask, base)
+    assert int(metric.n_points) == 1
+    assert metric.compute() == {"right": 100.0, "jitter": 0.0, "swap": 0.0, "miss": 0.0}
+    outcomes = pck_dagger_outcomes(torch.zeros(1, 3, 2), truth, mask, base, 0.1)
+    assert torch.stack(outcomes).sum((1, 2)).tolist() == [1, 0, 0, 0]
+
+
+def test_a_further_keypoint_without_a_place_confuses_nothing():
+    arguments = torch.zeros(1, 1, 2), torch.zeros(1, 1, 2), torch.ones(1, 1, dtype=torch.bool), torch.tensor([50.0])
+    others = torch.full((1, 2, 2), float("nan"))
+    assert pck_dagger_outcomes(*arguments, 0.1, others, torch.ones(1, 2, dtype=torch.bool)).right.all()
+
+
+def test_points_without_a_truth_are_left_out_of_the_geometry_aware_subset():
+    truth = torch.tensor([[[0.0, 0.0], [float("nan"), 0.0]]])
+    metric = GeometryAwarePCK({"": [(0, 1)]}, [0.1])
+    ids = torch.tensor([[0, 1]])
+    metric.update(
+        torch.zeros(1, 2, 2), truth, torch.ones(1, 2, dtype=torch.bool), torch.tensor([50.0]), ids, ids, ["a"]
+    )
     assert int(metric.n_points) == 1 and metric.compute()["point"]["0.10"] == 100
