@@ -20,9 +20,9 @@ RENAMED: dict[str, str] = {
     "augment.mirror": "augment.flip",
     # filters and matchers
     "filter=mirror": "filter=flip_agreement",
-    "filter=concentration": "filter=entropy",
+    "filter=concentration": "filter=peak_mass",
     "filter.criteria.mirror": "filter.criteria.flip_agreement",
-    "filter.criteria.concentration": "filter.criteria.entropy",
+    "filter.criteria.concentration": "filter.criteria.peak_mass",
     "matcher=judged": "matcher=rescored",
     "matcher.judge": "matcher.confidence_from",
     # teachers

@@ -99,7 +99,7 @@ class FlipAgreement:
         return gaussian_weight(flip_points(answer, trg_size), label.trg_kps, trg_size, self.tolerance)
 
 
-class Concentration:
+class PeakMass:
     """Weighs labels by the share of their heatmap that lies near the answer.
 
     A teacher that averages several answers, such as those of several prompts, spreads its map where they disagree.

@@ -10,10 +10,10 @@ from distill.data.grid_points import GridPoints
 from distill.data.pairs import collate_pairs, to_device
 from distill.labels.filters import (
     Agreement,
-    Concentration,
     Filtered,
     FlipAgreement,
     MinConfidence,
+    PeakMass,
     RelaxedCycle,
     label_confidences,
 )
@@ -87,12 +87,12 @@ def test_the_mirror_shows_the_matcher_mirrored_pictures(make_pairs):
     assert torch.equal(seen[0], pairs.src_img.flip(-1)) and torch.equal(seen[1], pairs.trg_img.flip(-1))
 
 
-def test_two_peaks_halve_the_concentration(make_pairs):
+def test_two_peaks_halve_the_mass_near_the_peak(make_pairs):
     pairs = make_pairs(2, size=64)
     first, second = torch.tensor([[[16.0, 16.0]] * 2]), torch.tensor([[[48.0, 48.0]] * 2])
     one, other = (gaussian_heatmap(p, (32, 32), (64, 64), 3.0) for p in (first, second))
     ones = torch.ones(1, 2)
-    criterion = Concentration(radius=0.2)
+    criterion = PeakMass(radius=0.2)
     torch.testing.assert_close(criterion(pairs, Matches(first, ones, one)), ones, atol=1e-3, rtol=0)
     torch.testing.assert_close(criterion(pairs, Matches(first, ones, one + other)), ones / 2, atol=1e-3, rtol=0)
 
