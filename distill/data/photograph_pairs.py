@@ -1,4 +1,4 @@
-"""What all benchmarks of photographs have in common: reading, conventions, and what to do about broken files."""
+"""What all data sets of photographs share: settings, checks, scoring conventions, and how broken files are treated."""
 
 import hashlib
 import json
@@ -9,50 +9,19 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from distill.core.errors import ConfigError, DataError, nearest
 from distill.core.types import PairBatch
-from distill.data.pairs import NO_VARIATION, AnnotatedImage, Scoring, Threshold, make_pair
+from distill.data.annotations import ImageAnnotation, PairAnnotation, check_annotation
+from distill.data.pair_sampling import MAX_PAIRS
+from distill.data.pairs import AnnotatedImage, Scoring, Threshold, make_pair
 from distill.data.photographs import PhotographReader
 
 T = TypeVar("T")
 
 CONVENTIONS = ("canonical", "paper")
 PAPER_SIDE = 512  # px; the teacher's released code scores in images squashed to this side
-
-
-@dataclass(frozen=True)
-class ImageAnnotation:
-    """What a benchmark says of one photograph, in its own pixels.
-
-    Attributes:
-        path: of the image file.
-        points: (K, 2) x, y; NaN where a point is asked for but the truth is not known.
-        visible: (K,), which of them are annotated.
-        bbox: (4,) x0, y0, x1, y1 of the object.
-        category: what the object is.
-        name: of the photograph, for people.
-        source: the file that says so, for error messages.
-    """
-
-    path: Path
-    points: NDArray[np.float64]
-    visible: NDArray[np.bool_]
-    bbox: NDArray[np.float64]
-    category: str
-    name: str
-    source: Path
-
-
-@dataclass(frozen=True)
-class PairAnnotation:
-    """What a benchmark says of one pair: source, target, and SPair-71k's four flags."""
-
-    src: ImageAnnotation
-    trg: ImageAnnotation
-    variation: tuple[int, int, int, int] = NO_VARIATION
 
 
 @dataclass(frozen=True)
@@ -91,13 +60,19 @@ class PhotographPairs(Dataset[PairBatch], ABC):
             pixels as they are stored (27 of 178 photographs of CUB-200-2011 at hand have an orientation, and all their
             boxes and points suit the stored pixels), so it is false for all of them.
         pairs: for each pair, what identifies source and target.
-        skipped: what was left out, and why, by the name of the pair or photograph.
+        skipped: broken pairs that were left out, and why, by the name of the pair.
+        ignored: files and rows that are no part of the data set, and why, by their name.
+        notes: in which way the pairs differ from what was asked for.
+        strict: whether boxes and points have to suit to the pixel, see :func:`check_annotation`.
+        has_truth: whether the target's points are known, so that answers can be scored.
     """
 
     name: ClassVar[str]
     threshold: Threshold
     has_paper_convention: ClassVar[bool] = True
     exif_orientation: ClassVar[bool] = False
+    strict: bool = False
+    has_truth: bool = True
     symmetric_groups: ClassVar[Mapping[str, Sequence[Sequence[int]]]] = {}
     split: str
     pairs: Sequence[tuple]
@@ -149,18 +124,10 @@ class PhotographPairs(Dataset[PairBatch], ABC):
         """Reads a photograph.
 
         Raises:
-            DataError: when it cannot be read, or a point of it lies outside it.
+            DataError: when it cannot be read, or it and its annotation do not belong together.
         """
         photograph = self.read(annotation.path)
-        height, width = photograph.original_size
-        points = annotation.points[annotation.visible]
-        outside = ((points < 0) | (points > (width, height))).any(1)
-        if outside.any():
-            x, y = points[outside][0]
-            raise DataError(
-                f"Expected all points of {annotation.path} inside its {width} x {height} px but {annotation.source} says "
-                f"({x:g}, {y:g}); correct it, or leave such pairs out with data.on_error=skip."
-            )
+        check_annotation(annotation, photograph.original_size, self.strict)
         return photograph.annotated(
             annotation.points, annotation.visible, annotation.bbox, annotation.category, annotation.name
         )
@@ -171,7 +138,7 @@ class PhotographPairs(Dataset[PairBatch], ABC):
         for index in range(len(self.pairs)):
             _record(found, self.pair_name(index), self.pair_annotation, index)
         for annotation in self.image_annotations():
-            _record(found, annotation.name, self.image, annotation)
+            self._image_problem(found, annotation.name, annotation)
         return found
 
     def pair_name(self, index: int) -> str:
@@ -201,6 +168,9 @@ class PhotographPairs(Dataset[PairBatch], ABC):
         PhotographReader([], image_config.size, image_config.resize, image_config.cache_mib)  # checks them
         self.convention, self.resize, self.size = image_config.convention, image_config.resize, image_config.size
         self.skipped: dict[str, str] = {}
+        self.ignored: dict[str, str] = {}
+        self.notes: list[str] = []
+        self._checked: dict[bytes, str | None] = {}
 
     def _start(self, pairs: Sequence[tuple], paths: Iterable[Path], image_config: ImageConfig) -> None:
         """Takes the pairs, and leaves out the broken ones if that was asked for."""
@@ -215,12 +185,58 @@ class PhotographPairs(Dataset[PairBatch], ABC):
         for index, pair in enumerate(self.pairs):
             name = self.pair_name(index)
             known = _record(self.skipped, name, self.pair_annotation, index)
-            if known is not None and all(_record(self.skipped, name, self.image, n) for n in (known.src, known.trg)):
+            if known is not None and all(self._image_problem(self.skipped, name, n) for n in (known.src, known.trg)):
                 kept.append(pair)
         if not kept:
             first = next(iter(self.skipped.values()), "there are none")
             raise DataError(f"Expected pairs that can be read but all {len(self.pairs)} are broken; the first: {first}")
         self.pairs = kept
+
+    def _image_problem(self, found: dict[str, str], name: str, annotation: ImageAnnotation) -> bool:
+        """Says whether a photograph is in order, and writes down under ``name`` what is wrong with it.
+
+        Each photograph is read once, unless a pair says something else of it than another.
+        """
+        key = (annotation.path, annotation.points.tobytes(), annotation.bbox.tobytes())
+        digest = hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
+        if digest not in self._checked:
+            own: dict[str, str] = {}
+            _record(own, name, self.image, annotation)
+            self._checked[digest] = own.get(name)
+        message = self._checked[digest]
+        if message is not None:
+            found.setdefault(name, message)
+        return message is None
+
+    def _limited(self, n_pairs: int | None, possible: int) -> int:
+        """Returns how many of ``possible`` pairs are taken where ``n_pairs`` are asked for, all of them without a number.
+
+        What differs from the request is added to ``notes``.
+
+        Raises:
+            DataError: when none are asked for, or there are none.
+        """
+        if n_pairs is not None and n_pairs < 1:
+            raise DataError(f"Expected data.n_pairs of at least 1, or null for all pairs, but got {n_pairs}.")
+        if possible < 1:
+            raise DataError(f"Expected pairs in split {self.split} of {self.name} but there are none; check data.root.")
+        if n_pairs is None and possible > MAX_PAIRS:
+            self.notes.append(
+                f"{MAX_PAIRS} of the {possible} pairs of split {self.split} are drawn; data.n_pairs says how many"
+            )
+        if n_pairs is not None and n_pairs > possible:
+            self.notes.append(f"split {self.split} has {possible} pairs, {n_pairs} were asked for")
+        return min(possible, n_pairs or MAX_PAIRS)
+
+    def _subsample(self, items: Sequence[T], n_pairs: int | None, seed: int) -> list[T]:
+        """Returns ``n_pairs`` of listed ``items``, drawn by the seed; all of them, in order, without a number."""
+        if n_pairs is None and items:
+            return list(items)
+        count = self._limited(n_pairs, len(items))
+        if count == len(items):
+            return list(items)
+        rows = np.random.default_rng([seed, len(items)]).permutation(len(items))[:count]
+        return [items[row] for row in rows]
 
 
 def _record(found: dict[str, str], name: str, read: Callable[..., T], *arguments: object) -> T | None:
@@ -230,20 +246,6 @@ def _record(found: dict[str, str], name: str, read: Callable[..., T], *arguments
     except DataError as error:
         found.setdefault(name, str(error))
         return None
-
-
-def subsample(items: Sequence[T], n_pairs: int | None, seed: int) -> list[T]:
-    """Returns ``n_pairs`` of ``items``, drawn by the seed; all of them, in order, without a number.
-
-    Raises:
-        DataError: when there are fewer than asked for.
-    """
-    if n_pairs is None:
-        return list(items)
-    if not 1 <= n_pairs <= len(items):
-        raise DataError(f"Expected data.n_pairs between 1 and {len(items)}, the pairs of the split, but got {n_pairs}.")
-    rows = np.random.default_rng([seed, len(items)]).permutation(len(items))[:n_pairs]
-    return [items[row] for row in rows]
 
 
 def check_split(split: str, splits: Iterable[str]) -> None:

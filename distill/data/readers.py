@@ -1,4 +1,4 @@
-"""Reading text, JSON, CSV and MATLAB files, so that whatever is wrong with one is told with its name."""
+"""Readers of text, JSON, CSV and MATLAB files whose errors name the file."""
 
 import csv
 import json
@@ -56,18 +56,28 @@ def read_json(file: Path, parse: Callable[[Any], T], what: str) -> T:
 
     Args:
         file: to read.
-        parse: takes the content apart; what it raises about it is told with the file's name.
+        parse: takes the content apart; what it raises is reported with the file's name.
         what: the file should hold, for the error message.
 
     Raises:
-        DataError: when the file cannot be read, is no JSON, or does not hold ``what``.
+        DataError: when the file cannot be read, is no JSON, repeats a key, or does not hold ``what``.
     """
     try:
-        return parse(json.loads(file.read_text(encoding="utf-8-sig")))
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        return parse(json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=_unique))
+    except (OSError, RecursionError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise DataError(
             f"Expected {what} in {file} but it cannot be read ({type(error).__name__}: {error}); restore the file."
         ) from error
+
+
+def _unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns a dictionary of the ``items`` of a JSON object; of a repeated key JSON keeps the last value only."""
+    found = dict(items)
+    if len(found) < len(items):
+        keys = [key for key, _ in items]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {repeated!r} comes twice in one object")
+    return found
 
 
 def read_mat(file: Path, key: str) -> NDArray[np.float64]:

@@ -15,14 +15,12 @@ import numpy as np
 
 from distill.core.errors import ConfigError, DataError, nearest
 from distill.data import symmetry
+from distill.data.annotations import ImageAnnotation, PairAnnotation
 from distill.data.pairs import Threshold
 from distill.data.photograph_pairs import (
-    ImageAnnotation,
     ImageConfig,
-    PairAnnotation,
     PhotographPairs,
     check_split,
-    subsample,
 )
 from distill.data.readers import read_json
 
@@ -87,9 +85,13 @@ class AP10KPairs(PhotographPairs):
                 "PairAnnotation, see data download."
             )
         self._categories: dict[tuple[str, str], str] = {}
-        for file in subsample(files, n_pairs, seed):
+        for file in self._subsample(files, n_pairs, seed):
             try:
-                self._categories[read_json(file, _pair, "src_json_path and trg_json_path")] = _group(file)
+                pair = read_json(file, _pair, "src_json_path and trg_json_path")
+                if pair in self._categories:
+                    self.ignored[file.name] = f"repeats the pair {pair[0]} -> {pair[1]}"
+                else:
+                    self._categories[pair] = _group(file)
             except DataError as error:
                 if on_error == "raise":
                     raise

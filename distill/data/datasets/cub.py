@@ -9,6 +9,7 @@ writes the list, which ``data.pairs`` reads again. Coordinates are taken as they
 or from 1 is documented nowhere; boxes begin at 0.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -17,17 +18,15 @@ import numpy as np
 
 from distill.core.errors import DataError
 from distill.data import symmetry
+from distill.data.annotations import ImageAnnotation, PairAnnotation
 from distill.data.pair_list import read_pair_list
-from distill.data.pair_sampling import sample_pairs
+from distill.data.pair_sampling import count_pairs, sample_pairs
 from distill.data.pairs import Threshold
 from distill.data.photograph_pairs import (
     PAPER_SIDE,
-    ImageAnnotation,
     ImageConfig,
-    PairAnnotation,
     PhotographPairs,
     check_split,
-    subsample,
 )
 from distill.data.readers import read_text
 
@@ -85,7 +84,9 @@ class CUBPairs(PhotographPairs):
         self._configure(image_config)
         self.root, self.split, self.seed = Path(root), split, seed
         self.annotations = Annotations(self.root)
-        ids = [image for image in self._ids_of_split() if self.annotations.visible[image].any()]
+        of_split = self._ids_of_split()
+        ids = [image for image in of_split if self.annotations.visible[image].any()]
+        self.ignored = {self.annotations.path[i]: "no part of it is visible" for i in sorted(set(of_split) - set(ids))}
         self.ids = {self.annotations.path[image]: image for image in ids}
         which = pairs or ("paper" if convention == "paper" else "classes")
         chosen = self._choose(which, n_pairs, seed, pairs_per_image)
@@ -110,12 +111,11 @@ class CUBPairs(PhotographPairs):
         if which == "paper":
             first = sorted(set(self.annotations.number.values()))[:PAPER_CLASSES]
             groups = [[n for n in names if self.annotations.number[self.ids[n]] == number] for number in first]
-            return subsample([pair for group in groups for pair in combinations(group, 2)], n_pairs, seed)
+            return self._subsample([pair for group in groups for pair in combinations(group, 2)], n_pairs, seed)
         if which != "classes":
-            return subsample(read_pair_list(Path(which), names), n_pairs, seed)
+            return self._subsample(read_pair_list(Path(which), names), n_pairs, seed)
         categories = [self.annotations.category[image] for image in self.ids.values()]
-        possible = sum(categories.count(c) * (categories.count(c) - 1) for c in set(categories))
-        count = possible if n_pairs is None else n_pairs
+        count = self._limited(n_pairs, count_pairs(categories))
         return [(names[s], names[t]) for s, t in sample_pairs(categories, count, seed, pairs_per_image)]
 
     def _ids_of_split(self) -> list[int]:
@@ -129,6 +129,11 @@ class CUBPairs(PhotographPairs):
     def _image_annotation(self, name: str) -> ImageAnnotation:
         image, annotations = self.ids[name], self.annotations
         x, y, width, height = annotations.box[image]
+        if not (width > 0 and height > 0):
+            raise DataError(
+                f"Expected a box with an area for image {image} in {self.root / 'bounding_boxes.txt'} but got {width:g} x "
+                f"{height:g} px; boxes are x, y, width, height."
+            )
         return ImageAnnotation(
             path=self._image_file(name),
             points=annotations.points[image],
@@ -170,6 +175,7 @@ class Annotations:
         self.box = {int(row[0]): tuple(map(float, row[1:5])) for row in boxes}
         self.points = {image: np.zeros((N_PARTS, 2)) for image in self.path}
         self.visible = {image: np.zeros(N_PARTS, bool) for image in self.path}
+        seen: set[tuple[int, int]] = set()
         for row in parts:
             image, part = int(row[0]), int(row[1]) - 1
             if image not in self.path or not 0 <= part < N_PARTS:
@@ -177,6 +183,12 @@ class Annotations:
                     f"Expected images of images.txt and parts 1 to {N_PARTS} in {root / 'parts' / 'part_locs.txt'} but got "
                     f"image {image}, part {part + 1}; check that the files belong together."
                 )
+            if (image, part) in seen:
+                raise DataError(
+                    f"Expected each part of an image once in {root / 'parts' / 'part_locs.txt'} but part {part + 1} of image "
+                    f"{image} comes twice; remove one line."
+                )
+            seen.add((image, part))
             self.points[image][part] = float(row[2]), float(row[3])
             self.visible[image][part] = row[4] == "1"
         for name, ids in zip(FILES[1:4], (set(self.number), set(self.training), set(self.box)), strict=True):
@@ -199,12 +211,24 @@ def _tables(root: Path) -> list[list[list[str]]]:
     tables, problems = [], []
     for name, width in zip(FILES, WIDTHS, strict=True):
         try:
-            tables.append(_rows(root / name, width, free_text=name == "images.txt"))
+            rows = _rows(root / name, width, free_text=name == "images.txt")
+            if name != FILES[-1]:
+                _check_ids(rows, root / name)
+            tables.append(rows)
         except DataError as error:
             problems.append(str(error))
     if problems:
         raise DataError(" ".join(problems))
     return tables
+
+
+def _check_ids(rows: list[list[str]], file: Path) -> None:
+    """Raises a :class:`DataError` when two lines belong to one image."""
+    repeated = [image for image, count in Counter(row[0] for row in rows).items() if count > 1]
+    if repeated:
+        raise DataError(
+            f"Expected one line per image in {file} but image {repeated[0]} has several; remove the others."
+        )
 
 
 def _rows(file: Path, width: int, free_text: bool) -> list[list[str]]:

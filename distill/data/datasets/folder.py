@@ -14,16 +14,14 @@ from typing import Any, get_args
 import numpy as np
 
 from distill.core.errors import ConfigError, DataError, nearest
+from distill.data.annotations import ImageAnnotation, PairAnnotation
 from distill.data.pair_list import read_pair_list
 from distill.data.pair_sampling import sample_pairs
 from distill.data.pairs import Threshold
 from distill.data.photograph_pairs import (
-    ImageAnnotation,
     ImageConfig,
-    PairAnnotation,
     PhotographPairs,
     check_split,
-    subsample,
 )
 from distill.data.readers import numbers, read_csv, read_json
 
@@ -107,7 +105,7 @@ class FolderPairs(PhotographPairs):
         self.parts = sorted({part for annotation in self.annotations.values() for part in annotation.points})
         names = [n for n in of_split(everything, split) if self.source is None or self.annotations.get(n)]
         if pairs is not None:
-            chosen = subsample(read_pair_list(Path(pairs), names), n_pairs, seed)
+            chosen = self._subsample(read_pair_list(Path(pairs), names), n_pairs, seed)
         else:
             categories = [name.partition("/")[0] for name in names]
             possible = sum(categories.count(c) * (categories.count(c) - 1) for c in set(categories))

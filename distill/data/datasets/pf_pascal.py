@@ -16,15 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.core.errors import DataError
+from distill.data.annotations import ImageAnnotation, PairAnnotation
 from distill.data.pairs import Threshold
 from distill.data.photograph_pairs import (
     PAPER_SIDE,
-    ImageAnnotation,
     ImageConfig,
-    PairAnnotation,
     PhotographPairs,
     check_split,
-    subsample,
 )
 from distill.data.readers import numbers, read_csv, read_mat
 
@@ -79,9 +77,13 @@ class PFPascalPairs(PhotographPairs):
         self._configure(image_config)
         self.split, self.root = split, _folder(Path(root))
         self.list = _list(self.root, Path(root), split)
-        rows = _read_list(self.list)
-        self._rows = {pair: (category, points) for pair, category, points in rows}
-        pairs = subsample(list(self._rows), n_pairs, seed)
+        self._rows: dict[tuple[str, str], tuple[str, tuple[Points, Points] | None]] = {}
+        for number, pair, category, points in _read_list(self.list, self.ignored):
+            if pair in self._rows:
+                self.ignored[f"row {number} of {self.list.name}"] = f"repeats the pair {pair[0]} -> {pair[1]}"
+            else:
+                self._rows[pair] = category, points
+        pairs = self._subsample(list(self._rows), n_pairs, seed)
         self._start(pairs, (self._image_file(name) for pair in pairs for name in pair), image_config)
 
     def pair_annotation(self, index: int) -> PairAnnotation:
@@ -144,8 +146,13 @@ def _list(folder: Path, root: Path, split: str) -> Path:
     raise DataError(f"Expected one of {', '.join(names)} in {folder} or beside it but found none; download the list.")
 
 
-def _read_list(file: Path) -> list[tuple[tuple[str, str], str, tuple[Points, Points] | None]]:
-    """Returns the pair, the category, and the points of both images if the list has them, of each row."""
+def _read_list(
+    file: Path, ignored: dict[str, str]
+) -> list[tuple[int, tuple[str, str], str, tuple[Points, Points] | None]]:
+    """Returns the number, pair, category, and points of both images if the list has them, of each row.
+
+    Rows that ask for a mirrored pair are written down in ``ignored``.
+    """
     header, rows = read_csv(file)
     missing = [name for name in COLUMNS if name not in header]
     if missing:
@@ -156,10 +163,11 @@ def _read_list(file: Path) -> list[tuple[tuple[str, str], str, tuple[Points, Poi
     for number, cells in enumerate(rows, start=2):
         row = dict(zip(header, cells, strict=True))
         if row.get("flip", "0").strip() not in ("0", ""):
+            ignored[f"row {number} of {file.name}"] = "asks for a mirrored pair"
             continue
         pair = _name(row["source_image"]), _name(row["target_image"])
         points = _points(row, file, number) if set(POINTS) <= set(header) else None
-        listed.append((pair, _category(row["class"].strip(), file, number), points))
+        listed.append((number, pair, _category(row["class"].strip(), file, number), points))
     return listed
 
 

@@ -12,15 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.core.errors import ConfigError, DataError
-from distill.data.pair_sampling import sample_pairs
+from distill.data.annotations import ImageAnnotation, PairAnnotation
+from distill.data.pair_sampling import count_pairs, sample_pairs
 from distill.data.pairs import Threshold
 from distill.data.photograph_pairs import (
     PAPER_SIDE,
-    ImageAnnotation,
     ImageConfig,
-    PairAnnotation,
     PhotographPairs,
-    subsample,
 )
 from distill.data.readers import numbers, read_csv, read_mat
 
@@ -75,7 +73,7 @@ class PFWillowPairs(PhotographPairs):
         self._listed: dict[tuple[str, str], NDArray[np.float64]] = {}
         self._points: dict[str, NDArray[np.float64]] = {}
         file = next((f for f in _lists(self.root) if f.is_file()), None)
-        pairs = self._made(n_pairs, seed) if file is None else subsample(self._read(file), n_pairs, seed)
+        pairs = self._made(n_pairs, seed) if file is None else self._subsample(self._read(file), n_pairs, seed)
         self.source = file
         if on_error == "raise" and file is None:
             for name in dict.fromkeys(name for pair in pairs for name in pair):
@@ -118,8 +116,8 @@ class PFWillowPairs(PhotographPairs):
                 "the folder named PF-dataset."
             )
         folders = [name.partition("/")[0] for name in names]
-        possible = sum(folders.count(folder) - 1 for folder in folders)
-        return [(names[s], names[t]) for s, t in sample_pairs(folders, possible if n_pairs is None else n_pairs, seed)]
+        count = self._limited(n_pairs, count_pairs(folders))
+        return [(names[s], names[t]) for s, t in sample_pairs(folders, count, seed)]
 
     def _points_of(self, name: str) -> NDArray[np.float64]:
         """Returns (10, 2) x, y in the photograph's pixels."""
@@ -136,6 +134,9 @@ class PFWillowPairs(PhotographPairs):
             )
         for number, row in enumerate(rows, start=2):
             pair = _name(row[0]), _name(row[1])
+            if pair in self._listed:
+                self.ignored[f"row {number} of {file.name}"] = f"repeats the pair {pair[0]} -> {pair[1]}"
+                continue
             self._listed[pair] = numbers(row[2:], file, number).reshape(2, 2, N_POINTS).transpose(0, 2, 1)
         return list(self._listed)
 

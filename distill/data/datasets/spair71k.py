@@ -12,17 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from distill.core.errors import DataError
+from distill.core.errors import ConfigError, DataError, nearest
 from distill.data import symmetry
+from distill.data.annotations import ImageAnnotation, PairAnnotation
 from distill.data.pairs import Threshold
 from distill.data.photograph_pairs import (
     PAPER_SIDE,
-    ImageAnnotation,
     ImageConfig,
-    PairAnnotation,
     PhotographPairs,
     check_split,
-    subsample,
 )
 from distill.data.readers import read_json, read_text
 
@@ -72,12 +70,18 @@ class SPairPairs(PhotographPairs):
         image_config = ImageConfig(size, resize, convention, on_error, cache_mib)
         self._configure(image_config)
         self.root, self.split = Path(root), split
-        names = _read_names(self.root / "Layout" / "large" / f"{SPLITS[split]}.txt")
+        names = _read_names(self.root / "Layout" / "large" / f"{SPLITS[split]}.txt", self.ignored)
         if categories is not None:
+            known = sorted({pair[0].partition("/")[0] for pair in names})
+            unknown = [category for category in categories if category not in known]
+            if unknown:
+                raise ConfigError(
+                    f"Expected data.categories of split {split} but got {unknown[0]!r}; {nearest(unknown[0], known)}."
+                )
             names = {pair: line for pair, line in names.items() if pair[0].partition("/")[0] in categories}
         self._lines = names
         self._all_points: dict[Path, dict[int, tuple[float, float]]] = {}
-        pairs = subsample(list(names), n_pairs, seed)
+        pairs = self._subsample(list(names), n_pairs, seed)
         self._start(pairs, (self._image_file(name) for pair in pairs for name in pair), image_config)
 
     def pair_annotation(self, index: int) -> PairAnnotation:
@@ -143,10 +147,10 @@ def _slots(content: dict[str, Any]) -> dict[int, tuple[float, float]]:
     return {number: (float(x), float(y)) for number, (x, y) in slots.items()}
 
 
-def _read_names(file: Path) -> dict[tuple[str, str], str]:
-    """Returns the lines of a layout by "category/source", "category/target"."""
+def _read_names(file: Path, ignored: dict[str, str]) -> dict[tuple[str, str], str]:
+    """Returns the lines of a layout by "category/source", "category/target"; repeated pairs go to ``ignored``."""
     hint = "give in data.root the folder that holds Layout, PairAnnotation and JPEGImages"
-    names = {}
+    names: dict[tuple[str, str], str] = {}
     for line in read_text(file, hint).split():
         pair, _, category = line.partition(":")
         parts = pair.split("-")
@@ -154,5 +158,9 @@ def _read_names(file: Path) -> dict[tuple[str, str], str]:
             raise DataError(
                 f"Expected lines number-source-target:category in {file} but got {line!r}; restore the file."
             )
-        names[f"{category}/{parts[1]}", f"{category}/{parts[2]}"] = line
+        pair_name = f"{category}/{parts[1]}", f"{category}/{parts[2]}"
+        if pair_name in names:
+            ignored[f"{line} of {file.name}"] = f"repeats the pair {pair_name[0]} -> {pair_name[1]}"
+        else:
+            names[pair_name] = line
     return names

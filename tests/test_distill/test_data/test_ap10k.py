@@ -80,6 +80,13 @@ def test_a_file_system_without_colons_will_do(layout):
         ("ImageAnnotation/Felidae/cat/2.json", lambda text: text.replace("30, 33", "0, 33"), "is empty"),
         ("ImageAnnotation/Felidae/cat/2.json", None, "FileNotFoundError"),
         ("ImageAnnotation/Felidae/cat/2.json", lambda text: text.replace("20.0", "51.0"), "inside its 50 x 50 px"),
+        ("ImageAnnotation/Felidae/cat/2.json", lambda text: text.replace("30, 33", "300, 33"), "inside its 50 x 50 px"),
+        ("ImageAnnotation/Felidae/cat/2.json", lambda text: text.replace("30, 33", "3, 3"), "not x, y, width"),
+        (
+            "ImageAnnotation/Felidae/cat/2.json",
+            lambda text: text.replace("{", '{"bbox": [1, 1, 2, 2], ', 1),
+            "comes twice",
+        ),
         ("JPEGImages/Felidae/cat/2.jpg", None, "Expected an image file"),
     ],
 )

@@ -144,8 +144,8 @@ def test_a_point_outside_its_photograph_is_an_error_or_a_counted_skip(layout):
     name = CUBPairs(str(layout), "test", 4, size=32).pairs[0][0]
     file = layout / "parts" / "part_locs.txt"
     image = CUBPairs(str(layout), "test", 4, size=32).ids[name]
-    text = file.read_text()
-    file.write_text(text.replace(f"\n{image} 2 ", f"\n{image} 2 900.0 5.0 1\n{image} 15 ", 1))
+    lines = [line for line in file.read_text().splitlines() if not line.startswith(f"{image} 2 ")]
+    file.write_text("\n".join([*lines, f"{image} 2 900.0 5.0 1"]))
     with pytest.raises(DataError, match=r"part_locs.txt says \(900, 5\)"):
         CUBPairs(str(layout), "test", 4, size=32)[0]
     pairs = CUBPairs(str(layout), "test", 24, size=32, on_error="skip")
@@ -177,3 +177,53 @@ def test_the_orientation_of_a_benchmarks_photographs_is_ignored(layout):
         image.save(layout / "images" / name, exif=exif)
     again = CUBPairs(str(layout), "test", 4, size=32)[0]
     assert torch.equal(again.trg_img, expected.trg_img) and again.trg_size.tolist() == expected.trg_size.tolist()
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "message"),
+    [
+        ("parts/part_locs.txt", "3 4 9.0 9.0 1", "part 4 of image 3 comes twice"),
+        ("bounding_boxes.txt", "3 4.0 6.0 30.0 20.0", "image 3 has several"),
+        ("images.txt", "3 002.bird/3 (a).png", "image 3 has several"),
+        ("image_class_labels.txt", "3 1", "image 3 has several"),
+        ("train_test_split.txt", "3 1", "image 3 has several"),
+    ],
+)
+def test_a_line_that_comes_twice_is_named(layout, file, line, message):
+    with (layout / file).open("a") as opened:
+        opened.write(line + "\n")
+    with pytest.raises(DataError, match=message):
+        CUBPairs(str(layout), "test", 4)
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ("4.0 6.0 34.0 260.0", r"inside its \d+ x 30 px but .* says \[4, 6, 38, 266\]"),
+        ("0.0 0.0 3.0 3.0", "x0, y0, x1, y1 in px, not x, y, width, height"),
+        ("4.0 6.0 0.0 20.0", "a box with an area for image"),
+    ],
+)
+def test_a_box_that_does_not_suit_its_photograph_is_named(layout, box, message):
+    name = CUBPairs(str(layout), "test", 4, size=32).pairs[0][0]
+    image = CUBPairs(str(layout), "test", 4, size=32).ids[name]
+    file = layout / "bounding_boxes.txt"
+    lines = [line for line in file.read_text().splitlines() if not line.startswith(f"{image} ")]
+    file.write_text("\n".join([*lines, f"{image} {box}"]))
+    pairs = CUBPairs(str(layout), "test", 4, size=32)
+    with pytest.raises(DataError, match=message):
+        pairs[0]
+    assert pairs.problems()
+
+
+def test_an_image_without_visible_parts_is_ignored_and_named(layout):
+    file = layout / "parts" / "part_locs.txt"
+    lines = [line[:-1] + "0" if line.startswith("4 ") else line for line in file.read_text().splitlines()]
+    file.write_text("\n".join(lines))
+    pairs = CUBPairs(str(layout), "test", None, size=32)
+    assert pairs.ignored == {"001.bird/4 (a).png": "no part of it is visible"}
+
+
+def test_more_pairs_than_there_are_give_all_of_them_and_a_note(layout):
+    pairs = CUBPairs(str(layout), "test", 1000, size=32)
+    assert len(pairs) == 24 and pairs.notes == ["split test has 24 pairs, 1000 were asked for"]

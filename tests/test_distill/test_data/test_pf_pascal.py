@@ -71,6 +71,7 @@ def test_a_training_list_has_no_points_and_mirrored_rows_are_left_out(layout):
     (layout / "trn_pairs.csv").write_text("\n".join(["source_image,target_image,class,flip", *rows]))
     pairs = PFPascalPairs(str(layout), split="train", size=64)
     assert len(pairs) == 1 and pairs[0].kps_mask.sum() == 2
+    assert pairs.ignored == {"row 3 of trn_pairs.csv": "asks for a mirrored pair"}
     (layout / "Annotations" / "cat" / "b.mat").unlink()
     with pytest.raises(DataError, match=r"b\.mat but it is missing"):
         pairs[0]
@@ -120,3 +121,20 @@ def test_missing_folders_and_lists_are_named(layout, tmp_path):
 def test_the_papers_tolerance_is_that_of_a_squashed_image(layout):
     pair = PFPascalPairs(str(layout), convention="paper")[0]
     assert float(pair.pck_threshold) == 512 and pair.trg_size.tolist() == [[512, 512]]
+
+
+@pytest.mark.parametrize(
+    ("bbox", "message"),
+    [([5.0, 4.0, 400.0, 30.0], "inside its 80 x 50 px"), ([0.0, 0.0, 9.0, 8.0], "not x, y, width, height")],
+)
+def test_a_box_that_does_not_suit_its_photograph_is_named(layout, bbox, message):
+    points = np.array([[15, 9], [np.nan, np.nan], [40, 22]])
+    savemat(layout / "Annotations" / "cat" / "b.mat", {"kps": points + 10, "bbox": bbox})
+    with pytest.raises(DataError, match=message):
+        PFPascalPairs(str(layout), size=64)[0]
+
+
+def test_a_row_that_repeats_a_pair_is_ignored_and_named(layout):
+    (layout / "test_pairs.csv").write_text("\n".join([HEADER, *ROWS, ROWS[0]]))
+    pairs = PFPascalPairs(str(layout))
+    assert len(pairs) == 2 and pairs.ignored == {"row 4 of test_pairs.csv": "repeats the pair a.jpg -> b.jpg"}

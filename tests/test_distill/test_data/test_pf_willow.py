@@ -65,8 +65,8 @@ def test_what_is_wrong_is_named(layout, tmp_path):
         PFWillowPairs(str(layout), size=8)
     with pytest.raises(DataError, match="found none"):
         PFWillowPairs(str(tmp_path / "nowhere"))
-    with pytest.raises(DataError, match="between 1 and 12"):
-        PFWillowPairs(str(layout), n_pairs=13)
+    with pytest.raises(DataError, match="data.n_pairs of at least 1"):
+        PFWillowPairs(str(layout), n_pairs=0)
 
 
 @pytest.mark.parametrize("content", [b"", b"MATLAB 5.0 MAT-file" + bytes(40), b"\x00" * 300])
@@ -138,3 +138,15 @@ def test_the_folder_above_will_do(layout, tmp_path):
     (tmp_path / "above").mkdir()
     (tmp_path / "above" / "PF-dataset").symlink_to(layout, target_is_directory=True)
     assert PFWillowPairs(str(tmp_path / "above")).pairs == PFWillowPairs(str(layout)).pairs
+
+
+def test_more_pairs_than_there_are_give_all_of_them_and_a_note(layout):
+    pairs = PFWillowPairs(str(layout), n_pairs=13)
+    assert len(pairs) == 12 and pairs.notes == ["split test has 12 pairs, 13 were asked for"]
+
+
+def test_a_row_that_repeats_a_pair_is_ignored_and_named(layout):
+    rows = [["car(S)/photo 0.png", "car(S)/photo 1.png", *[15] * 40]] * 2
+    write_list(layout, rows=rows)
+    pairs = PFWillowPairs(str(layout))
+    assert len(pairs) == 1 and list(pairs.ignored) == ["row 3 of test_pairs_pf.csv"]

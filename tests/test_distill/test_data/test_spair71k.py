@@ -87,8 +87,8 @@ def test_what_is_wrong_is_named(layout):
         SPairPairs(str(layout), split="tset")
     with pytest.raises(DataError, match="trn.txt"):
         SPairPairs(str(layout), split="train")
-    with pytest.raises(DataError, match="between 1 and 3"):
-        SPairPairs(str(layout), n_pairs=4)
+    with pytest.raises(DataError, match="data.n_pairs of at least 1"):
+        SPairPairs(str(layout), n_pairs=0)
     (layout / "Layout" / "large" / "test.txt").write_text("\n")
     with pytest.raises(DataError, match="is empty"):
         SPairPairs(str(layout))
@@ -143,8 +143,8 @@ def test_figures_are_told_by_category_and_by_what_varies(layout):
 
 def test_categories_can_be_chosen(layout):
     assert len(SPairPairs(str(layout), categories=["cat"])) == 3
-    with pytest.raises(DataError, match="between 1 and 0"):
-        SPairPairs(str(layout), n_pairs=1, categories=["dog"])
+    with pytest.raises(ConfigError, match="did you mean 'cat'"):
+        SPairPairs(str(layout), n_pairs=1, categories=["cta"])
 
 
 def test_a_malformed_line_of_the_layout_is_named(layout):
@@ -155,3 +155,32 @@ def test_a_malformed_line_of_the_layout_is_named(layout):
 
 def test_labelling_takes_the_pairs_of_one_source_together(layout):
     assert [source for source, _ in SPairPairs(str(layout)).pairs] == ["cat/2008_a", "cat/2008_b", "cat/2008_a"]
+
+
+def test_more_pairs_than_there_are_give_all_of_them_and_a_note(layout):
+    pairs = SPairPairs(str(layout), n_pairs=4)
+    assert len(pairs) == 3 and pairs.notes == ["split test has 3 pairs, 4 were asked for"]
+
+
+def test_a_repeated_line_of_the_layout_is_ignored_and_named(layout):
+    (layout / "Layout" / "large" / "test.txt").write_text("\n".join([*NAMES, NAMES[0]]))
+    pairs = SPairPairs(str(layout))
+    assert len(pairs) == 3 and list(pairs.ignored.values()) == ["repeats the pair cat/2008_a -> cat/2008_b"]
+
+
+def test_a_key_that_comes_twice_in_an_annotation_is_an_error(layout):
+    file = layout / "PairAnnotation" / "test" / f"{NAMES[0]}.json"
+    file.write_text(file.read_text().replace('"kps_ids"', '"src_kps": [[1, 1], [2, 2]], "kps_ids"'))
+    with pytest.raises(DataError, match="the key 'src_kps' comes twice"):
+        SPairPairs(str(layout))[0]
+
+
+def test_a_box_far_outside_its_image_is_an_error_and_one_pixel_is_none(layout):
+    file = layout / "PairAnnotation" / "test" / f"{NAMES[0]}.json"
+    text = file.read_text()
+    file.write_text(text.replace("[1, 4, 41, 34]", "[1, 4, 51, 34]"))
+    SPairPairs(str(layout))[0]
+    file.write_text(text.replace("[1, 4, 41, 34]", "[1, 4, 5000, 34]"))
+    with pytest.raises(DataError, match=r"2008_b.jpg inside its 50 x 48 px but .* says \[1, 4, 5000, 34\]"):
+        SPairPairs(str(layout))[0]
+    assert len(SPairPairs(str(layout)).problems()) == 1
