@@ -1,6 +1,5 @@
 """A trained student as one safetensors file that says how to build it."""
 
-import importlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,10 +12,9 @@ from torch import Tensor, nn
 import distill
 from distill.core.errors import ConfigError, WeightsError
 from distill.core.files import replacing
+from distill.export.trusted import build_student, read_description, without_sources
 
 _FORMAT = "distill-student-2"
-TRUSTED = ("student",)
-"""Packages whose classes a student's file may name; what it names is imported and called."""
 
 
 def save_student(student: nn.Module, config: Mapping[str, Any], path: str | Path) -> None:
@@ -28,7 +26,7 @@ def save_student(student: nn.Module, config: Mapping[str, Any], path: str | Path
         path: of the file.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()}
-    metadata = {"format": _FORMAT, "student": json.dumps(dict(config)), "version": distill.__version__}
+    metadata = {"format": _FORMAT, "student": json.dumps(without_sources(config)), "version": distill.__version__}
     with replacing(path) as unfinished:
         save_file(tensors, unfinished, metadata)
 
@@ -37,7 +35,7 @@ def read_student_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Tenso
     """Returns the configuration and the weights in a student's file.
 
     Raises:
-        WeightsError: when the file is missing, truncated, or no student.
+        WeightsError: when the file is missing, truncated, or no student, or its configuration is none.
     """
     path = Path(path)
     if not path.is_file():
@@ -57,7 +55,7 @@ def read_student_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Tenso
             f"Expected a student written by distill at {path} but its format is {metadata.get('format')!r} where {_FORMAT!r} is "
             "read; give the student.safetensors of a fit with this version."
         )
-    return json.loads(metadata["student"]), tensors
+    return read_description(metadata.get("student"), path), tensors
 
 
 def load_into(student: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> nn.Module:
@@ -97,31 +95,6 @@ def load_student(path: str | Path | None, trusted: Sequence[str] = ()) -> nn.Mod
             "filter=student."
         )
     config, tensors = read_student_file(path)
-    size = config.pop("size")
-    student = load_into(_build({**config, "weights": None}, path, (*TRUSTED, *trusted)), tensors, path)
-    student.size = size
+    student = load_into(build_student(config, tensors, path, trusted), tensors, path)
+    student.size = config["size"]
     return student
-
-
-def _build(config: Any, path: str | Path, trusted: Sequence[str]) -> Any:
-    """Builds what ``config`` describes by its ``_target_``, nested descriptions included."""
-    if isinstance(config, list):
-        return [_build(value, path, trusted) for value in config]
-    if not isinstance(config, dict):
-        return config
-    if not any(key.startswith("_") for key in config):
-        return {key: _build(value, path, trusted) for key, value in config.items()}
-    target = config.get("_target_")
-    module, _, name = target.rpartition(".") if isinstance(target, str) else ("", "", "")
-    others = [key for key in config if key.startswith("_") and key != "_target_"]
-    if others or module.partition(".")[0] not in trusted:
-        raise WeightsError(
-            f"Expected {path} to name a class of {', '.join(trusted)} but it names {target!r}"
-            f"{f' with {others}' if others else ''}; a file from a stranger must not run code. If the class is your own, "
-            "name its package: trust=[<package>]."
-        )
-    kind = getattr(importlib.import_module(module), name, None)
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise WeightsError(f"Expected {path} to name a torch module but {target!r} is none; train the student again.")
-    arguments = {key: _build(value, path, trusted) for key, value in config.items() if key != "_target_"}
-    return kind(**arguments)

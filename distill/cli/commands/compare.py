@@ -22,6 +22,7 @@ from distill.evaluation.compare import Comparison, check_reference, compare
 from distill.evaluation.pictures import stack
 from distill.evaluation.report import COLUMNS, example_panels, html_page, markdown, table
 from distill.export.student_file import load_student, read_student_file
+from distill.export.trusted import plain_arguments
 from distill.labels.cached import Cached
 from distill.labels.generate import by_source, label
 from distill.matchers.box_relative import BoxRelative
@@ -34,7 +35,7 @@ def run(cfg: DictConfig) -> Comparison:
     """Compares, writes the reports and prints the table."""
     check_reference(cfg.reference, MATCHERS)
     device = choose_device(cfg.device)
-    student = load_student(cfg.ckpt).to(device)
+    student = load_student(cfg.ckpt, cfg.trust).to(device)
     baseline = instantiate(baseline_config(cfg.ckpt)).to(device)
     benchmark: Benchmark = instantiate(cfg.data)
     teacher = Cached(cfg.labels.dir, instantiate(cfg.teacher), fallbacks=list(cfg.labels.fallbacks))
@@ -56,10 +57,15 @@ def run(cfg: DictConfig) -> Comparison:
 
 
 def baseline_config(ckpt: str) -> dict:
-    """Returns the configuration of the nearest neighbour on the untouched backbone of a student's file."""
+    """Returns the configuration of the nearest neighbour on the untouched backbone of a student's file.
+
+    Raises:
+        WeightsError: when the file's configuration holds anything but plain values, see :func:`plain_arguments`.
+    """
     config, _ = read_student_file(ckpt)
-    shared = {key: config.get(key) for key in ("backbone", "weights", "mean", "std", "options")}
-    strides = list(config.get("strides", [16]))
+    names = ("backbone", "weights", "mean", "std", "options", "strides")
+    shared = plain_arguments({key: config.get(key) for key in names}, ckpt)
+    strides = list(shared.pop("strides") or [16])
     return {"_target_": "student.NearestNeighbour", "strides": [16 if 16 in strides else strides[-1]], **shared}
 
 

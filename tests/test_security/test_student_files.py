@@ -1,0 +1,239 @@
+"""A student's file from a stranger: nothing in it runs code or reads other files.
+
+Each hostile file would create a marker file if what it asks for were done.
+"""
+
+import json
+import sys
+import textwrap
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+
+from distill.cli.commands import compare
+from distill.cli.config import compose, instantiate
+from distill.core.errors import DistillError, WeightsError
+from distill.export.student_file import load_student, save_student
+from student import StudentMatcher
+
+STUDENT = {"_target_": "student.StudentMatcher", "backbone": "test_resnet", "strides": [8, 16], "width": 16, "size": 64}
+
+
+def write(path, description, tensors=None):
+    text = description if isinstance(description, str) else json.dumps(description)
+    metadata = {"format": "distill-student-2", "student": text, "version": "0.1.0"}
+    save_file({"x": torch.zeros(1)} if tensors is None else tensors, path, metadata)
+    return path
+
+
+@pytest.fixture(scope="module")
+def weights():
+    torch.manual_seed(0)
+    return {name: value.clone() for name, value in StudentMatcher("test_resnet", [8, 16], 16).state_dict().items()}
+
+
+@pytest.fixture
+def marker(tmp_path, monkeypatch):
+    """The file that hostile files try to make, and a module in the working folder that makes it when imported."""
+    path = tmp_path / "marker"
+    (tmp_path / "hostile_module.py").write_text(
+        f"import torch\nopen({str(path)!r}, 'w').close()\n\n\nclass Hostile(torch.nn.Module):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield path
+    sys.modules.pop("hostile_module", None)
+
+
+def touch(marker):
+    return {"_target_": "pathlib.Path.touch", "self": {"_target_": "pathlib.Path", "_args_": [str(marker)]}}
+
+
+HOSTILE = {
+    "a function": lambda m: touch(m) | {"size": 64},
+    "a function with _args_": lambda m: {"_target_": "pathlib.Path.touch", "_args_": [str(m)], "size": 64},
+    "os.system": lambda m: {"_target_": "os.system", "command": f"touch {m}", "size": 64},
+    "a nested function": lambda m: STUDENT | {"mean": touch(m)},
+    "a function in a list": lambda m: STUDENT | {"strides": [8, touch(m)]},
+    "a function in the options": lambda m: STUDENT | {"options": {"act_layer": touch(m)}},
+    "a partial": lambda m: STUDENT | {"_partial_": True, "mean": touch(m)},
+    "positional arguments": lambda m: STUDENT | {"_args_": ["test_resnet", touch(m)]},
+    "a module that acts when imported": lambda m: {"_target_": "hostile_module.Hostile", "size": 64},
+    "a submodule of ours that is torch": lambda m: {"_target_": "student.matcher.torch.hub.load", "size": 64},
+    "a class that we re-export": lambda m: {"_target_": "student.matcher.nn.Sequential", "size": 64},
+    "a class of torch in our module": lambda m: {"_target_": "student.matcher.NeighbourhoodConsensus", "size": 64},
+    "timm by a name of ours": lambda m: {"_target_": "student.backbone.timm.create_model", "size": 64},
+    "a relative name": lambda m: {"_target_": ".student.StudentMatcher", "size": 64},
+    "a name without module": lambda m: {"_target_": "StudentMatcher", "size": 64},
+    "a target that is no text": lambda m: {"_target_": ["student.StudentMatcher"], "size": 64},
+    "no target": lambda m: {"backbone": "test_resnet", "size": 64},
+}
+
+
+@pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE)
+def test_a_file_that_names_anything_but_a_class_of_the_student_package_is_refused(tmp_path, marker, weights, hostile):
+    with pytest.raises(WeightsError, match="Expected .*student.safetensors") as caught:
+        load_student(write(tmp_path / "student.safetensors", hostile(marker), weights))
+    assert not marker.exists() and "hostile_module" not in sys.modules
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"checkpoint_path": "evil.pth"},
+        {"pretrained": True},
+        {"pretrained_cfg": {"file": "evil.pth"}},
+        {"pretrained_cfg_overlay": {"url": "http://127.0.0.1:9/evil.pth"}},
+        {"pretrained_strict": False},
+        {"cache_dir": "somewhere"},
+        {"nested": [{"checkpoint_path": "evil.pth"}]},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_options_that_make_timm_read_another_file_or_address_are_refused(tmp_path, weights, options):
+    with pytest.raises(WeightsError, match="a file from a stranger must not read others"):
+        load_student(write(tmp_path / "student.safetensors", STUDENT | {"options": options}, weights))
+
+
+def test_a_checkpoint_with_code_beside_the_student_is_not_read(tmp_path, marker, weights):
+    class Payload:
+        def __reduce__(self):
+            return (open, (str(marker), "w"))
+
+    torch.save(Payload(), tmp_path / "evil.pth")
+    options = {"checkpoint_path": str(tmp_path / "evil.pth")}
+    with pytest.raises(WeightsError, match="checkpoint_path"):
+        load_student(write(tmp_path / "student.safetensors", STUDENT | {"options": options}, weights))
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["hf-hub:owner/name", "hf_hub:owner/name", "local-dir:/tmp/model", "../resnet18", "timm/resnet18", "a b"]
+)
+@pytest.mark.parametrize("key", ["backbone", "name"])
+def test_a_network_by_scheme_or_path_is_refused(tmp_path, weights, name, key):
+    target = {"backbone": "student.StudentMatcher", "name": "student.backbone.Backbone"}[key]
+    description = {"_target_": target, key: name, "strides": [8, 16], "size": 64}
+    with pytest.raises(WeightsError, match="must not fetch others"):
+        load_student(write(tmp_path / "student.safetensors", description, weights))
+
+
+def test_the_weights_a_description_names_are_not_looked_for(tmp_path, weights):
+    path = write(tmp_path / "student.safetensors", STUDENT | {"weights": str(tmp_path / "none.safetensors")}, weights)
+    assert load_student(path).size == 64
+
+
+MALFORMED = {
+    "no JSON": "{",
+    "a list": "[]",
+    "a number": "1",
+    "NaN": json.dumps(STUDENT)[:-1] + ', "temperature": NaN}',
+    "infinity": json.dumps(STUDENT)[:-1] + ', "temperature": 1e999}',
+    "deep nesting": json.dumps(STUDENT)[:-1] + ', "mean": ' + "[" * 20 + "]" * 20 + "}",
+    "very deep nesting": '{"mean": ' + "[" * 20_000 + "]" * 20_000 + "}",
+    "a long text": json.dumps(STUDENT | {"mean": "x" * 100_000}),
+    "no size": json.dumps({key: value for key, value in STUDENT.items() if key != "size"}),
+    "a huge size": json.dumps(STUDENT | {"size": 10**9}),
+    "a size of zero": json.dumps(STUDENT | {"size": 0}),
+    "a size that is text": json.dumps(STUDENT | {"size": "64"}),
+    "a size that is true": json.dumps(STUDENT | {"size": True}),
+    "a huge number": json.dumps(STUDENT | {"upsample": 10**9}),
+}
+
+
+@pytest.mark.parametrize("text", MALFORMED.values(), ids=MALFORMED)
+def test_a_malformed_description_is_refused_in_one_line(tmp_path, weights, text):
+    with pytest.raises(WeightsError, match="to describe a student but its description") as caught:
+        load_student(write(tmp_path / "student.safetensors", text, weights))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_a_file_without_a_description_is_refused(tmp_path):
+    save_file({"x": torch.zeros(1)}, tmp_path / "s.safetensors", {"format": "distill-student-2"})
+    with pytest.raises(WeightsError, match="its description is missing"):
+        load_student(tmp_path / "s.safetensors")
+
+
+def test_a_short_file_cannot_ask_for_a_network_that_fills_the_memory(tmp_path, weights):
+    with pytest.raises(WeightsError, match="fit the student it describes"):  # 150 GB, if it were built
+        load_student(write(tmp_path / "student.safetensors", STUDENT | {"width": 65_536}, weights))
+
+
+@pytest.mark.parametrize(
+    "changed", [{"unknown": 1}, {"strides": "8"}, {"mean": [1.0]}, {"backbone": None}, {"options": {"block": 3}}]
+)
+def test_arguments_that_the_class_does_not_take_are_refused_in_one_line(tmp_path, weights, changed):
+    with pytest.raises(DistillError) as caught:
+        load_student(write(tmp_path / "student.safetensors", STUDENT | changed, weights))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_comparison_builds_no_object_that_a_students_file_describes(tmp_path, marker, weights):
+    for changed in ({"mean": touch(marker)}, {"options": {"act_layer": touch(marker)}}, {"strides": [touch(marker)]}):
+        path = write(tmp_path / "student.safetensors", STUDENT | changed, weights)
+        with pytest.raises(WeightsError, match="plain values"):
+            instantiate(compare.baseline_config(str(path)))
+    path = write(tmp_path / "student.safetensors", STUDENT | {"backbone": "hf-hub:owner/name"}, weights)
+    with pytest.raises(WeightsError, match="must not fetch others"):
+        compare.baseline_config(str(path))
+    assert not marker.exists()
+
+
+def test_a_student_that_was_trained_with_weights_of_another_file_is_kept_without_its_name(tmp_path):
+    student = StudentMatcher("test_resnet", [8, 16], 16)
+    save_student(student, STUDENT | {"options": {"checkpoint_path": "mine.pth"}}, tmp_path / "s.safetensors")
+    assert load_student(tmp_path / "s.safetensors").size == 64
+
+
+@pytest.fixture
+def own_package(tmp_path, monkeypatch):
+    (tmp_path / "my_package.py").write_text(
+        textwrap.dedent("""
+        from pathlib import Path
+        from torch.nn import Linear
+        from student import StudentMatcher
+
+
+        class Mine(StudentMatcher):
+            pass
+        """)
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "my_package"
+    sys.modules.pop("my_package", None)
+
+
+def test_a_class_of_ones_own_is_built_once_its_package_is_named(tmp_path, own_package, weights):
+    path = write(tmp_path / "student.safetensors", STUDENT | {"_target_": "my_package.Mine"}, weights)
+    with pytest.raises(WeightsError, match=r"trust=\[<package>\]"):
+        load_student(path)
+    assert type(load_student(path, [own_package])).__name__ == "Mine"
+    assert type(load_student(path, own_package)).__name__ == "Mine"
+
+
+def test_trusting_a_package_trusts_only_the_modules_that_it_defines(tmp_path, own_package, marker):
+    for target in ("my_package.Linear", "my_package.Path", "my_package.Absent", "my_package.inner.Absent"):
+        with pytest.raises(WeightsError):
+            load_student(write(tmp_path / "s.safetensors", {"_target_": target, "size": 64}), [own_package])
+    nested = {"_target_": "my_package.Mine", "backbone": touch(marker), "size": 64}
+    with pytest.raises(WeightsError, match="must not run code"):
+        load_student(write(tmp_path / "s.safetensors", nested), [own_package])
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("verb", "required"),
+    [("evaluate", []), ("match", ["src=a", "trg=b", "points=[[1,1]]"]), ("export", []), ("compare", [])],
+)
+def test_every_verb_that_reads_a_students_file_takes_trust(verb, required):
+    config = compose(verb, ["ckpt=s.safetensors", "trust=[my_package]", *required])
+    assert list(config.trust) == ["my_package"]
+    if "matcher" in config:
+        assert OmegaConf.to_container(config.matcher, resolve=True)["trusted"] == ["my_package"]
+
+
+def test_the_filter_by_a_student_takes_trust():
+    config = compose("fit", ["filter=student", "filter.student=s.safetensors", "filter.trust=[my_package]"])
+    assert list(config.filter.criteria.agreement.matcher.trusted) == ["my_package"]
