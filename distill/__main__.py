@@ -1,6 +1,7 @@
 """The command line: ``python -m distill <verb> [key=value ...]``.
 
-``python -m distill <verb> --help`` shows what a verb does and every key it takes.
+``python -m distill <verb> --help`` shows what a verb does and every key it takes. Nothing here imports torch: an overview
+and a verb's help are printed at once.
 """
 
 import logging
@@ -11,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distill import __version__
+from distill.cli.arguments import CommandLine, split
+from distill.cli.interruption import Terminated, terminable
 from distill.core.errors import ConfigError, DistillError, nearest
 
 VERBS = {
@@ -34,46 +37,77 @@ ACTIONS = {
 }
 """Words that may follow a verb, and the key whose value they are."""
 
+GO_ON = {
+    "fit": "go on with run.resume=true",
+    "label": "the labels made so far are kept; the same command goes on",
+    "pretrain": "the same command goes on",
+    "ablate": "the same command goes on",
+}
+"""What to do after an interruption, by verb."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one verb; returns the exit code: 0, 2 for what the user can mend, 130 when interrupted."""
+    """Runs one verb; returns the exit code.
+
+    Returns:
+        0, or 2 for what the user can mend, 130 after Ctrl-C, 141 when the reader of the output is gone, 143 after SIGTERM.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    hint = GO_ON.get(arguments[0] if arguments else "")
     _quiet()
     try:
-        return _dispatch(arguments)
+        with terminable():
+            _dispatch(arguments)
+            sys.stdout.flush()
     except DistillError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print(", ".join(filter(None, ["interrupted", hint])), file=sys.stderr)
         return 130
+    except Terminated:
+        print(", ".join(filter(None, ["terminated", hint])), file=sys.stderr)
+        return 143
+    except BrokenPipeError:  # as after "| head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0
 
 
-def _dispatch(arguments: list[str]) -> int:
+def _dispatch(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_overview())
-        return 0
+        return
     if arguments[0] == "--version":
         print(__version__)
-        return 0
+        return
     verb, *rest = arguments
-    config_dir, overrides, wants_help = _split(_with_action(verb, rest))
-    if verb not in VERBS and not _is_users_verb(verb, config_dir):
+    line = split(_with_action(verb, rest))
+    if verb not in VERBS and not _is_users_verb(verb, line.config_dir):
         raise ConfigError(f"Expected a verb but got {verb!r}; {nearest(verb, VERBS)}.")
-    from distill.cli.config import compose  # Hydra takes a second to import, which an overview need not wait for
-    from distill.cli.help import describe_verb
-    from distill.cli.verbs import run_verb
-
-    if wants_help:
-        print(describe_verb(verb, config_dir))
-        return 0
-    run_verb(verb, compose(verb, overrides, config_dir), config_dir)
-    return 0
+    _run(verb, line)
 
 
 def _is_users_verb(verb: str, config_dir: str | None) -> bool:
     """Says whether ``<config_dir>/<verb>.yaml`` exists, which makes ``verb`` a command of the user's own."""
     return config_dir is not None and verb.isidentifier() and (Path(config_dir).expanduser() / f"{verb}.yaml").is_file()
+
+
+def _run(verb: str, line: CommandLine) -> None:
+    """Does what the arguments of a verb ask for; Hydra takes a second to import, which an overview need not wait for."""
+    if line.wants_help:
+        from distill.cli.help import describe_verb
+
+        print(describe_verb(verb, line.config_dir))
+    elif line.hydra_flags:
+        from distill.cli.hydra_app import run_hydra
+
+        run_hydra(verb, line)
+    else:
+        from distill.cli.config import compose
+        from distill.cli.verbs import run_verb
+
+        run_verb(verb, compose(verb, line.overrides, line.config_dir), line.config_dir)
 
 
 def _with_action(verb: str, arguments: list[str]) -> list[str]:
@@ -87,30 +121,11 @@ def _with_action(verb: str, arguments: list[str]) -> list[str]:
     return [f"{key}={word}", *rest]
 
 
-def _split(arguments: list[str]) -> tuple[str | None, list[str], bool]:
-    """Separates ``--config-dir`` and ``--help`` from the overrides."""
-    config_dir, overrides, wants_help = None, [], False
-    rest = iter(arguments)
-    for argument in rest:
-        if argument in ("-h", "--help"):
-            wants_help = True
-        elif argument == "--config-dir":
-            config_dir = next(rest, None)
-            if config_dir is None:
-                raise ConfigError("Expected a folder after --config-dir but got nothing; name one.")
-        elif argument.startswith("--config-dir="):
-            config_dir = argument.partition("=")[2]
-        elif argument.startswith("-"):
-            raise ConfigError(f"Expected key=value but got {argument!r}; settings are written without dashes.")
-        else:
-            overrides.append(argument)
-    return config_dir, overrides, wants_help
-
-
 def _overview() -> str:
     lines = ["usage: python -m distill <verb> [key=value ...] [--config-dir DIR]", "", "verbs:"]
     lines += [f"  {verb:<9} {text}" for verb, text in VERBS.items()]
-    return "\n".join([*lines, "", "python -m distill <verb> --help shows a verb's keys."])
+    lines += ["", "python -m distill <verb> --help shows a verb's keys."]
+    return "\n".join([*lines, "Hydra's --cfg job, --resolve, --package, --info and --multirun work after a verb."])
 
 
 def _quiet() -> None:

@@ -5,7 +5,7 @@ wheel. ``configs/<verb>.yaml`` is the root of a command; every folder beside it 
 a user can name. A folder of the user's own adds groups and choices to these, it does not replace them.
 """
 
-import difflib
+import os
 import re
 import traceback
 from collections.abc import Iterator, Sequence
@@ -16,13 +16,14 @@ from typing import Any
 import hydra
 import yaml
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException
-from omegaconf import Container, DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from distill.cli.renamed import RENAMED, new_name
+from distill.cli.keys import check_assignments, keys, section_of
+from distill.cli.overrides import is_path, parse
+from distill.cli.renamed import RENAMED
 from distill.core.errors import ConfigError, nearest
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -40,30 +41,59 @@ def shipped(path: str) -> Path:
 OmegaConf.register_new_resolver("shipped", lambda path: str(shipped(path)), replace=True)
 
 
-def compose(verb: str, overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> DictConfig:
+def compose(
+    verb: str,
+    overrides: Sequence[str] = (),
+    config_dir: str | Path | None = None,
+    sweeps: bool = False,
+    complete: bool = True,
+) -> DictConfig:
     """Composes the configuration of a command.
 
     Args:
         verb: the command's name.
         overrides: ``key=value`` as on the command line.
         config_dir: a folder of the user's own with further groups and choices.
+        sweeps: whether overrides may name several values, which are then left out here.
+        complete: whether every required value has to be given.
 
     Raises:
         ConfigError: naming every override that cannot be read, every unknown key or choice with the nearest valid
             name, every value of the wrong type, and every required value that is not given.
     """
-    parsed = _parse(overrides)
+    parsed = [(text, override) for text, override in parse(overrides, sweeps) if not override.is_sweep_override()]
+    if sweeps:  # Hydra itself reads its own settings there, with the launchers that plugins add
+        parsed = [(text, override) for text, override in parsed if not override.key_or_group.startswith("hydra")]
     chosen, assigned = _split(parsed, config_dir)
     with _search(verb, config_dir) as base:
         config = _hydra_compose(verb, [*base, *(text for text, _ in chosen)])
-        _check_assignments(config, [override for _, override in assigned], verb)
+        _raise_together(check_assignments(config, [override for _, override in assigned], verb))
         if assigned:
-            config = _hydra_compose(verb, [*base, *overrides])
+            config = _hydra_compose(verb, [*base, *(text for text, _ in parsed)])
+    expand_home(config)
+    if complete:
+        check_complete(config)
+    return config
+
+
+def expand_home(config: DictConfig) -> None:
+    """Writes the home directory where a path begins with ``~``."""
+    for key in list(keys(config)):
+        node, _, last = section_of(config, key)
+        value = node._get_node(last)
+        values = list(value) if isinstance(value, ListConfig) and not value._is_missing() else [value._value()]
+        if is_path(key) or isinstance(value, ListConfig):
+            expanded = [os.path.expanduser(v) if isinstance(v, str) and v.startswith("~") else v for v in values]
+            if expanded != values:
+                OmegaConf.update(config, key, expanded if isinstance(value, ListConfig) else expanded[0])
+
+
+def check_complete(config: DictConfig) -> None:
+    """Raises a :class:`ConfigError` that names the values that are still to be given."""
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         wanted = " ".join(f"{key}=<{key.rpartition('.')[2]}>" for key in missing)
         raise ConfigError(f"Expected a value for {', '.join(missing)} but got none; add {wanted}.")
-    return config
 
 
 def defaults(verb: str, config_dir: str | Path | None = None) -> tuple[DictConfig, dict[str, str]]:
@@ -165,30 +195,6 @@ def _hydra_compose(verb: str, overrides: Sequence[str], return_hydra_config: boo
         raise ConfigError(f"Expected valid YAML in the configuration but {_one_line(error)}") from error
 
 
-def _parse(overrides: Sequence[str]) -> list[tuple[str, Override]]:
-    parser, parsed, problems = OverridesParser.create(), [], []
-    for text in overrides:
-        if "=" not in text and not text.startswith("~"):
-            problems.append(f"Expected key=value but got {text!r}; write {text}=<value>.")
-            continue
-        try:
-            override = parser.parse_override(text)
-        except HydraException:
-            problems.append(f"Expected key=value but cannot read {text!r}; quote the value: '{_quoted(text)}'.")
-            continue
-        if override.is_sweep_override():
-            problems.append(f"Expected one value for {override.key_or_group} but got several; quote '{_quoted(text)}'.")
-        else:
-            parsed.append((text, override))
-    _raise_together(problems)
-    return parsed
-
-
-def _quoted(text: str) -> str:
-    key, _, value = text.partition("=")
-    return f'{key}="{value}"'
-
-
 def _split(
     parsed: list[tuple[str, Override]], config_dir: str | Path | None
 ) -> tuple[list[tuple[str, Override]], list[tuple[str, Override]]]:
@@ -197,7 +203,7 @@ def _split(
     assigned: list[tuple[str, Override]] = []
     problems = []
     for text, override in parsed:
-        names = options(override.key_or_group, config_dir)
+        names = [] if override.key_or_group.startswith("hydra") else options(override.key_or_group, config_dir)
         (chosen if names else assigned).append((text, override))
         value, group = override.value(), override.key_or_group
         if names and value is not None and str(value) not in names and not override.is_delete():
@@ -206,92 +212,6 @@ def _split(
             problems.append(f"Expected a known choice of {group} but got {value}; {hint}.")
     _raise_together(problems)
     return chosen, assigned
-
-
-def _check_assignments(config: DictConfig, overrides: Sequence[Override], verb: str) -> None:
-    problems = []
-    for override in overrides:
-        key = override.key_or_group
-        if override.is_add() or override.is_force_add() or override.is_delete() or key.startswith("hydra."):
-            continue
-        if _exists(config, key):
-            problem = _type_problem(config, key, override.value())
-        else:
-            now = new_name(key, override.value(), lambda name: _exists(config, name))
-            hint = f"{key} is now {now}" if now else _nearest_key(config, key)
-            problem = f"Expected a key of {verb} but got {key}; {hint}."
-        problems += [problem] if problem else []
-    _raise_together(problems)
-
-
-def _exists(config: DictConfig, key: str) -> bool:
-    node, _, last = _parent(config, key)
-    return isinstance(node, DictConfig) and last in node.keys()  # noqa: SIM118 - a value still to be given is a key too
-
-
-def _parent(config: DictConfig, key: str) -> tuple[Any, str, str]:
-    """Returns the section of ``config`` that ``key`` lies in, or the innermost that exists, its name, and the rest."""
-    node: Any = config
-    path: list[str] = []
-    *parents, last = key.split(".")
-    for part in parents:
-        if not isinstance(node, DictConfig) or part not in node or OmegaConf.is_missing(node, part):
-            return node, ".".join(path), part
-        node = node[part]
-        path.append(part)
-    return node, ".".join(path), last
-
-
-def _nearest_key(config: DictConfig, key: str) -> str:
-    everything = list(keys(config))
-    same_name = [other for other in everything if other.rpartition(".")[2] == key.rpartition(".")[2]]
-    close = same_name[:1] or difflib.get_close_matches(key, everything, n=1, cutoff=0.75)
-    node, path, last = _parent(config, key)
-    if not isinstance(node, DictConfig):
-        return f"{path} has no parts"
-    siblings = [f"{path}.{name!s}" if path else str(name) for name in node]
-    if close and close[0] not in siblings:
-        return f"did you mean {close[0]!r}? see --help for all keys; +{key}=... adds one"
-    return f"{nearest(f'{path}.{last}' if path else last, siblings)}; +{key}=... adds one"
-
-
-def keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    """Yields the dotted names of all values in ``config``."""
-    for name in config:
-        key = f"{prefix}{name!s}"
-        node = config._get_node(name)
-        if isinstance(node, DictConfig) and not node._is_none() and not node._is_interpolation():
-            yield from keys(node, f"{key}.")
-        else:
-            yield key
-
-
-def _type_problem(config: DictConfig, key: str, value: Any) -> str | None:
-    """Compares a new value with the type of the default that it replaces, as far as that says anything."""
-    node, _, last = _parent(config, key)
-    default = node._get_node(last)
-    if default._is_missing() or default._is_interpolation() or value is None or _is_reference(value):
-        return None
-    old = default if isinstance(default, Container) else default._value()
-    rules: list[tuple[type | tuple[type, ...], tuple[type, ...], str]] = [
-        (bool, (bool,), "true or false"),
-        (int, (int,), "a whole number"),
-        (float, (int, float), "a number"),
-        (DictConfig, (dict,), f"one of its keys, {key}.<key>=<value>,"),
-    ]
-    for type_, accepted, wanted in rules:
-        if isinstance(old, type_):
-            right = isinstance(value, accepted) and (bool in accepted or not isinstance(value, bool))
-            return None if right else f"Expected {wanted} for {key} but got {value}; the default is {_shown(old)}."
-    return None
-
-
-def _is_reference(value: Any) -> bool:
-    return isinstance(value, str) and value.startswith("${")
-
-
-def _shown(value: Any) -> str:
-    return "a section" if isinstance(value, Container) else str(value)
 
 
 def _raise_together(problems: Sequence[str]) -> None:

@@ -1,18 +1,43 @@
 """A run's folder: what was asked for, what was measured, what was made."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import count
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from distill.cli.keys import keys
 from distill.core.errors import ConfigError, DataError
 from distill.core.files import replacing
+from distill.core.jsonable import jsonable
+
+FREE_ON_RESUME = (
+    "run",
+    "device",
+    "trainer",
+    "num_workers",
+    "labels",
+    "test",
+    "logger",
+    "callbacks",
+    "pictures",
+    "onnx",
+    "compile",
+    "patience",
+    "teacher.device",
+    "teacher.batch_size",
+)
+"""Settings of a fit that may change when it is resumed: what was trained so far does not depend on them."""
 
 
 class RunFolder:
     """The folder that a command writes to, and no other.
+
+    As a context it clears up after an error: a folder that holds nothing but its configuration and labels does not
+    refuse the corrected command.
 
     Args:
         path: of the folder.
@@ -35,16 +60,47 @@ class RunFolder:
                 f"Expected run.dir to be a new folder but {folder.path} holds a run; {hint}"
                 "run.dir=<another folder> leaves it alone."
             )
-        try:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            folder.write_text("config.yaml", OmegaConf.to_yaml(config, resolve=True))
-        except (OSError, DataError) as error:
-            raise ConfigError(f"Expected to write to run.dir but got: {error}; choose another run.dir.") from error
+        folder._begin(config)
         return folder
 
+    @classmethod
+    def numbered(cls, config: DictConfig) -> "RunFolder":
+        """Makes ``run.dir``, or ``run.dir`` with a number where that holds a run, and writes ``config.yaml`` into it.
+
+        Raises:
+            ConfigError: when the folder cannot be made.
+        """
+        given = Path(config.run.dir)
+        candidates: Iterator[Path] = (given if n == 1 else given.with_name(f"{given.name}_{n}") for n in count(1))
+        folder = cls(next(path for path in candidates if not (path / "config.yaml").exists()))
+        folder._begin(config)
+        return folder
+
+    def _begin(self, config: DictConfig) -> None:
+        content: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+        content["run"]["dir"] = str(self.path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.write_text("config.yaml", OmegaConf.to_yaml(content))
+        except (OSError, DataError) as error:
+            raise ConfigError(f"Expected to write to run.dir but got: {error}; choose another run.dir.") from error
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if not isinstance(error, Exception):  # none, or an interruption, after which the run may be resumed
+            return
+        if {path.name for path in self.path.iterdir()} <= {"config.yaml", "labels"}:
+            (self.path / "config.yaml").unlink(missing_ok=True)
+            if not any(self.path.iterdir()):
+                self.path.rmdir()
+
     def write_json(self, name: str, content: Mapping[str, Any]) -> Path:
-        """Writes ``content`` to a JSON file, which appears whole or not at all."""
-        return self.write_text(name, json.dumps(content, indent=2, allow_nan=True) + "\n")
+        """Writes ``content`` to a JSON file, which appears whole or not at all; NaN and infinity become null."""
+        return self.write_text(name, json.dumps(jsonable(content), indent=2, allow_nan=False) + "\n")
 
     def write_text(self, name: str, text: str) -> Path:
         """Writes ``text`` to a file, which appears whole or not at all; returns its path."""
@@ -55,3 +111,39 @@ class RunFolder:
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
+
+
+def check_unchanged(config: DictConfig) -> None:
+    """Checks that a run which is to be resumed has the settings of its first start.
+
+    Its ``config.yaml`` is compared with ``config`` only; nothing in it is built.
+
+    Raises:
+        ConfigError: naming every setting that differs and may not.
+    """
+    file = Path(config.run.dir) / "config.yaml"
+    if not file.is_file():
+        return
+    before, now = (_flat(OmegaConf.load(file)), _flat(config))
+    differing = sorted(
+        key
+        for key in before.keys() | now.keys()
+        if before.get(key) != now.get(key) and not any(key == f or key.startswith(f"{f}.") for f in FREE_ON_RESUME)
+    )
+    if differing:
+        told = ", ".join(f"{key}={now.get(key)} ({before.get(key)} before)" for key in differing[:5])
+        raise ConfigError(
+            f"Expected the settings that {config.run.dir} was started with but got {told}; leave them as they were, or "
+            "start anew with run.dir=<another folder>."
+        )
+
+
+def _flat(config: DictConfig | ListConfig) -> dict[str, Any]:
+    """Returns the values by dotted key, interpolations resolved."""
+    plain = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    assert isinstance(plain, DictConfig)
+    values = {key: OmegaConf.select(plain, key) for key in keys(plain)}
+    return {
+        key: OmegaConf.to_container(value) if isinstance(value, DictConfig | ListConfig) else value
+        for key, value in values.items()
+    }

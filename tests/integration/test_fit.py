@@ -108,7 +108,7 @@ def test_another_teachers_labels_are_refused(fitted, tmp_path, capsys):
 
 
 def test_a_student_may_be_trained_further(fitted, tmp_path, capsys):
-    start = f"start={fitted}/student.safetensors"
+    start = f"init_from={fitted}/student.safetensors"
     still = [
         "teacher=oracle",
         *SMALL,

@@ -42,7 +42,7 @@ def run(cfg: DictConfig) -> list[dict]:
     if unknown or not wanted:
         raise ConfigError(f"Expected what to list {list(measured)} but got {unknown or wanted}; correct what=[...].")
     benchmark: Benchmark = instantiate(cfg.data)
-    folder = RunFolder.create(cfg)
+    folder = RunFolder.numbered(cfg)
     rows = [row for what in wanted for row in measured[what](cfg, benchmark)]
     folder.write_json("bench.json", {"rows": rows, "environment": describe()})
     columns = list(dict.fromkeys(key for row in rows for key in row))

@@ -12,21 +12,18 @@ Examples:
 import time
 
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
 
 from distill.cli.config import instantiate
+from distill.cli.reporting import report
 from distill.cli.run_folder import RunFolder
 from distill.core.protocols import Benchmark, PairMatcher, match
 from distill.evaluation.compare import Comparison, check_reference, compare
-from distill.evaluation.pictures import stack
-from distill.evaluation.report import COLUMNS, example_panels, html_page, markdown, table
 from distill.export.student_file import load_student, read_student_file
 from distill.export.trusted import plain_arguments
 from distill.labels.cached import Cached
 from distill.labels.generate import by_source, label
 from distill.matchers.box_relative import BoxRelative
-from distill.system.environment import choose_device, describe
+from distill.system.environment import choose_device
 
 MATCHERS = ("teacher", "student", "nearest_neighbour", "box_relative")
 
@@ -39,7 +36,7 @@ def run(cfg: DictConfig) -> Comparison:
     baseline = instantiate(baseline_config(cfg.ckpt)).to(device)
     benchmark: Benchmark = instantiate(cfg.data)
     teacher = Cached(cfg.labels.dir, instantiate(cfg.teacher), fallbacks=list(cfg.labels.fallbacks))
-    folder = RunFolder.create(cfg)
+    folder = RunFolder.numbered(cfg)
     label(teacher, benchmark, device)
     matchers = dict(zip(MATCHERS, (teacher, student, baseline, BoxRelative()), strict=True))
     comparison = compare(matchers, benchmark, cfg.reference, cfg.batch_size, device, metrics=instantiate(cfg.metrics))
@@ -50,9 +47,7 @@ def run(cfg: DictConfig) -> Comparison:
             f"The teacher was timed on {cfg.teacher_pairs} pairs that share no source image; the prompts of a source "
             "point serve further targets, which then cost less."
         )
-    write_reports(folder, comparison, benchmark, cfg.panels)
-    print_table(comparison)
-    print(f"report: {folder / 'report.html'}")
+    report(folder, comparison, benchmark, cfg.panels)
     return comparison
 
 
@@ -79,23 +74,3 @@ def teacher_cost(teacher: PairMatcher, benchmark: Benchmark, n_pairs: int) -> di
     for pairs in chosen:
         match(teacher, pairs)
     return {"latency_ms": round(1000 * (time.perf_counter() - start) / len(chosen), 1), "parameters": parameters}
-
-
-def write_reports(folder: RunFolder, comparison: Comparison, benchmark: Benchmark, panels: int = 6) -> None:
-    """Writes ``metrics.json``, ``report.md``, ``report.html`` and ``matches.png``."""
-    pictures = example_panels(comparison, benchmark, panels)
-    folder.write_json("metrics.json", comparison.report() | {"environment": describe()})
-    folder.write_text("report.md", markdown(comparison))
-    folder.write_text("report.html", html_page(comparison, pictures))
-    stack(pictures).save(folder / "matches.png")
-
-
-def print_table(comparison: Comparison) -> None:
-    """Prints the figures, per image only: the reports have the rest."""
-    shown = [n for n, column in enumerate(COLUMNS) if "point" not in column]
-    drawn = Table(title=f"{comparison.evaluations[comparison.reference].report['n_pairs']} test pairs, percent")
-    for n in shown:
-        drawn.add_column(COLUMNS[n].replace(" image", ""), justify="left" if n == 0 else "right")
-    for row in table(comparison):
-        drawn.add_row(*(row[n] for n in shown))
-    Console(width=110).print(drawn)

@@ -45,7 +45,7 @@ def run(cfg: DictConfig) -> dict:
 def describe(cfg: DictConfig) -> dict:
     """Prints and writes counts, draws the sheet, writes the list of pairs, and returns the counts."""
     benchmark: Benchmark = instantiate(cfg.data)
-    folder = RunFolder.create(cfg)
+    folder = RunFolder.numbered(cfg)
     categories: Counter[str] = Counter()
     points: list[int] = []
     seen: set[str] = set()
@@ -121,7 +121,7 @@ def pair(cfg: DictConfig) -> dict:
         raise ConfigError("Expected a data set that takes a list of pairs; choose data=folder or data=cub.")
     benchmark: PhotographPairs = instantiate(dict(cfg.data) | {"n_pairs": None, "pairs": None})
     describer = instantiate(cfg.describer)
-    folder = RunFolder.create(cfg)
+    folder = RunFolder.numbered(cfg)
     names: list[str] = []
     categories: list[str] = []
     features: list[NDArray] = []

@@ -25,7 +25,7 @@ def run(cfg: DictConfig) -> Evaluation:
     if isinstance(matcher, nn.Module):
         matcher = matcher.to(device)
     benchmark, metrics = instantiate(cfg.data), instantiate(cfg.metrics)
-    folder = RunFolder.create(cfg)
+    folder = RunFolder.numbered(cfg)
     result = evaluate(matcher, benchmark, name, cfg.batch_size, device, metrics=metrics)
     folder.write_json("metrics.json", result.report | {"environment": describe()})
     report = result.report

@@ -34,7 +34,7 @@ def run(cfg: DictConfig) -> dict:
     device, matcher = choose_device(cfg.device), instantiate(cfg.matcher)
     if isinstance(matcher, nn.Module):
         matcher = matcher.to(device)
-    folder = RunFolder.create(cfg)
+    folder = RunFolder.numbered(cfg)
     answer = match_images(matcher, src_img, trg_img, points, cfg.size, device)
     found = answer.trg_kps[0]
     rows = [

@@ -9,6 +9,8 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from distill.core.jsonable import jsonable
+
 
 class JsonLines(Logger):
     """Appends one line per logged step to a file: the step and what was logged.
@@ -42,7 +44,7 @@ class JsonLines(Logger):
             self._forget(step or 0)
             self._begun = True
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
+            file.write(json.dumps(jsonable({"step": step, **metrics}), allow_nan=False) + "\n")
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:

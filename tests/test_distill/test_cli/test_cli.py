@@ -65,14 +65,16 @@ def test_mistakes_are_one_line_and_nothing_is_written(arguments, message, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-def test_evaluate_writes_its_figures_and_does_not_overwrite_them(tmp_path, ckpt, capsys):
+def test_evaluate_writes_its_figures_and_a_second_time_beside_them(tmp_path, ckpt, capsys):
     arguments = ["evaluate", f"ckpt={ckpt}", "data.n_pairs=8", "data.size=32", f"run.dir={tmp_path}/run", "device=cpu"]
     assert main(arguments) == 0
     report = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert report["n_pairs"] <= 8 and set(report["pck"]) == {"image", "point"} and report["threshold"] == "bbox"
     before = (tmp_path / "run" / "metrics.json").read_bytes()
-    assert main(arguments) == 2
-    assert "run.dir=<another folder>" in capsys.readouterr().err
+    for number in (2, 3):
+        assert main(arguments) == 0
+        assert f"run_{number}/metrics.json" in capsys.readouterr().out
+        assert f"dir: {tmp_path}/run_{number}" in (tmp_path / f"run_{number}" / "config.yaml").read_text()
     assert (tmp_path / "run" / "metrics.json").read_bytes() == before
 
 

@@ -1,0 +1,157 @@
+"""What a fit consists of, built from its configuration before anything is computed or written."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from torchmetrics import Metric
+
+from distill.cli.config import instantiate
+from distill.cli.datasets import pairs_of
+from distill.core.errors import ConfigError
+from distill.core.protocols import Benchmark, Matcher
+from distill.data.datamodule import PairDataModule
+from distill.export.student_file import load_into, read_student_file
+from distill.labels.cached import Cached
+from distill.labels.filters import Criterion
+from distill.system.environment import choose_device
+from distill.training.callbacks.build import callbacks, checkpoints
+from distill.training.callbacks.json_lines import JsonLines
+from distill.training.callbacks.match_pictures import MatchPictures
+from distill.training.callbacks.same_buffers import SameBuffers
+from distill.training.callbacks.seeding import BatchSeed
+from distill.training.module import Distillation
+from distill.training.optimiser import adamw
+
+
+@dataclass(frozen=True)
+class FitParts:
+    """Everything that a fit works with.
+
+    Attributes:
+        device: of the teacher, the filters and the comparison.
+        train: training pairs.
+        val: validation pairs.
+        test: pairs of the final comparison; None for none.
+        teacher: behind its label store.
+        baseline: the untouched backbone's nearest neighbours.
+        criteria: of the filter, by name.
+        module: student and losses.
+        data: loads the pairs.
+        trainer: with its callbacks.
+        checkpoint: the one that keeps the weights.
+        metrics: further ones of the comparison, by name.
+    """
+
+    device: str
+    train: Benchmark
+    val: Benchmark
+    test: Benchmark | None
+    teacher: Cached
+    baseline: Matcher
+    criteria: Mapping[str, Criterion]
+    module: Distillation
+    data: PairDataModule
+    trainer: Trainer
+    checkpoint: ModelCheckpoint
+    metrics: Mapping[str, Metric]
+
+    @property
+    def student(self) -> nn.Module:
+        """The student, as it is at the moment."""
+        return self.module.student
+
+
+def build(cfg: DictConfig) -> FitParts:
+    """Builds all parts; the order decides which random numbers each one gets.
+
+    Raises:
+        DistillError: for whatever is wrong with the settings, the files that they name, or this machine.
+    """
+    device = choose_device(cfg.device)
+    student = started(instantiate(cfg.student), cfg.init_from)
+    check_size(student, cfg.data.size)
+    train, val = (pairs_of(cfg.data, split, cfg[split]) for split in ("train", "val"))
+    if cfg.points is not None:
+        train = instantiate(cfg.points, pairs=train)
+    test = pairs_of(cfg.data, "test", cfg.test) if cfg.test.n_pairs else None
+    baseline = instantiate(cfg.baseline)
+    teacher = Cached(cfg.labels.dir, instantiate(cfg.teacher), fallbacks=list(cfg.labels.fallbacks))
+    module = _module(cfg, student, teacher)
+    criteria = instantiate(cfg.filter.criteria) or {}
+    checkpoint, trainer = _trainer(cfg)
+    adamw(student, 1, cfg.lr, cfg.backbone_lr, cfg.weight_decay, cfg.warmup)  # raises now what it would after labelling
+    data = PairDataModule(train, val, cfg.batch_size, cfg.num_workers, cfg.seed)  # type: ignore[arg-type]
+    metrics = instantiate(cfg.metrics)
+    return FitParts(device, train, val, test, teacher, baseline, criteria, module, data, trainer, checkpoint, metrics)
+
+
+def is_taught(cfg: DictConfig) -> bool:
+    """Says whether the student learns from the teacher's labels, or from its own only.
+
+    Raises:
+        ConfigError: for a filter of labels that nobody learns from.
+    """
+    taught = cfg.self_distillation is None or cfg.self_distillation.start_epoch > 0
+    if not taught and (cfg.filter.criteria or cfg.filter.curriculum):
+        raise ConfigError(
+            "Expected filter=none with self_distillation.start_epoch=0, where the teacher's labels are not learned from, but "
+            f"got {sorted(cfg.filter.criteria or {}) or 'a curriculum'}; start later, or leave the filter out."
+        )
+    return taught
+
+
+def started(student: nn.Module, path: str | None) -> nn.Module:
+    """Returns the student with the weights of the student's file ``path``, or as it is for None.
+
+    Raises:
+        WeightsError: when the file is missing or holds another network.
+    """
+    return student if path is None else load_into(student, read_student_file(path)[1], path).train()
+
+
+def check_size(student: nn.Module, size: int) -> None:
+    """Raises a :class:`ConfigError` when the student says that it cannot take images of ``size`` px a side."""
+    check = getattr(student, "check_size", None)
+    if callable(check):
+        check(size)
+
+
+def _module(cfg: DictConfig, student: nn.Module, teacher: Cached) -> Distillation:
+    if cfg.compile:
+        for child in student.children():
+            child.compile()
+    return Distillation(
+        student,
+        teacher,
+        losses=instantiate(cfg.loss.terms),
+        weights=OmegaConf.to_container(cfg.loss.weights),  # type: ignore[arg-type]
+        augment=instantiate(cfg.augment),
+        lr=cfg.lr,
+        weight_decay=cfg.weight_decay,
+        backbone_lr=cfg.backbone_lr,
+        warmup=cfg.warmup,
+        curriculum=instantiate(cfg.filter.curriculum),
+    )
+
+
+def _trainer(cfg: DictConfig) -> tuple[ModelCheckpoint, Trainer]:
+    folder = Path(cfg.run.dir)
+    checkpoint = checkpoints(folder, cfg.monitor)
+    loggers = [JsonLines(folder), *filter(None, [instantiate(cfg.logger.also)])]
+    beside = callbacks(
+        checkpoint,
+        cfg.ema,
+        cfg.patience,
+        cfg.find_lr,
+        instantiate(cfg.self_distillation),
+        MatchPictures(folder, cfg.pictures) if cfg.pictures else None,
+        instantiate(cfg.callbacks),
+    )
+    beside += [BatchSeed(cfg.seed), SameBuffers()]
+    trainer = instantiate(cfg.trainer, logger=loggers, callbacks=beside, default_root_dir=str(folder))
+    return checkpoint, trainer

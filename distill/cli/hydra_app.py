@@ -1,0 +1,44 @@
+"""Hydra's own command line for a verb: ``--cfg``, ``--info``, and the sweeps and launchers of ``--multirun``."""
+
+import os
+import sys
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from distill.cli.arguments import CommandLine
+from distill.cli.config import check_complete, compose, defaults, expand_home, shipped
+from distill.cli.overrides import plain
+from distill.cli.verbs import run_verb
+
+
+def run_hydra(verb: str, line: CommandLine) -> None:
+    """Runs ``verb`` by Hydra's rules, after the checks that every command line goes through.
+
+    In a sweep each job gets a run folder of its own, ``<run.dir>/<number of the job>``, unless run.dir is given.
+
+    Raises:
+        ConfigError: see :func:`distill.cli.config.compose`.
+    """
+    overrides = [plain(text, line.sweeps) for text in line.overrides]
+    compose(verb, overrides, line.config_dir, sweeps=line.sweeps, complete=False)
+    config, _ = defaults(verb, line.config_dir)
+    if line.sweeps and "run" in config and not any(text.startswith("run.dir=") for text in overrides):
+        overrides.append(f"run.dir={config.run.dir}/${{hydra:job.num}}")
+    directory = ["--config-dir", line.config_dir] if line.config_dir is not None else []
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, who print them on one line
+    arguments, sys.argv = sys.argv, ["distill", *line.hydra_flags, *directory, *overrides]
+    try:
+        hydra.main(str(shipped("configs")), config_name=verb, version_base="1.3")(job)()
+    finally:
+        sys.argv = arguments
+
+
+def job(cfg: DictConfig) -> None:
+    """Runs the verb that the configuration is named after; launchers call it in processes of their own."""
+    expand_home(cfg)
+    check_complete(cfg)
+    hydra_config = HydraConfig.get()
+    folders = [source.path for source in hydra_config.runtime.config_sources if source.provider == "command-line"]
+    run_verb(str(hydra_config.job.config_name), cfg, folders[0] if folders else None)

@@ -1,0 +1,123 @@
+"""Keys of a configuration: which there are, which was meant, and what type of value they take."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from omegaconf import Container, DictConfig, OmegaConf
+
+from distill.cli.renamed import new_name
+from distill.core.errors import nearest
+
+USUAL_NAMES = {
+    "learning_rate": "lr",
+    "epochs": "trainer.max_epochs",
+    "n_epochs": "trainer.max_epochs",
+    "bs": "batch_size",
+    "workers": "num_workers",
+    "out": "run.dir",
+    "output": "run.dir",
+    "output_dir": "run.dir",
+    "checkpoint": "ckpt",
+    "image_size": "data.size",
+    "img_size": "data.size",
+    "precision": "trainer.precision",
+    "gpus": "trainer.devices",
+}
+"""Names that other programs have for our keys, which are spelt too differently to be found as mistypings."""
+
+
+def check_assignments(config: DictConfig, overrides: Sequence[Override], verb: str) -> list[str]:
+    """Returns what is wrong with the keys, and with the types of the values, that ``overrides`` assign."""
+    problems = []
+    for override in overrides:
+        key = override.key_or_group
+        if override.is_delete() or key.startswith("hydra."):
+            continue
+        if override.is_add() or override.is_force_add():
+            top = key.partition(".")[0]
+            if top not in config:
+                problems.append(f"Expected +{key} to add to a section of {verb} but nothing reads {top}; leave it out.")
+            continue
+        if _exists(config, key):
+            problem = _type_problem(config, key, override.value())
+        else:
+            now = new_name(key, override.value(), lambda name: _exists(config, name))
+            hint = f"{key} is now {now}" if now else _nearest_key(config, key)
+            problem = f"Expected a key of {verb} but got {key}; {hint}."
+        problems += [problem] if problem else []
+    return problems
+
+
+def _exists(config: DictConfig, key: str) -> bool:
+    node, _, last = section_of(config, key)
+    return isinstance(node, DictConfig) and last in node.keys()  # noqa: SIM118 - a value still to be given is a key too
+
+
+def section_of(config: DictConfig, key: str) -> tuple[Any, str, str]:
+    """Returns the section of ``config`` that ``key`` lies in, or the innermost that exists, its name, and the rest."""
+    node: Any = config
+    path: list[str] = []
+    *parents, last = key.split(".")
+    for part in parents:
+        if not isinstance(node, DictConfig) or part not in node or OmegaConf.is_missing(node, part):
+            return node, ".".join(path), part
+        node = node[part]
+        path.append(part)
+    return node, ".".join(path), last
+
+
+def _nearest_key(config: DictConfig, key: str) -> str:
+    everything = list(keys(config))
+    usual = USUAL_NAMES.get(key.rpartition(".")[2])
+    if usual in everything:
+        return f"did you mean {usual!r}? see --help for all keys"
+    same_name = [other for other in everything if other.rpartition(".")[2] == key.rpartition(".")[2]]
+    close = same_name[:1] or difflib.get_close_matches(key, everything, n=1, cutoff=0.75)
+    node, path, last = section_of(config, key)
+    if not isinstance(node, DictConfig):
+        return f"{path} has no parts"
+    siblings = [f"{path}.{name!s}" if path else str(name) for name in node]
+    if close and close[0] not in siblings:
+        return f"did you mean {close[0]!r}? see --help for all keys; +{key}=... adds one"
+    return f"{nearest(f'{path}.{last}' if path else last, siblings)}; +{key}=... adds one"
+
+
+def keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Yields the dotted names of all values in ``config``."""
+    for name in config:
+        key = f"{prefix}{name!s}"
+        node = config._get_node(name)
+        if isinstance(node, DictConfig) and not node._is_none() and not node._is_interpolation():
+            yield from keys(node, f"{key}.")
+        else:
+            yield key
+
+
+def _type_problem(config: DictConfig, key: str, value: Any) -> str | None:
+    """Compares a new value with the type of the default that it replaces, as far as that says anything."""
+    node, _, last = section_of(config, key)
+    default = node._get_node(last)
+    if default._is_missing() or default._is_interpolation() or value is None or _is_reference(value):
+        return None
+    old = default if isinstance(default, Container) else default._value()
+    rules: list[tuple[type | tuple[type, ...], tuple[type, ...], str]] = [
+        (bool, (bool,), "true or false"),
+        (int, (int,), "a whole number"),
+        (float, (int, float), "a number"),
+        (DictConfig, (dict,), f"one of its keys, {key}.<key>=<value>,"),
+    ]
+    for type_, accepted, wanted in rules:
+        if isinstance(old, type_):
+            right = isinstance(value, accepted) and (bool in accepted or not isinstance(value, bool))
+            return None if right else f"Expected {wanted} for {key} but got {value}; the default is {_shown(old)}."
+    return None
+
+
+def _is_reference(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith("${")
+
+
+def _shown(value: Any) -> str:
+    return "a section" if isinstance(value, Container) else str(value)

@@ -1,0 +1,117 @@
+"""Reading ``key=value``: Hydra's grammar, and paths as they are.
+
+The value of a key that holds a path is text, whatever it looks like: ``run.dir=2024_01_31``, ``data.root=my photos [2]``.
+Quotes, lists and ``null`` keep the meaning that Hydra gives them.
+"""
+
+import os
+import re
+import shlex
+from collections.abc import Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, QuotedString
+from hydra.errors import HydraException
+
+from distill.core.errors import ConfigError
+
+PATHS = frozenset(
+    [
+        "ckpt",
+        "data_root",
+        "dir",
+        "file",
+        "folder",
+        "init_from",
+        "model",
+        "pairs",
+        "path",
+        "points",
+        "root",
+        "src",
+        "student",
+        "trg",
+        "weights",
+    ]
+)
+"""Last parts of the keys whose values are paths, or names that are read as they stand."""
+
+
+def plain(text: str, sweeps: bool = False) -> str:
+    """Returns an override with the value of a path quoted, so that Hydra takes it as it is; others unchanged.
+
+    Args:
+        text: ``key=value``.
+        sweeps: whether a comma separates values to try.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not is_path(key) or value in ("", "null") or _is_quoted(value):
+        return text
+    if not os.path.lexists(value):
+        if value[0] in "[{" and _parsed(text) is not None:
+            return text
+        if sweeps and ("," in value or re.match(r"(choice|range|glob)\(", value)):
+            return text
+    return f"{key}={quoted(value)}"
+
+
+def is_path(key: str) -> bool:
+    """Says whether a dotted key holds a path."""
+    return key.lstrip("+").rpartition(".")[2] in PATHS
+
+
+def quoted(value: str) -> str:
+    """Returns ``value`` as a quoted string of Hydra's grammar."""
+    escaped = re.sub(r"(\\*)'", lambda found: 2 * found[1] + r"\'", value)
+    trailing = len(escaped) - len(escaped.rstrip("\\"))
+    return f"'{escaped}{trailing * chr(92)}'"
+
+
+def parse(overrides: Sequence[str], sweeps: bool = False) -> list[tuple[str, Override]]:
+    """Returns each override as Hydra is to read it, and parsed.
+
+    Raises:
+        ConfigError: naming every one that cannot be read.
+    """
+    parsed, problems = [], []
+    for given in overrides:
+        text = plain(given, sweeps)
+        key, equals, value = text.partition("=")
+        override = _parsed(text)
+        if not equals and not text.startswith("~"):
+            problems.append(f"Expected key=value but got {given!r}; write {given}=<value>.")
+        elif override is None:
+            problems.append(f"Expected key=value but cannot read {given!r}; quote the value: {in_shell(key, value)}.")
+        elif override.is_sweep_override() and not sweeps:
+            problems.append(
+                f"Expected one value for {override.key_or_group} but got several; add --multirun to try each, or quote "
+                f"{in_shell(key, value)}."
+            )
+        elif is_path(key) and not override.is_delete() and _text(override) == "":
+            problems.append(f"Expected a path for {key} but got nothing; write {key}=<path>, or leave it out.")
+        else:
+            parsed.append((text, override))
+    if problems:
+        raise ConfigError(" ".join(problems))
+    return parsed
+
+
+def in_shell(key: str, value: str) -> str:
+    """Returns ``key=value`` with the value as text, quoted for Hydra and for a shell."""
+    return shlex.quote(f"{key}={quoted(value)}")
+
+
+def _parsed(text: str) -> Override | None:
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException:
+        return None
+
+
+def _text(override: Override) -> object:
+    value = override.value()
+    return value.text if isinstance(value, QuotedString) else value
+
+
+def _is_quoted(value: str) -> bool:
+    return len(value) > 1 and value[0] in "'\"" and value[-1] == value[0]

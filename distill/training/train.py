@@ -1,0 +1,66 @@
+"""One training, from start or checkpoint to the weights that are kept."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import distributed
+
+from distill.core.errors import DataError
+from distill.core.protocols import Benchmark
+from distill.data.datamodule import PairDataModule
+from distill.labels.filters import Criterion, Filtered, label_confidences
+from distill.matchers.memoized import MemoizedMatcher
+from distill.training.module import Distillation
+
+
+def filter_labels(
+    module: Distillation, criteria: Mapping[str, Criterion], train: Benchmark, batch_size: int, device: str
+) -> str | None:
+    """Weighs the training labels, if there are criteria or a curriculum; returns what was kept, for people."""
+    if not criteria and module.curriculum is None:
+        return None
+    labeller = MemoizedMatcher(Filtered(module.teacher, criteria))
+    confidence = label_confidences(labeller, train, batch_size, device)
+    module.learn_from(labeller)
+    if module.curriculum is not None:
+        module.curriculum.calibrate(confidence)
+    kept = (confidence > 0).float().mean()
+    return f"{len(confidence)}, {kept:.0%} kept, mean confidence {confidence.mean():.2f}"
+
+
+def train(
+    trainer: Trainer, module: Distillation, data: PairDataModule, checkpoint: ModelCheckpoint, resume: bool
+) -> None:
+    """Trains, and leaves the weights that ``checkpoint`` kept in ``module``.
+
+    Several processes are one again afterwards: what follows is the first one's business.
+
+    Args:
+        trainer: with ``checkpoint`` among its callbacks.
+        module: that is trained.
+        data: pairs.
+        checkpoint: see :func:`distill.training.callbacks.build.checkpoints`.
+        resume: whether to go on from ``last.ckpt`` beside it, where there is one.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C.
+        DataError: when nothing was validated, so that no weights were kept.
+    """
+    assert checkpoint.dirpath is not None
+    last = Path(checkpoint.dirpath) / "last.ckpt"
+    try:
+        trainer.fit(module, data, ckpt_path=str(last) if resume and last.is_file() else None, weights_only=True)
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
+    if distributed.is_initialized():
+        trainer.strategy.barrier()
+        distributed.destroy_process_group()
+    best = Path(checkpoint.best_model_path)
+    if not best.is_file():
+        raise DataError("Expected a validation during training but there was none; raise trainer.max_epochs.")
+    module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])

@@ -1,0 +1,66 @@
+"""Hydra's own options after a verb."""
+
+import subprocess
+import sys
+
+import hydra
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from distill.__main__ import main
+from distill.cli.config import shipped
+from distill.labels.store import LabelStore
+
+
+def test_cfg_prints_the_configuration_of_a_verb(capsys):
+    assert main(["fit", "seed=7", "--cfg", "job", "run.dir=2024_01_31"]) == 0
+    shown = capsys.readouterr().out
+    assert "\nseed: 7\n" in shown and "dir: '2024_01_31'" in shown and "hydra:" not in shown
+
+
+def test_package_and_resolve_narrow_and_fill_what_is_shown(capsys):
+    assert main(["fit", "--cfg=job", "--package=labels", "--resolve", "run.dir=somewhere"]) == 0
+    assert "dir: somewhere/labels" in capsys.readouterr().out
+
+
+def test_info_says_where_configurations_come_from():
+    command = [sys.executable, "-m", "distill", "label", "--info", "searchpath"]
+    assert str(shipped("configs")) in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_mistyped_key_is_one_line_with_hydras_options_too(capsys):
+    assert main(["fit", "--cfg", "job", "sede=1"]) == 2
+    assert capsys.readouterr().err.startswith("error: Expected a key of fit but got sede; did you mean 'seed'?")
+    assert main(["fit", "--cfg"]) == 2
+    assert "Expected a value after --cfg" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_sweep_labels_every_share(tmp_path, root):
+    command = [sys.executable, "-m", "distill", "label", "--multirun"]
+    data = ["teacher=oracle", "data.size=32", "splits=[train]", "train.n_pairs=16", "device=cpu"]
+    shares = ["label.shard=0/2,1/2", f"labels.dir={tmp_path}/labels", f"hydra.sweep.dir={tmp_path}/sweep"]
+    done = subprocess.run([*command, *data, *shares], cwd=root, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("points labelled") == 2
+    assert len(LabelStore(tmp_path / "labels").files) == 2 and len(LabelStore(tmp_path / "labels")) > 50
+
+
+@pytest.mark.slow
+def test_a_sweep_gives_each_job_a_folder_and_its_errors_are_one_line(tmp_path, root):
+    command = [sys.executable, "-m", "distill", "evaluate", "-m", "matcher=oracle,box_relative", "data.size=32"]
+    run = ["data.n_pairs=8", "device=cpu"]
+    done = subprocess.run([*command, *run], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (tmp_path / "runs" / "evaluate").iterdir()} == {"0", "1"}
+    done = subprocess.run([*command, "data.n_pairs=0"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+
+
+def test_the_launcher_for_slurm_is_submitits():
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(shipped("configs")), version_base="1.3"):
+        config = hydra.compose("label", ["hydra/launcher=slurm"], return_hydra_config=True)
+    assert config.hydra.launcher["_target_"].endswith("SlurmLauncher") and config.hydra.launcher.gpus_per_node == 1

@@ -1,0 +1,76 @@
+"""Paths as they are, and hints that can be pasted."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from distill.cli.config import compose
+from distill.cli.overrides import quoted
+from distill.core.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["2024_01_31", "2011", "1e3", "true", "my photos", "cats [2]", "a=b", "it's", 'say "x"', "a,b", "{x}", "back\\"],
+)
+def test_a_path_is_taken_as_it_is(name):
+    config = compose("fit", ["data=folder", f"data.root={name}", f"run.dir={name}", f"init_from={name}"])
+    assert [config.data.root, config.run.dir, config.init_from] == [name] * 3
+
+
+def test_quotes_lists_null_and_interpolations_keep_their_meaning():
+    config = compose("match", ["src='a b'", 'trg="c"', "points=[[1,2]]", "ckpt=null", "run.dir=runs/${size}", "size=7"])
+    assert (config.src, config.trg, config.points, config.ckpt) == ("a b", "c", [[1, 2]], None)
+    assert config.run.dir == "runs/7"
+
+
+def test_a_list_of_points_and_a_file_with_brackets_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("[1]").write_text("")
+    assert compose("match", ["src=a", "trg=b", "points=[1]"]).points == "[1]"
+
+
+def test_the_home_directory_is_written_out(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    overrides = ["data=folder", "data.root=~/photos", "run.dir='~/r'", "labels.fallbacks=['~/l']"]
+    config = compose("fit", overrides)
+    assert (config.data.root, config.run.dir, config.labels.dir) == (
+        "/home/me/photos",
+        "/home/me/r",
+        "/home/me/r/labels",
+    )
+    assert config.labels.fallbacks == ["/home/me/l"]
+
+
+@pytest.mark.parametrize("key", ["run.dir", "labels.dir", "teacher.model"])
+def test_an_empty_path_is_refused(key):
+    with pytest.raises(ConfigError, match=f"Expected a path for {key} but got nothing"):
+        compose("fit", [f"{key}="])
+
+
+@pytest.mark.parametrize("value", ["[1", "it's [", 'say "x" {', "a\\' ["])
+def test_the_hint_to_quote_can_be_pasted_into_a_shell(value):
+    with pytest.raises(ConfigError) as error:
+        compose("fit", [f"monitor={value}"])
+    hint = str(error.value).rpartition("quote the value: ")[2].removesuffix(".")
+    (argument,) = shlex.split(hint)
+    assert compose("fit", [argument]).monitor == value
+
+
+def test_quoting_is_undone_by_hydra():
+    for value in ("", "a'b", "\\", "\\'", "a\\\\", "'", "a b"):
+        assert compose("fit", [f"monitor={quoted(value)}"]).monitor == value
+
+
+def test_usual_names_of_other_programs_lead_to_ours():
+    with pytest.raises(ConfigError, match="got learning_rate; did you mean 'lr'"):
+        compose("fit", ["learning_rate=1e-4"])
+    with pytest.raises(ConfigError, match="got epochs; did you mean 'trainer.max_epochs'"):
+        compose("fit", ["epochs=3"])
+
+
+def test_a_key_that_nothing_reads_cannot_be_added():
+    with pytest.raises(ConfigError, match=r"nothing reads foo"):
+        compose("fit", ["+foo=1"])
+    assert compose("fit", ["+trainer.fast_dev_run=true"]).trainer.fast_dev_run
