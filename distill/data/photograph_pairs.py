@@ -60,6 +60,7 @@ class PhotographPairs(Dataset[PairBatch], ABC):
             pixels as they are stored (27 of 178 photographs of CUB-200-2011 at hand have an orientation, and all their
             boxes and points suit the stored pixels), so it is false for all of them.
         pairs: for each pair, what identifies source and target.
+        names: of all photographs of the split, in pairs or not, where a photograph is annotated once for all pairs.
         skipped: broken pairs that were left out, and why, by the name of the pair.
         ignored: files and rows that are no part of the data set, and why, by their name.
         notes: in which way the pairs differ from what was asked for.
@@ -76,6 +77,7 @@ class PhotographPairs(Dataset[PairBatch], ABC):
     symmetric_groups: ClassVar[Mapping[str, Sequence[Sequence[int]]]] = {}
     split: str
     pairs: Sequence[tuple]
+    names: Sequence[str] | None = None
 
     @abstractmethod
     def pair_annotation(self, index: int) -> PairAnnotation:
@@ -94,8 +96,21 @@ class PhotographPairs(Dataset[PairBatch], ABC):
         """
         raise NotImplementedError
 
+    def image_annotation(self, name: str) -> ImageAnnotation:
+        """Returns what is known of the photograph ``name``, one of ``names``.
+
+        Raises:
+            DataError: when its annotation is missing or malformed.
+        """
+        raise NotImplementedError
+
     def image_annotations(self) -> Iterator[ImageAnnotation]:
         """Yields what is known of each photograph, once; broken annotations are passed over."""
+        if self.names is not None:
+            found: dict[str, str] = {}
+            each = (_record(found, name, self.image_annotation, name) for name in self.names)
+            yield from (annotation for annotation in each if annotation is not None)
+            return
         seen: set[Path] = set()
         for index in range(len(self.pairs)):
             try:
@@ -135,8 +150,12 @@ class PhotographPairs(Dataset[PairBatch], ABC):
     def problems(self) -> dict[str, str]:
         """Reads everything and returns what is wrong, by the name of the pair or the photograph."""
         found: dict[str, str] = {}
-        for index in range(len(self.pairs)):
-            _record(found, self.pair_name(index), self.pair_annotation, index)
+        if self.names is not None:
+            for name in self.names:
+                _record(found, name, self.image_annotation, name)
+        else:
+            for index in range(len(self.pairs)):
+                _record(found, self.pair_name(index), self.pair_annotation, index)
         for annotation in self.image_annotations():
             self._image_problem(found, annotation.name, annotation)
         return found
@@ -214,12 +233,10 @@ class PhotographPairs(Dataset[PairBatch], ABC):
         What differs from the request is added to ``notes``.
 
         Raises:
-            DataError: when none are asked for, or there are none.
+            DataError: when none are asked for.
         """
         if n_pairs is not None and n_pairs < 1:
             raise DataError(f"Expected data.n_pairs of at least 1, or null for all pairs, but got {n_pairs}.")
-        if possible < 1:
-            raise DataError(f"Expected pairs in split {self.split} of {self.name} but there are none; check data.root.")
         if n_pairs is None and possible > MAX_PAIRS:
             self.notes.append(
                 f"{MAX_PAIRS} of the {possible} pairs of split {self.split} are drawn; data.n_pairs says how many"
@@ -230,7 +247,9 @@ class PhotographPairs(Dataset[PairBatch], ABC):
 
     def _subsample(self, items: Sequence[T], n_pairs: int | None, seed: int) -> list[T]:
         """Returns ``n_pairs`` of listed ``items``, drawn by the seed; all of them, in order, without a number."""
-        if n_pairs is None and items:
+        if not items:
+            raise DataError(f"Expected pairs in split {self.split} of {self.name} but there are none; check data.root.")
+        if n_pairs is None:
             return list(items)
         count = self._limited(n_pairs, len(items))
         if count == len(items):

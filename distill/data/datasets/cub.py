@@ -10,7 +10,7 @@ or from 1 is documented nowhere; boxes begin at 0.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -88,6 +88,7 @@ class CUBPairs(PhotographPairs):
         ids = [image for image in of_split if self.annotations.visible[image].any()]
         self.ignored = {self.annotations.path[i]: "no part of it is visible" for i in sorted(set(of_split) - set(ids))}
         self.ids = {self.annotations.path[image]: image for image in ids}
+        self.names = list(self.ids)
         which = pairs or ("paper" if convention == "paper" else "classes")
         chosen = self._choose(which, n_pairs, seed, pairs_per_image)
         self._start(chosen, (self._image_file(name) for name in self.ids), image_config)
@@ -95,11 +96,7 @@ class CUBPairs(PhotographPairs):
     def pair_annotation(self, index: int) -> PairAnnotation:
         """See :class:`PhotographPairs`."""
         src, trg = self.pairs[index]
-        return PairAnnotation(self._image_annotation(src), self._image_annotation(trg))
-
-    def image_annotations(self) -> Iterator[ImageAnnotation]:
-        """See :class:`PhotographPairs`; all photographs of the split."""
-        return (self._image_annotation(name) for name in self.ids)
+        return PairAnnotation(self.image_annotation(src), self.image_annotation(trg))
 
     def paper_threshold(self, pair: PairAnnotation, sizes: tuple[tuple[int, int], tuple[int, int]]) -> float:
         """See :class:`PhotographPairs`."""
@@ -126,7 +123,8 @@ class CUBPairs(PhotographPairs):
         chosen = {training[k] for k in order[: len(training) // VAL_SHARE]}
         return [image for image in training if (image in chosen) == (self.split == "val")]
 
-    def _image_annotation(self, name: str) -> ImageAnnotation:
+    def image_annotation(self, name: str) -> ImageAnnotation:
+        """See :class:`PhotographPairs`."""
         image, annotations = self.ids[name], self.annotations
         x, y, width, height = annotations.box[image]
         if not (width > 0 and height > 0):

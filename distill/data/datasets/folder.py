@@ -1,41 +1,36 @@
-"""A folder of one's own photographs: one sub-folder a category, with or without points.
+"""A folder of the user's photographs: one sub-folder for each category, with or without points.
 
-Points may stand in ``points.csv`` (image, part, x, y; a line a point) or in ``points.json`` (for each image a dictionary
-with ``points``, from part to [x, y], and optionally ``bbox``, [x0, y0, x1, y1]), in pixels, with the centre of the top-left
-pixel at (0.5, 0.5). Images are named relative to the folder, "cat/photograph 1.jpg". Without such a file points are
-drawn in each source image, which serves distillation: a teacher answers them, and no truth is needed.
+Points may be given in ``points.csv`` (image, part, x, y; one line for each point) or in ``points.json`` (for each image
+an object with ``points``, from part to [x, y], and optionally ``bbox``, [x0, y0, x1, y1]), in pixels, with the centre of
+the top-left pixel at (0.5, 0.5), or in COCO's keypoint format (any JSON file with ``images``, ``annotations`` and
+``categories``; see :mod:`distill.data.coco` for its pixel convention). Images are named relative to the folder,
+"cat/photograph 1.jpg". Coordinates belong to the image as viewers show it, its EXIF orientation applied. Without such a
+file points are drawn in each source image, which is enough for distillation: a teacher answers them.
+
+Image files lie directly in the sub-folders. Hidden files and folders (their name starts with a dot) are left out; all
+other files that are not used are listed in ``ignored``.
 """
 
 import hashlib
-from dataclasses import dataclass, field
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 
 from distill.core.errors import ConfigError, DataError, nearest
 from distill.data.annotations import ImageAnnotation, PairAnnotation
+from distill.data.images import SUFFIXES, readable_suffixes
 from distill.data.pair_list import read_pair_list
-from distill.data.pair_sampling import sample_pairs
+from distill.data.pair_sampling import count_pairs, sample_pairs
 from distill.data.pairs import Threshold
-from distill.data.photograph_pairs import (
-    ImageConfig,
-    PhotographPairs,
-    check_split,
-)
-from distill.data.readers import numbers, read_csv, read_json
+from distill.data.photograph_pairs import ImageConfig, PhotographPairs, check_split
+from distill.data.points_file import PointsFile, find_points_file, read_points_file
 
 SPLITS = ("all", "train", "val", "test")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MARGIN = 0.1  # of the side, where no point is drawn
-
-
-@dataclass
-class Annotated:
-    """What a user says of one image: x, y by part, and x0, y0, x1, y1 of the object, in px."""
-
-    points: dict[str, tuple[float, float]] = field(default_factory=dict)
-    bbox: tuple[float, float, float, float] | None = None
 
 
 class FolderPairs(PhotographPairs):
@@ -43,12 +38,12 @@ class FolderPairs(PhotographPairs):
 
     Args:
         root: the folder whose sub-folders hold the photographs.
-        split: "all", or "train", "val" and "test", about 80, 10 and 10 % of each category, by the names of the files.
-        n_pairs: how many pairs; without it all.
+        split: "all", or "train", "val" and "test"; see :func:`of_split`.
+        n_pairs: how many pairs; without it all, at most 100,000.
         seed: of the pairing, and of the points where none are given.
         size: side that images are brought to, px.
         pairs_per_image: how many targets a source image has.
-        points: the CSV or JSON file of points; without it ``points.csv`` or ``points.json`` in the folder, if there.
+        points: a file of points, CSV, JSON or COCO; without it ``points.csv`` or ``points.json`` in the folder, if there.
         n_points: how many points are drawn in a source image without that file.
         threshold: what PCK's tolerance is a fraction of: "img", "bbox" or "kps_bbox".
         pairs: a CSV file with a list of pairs; without it they are drawn.
@@ -59,7 +54,7 @@ class FolderPairs(PhotographPairs):
 
     Raises:
         ConfigError: for a setting that is none of the choices, or a tolerance from boxes without boxes.
-        DataError: when there are no photographs, a file is malformed, or there are too few pairs.
+        DataError: when there are no photographs, a file is malformed, or no two photographs can be paired.
     """
 
     name = "folder"
@@ -90,53 +85,96 @@ class FolderPairs(PhotographPairs):
             )
         if n_points < 1:
             raise ConfigError(f"Expected data.n_points of at least 1 but got {n_points}.")
+        if pairs_per_image < 1:
+            raise ConfigError(f"Expected data.pairs_per_image of at least 1 but got {pairs_per_image}.")
         image_config = ImageConfig(size, resize, convention, on_error, cache_mib)
         self._configure(image_config)
-        self.root, self.split, self.seed = Path(root), split, seed
+        self.root, self.split, self.seed = Path(root).expanduser(), split, seed
         self.threshold, self.n_points = threshold, n_points
-        everything = _photographs(self.root)
-        self.source = _points_file(self.root, points)
-        self.annotations = {} if self.source is None else _read_points(self.source, everything)
-        if self.source is not None and threshold == "bbox" and not all(a.bbox for a in self.annotations.values()):
-            raise ConfigError(
-                f"Expected a bbox of every image in {self.source} for data.threshold=bbox; give them, or choose img or "
-                "kps_bbox."
-            )
-        self.parts = sorted({part for annotation in self.annotations.values() for part in annotation.points})
-        names = [n for n in of_split(everything, split) if self.source is None or self.annotations.get(n)]
+        everything, self.ignored = find_photographs(self.root)
+        usable = self._annotate(everything, points)
+        self.names = of_split(usable, split) or self._of_small_folder(usable)
         if pairs is not None:
-            chosen = self._subsample(read_pair_list(Path(pairs), names), n_pairs, seed)
+            self.ignored.pop(Path(pairs).name, None)
+            chosen = self._subsample(read_pair_list(Path(pairs), self.names), n_pairs, seed)
         else:
-            categories = [name.partition("/")[0] for name in names]
-            possible = sum(categories.count(c) * (categories.count(c) - 1) for c in set(categories))
-            count = possible if n_pairs is None else n_pairs
-            chosen = [(names[s], names[t]) for s, t in sample_pairs(categories, count, seed, pairs_per_image)]
-        self._start(chosen, (self.root / name for name in names), image_config)
+            chosen = self._draw(n_pairs, pairs_per_image)
+        self._start(chosen, (self.root / name for name in self.names), image_config)
 
     def pair_annotation(self, index: int) -> PairAnnotation:
         """See :class:`PhotographPairs`."""
         src, trg = self.pairs[index]
-        if self.source is None:
-            return PairAnnotation(self._asked(src), self._unknown(trg))
-        return PairAnnotation(self._annotated(src), self._annotated(trg))
+        if self.points_file is None:
+            return PairAnnotation(self.image_annotation(src), self._unknown(trg))
+        return PairAnnotation(self.image_annotation(src), self.image_annotation(trg))
 
-    def _annotated(self, name: str) -> ImageAnnotation:
-        known = self.annotations[name]
+    def image_annotation(self, name: str) -> ImageAnnotation:
+        """See :class:`PhotographPairs`; without a file of points they depend on the name and the seed only."""
+        if self.points_file is not None:
+            return self._annotated(name, self.points_file)
+        height, width = self.read(self.root / name).original_size
+        rng = np.random.default_rng([self.seed, int(_digest(name)[:8], 16)])
+        points = rng.uniform(MARGIN, 1 - MARGIN, (self.n_points, 2)) * (width, height)
+        return self._whole(name, points, (height, width))
+
+    def _annotate(self, everything: list[str], points: str | None) -> list[str]:
+        """Reads the file of points, if there is one, and returns the photographs that can be used, of all splits."""
+        file = find_points_file(self.root, points)
+        self.points_file = None if file is None else read_points_file(file, everything)
+        self.has_truth, self.parts = self.points_file is not None, []
+        if self.points_file is None:
+            return everything
+        annotated, self.parts, self.strict = (
+            self.points_file.images,
+            self.points_file.parts,
+            self.points_file.exact_boxes,
+        )
+        if self.threshold == "bbox" and not all(image.bbox for image in annotated.values()):
+            raise ConfigError(
+                f"Expected a bbox of every image in {file} for data.threshold=bbox; give them, or choose img or kps_bbox."
+            )
+        if self.points_file.path.parent == self.root:
+            self.ignored.pop(self.points_file.path.name, None)
+        without = f"{self.points_file.path.name} has no points of it"
+        self.ignored |= {name: without for name in everything if name not in annotated}
+        return [name for name in everything if name in annotated]
+
+    def _of_small_folder(self, everything: list[str]) -> list[str]:
+        """Returns what stands for an empty split: for validation the photographs of training, otherwise none."""
+        largest = max(Counter(_category(name) for name in everything).values(), default=0)
+        if self.split != "val":
+            raise DataError(
+                f"Expected {SHARED_FROM} photographs of one category in {self.root}, to set some aside for split "
+                f"{self.split}, but the largest category has {largest}; add photographs, or leave this split out."
+            )
+        self.notes.append(
+            f"validation uses the photographs of training: {VALIDATED_FROM} of one category are needed to set some aside, "
+            f"the largest has {largest}"
+        )
+        return of_split(everything, "train")
+
+    def _draw(self, n_pairs: int | None, pairs_per_image: int) -> list[tuple[str, str]]:
+        categories = [_category(name) for name in self.names or ()]
+        alone = {category for category, count in Counter(categories).items() if count == 1}
+        if len(alone) < len(set(categories)):
+            self.ignored |= {
+                name: f"is the only photograph of its category in split {self.split}, so no pair has it"
+                for name, category in zip(self.names or (), categories, strict=True)
+                if category in alone
+            }
+        count = self._limited(n_pairs, count_pairs(categories))
+        drawn = sample_pairs(categories, count, self.seed, pairs_per_image)
+        return [(self.names[s], self.names[t]) for s, t in drawn]  # type: ignore[index]
+
+    def _annotated(self, name: str, file: PointsFile) -> ImageAnnotation:
+        known = file.images[name]
         points = np.zeros((len(self.parts), 2))
         visible = np.array([part in known.points for part in self.parts])
         for number in visible.nonzero()[0]:
             points[number] = known.points[self.parts[number]]
         height, width = self.read(self.root / name).original_size
         bbox = np.array(known.bbox or (0.0, 0.0, width, height))
-        assert self.source is not None
-        return ImageAnnotation(self.root / name, points, visible, bbox, name.partition("/")[0], name, self.source)
-
-    def _asked(self, name: str) -> ImageAnnotation:
-        """Returns a source image with points that depend on its name and the seed only."""
-        height, width = self.read(self.root / name).original_size
-        rng = np.random.default_rng([self.seed, int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)])
-        points = rng.uniform(MARGIN, 1 - MARGIN, (self.n_points, 2)) * (width, height)
-        return self._whole(name, points, (height, width))
+        return ImageAnnotation(self.root / name, points, visible, bbox, _category(name), name, file.path, known.size)
 
     def _unknown(self, name: str) -> ImageAnnotation:
         """Returns a target image, whose points are not known."""
@@ -145,78 +183,83 @@ class FolderPairs(PhotographPairs):
     def _whole(self, name: str, points: np.ndarray, size: tuple[int, int]) -> ImageAnnotation:
         bbox = np.array([0.0, 0.0, size[1], size[0]])
         visible = np.ones(len(points), bool)
-        return ImageAnnotation(self.root / name, points, visible, bbox, name.partition("/")[0], name, self.root)
+        return ImageAnnotation(self.root / name, points, visible, bbox, _category(name), name, self.root)
+
+
+VALIDATED_FROM = 4  # photographs that a category needs for two of them to be set aside for validation
+SHARED_FROM = 8  # and for two more to be set aside for testing
 
 
 def of_split(names: list[str], split: str) -> list[str]:
     """Returns the names that belong to a split, in their order.
 
-    In each category the first tenth by a digest of the name is for testing and the next tenth for validation, at least
-    two images each where the category has eight; smaller categories are for training.
+    In each category of eight or more, by the order of a digest of the name, the first tenth is for testing and the next
+    tenth for validation, at least two photographs each. Of a category of four to seven two are for validation and none
+    for testing; smaller categories are for training.
     """
     if split == "all":
         return names
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        groups[_category(name)].append(name)
     chosen: set[str] = set()
-    for category in {name.partition("/")[0] for name in names}:
-        group = sorted((name for name in names if name.partition("/")[0] == category), key=_digest)
-        share = max(len(group) // 10, 2) if len(group) >= 8 else 0
-        parts = {"test": group[:share], "val": group[share : 2 * share], "train": group[2 * share :]}
+    for group in groups.values():
+        ordered = sorted(group, key=_digest)
+        share = max(len(group) // 10, 2)
+        n_test = share if len(group) >= SHARED_FROM else 0
+        n_val = share if len(group) >= VALIDATED_FROM else 0
+        parts = {"test": ordered[:n_test], "val": ordered[n_test : n_test + n_val], "train": ordered[n_test + n_val :]}
         chosen.update(parts[split])
     return [name for name in names if name in chosen]
 
 
+def find_photographs(root: Path) -> tuple[list[str], dict[str, str]]:
+    """Returns the names of the photographs in the sub-folders of ``root``, and why other files are ignored, by name.
+
+    Raises:
+        DataError: when there is no photograph.
+    """
+    names: list[tuple[str, ...]] = []
+    ignored: dict[str, str] = {}
+    readable = readable_suffixes()
+    for entry in _visible(root):
+        if not entry.is_dir():
+            ignored[entry.name] = _reason(entry.name, "lies beside the sub-folders, not in one of them")
+            continue
+        for file in _visible(entry.path):
+            name = f"{entry.name}/{file.name}"
+            if file.is_dir():
+                ignored[f"{name}/"] = "folders in a sub-folder are not read"
+            elif Path(file.name).suffix.lower() in readable:
+                names.append((entry.name, file.name))
+            else:
+                ignored[name] = _reason(file.name, "this image format cannot be read here; HEIC needs pillow-heif")
+    if not names:
+        found = (
+            f"; ignored: {'; '.join(f'{name}: {why}' for name, why in list(ignored.items())[:3])}" if ignored else ""
+        )
+        raise DataError(
+            f"Expected a sub-folder for each category with photographs ({', '.join(sorted(readable))}) in {root} but found "
+            f"none; give it in data.root{found}."
+        )
+    return ["/".join(name) for name in sorted(names)], dict(sorted(ignored.items()))
+
+
+def _visible(folder: str | Path) -> Iterable[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError:
+        return []
+
+
+def _reason(name: str, otherwise: str) -> str:
+    return otherwise if Path(name).suffix.lower() in SUFFIXES else "no image"
+
+
+def _category(name: str) -> str:
+    return name.partition("/")[0]
+
+
 def _digest(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()
-
-
-def _photographs(root: Path) -> list[str]:
-    files = sorted(file for file in root.glob("*/*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    if not files:
-        raise DataError(
-            f"Expected a sub-folder for each category with photographs ({', '.join(SUFFIXES)}) in {root} but found none; "
-            "give it in data.root."
-        )
-    return [file.relative_to(root).as_posix() for file in files]
-
-
-def _points_file(root: Path, points: str | None) -> Path | None:
-    if points is not None:
-        return Path(points)
-    return next((root / name for name in ("points.csv", "points.json") if (root / name).is_file()), None)
-
-
-def _read_points(file: Path, known: list[str]) -> dict[str, Annotated]:
-    annotations = read_json(file, _parse, "points by image") if file.suffix == ".json" else _read_csv(file)
-    unknown = sorted(annotations.keys() - set(known))
-    if unknown:
-        raise DataError(
-            f"Expected images of the folder in {file} but there is no {unknown[0]}; name them relative to the folder."
-        )
-    return annotations
-
-
-def _parse(content: dict[str, Any]) -> dict[str, Annotated]:
-    found = {}
-    for name, entry in content.items():
-        points = {part: (float(x), float(y)) for part, (x, y) in entry["points"].items()}
-        box = entry.get("bbox")
-        if box is not None:
-            x0, y0, x1, y1 = (float(value) for value in box)
-            box = x0, y0, x1, y1
-            if not (x1 > x0 and y1 > y0):
-                raise ValueError(f"the bbox of {name} is empty")
-        if not all(np.isfinite(point).all() for point in points.values()):
-            raise ValueError(f"the points of {name} are not all finite")
-        found[name] = Annotated(points, box)
-    return found
-
-
-def _read_csv(file: Path) -> dict[str, Annotated]:
-    header, rows = read_csv(file)
-    if header != ["image", "part", "x", "y"]:
-        raise DataError(f"Expected the columns image, part, x, y in {file} but got {', '.join(header)}; rename them.")
-    found: dict[str, Annotated] = {}
-    for number, (image, part, *xy) in enumerate(rows, start=2):
-        x, y = numbers(xy, file, number).tolist()
-        found.setdefault(image, Annotated()).points[part] = x, y
-    return found

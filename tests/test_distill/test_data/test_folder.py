@@ -8,7 +8,8 @@ from PIL import Image
 
 from distill.core.errors import ConfigError, DataError
 from distill.data.datasets.folder import FolderPairs, of_split
-from distill.data.images import read_image
+from distill.data.images import read_image, readable_suffixes
+from distill.data.pair_list import pair_list
 from distill.evaluation.evaluate import evaluate
 from distill.matchers.oracle import Oracle
 
@@ -65,8 +66,6 @@ def test_without_points_some_are_drawn_in_the_source_and_the_truth_is_not_known(
 
 
 def test_a_list_of_pairs_is_followed(layout, tmp_path):
-    from distill.data.pair_list import pair_list
-
     chosen = [("dog/b.jpg", "dog/a.jpg"), ("cat/1 (a).jpg", "cat/2.PNG")]
     (tmp_path / "pairs.csv").write_text(pair_list(chosen))
     pairs = FolderPairs(str(layout), pairs=str(tmp_path / "pairs.csv"))
@@ -79,7 +78,7 @@ def test_a_list_of_pairs_is_followed(layout, tmp_path):
 def test_no_image_is_in_two_splits_and_new_images_move_few():
     names = [f"cat/{k}.jpg" for k in range(40)] + [f"dog/{k}.jpg" for k in range(5)]
     parts = [set(of_split(names, split)) for split in ("train", "val", "test")]
-    assert [len(part) for part in parts] == [32 + 5, 4, 4]
+    assert [len(part) for part in parts] == [32 + 3, 4 + 2, 4]
     assert set.union(*parts) == set(names)
 
 
@@ -91,6 +90,18 @@ def test_no_image_is_in_two_splits_and_new_images_move_few():
         ("points.csv", "image,part,x,y\ncat/2.PNG,a,one,2", "numbers in row 2"),
         ("points.csv", "image,part,x,y\ncat/9.jpg,a,1,2", "there is no cat/9.jpg"),
         ("points.csv", "", "is empty"),
+        (
+            "points.csv",
+            "image,part,x,y\ncat/2.PNG,a,1,2\ncat/2.PNG,a,5,6",
+            "row 3 of .* repeats a of cat/2.PNG from row 2",
+        ),
+        ("points.json", '{"cat/2.PNG": {"points": {"a": [1, 2], "a": [5, 6]}}}', "the key 'a' comes twice"),
+        (
+            "points.json",
+            '{"cat/2.PNG": {"points": {}}, "cat/2.PNG": {"points": {}}}',
+            "the key 'cat/2.PNG' comes twice",
+        ),
+        ("points.json", '{"cat/2.PNG": {"points": {}, "box": [1, 1, 2, 2]}}', "unknown key 'box'"),
         ("points.json", "{", "JSONDecodeError"),
         ("points.json", '{"cat/2.PNG": {}}', "KeyError"),
         ("points.json", '{"cat/2.PNG": {"points": {"a": [1]}}}', "ValueError"),
@@ -128,8 +139,10 @@ def test_a_corrupt_photograph_is_an_error_or_a_counted_skip(layout):
 def test_what_is_wrong_is_named(layout, tmp_path):
     with pytest.raises(DataError, match="sub-folder for each category"):
         FolderPairs(str(tmp_path / "nowhere"))
-    with pytest.raises(DataError, match="two images of one category"):
+    with pytest.raises(DataError, match="8 photographs of one category .* the largest category has 3"):
         FolderPairs(str(layout), split="test")
+    with pytest.raises(ConfigError, match="data.pairs_per_image"):
+        FolderPairs(str(layout), pairs_per_image=0)
     with pytest.raises(ConfigError, match="did you mean 'bbox'"):
         FolderPairs(str(layout), threshold="bbx")
     with pytest.raises(ConfigError, match="data.n_points"):
@@ -158,3 +171,114 @@ def test_a_photograph_of_a_phone_is_read_upright_as_match_reads_it(tmp_path):
     red, green, _ = pair.trg_img[0, :, y, x].tolist()
     assert red > 0.8 and green < 0.2
     assert read_image(tmp_path / "cat" / "a.jpg").shape == (1, 3, 60, 40)
+
+
+def save(file: Path, size: tuple[int, int] = (60, 40)) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, "grey").save(file)
+
+
+def test_hidden_files_and_folders_do_not_count_and_other_files_are_named(layout):
+    for name in (".ipynb_checkpoints/1.jpg", "cat/._2.jpg", "cat/.thumbs/3.jpg", "above.jpg", "cat/kittens/4.jpg"):
+        save(layout / name)
+    (layout / "dog" / "c.raw").write_bytes(b"raw")
+    (layout / "README.md").write_text("mine")
+    pairs = FolderPairs(str(layout))
+    assert len(pairs) == 6 + 2 and not any("/." in name or name[0] == "." for name in pairs.ignored)
+    assert pairs.ignored == {
+        "README.md": "no image",
+        "above.jpg": "lies beside the sub-folders, not in one of them",
+        "cat/kittens/": "folders in a sub-folder are not read",
+        "cat/notes.txt": "no image",
+        "cow/alone.jpg": "is the only photograph of its category in split all, so no pair has it",
+        "dog/c.raw": "no image",
+    }
+
+
+def test_formats_that_cannot_be_read_here_are_named(layout, monkeypatch):
+    (layout / "dog" / "c.heic").write_bytes(b"heic")
+    monkeypatch.setattr("distill.data.datasets.folder.readable_suffixes", lambda: frozenset({".jpg", ".png"}))
+    assert "pillow-heif" in FolderPairs(str(layout)).ignored["dog/c.heic"]
+
+
+@pytest.mark.parametrize("suffix", ["tif", "jfif", "gif", "avif"])
+def test_further_formats_are_read(layout, suffix):
+    if f".{suffix}" not in readable_suffixes():
+        pytest.skip(f"Pillow reads no {suffix} here")
+    Image.new("RGB", (60, 40)).save(layout / "dog" / f"c.{suffix}", "JPEG" if suffix == "jfif" else None)
+    assert any(f"dog/c.{suffix}" in pair for pair in FolderPairs(str(layout)).pairs)
+
+
+def test_photographs_without_points_are_ignored_and_named(layout):
+    label(layout)
+    pairs = FolderPairs(str(layout))
+    assert pairs.ignored["dog/a.jpg"] == "points.csv has no points of it" and "points.csv" not in pairs.ignored
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ([10, 10, 5000, 32], r"inside its 60 x 40 px but .*points.json says \[10, 10, 5000, 32\]"),
+        ([-9, 2, 55, 32], "inside its 60 x 40 px"),
+        (
+            [8, 10, 52, 20],
+            r"the point \(10, 12\)|the point \(50, 30\); a box is x0, y0, x1, y1 in px, not x, y, width, height",
+        ),
+    ],
+)
+def test_a_box_that_does_not_suit_its_photograph_or_points_is_an_error(layout, box, message):
+    content = {
+        "cat/1 (a).jpg": {"points": {"nose": [10, 12], "tail": [50, 30]}, "bbox": box},
+        "cat/2.PNG": {"points": {"nose": [20, 22]}, "bbox": [5, 2, 55, 32]},
+    }
+    (layout / "points.json").write_text(json.dumps(content))
+    pairs = FolderPairs(str(layout), threshold="bbox")
+    with pytest.raises(DataError, match=message):
+        pairs[0]
+    assert len(pairs.problems()) == 1
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 7, 8, 40])
+def test_a_folder_of_any_size_trains_and_validates(tmp_path, count):
+    for number in range(count):
+        save(tmp_path / "cat" / f"{number}.jpg")
+    train, val = (FolderPairs(str(tmp_path), split=split) for split in ("train", "val"))
+    assert len(train) == len(train.names) * (len(train.names) - 1) > 0 and len(val) > 0
+    if count >= 4:
+        assert not set(train.names) & set(val.names) and not val.notes
+    else:
+        assert val.names == train.names and "validation uses the photographs of training" in val.notes[0]
+
+
+def test_more_pairs_than_there_are_give_all_of_them_and_a_note(layout):
+    pairs = FolderPairs(str(layout), n_pairs=800)
+    assert len(pairs) == 8 and pairs.notes == ["split all has 8 pairs, 800 were asked for"]
+    assert not FolderPairs(str(layout)).notes
+    with pytest.raises(DataError, match="data.n_pairs of at least 1"):
+        FolderPairs(str(layout), n_pairs=0)
+
+
+def test_a_large_folder_is_not_paired_completely(layout, monkeypatch):
+    monkeypatch.setattr("distill.data.photograph_pairs.MAX_PAIRS", 5)
+    pairs = FolderPairs(str(layout))
+    assert len(pairs) == 5 and pairs.notes[0].startswith("5 of the 8 pairs of split all are drawn")
+
+
+def test_whether_answers_can_be_scored_is_known(layout):
+    assert not FolderPairs(str(layout)).has_truth
+    label(layout)
+    assert FolderPairs(str(layout)).has_truth
+
+
+@pytest.mark.parametrize("row", ["cat/2.PNG,cat/2.PNG", "cat/3.jpg,cat/2.PNG"])
+def test_a_list_that_repeats_a_pair_or_pairs_an_image_with_itself_is_refused(layout, tmp_path, row):
+    (tmp_path / "list.csv").write_text(f"source_image,target_image\ncat/3.jpg,cat/2.PNG\n{row}\n")
+    with pytest.raises(DataError, match="row 3 of .*list.csv"):
+        FolderPairs(str(layout), pairs=str(tmp_path / "list.csv"))
+
+
+def test_names_with_quotation_marks_survive_a_list_of_pairs(layout, tmp_path):
+    save(layout / "cat" / 'a "b", c.jpg')
+    pairs = FolderPairs(str(layout))
+    (tmp_path / "list.csv").write_text(pair_list(pairs.pairs))
+    assert FolderPairs(str(layout), pairs=str(tmp_path / "list.csv")).pairs == pairs.pairs

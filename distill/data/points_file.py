@@ -1,0 +1,128 @@
+"""Points of a user's photographs: ``points.csv``, ``points.json``, or COCO's keypoint format."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill.core.errors import DataError
+from distill.data.coco import is_coco, read_coco_images
+from distill.data.readers import numbers, read_csv, read_json
+
+DEFAULT_NAMES = ("points.csv", "points.json")
+
+
+@dataclass
+class AnnotatedFile:
+    """What a user says of one image.
+
+    Attributes:
+        points: x, y px by part.
+        bbox: x0, y0, x1, y1 px of the object.
+        size: height, width of the image that was annotated.
+    """
+
+    points: dict[str, tuple[float, float]] = field(default_factory=dict)
+    bbox: tuple[float, float, float, float] | None = None
+    size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class PointsFile:
+    """A file of points.
+
+    Attributes:
+        path: of the file.
+        images: what it says, by the image's name relative to the folder.
+        exact_boxes: whether each box has to contain all points of its image to the pixel. COCO's boxes surround the
+            visible object, and need not.
+    """
+
+    path: Path
+    images: dict[str, AnnotatedFile]
+    exact_boxes: bool = True
+
+    @property
+    def parts(self) -> list[str]:
+        """The names of all parts, in alphabetical order."""
+        return sorted({part for annotated in self.images.values() for part in annotated.points})
+
+
+def find_points_file(root: Path, points: str | None) -> Path | None:
+    """Returns the file that ``points`` names, otherwise ``points.csv`` or ``points.json`` in the folder if there is one.
+
+    A relative name is looked for where the program runs, then in the folder.
+    """
+    if points is None:
+        return next((root / name for name in DEFAULT_NAMES if (root / name).is_file()), None)
+    given = Path(points)
+    return root / given if not given.exists() and (root / given).is_file() else given
+
+
+def read_points_file(file: Path, known: list[str]) -> PointsFile:
+    """Reads a file of points.
+
+    Args:
+        file: to read; JSON when its name ends with ".json", otherwise CSV.
+        known: names of the images that there are, relative to the folder.
+
+    Raises:
+        DataError: naming the file, and in CSV the row, when it cannot be read, repeats a part of an image, or names an
+            image that is not known.
+    """
+    if file.suffix.lower() != ".json":
+        found = PointsFile(file, _read_csv(file))
+    else:
+        found = read_json(file, lambda content: _parse(file, content, known), "points by image, or COCO keypoints")
+    unknown = sorted(found.images.keys() - set(known))
+    if unknown:
+        raise DataError(
+            f"Expected images of the folder in {file} but there is no {unknown[0]}; name them relative to the folder."
+        )
+    return found
+
+
+def _parse(file: Path, content: dict[str, Any], known: list[str]) -> PointsFile:
+    if is_coco(content):
+        images = {
+            name: AnnotatedFile(image.points, image.bbox, image.size)
+            for name, image in read_coco_images(content, known).items()
+        }
+        return PointsFile(file, images, exact_boxes=False)
+    return PointsFile(file, {name: _entry(name, entry) for name, entry in content.items()})
+
+
+def _entry(name: str, entry: dict[str, Any]) -> AnnotatedFile:
+    points = {part: (float(x), float(y)) for part, (x, y) in entry["points"].items()}
+    if not all(np.isfinite(point).all() for point in points.values()):
+        raise ValueError(f"the points of {name} are not all finite")
+    box = entry.get("bbox")
+    if box is not None:
+        x0, y0, x1, y1 = (float(value) for value in box)
+        box = x0, y0, x1, y1
+        if not (x1 > x0 and y1 > y0):
+            raise ValueError(f"the bbox {json.dumps(entry['bbox'])} of {name} is empty; it is x0, y0, x1, y1")
+    unknown = entry.keys() - {"points", "bbox"}
+    if unknown:
+        raise ValueError(f"the entry of {name} has the unknown key {min(unknown)!r} beside points and bbox")
+    return AnnotatedFile(points, box)
+
+
+def _read_csv(file: Path) -> dict[str, AnnotatedFile]:
+    header, rows = read_csv(file)
+    if header != ["image", "part", "x", "y"]:
+        raise DataError(f"Expected the columns image, part, x, y in {file} but got {', '.join(header)}; rename them.")
+    found: dict[str, AnnotatedFile] = {}
+    first_row: dict[tuple[str, str], int] = {}
+    for number, (image, part, *xy) in enumerate(rows, start=2):
+        if (image, part) in first_row:
+            raise DataError(
+                f"Expected each part of an image once but row {number} of {file} repeats {part} of {image} from row "
+                f"{first_row[image, part]}; points belong to one object: remove a row, or crop one image for each object."
+            )
+        first_row[image, part] = number
+        x, y = numbers(xy, file, number).tolist()
+        found.setdefault(image, AnnotatedFile()).points[part] = x, y
+    return found

@@ -1,0 +1,109 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from distill.core.errors import DataError
+from distill.data.coco import CocoImage, read_coco_images, write_coco
+from distill.data.datasets.folder import FolderPairs
+
+NAMES = ["cat/a.jpg", "cat/b.jpg", "dog/a.jpg"]
+PARTS = ["nose", "left ear", "tail"]
+
+
+def content() -> dict:
+    """What tools write: 0-indexed pixels, a visibility for each point, boxes as x, y, width, height."""
+    return {
+        "info": {},
+        "licenses": [],
+        "images": [
+            {"id": 7, "file_name": "photos/cat/a.jpg", "width": 60, "height": 40},
+            {"id": 9, "file_name": "b.jpg", "width": 60, "height": 40},
+        ],
+        "categories": [{"id": 3, "name": "cat", "keypoints": PARTS, "skeleton": [[1, 2]]}],
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 7,
+                "category_id": 3,
+                "bbox": [5, 4, 30, 20],
+                "num_keypoints": 2,
+                "keypoints": [10, 12, 2, 0, 0, 0, 30, 20, 1],
+            },
+            {"id": 2, "image_id": 9, "category_id": 3, "bbox": [2, 2, 9, 9], "keypoints": [5, 6, 2, 7, 8, 2, 0, 0, 0]},
+            {"id": 3, "image_id": 9, "category_id": 3, "bbox": [2, 2, 9, 9], "keypoints": [0] * 9},
+        ],
+    }
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Path:
+    for name in NAMES:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (60, 40)).save(tmp_path / name)
+    (tmp_path / "person_keypoints.json").write_text(json.dumps(content()))
+    return tmp_path
+
+
+def test_half_a_pixel_is_added_to_points_and_none_to_boxes():
+    found = read_coco_images(content(), NAMES)
+    assert found["cat/a.jpg"].points == {"nose": (10.5, 12.5), "tail": (30.5, 20.5)}
+    assert found["cat/b.jpg"].points == {"nose": (5.5, 6.5), "left ear": (7.5, 8.5)}
+    assert found["cat/a.jpg"].bbox == (5, 4, 35, 24) and found["cat/a.jpg"].size == (40, 60)
+
+
+def test_a_folder_is_annotated_by_a_coco_file(layout):
+    pairs = FolderPairs(str(layout), points="person_keypoints.json", threshold="bbox", size=64)
+    assert pairs.parts == ["left ear", "nose", "tail"] and len(pairs) == 2 and pairs.has_truth
+    pair = pairs[pairs.pairs.index(("cat/a.jpg", "cat/b.jpg"))]
+    np.testing.assert_allclose(pair.src_kps[0].numpy() * [60 / 64, 40 / 64], [[10.5, 12.5]], atol=1e-4)
+    assert float(pair.pck_threshold) == pytest.approx(9, abs=1e-4)
+    assert pairs.ignored == {"dog/a.jpg": "person_keypoints.json has no points of it"}
+
+
+def test_what_is_written_is_what_was_read():
+    images = {
+        "cat/a.jpg": CocoImage(
+            {"nose": (10.25, 12.5), "tail": (0.5, 39.5)}, (5.0, 4.0, 35.0, 24.0), (40, 60), category="cat"
+        ),
+        "dog/a.jpg": CocoImage({"nose": (1.5, 2.5)}, (0.0, 0.0, 60.0, 40.0), (40, 60), category="dog"),
+    }
+    document = json.loads(json.dumps(write_coco(images)))
+    assert read_coco_images(document, NAMES) == images
+    assert document["annotations"][0]["keypoints"] == [9.75, 12.0, 2, 0.0, 39.0, 2]
+    assert document["annotations"][0]["bbox"] == [5, 4, 30, 20] and document["annotations"][0]["num_keypoints"] == 2
+
+
+def test_an_unsure_point_is_written_as_labelled_but_not_visible():
+    images = {"cat/a.jpg": CocoImage({"nose": (10.5, 12.5)}, None, (40, 60), frozenset({"nose"}))}
+    assert write_coco(images)["annotations"][0]["keypoints"][2] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["annotations"][2].update(keypoints=[1, 1, 2] * 3), "cat/b.jpg has two objects"),
+        (lambda c: c["annotations"][0].update(keypoints=[1, 1]), "2 keypoint values"),
+        (lambda c: c["annotations"][0].update(bbox=[1, 1, 0, 5]), "bbox .* is empty"),
+        (lambda c: c["annotations"][0].update(category_id=4), "KeyError"),
+        (lambda c: c["images"][1].update(file_name="a.jpg"), "may be cat/a.jpg or dog/a.jpg"),
+        (lambda c: c["images"][1].update(file_name="c.jpg"), "c.jpg is not in the folder"),
+        (lambda c: c["categories"][0].update(keypoints=["nose", "nose", "tail"]), "names a keypoint twice"),
+        (lambda c: c.update(annotations=[]), "no annotation has keypoints"),
+    ],
+)
+def test_what_is_wrong_is_named(layout, change, message):
+    changed = content()
+    change(changed)
+    (layout / "person_keypoints.json").write_text(json.dumps(changed))
+    with pytest.raises(DataError, match=message) as caught:
+        FolderPairs(str(layout), points="person_keypoints.json")
+    assert "person_keypoints.json" in str(caught.value)
+
+
+def test_annotations_of_a_photograph_of_another_size_are_refused(layout):
+    Image.new("RGB", (40, 60)).save(layout / "cat" / "a.jpg")
+    with pytest.raises(DataError, match=r"cat/a.jpg of 60 x 40 px, as .* says, but it has 40 x 60 px"):
+        FolderPairs(str(layout), points="person_keypoints.json")[0]
