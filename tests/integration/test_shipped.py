@@ -2,6 +2,8 @@
 
 import hashlib
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -41,6 +43,21 @@ def test_diffusers_loads_it_and_draws_different_pictures_for_different_captions(
     ]
     red, blue = (torch.from_numpy(np.array(picture, dtype=np.float32)).mean((0, 1)) for picture in pictures)
     assert pictures[0].size == (128, 128) and red[0] - red[2] > blue[0] - blue[2]
+
+
+def test_diffusers_loads_it_without_further_arguments_or_warnings(model):
+    code = (
+        "from diffusers import StableDiffusionPipeline\n"
+        f"pipeline = StableDiffusionPipeline.from_pretrained({str(model)!r})\n"
+        "print(pipeline('a red car on grass', num_inference_steps=1).images[0].size)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "(128, 128)"
+    # diffusers says of every pipeline with an AutoencoderTiny that its annotation names AutoencoderKL.
+    told = re.sub(r"[^\r\n]*\|[^\r\n]*(s/it|it/s)\]", "", done.stderr)  # progress bars
+    lines = [line.removeprefix("\x1b[A").strip() for line in told.splitlines()]
+    assert [line[:21] for line in lines if line] == ["Expected types for va"]
 
 
 def test_the_card_names_the_weights_that_are_there(model):
