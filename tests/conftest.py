@@ -26,6 +26,14 @@ def photographs() -> Path:
     return folder
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what is marked ``gpu`` where there is no card."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 def pair_of(n: int = 3, size: int = 32, seed: int = 0, threshold: str = "bbox") -> PairBatch:
     random = torch.Generator().manual_seed(seed)
 

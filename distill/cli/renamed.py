@@ -58,7 +58,15 @@ RENAMED: dict[str, str] = {
     # pretrain
     "autoencoder.from": "autoencoder.init_from",
     "diffusion.from": "diffusion.init_from",
+    "autoencoder.model.halvings": "autoencoder.model.num_downsamples",
+    "diffusion.training.batch_size": "diffusion.batch_size",
+    "diffusion.training.pool_size": "diffusion.latents.store.capacity",
+    "diffusion.training.zoom": "diffusion.latents.blocks.zoom",
+    "diffusion.fresh": "diffusion.latents.batches.fresh",
+    "diffusion.ema": "diffusion.averaging.decay",
     "watch": "teacher_score",
+    "watch.every": "teacher_score.every",
+    "watch.pairs.n_pairs": "teacher_score.pairs.n_pairs",
 }
 """From the old name of a key, or of a choice or value written ``key=value``, to the new one."""
 

@@ -8,12 +8,18 @@ from teacher.pretrain.architecture import (
     build_unet,
 )
 from teacher.pretrain.autoencoder import AutoencoderTraining, latent_scale, reconstruction_psnr
-from teacher.pretrain.callbacks import Snapshot
+from teacher.pretrain.callbacks import FiniteWeightAveraging, Snapshot
 from teacher.pretrain.diffusion import DiffusionTraining
+from teacher.pretrain.latents import LatentBatches, LatentBlocks, LatentStore
+from teacher.pretrain.pipeline import save_autoencoder
 
 __all__ = [
     "AutoencoderTraining",
     "DiffusionTraining",
+    "FiniteWeightAveraging",
+    "LatentBatches",
+    "LatentBlocks",
+    "LatentStore",
     "Snapshot",
     "build_autoencoder",
     "build_scheduler",
@@ -22,4 +28,5 @@ __all__ = [
     "build_unet",
     "latent_scale",
     "reconstruction_psnr",
+    "save_autoencoder",
 ]

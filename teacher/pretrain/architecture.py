@@ -1,53 +1,84 @@
-"""The parts of a Stable Diffusion small enough to be trained on two cores.
+"""The parts of a small Stable Diffusion.
 
-A picture of 128 px becomes 16 x 16 latents, an eighth of its side as in Stable Diffusion. Tried and left at equal time on
-two cores: a third level with its bottleneck at 4 x 4 (the features at 8 x 8 learned half as fast), and latents of 32 x 32.
+By default a picture of 128 px becomes 32 x 32 latents of 4 channels, and the UNet attends to the prompt at half and a quarter of
+their side, as Stable Diffusion does where the paper reads it.
 """
 
-import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from distill.core.errors import ConfigError
 
 
-def build_tokenizer(captions: Iterable[str], length: int, start: str | None = None) -> CLIPTokenizer:
+def build_tokenizer(captions: Iterable[str], length: int, init_from: str | None = None) -> CLIPTokenizer:
     """Learns a byte-pair vocabulary in which every word of ``captions`` is one token.
 
     Args:
         captions: texts that hold every word there is.
         length: tokens of a prompt, the start and end marks included.
-        start: a pipeline folder whose tokenizer is taken instead.
+        init_from: a pipeline folder whose tokenizer is taken instead.
     """
-    if start is not None:
-        return CLIPTokenizer.from_pretrained(start, subfolder="tokenizer")
+    if init_from is not None:
+        return CLIPTokenizer.from_pretrained(init_from, subfolder="tokenizer", local_files_only=True)
     first, last = "<|startoftext|>", "<|endoftext|>"
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=last))
-    learner.normalizer = normalizers.Lowercase()
-    learner.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    trainer = trainers.BpeTrainer(
-        vocab_size=4096, special_tokens=[first, last], end_of_word_suffix="</w>", show_progress=False
-    )
-    learner.train_from_iterator(captions, trainer)
-    return CLIPTokenizer(vocab=learner.get_vocab(), merges=_merges(learner), model_max_length=length)
+    words = Counter(word for caption in captions for word in caption.lower().split())
+    merges = _learn_merges(words)
+    letters = sorted({letter for word in words for letter in _letters(word)})
+    vocabulary = dict.fromkeys([first, last, *letters, *("".join(pair) for pair in merges)])
+    numbers = {token: number for number, token in enumerate(vocabulary)}
+    return CLIPTokenizer(vocab=numbers, merges=merges, model_max_length=length)
 
 
-def _merges(tokenizer: Tokenizer) -> list[tuple[str, ...]]:
-    return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
+def _letters(word: str) -> list[str]:
+    return [*word[:-1], word[-1] + "</w>"]
 
 
-def build_text_encoder(tokenizer: CLIPTokenizer, width: int, layers: int, start: str | None = None) -> CLIPTextModel:
-    """Returns a CLIP text transformer with random weights, or the one of the pipeline folder ``start``."""
-    if start is not None:
-        return CLIPTextModel.from_pretrained(start, subfolder="text_encoder", dtype=torch.float32)
+def _learn_merges(words: Counter[str]) -> list[tuple[str, str]]:
+    """Learns byte-pair merges (Sennrich et al., ACL 2016) until each word is one token.
+
+    The trainer of ``tokenizers`` breaks ties differently in each process, and an interrupted training would go on with other
+    numbers for its words.
+    """
+    pieces = {word: _letters(word) for word in words}
+    merges: list[tuple[str, str]] = []
+    while True:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word, parts in pieces.items():
+            for pair in pairwise(parts):
+                pairs[pair] += words[word]
+        if not pairs:
+            return merges
+        best = max(pairs, key=lambda pair: (pairs[pair], pair))
+        merges.append(best)
+        for word, parts in pieces.items():
+            pieces[word] = _merged(parts, best)
+
+
+def _merged(parts: list[str], pair: tuple[str, str]) -> list[str]:
+    merged: list[str] = []
+    for part in parts:
+        if merged and (merged[-1], part) == pair:
+            merged[-1] += part
+        else:
+            merged.append(part)
+    return merged
+
+
+def build_text_encoder(
+    tokenizer: CLIPTokenizer, width: int, layers: int, init_from: str | None = None
+) -> CLIPTextModel:
+    """Returns a CLIP text transformer with random weights, or the one of the pipeline folder ``init_from``."""
+    if init_from is not None:
+        return CLIPTextModel.from_pretrained(
+            init_from, subfolder="text_encoder", dtype=torch.float32, use_safetensors=True, local_files_only=True
+        )
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -63,20 +94,20 @@ def build_text_encoder(tokenizer: CLIPTokenizer, width: int, layers: int, start:
     return CLIPTextModel(config)
 
 
-def build_autoencoder(channels: int, latent_channels: int, halvings: int) -> AutoencoderTiny:
+def build_autoencoder(channels: int, latent_channels: int, num_downsamples: int) -> AutoencoderTiny:
     """Returns an autoencoder with random weights.
 
     Args:
         channels: width of its convolutions.
         latent_channels: channels of the latents.
-        halvings: how often the side is halved on the way to the latents.
+        num_downsamples: how often the side is halved on the way to the latents.
     """
     return AutoencoderTiny(
         latent_channels=latent_channels,
-        encoder_block_out_channels=(channels,) * (halvings + 1),
-        decoder_block_out_channels=(channels,) * (halvings + 1),
-        num_encoder_blocks=(1, *(2,) * halvings),
-        num_decoder_blocks=(*(2,) * halvings, 1),
+        encoder_block_out_channels=(channels,) * (num_downsamples + 1),
+        decoder_block_out_channels=(channels,) * (num_downsamples + 1),
+        num_encoder_blocks=(1, *(2,) * num_downsamples),
+        num_decoder_blocks=(*(2,) * num_downsamples, 1),
     )
 
 
@@ -87,7 +118,7 @@ def build_unet(
     encoder_attention: Sequence[bool],
     decoder_attention: Sequence[bool],
     prompt_width: int,
-    start: str | None = None,
+    init_from: str | None = None,
 ) -> UNet2DConditionModel:
     """Returns a UNet with random weights. Its attention changes nothing at first, as in the original latent diffusion.
 
@@ -98,7 +129,7 @@ def build_unet(
         encoder_attention: for each of these levels, whether it attends to the prompt (and to itself) on the way down.
         decoder_attention: the same on the way up, in the same order.
         prompt_width: channels of a prompt's tokens.
-        start: a pipeline folder whose UNet gives the weights, instead of random ones; what it lacks stays random.
+        init_from: a pipeline folder whose UNet gives the weights, instead of random ones; what it lacks stays random.
 
     Raises:
         ConfigError: when that UNet has weights for which there is no place.
@@ -122,8 +153,11 @@ def build_unet(
         if isinstance(module, Transformer2DModel):
             nn.init.zeros_(module.proj_out.weight)
             nn.init.zeros_(module.proj_out.bias)
-    if start is not None:
-        _start_from(UNet2DConditionModel.from_pretrained(start, subfolder="unet", dtype=torch.float32), unet)
+    if init_from is not None:
+        given = UNet2DConditionModel.from_pretrained(
+            init_from, subfolder="unet", torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
+        )
+        _start_from(given, unet)
     return unet
 
 
@@ -132,7 +166,7 @@ def _start_from(smaller: UNet2DConditionModel, larger: UNet2DConditionModel) -> 
     strange = [name for name, value in weights.items() if name not in places or places[name].shape != value.shape]
     if strange:
         raise ConfigError(
-            f"Expected diffusion.from to hold part of the UNet that is described but {len(strange)} of its weights have "
+            f"Expected diffusion.init_from to hold part of the UNet that is described but {len(strange)} of its weights have "
             f"no place there, such as {strange[0]}; describe all of its levels and attention."
         )
     larger.load_state_dict(weights, strict=False)

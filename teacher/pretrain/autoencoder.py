@@ -45,7 +45,8 @@ class AutoencoderTraining(LightningModule):
 
         Measured on ``images`` (B, 3, S, S) in [0, 1]; returns the reconstruction's PSNR on them in dB.
         """
-        self.autoencoder.cpu().eval()
+        self.autoencoder.eval()
+        images = images.to(self.autoencoder.device)
         self.autoencoder.register_to_config(scaling_factor=latent_scale(self.autoencoder, images))
         return reconstruction_psnr(self.autoencoder, images)
 

@@ -1,11 +1,12 @@
 """From trained parts to a pipeline folder that diffusers loads, and pictures drawn with it."""
 
 import copy
+import json
 import shutil
 from pathlib import Path
 
 import torch
-from diffusers import ConfigMixin, StableDiffusionPipeline
+from diffusers import AutoencoderTiny, ConfigMixin, StableDiffusionPipeline
 from PIL import Image
 from torch import nn
 
@@ -27,7 +28,10 @@ def assemble(module: DiffusionTraining) -> StableDiffusionPipeline:
 
 
 def save_pipeline(module: DiffusionTraining, folder: Path) -> None:
-    """Writes the parts as a diffusers pipeline folder in half precision; the folder appears whole or not at all."""
+    """Writes the parts as a diffusers pipeline folder in half precision; the folder appears whole or not at all.
+
+    diffusers loads it in single precision without further arguments.
+    """
     pipeline = assemble(module)
     for name in ("vae", "text_encoder", "unet"):
         part: nn.Module = getattr(pipeline, name)
@@ -38,8 +42,27 @@ def save_pipeline(module: DiffusionTraining, folder: Path) -> None:
     draft = folder.with_name(folder.name + ".draft")
     shutil.rmtree(draft, ignore_errors=True)
     pipeline.save_pretrained(draft, safe_serialization=True)
+    # transformers loads weights in the precision that is named here, diffusers in single precision whatever the file's.
+    _edit(draft / "text_encoder" / "config.json", dtype="float32")
+    _edit(draft / "vae" / "config.json", block_out_channels=None)
     shutil.rmtree(folder, ignore_errors=True)
     draft.rename(folder)
+
+
+def save_autoencoder(autoencoder: AutoencoderTiny, folder: Path) -> None:
+    """Writes an autoencoder as diffusers does; the folder appears whole or not at all."""
+    draft = folder.with_name(folder.name + ".draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    autoencoder.save_pretrained(draft, safe_serialization=True)
+    _edit(draft / "config.json", block_out_channels=None)
+    draft.rename(folder)
+
+
+def _edit(file: Path, **changes: str | None) -> None:
+    """Changes entries of a configuration; None removes one, such as those that diffusers writes and then warns about."""
+    config = {**json.loads(file.read_text(encoding="utf-8")), **changes}
+    told = {key: value for key, value in config.items() if not (key in changes and value is None)}
+    file.write_text(json.dumps(told, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 @torch.no_grad()

@@ -1,36 +1,44 @@
 """Training a miniature Stable Diffusion, and what comes out of it."""
 
 import json
+import re
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
 
 from distill.__main__ import main
+from distill.cli.commands import pretrain
+from distill.cli.config import compose
 from teacher import PromptOptimization
+from teacher.pretrain import DiffusionTraining
 
 SMALL = [
     "size=32",
     "device=cpu",
+    "num_workers=0",
     "autoencoder.steps=4",
     "autoencoder.batch_size=2",
     "autoencoder.model.channels=8",
-    "autoencoder.model.halvings=2",
     "autoencoder.training.crop=32",
-    "diffusion.fresh=2",
+    "diffusion.latents.store.capacity=64",
+    "diffusion.latents.batches.at_start=32",
     "diffusion.text_encoder.width=32",
     "diffusion.unet.latent_side=8",
-    "diffusion.unet.channels=[16,32]",
-    "diffusion.unet.encoder_attention=[true,true]",
-    "diffusion.unet.decoder_attention=[true,true]",
-    "watch.every=1",
-    "watch.pairs.n_pairs=2",
-    "watch.teacher.steps=1",
-    "diffusion.training.batch_size=2",
-    "diffusion.training.pool_size=16",
+    "diffusion.unet.channels=[16,32,32]",
+    "diffusion.averaging.every=1",
+    "diffusion.batch_size=2",
     "diffusion.checkpoint_every=2",
     "diffusion.validate_every=2",
+    "teacher_score.every=1",
+    "teacher_score.pairs.n_pairs=2",
+    "teacher_score.teacher.steps=1",
 ]
+UNSCORED = [*(s for s in SMALL if "teacher_score" not in s), "teacher_score=null"]
 
 
 @pytest.fixture(scope="module")
@@ -47,20 +55,42 @@ def test_the_folder_holds_a_pipeline_samples_and_the_curve(trained):
     assert [row["step"] for row in rows if 0 <= row.get("val/pck@0.10", -1) <= 100] == [2, 4, 4]
 
 
-def test_diffusers_loads_it_and_draws_from_a_caption(trained):
-    pipeline = StableDiffusionPipeline.from_pretrained(trained / "pipeline", torch_dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    (picture,) = pipeline("a dog facing left", num_inference_steps=2).images
-    assert picture.size == (32, 32)
-    words = pipeline.tokenizer("a dog facing left").input_ids
-    assert len(words) == 6  # one token a word, and the two marks
+def test_diffusers_loads_it_and_draws_from_a_caption_without_further_arguments_or_warnings(trained):
+    code = (
+        "from diffusers import StableDiffusionPipeline\n"
+        f"pipeline = StableDiffusionPipeline.from_pretrained({str(trained / 'pipeline')!r})\n"
+        "print(pipeline('a dog facing left', num_inference_steps=2).images[0].size)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "(32, 32)" and "will be ignored" not in done.stderr
+    tokenizer = StableDiffusionPipeline.from_pretrained(trained / "pipeline").tokenizer
+    assert len(tokenizer("a dog facing left").input_ids) == 6  # one token a word, and the two marks
 
 
 @pytest.mark.parametrize("queries", ["conditioned", "frozen"])
-def test_the_teacher_runs_on_it_out_of_the_box(trained, make_pairs, queries):
-    settings = {"steps": 2, "layers": ["up@1/2", "up@1/1"], "queries": queries}
+def test_the_teacher_reads_the_papers_layers_of_it(trained, make_pairs, queries):
+    settings = {"steps": 2, "layers": ["up@1/4", "up@1/2:0"], "queries": queries}
     teacher = PromptOptimization(str(trained / "pipeline"), device="cpu", **settings)
     assert torch.isfinite(teacher.match_pairs(make_pairs(2)).trg_kps).all()
+
+
+def test_the_pipeline_has_the_shape_of_stable_diffusion(trained):
+    unet, vae = (json.loads((trained / "pipeline" / part / "config.json").read_text()) for part in ("unet", "vae"))
+    assert unet["in_channels"] == vae["latent_channels"] == 4
+    assert unet["down_block_types"] == ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"]
+    assert unet["up_block_types"] == ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"]
+
+
+def test_the_default_model_is_the_one_that_was_tried_on_a_gpu():
+    config = compose("pretrain", [])
+    unet = config.diffusion.unet
+    assert (unet.latent_side, unet.latent_channels, list(unet.channels)) == (32, 4, [64, 128, 192])
+    assert list(unet.encoder_attention) == list(unet.decoder_attention) == [False, True, True]
+    model = config.autoencoder.model
+    assert (model.channels, model.latent_channels, model.num_downsamples) == (32, 4, 2)
+    assert config.diffusion.batch_size == 256 and config.diffusion.training.drop_caption == 0.15
+    pretrain._check(config)
 
 
 def test_a_run_goes_on_where_it_stopped(trained):
@@ -71,6 +101,32 @@ def test_a_run_goes_on_where_it_stopped(trained):
     assert samples[-2:] == ["000006", "000007"], "the end is written, whether it is a time for validation or not"
 
 
+def test_an_interrupted_run_ends_with_the_weights_of_one_that_was_not(trained, tmp_path, monkeypatch):
+    settings = [*UNSCORED, "diffusion.steps=6", "precision=32-true", f"autoencoder.init_from={trained}/autoencoder"]
+    assert main(["pretrain", f"run.dir={tmp_path}/whole", *settings]) == 0
+    step = DiffusionTraining.training_step
+
+    def interrupted(self, batch, batch_idx):
+        if self.global_step == 5:
+            raise OSError("the machine is switched off")
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as context:
+        context.setattr(DiffusionTraining, "training_step", interrupted)
+        with pytest.raises(OSError, match="switched off"):
+            pretrain.run(compose("pretrain", [f"run.dir={tmp_path}/parts", *settings]))
+    assert torch.load(tmp_path / "parts" / "checkpoints" / "diffusion.ckpt", weights_only=True)["global_step"] == 4
+    assert main(["pretrain", f"run.dir={tmp_path}/parts", *settings]) == 0
+    for part, name in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):
+        whole, parts = (load_file(tmp_path / f / "pipeline" / part / f"{name}.safetensors") for f in ("whole", "parts"))
+        assert all(torch.equal(whole[key], parts[key]) for key in whole), part
+    states = [
+        torch.load(tmp_path / f / "checkpoints" / "diffusion.ckpt", weights_only=True)["current_model_state"]
+        for f in ("whole", "parts")
+    ]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
 def test_the_frozen_autoencoder_is_in_no_checkpoint(trained):
     state = torch.load(trained / "checkpoints" / "diffusion.ckpt", weights_only=True)["state_dict"]
     assert not any("autoencoder" in name for name in state)
@@ -78,12 +134,50 @@ def test_the_frozen_autoencoder_is_in_no_checkpoint(trained):
 
 @pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])
 def test_a_folder_to_start_from_that_is_missing_is_named_before_anything_is_written(stage, tmp_path, capsys):
-    assert main(["pretrain", f"run.dir={tmp_path}/run", f"{stage}.from={tmp_path}/nowhere", *SMALL]) == 2
-    assert f"Expected a folder in {stage}.from" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert main(["pretrain", f"run.dir={tmp_path}/run", f"{stage}.init_from={tmp_path}/nowhere", *SMALL]) == 2
+    assert f"Expected a folder in {stage}.init_from" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("diffusion.steps=0", "diffusion.steps of at least 1"),
+        ("num_workers=-1", "num_workers of at least 0"),
+        ("diffusion.latents.store.capacity=0", "capacity of at least 1"),
+        ("diffusion.unet.latent_side=9", "latent_side=8"),
+        ("data.shares=[1]", "data.shares"),
+        ("data.difficulty=[hard,wild]", "wild"),
+    ],
+)
+def test_numbers_that_cannot_work_are_named_before_anything_is_written(setting, words, tmp_path, capsys):
+    assert main(["pretrain", f"run.dir={tmp_path}/run", *SMALL, setting]) == 2
+    assert words in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_a_run_may_start_from_another_ones_pipeline(trained, tmp_path):
-    given = [f"autoencoder.from={trained}/pipeline/vae", f"diffusion.from={trained}/pipeline"]
+    given = [f"autoencoder.init_from={trained}/pipeline/vae", f"diffusion.init_from={trained}/pipeline"]
     assert main(["pretrain", f"run.dir={tmp_path}/run", "diffusion.steps=2", *given, *SMALL]) == 0
     assert (tmp_path / "run" / "pipeline" / "model_index.json").is_file()
     assert json.loads((tmp_path / "run" / "pipeline" / "vae" / "config.json").read_text())["_name_or_path"] == ""
+
+
+def test_the_bar_counts_steps(trained, capfd, tmp_path):
+    given = [f"autoencoder.init_from={trained}/pipeline/vae", "num_workers=1"]
+    assert main(["pretrain", f"run.dir={tmp_path}/run", "diffusion.steps=2", *UNSCORED, *given]) == 0
+    shown = capfd.readouterr().err
+    assert re.search(r"diffusion.* 2/2 steps", shown) and "Epoch" not in shown and "-2" not in shown
+
+
+def test_processes_draw_the_pictures_where_there_are_cores(monkeypatch):
+    for cores, workers in ((1, 0), (2, 1), (64, 12)):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: set(range(cores)))
+        assert pretrain.num_workers(None) == workers and pretrain.num_workers(3) == 3
+
+
+def test_mixed_worlds_are_drawn_as_often_as_their_shares_say():
+    from distill.data.datasets.shapes import CaptionedShapes
+
+    worlds = CaptionedShapes(32, 0, ["colourful", "hard"], 1, shares=[2, 1])
+    drawn = [worlds.difficulty_of(index) for index in range(3000)]
+    assert abs(np.mean([name == "hard" for name in drawn]) - 1 / 3) < 0.03
+    assert drawn[:50] == [worlds.difficulty_of(index) for index in range(50)]

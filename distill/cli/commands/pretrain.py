@@ -1,23 +1,26 @@
 """Train the small Stable Diffusion that the default teacher uses, on the project's own pictures.
 
-First an autoencoder, then UNet and text encoder on its latents. The folder gets pipeline/, which diffusers loads,
-samples/, the curve (metrics.jsonl, curve.png) and checkpoints; a run that is there is continued, at whatever moment
-it was stopped. A GPU is used where there is one: there it takes minutes, on two cores hours.
+First an autoencoder, then UNet and text encoder on its latents, which processes of their own make alongside. The folder
+gets pipeline/, which diffusers loads, samples/, the curve (metrics.jsonl, curve.png), latents/ and checkpoints; a run that is
+there is continued exactly, at whatever moment it was stopped. The defaults suit a GPU; without one, take smaller batches.
 
 Examples:
   python -m distill pretrain
+  python -m distill pretrain diffusion.batch_size=32 autoencoder.batch_size=4
   python -m distill pretrain run.dir=runs/short diffusion.steps=2000 autoencoder.steps=500
 """
 
+import hashlib
 import json
+import os
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, RichProgressBar
-from omegaconf import DictConfig
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -26,83 +29,81 @@ from distill.cli.run_folder import RunFolder
 from distill.core.errors import ConfigError
 from distill.system.environment import choose_device
 from distill.training.callbacks.json_lines import JsonLines
+from distill.training.callbacks.step_progress import StepProgress
 
 VALIDATION_START = 10**8  # pictures that training never reaches
 VALIDATION_PICTURES = 64
-AVERAGE_EVERY = 10  # steps; averaging at each costs a twentieth of the time on two cores
+MOST_WORKERS = 12
 
 
 def run(cfg: DictConfig) -> Path:
     """Trains both stages; returns the pipeline's folder.
 
     Raises:
-        ConfigError: when a folder to start from is not there.
+        ConfigError: when a folder to start from is not there, or a number cannot work.
     """
-    for stage in ("autoencoder", "diffusion"):
-        given = cfg[stage]["from"]
-        if given is not None and not Path(given).is_dir():
-            raise ConfigError(f"Expected a folder in {stage}.from but there is none at {given}; correct it.")
-    device = choose_device(cfg.device)
+    _check(cfg)
+    device, source = choose_device(cfg.device), _pictures(cfg, VALIDATION_PICTURES)
     folder = RunFolder.create(cfg, resume=True)
-    pictures = next(iter(_pictures(cfg, VALIDATION_PICTURES, VALIDATION_START)))
+    pictures = source.batch(VALIDATION_START, VALIDATION_PICTURES)
     autoencoder = _autoencoder(cfg, folder, pictures["image"], device)
-    module, snapshot = _diffusion(cfg, folder, autoencoder, pictures["caption"])
-    validation: DataLoader = DataLoader([pictures], batch_size=None)  # type: ignore[arg-type]
-    trainer = _trainer(
-        cfg,
-        folder,
-        cfg.diffusion,
-        "diffusion",
-        device,
-        [
-            snapshot,
-            EMAWeightAveraging(update_every_n_steps=AVERAGE_EVERY, decay=cfg.diffusion.ema**AVERAGE_EVERY),
-            *_watching(cfg, folder),
-        ],
-    )
-    last = folder.path / "checkpoints" / "diffusion.ckpt"
-    seen = _steps_done(last)
-    seed_everything(cfg.seed + seen, verbose=False)  # continuing with the same numbers would repeat noise and draws
-    fresh = cfg.diffusion.fresh
-    trainer.fit(
-        module,
-        DataLoader(_pictures(cfg, fresh, seen * fresh), batch_size=None),
-        validation,
-        ckpt_path=str(last) if seen else None,
-        weights_only=True,
-    )
-    _draw_curve(folder, cfg.diffusion.training.batch_size)
+    module = _diffusion(cfg, autoencoder)
+    _train_diffusion(cfg, folder, module, pictures, device)
+    _draw_curve(folder, cfg.diffusion.batch_size)
     print(f"pipeline: {folder / 'pipeline'}")
     return folder / "pipeline"
+
+
+def _check(cfg: DictConfig) -> None:
+    for stage in ("autoencoder", "diffusion"):
+        given = cfg[stage].init_from
+        if given is not None and not Path(given).expanduser().is_dir():
+            raise ConfigError(f"Expected a folder in {stage}.init_from but there is none at {given}; correct it.")
+    least = {"diffusion.latents.batches.fresh": 0, "num_workers": 0}
+    names = ("autoencoder.steps", "autoencoder.batch_size", "diffusion.steps", "diffusion.batch_size", *least)
+    names += ("diffusion.latents.store.capacity", "diffusion.latents.batches.at_start", "diffusion.checkpoint_every")
+    for name in names:
+        value = OmegaConf.select(cfg, name)
+        if value is not None and value < least.get(name, 1):
+            raise ConfigError(f"Expected {name} of at least {least.get(name, 1)} but got {value}; correct it.")
+    side = cfg.size // 2**cfg.autoencoder.model.num_downsamples
+    if cfg.diffusion.unet.latent_side != side and cfg.autoencoder.init_from is None:
+        raise ConfigError(
+            f"Expected diffusion.unet.latent_side={side}, which is what autoencoder.model.num_downsamples makes of size="
+            f"{cfg.size}, but got {cfg.diffusion.unet.latent_side}; correct one of them."
+        )
 
 
 def _autoencoder(cfg: DictConfig, folder: RunFolder, pictures: torch.Tensor, device: str) -> nn.Module:
     """Returns the autoencoder of a finished first stage, training what is missing of it."""
     done = folder.path / "autoencoder"
-    given = cfg.autoencoder["from"]
+    given = cfg.autoencoder.init_from
     if given is not None or done.is_dir():
-        return instantiate(cfg.autoencoder.reader, pretrained_model_name_or_path=str(given or done))
+        path = str(Path(given).expanduser() if given is not None else done)
+        return instantiate(cfg.autoencoder.reader, pretrained_model_name_or_path=path)
     seed_everything(cfg.seed, verbose=False)
     module = instantiate(cfg.autoencoder.training, autoencoder=instantiate(cfg.autoencoder.model))
     last = folder.path / "checkpoints" / "autoencoder.ckpt"
     seen, batch = _steps_done(last), cfg.autoencoder.batch_size
+    seed_everything(cfg.seed + seen, verbose=False)  # continuing with the same numbers would repeat noise and crops
     trainer = _trainer(cfg, folder, cfg.autoencoder, "autoencoder", device, [])
-    data = DataLoader(_pictures(cfg, batch, seen * batch), batch_size=None)
+    dataset, workers = _pictures(cfg, batch, seen * batch), num_workers(cfg.num_workers)
+    context = "spawn" if workers and dataset.device != "cpu" else None
+    data = DataLoader(dataset, batch_size=None, num_workers=workers, multiprocessing_context=context)
     trainer.fit(module, data, ckpt_path=str(last) if seen else None, weights_only=True)
     psnr = module.finish(pictures)
     print(f"autoencoder: {psnr:.1f} dB on {len(pictures)} pictures")
-    module.autoencoder.save_pretrained(done)
+    instantiate(cfg.autoencoder.writer, autoencoder=module.autoencoder, folder=done)
     return module.autoencoder
 
 
-def _diffusion(
-    cfg: DictConfig, folder: RunFolder, autoencoder: nn.Module, captions: list[str]
-) -> tuple[LightningModule, Callback]:
+def _diffusion(cfg: DictConfig, autoencoder: nn.Module) -> LightningModule:
     part = cfg.diffusion
     seed_everything(cfg.seed, verbose=False)
-    texts = (caption for batch in islice(_pictures(cfg, 500, VALIDATION_START), 6) for caption in batch["caption"])
+    held_out = _pictures(cfg, 500, VALIDATION_START)
+    texts = (caption for batch in islice(held_out, 6) for caption in batch["caption"])
     tokenizer = instantiate(part.tokenizer, captions=texts)
-    module = instantiate(
+    return instantiate(
         part.training,
         unet=instantiate(part.unet),
         text_encoder=instantiate(part.text_encoder, tokenizer=tokenizer),
@@ -110,11 +111,39 @@ def _diffusion(
         autoencoder=autoencoder,
         scheduler=instantiate(part.scheduler),
     )
-    return module, instantiate(part.snapshot, folder=folder.path, captions=captions[:8])
 
 
-def _watching(cfg: DictConfig, folder: RunFolder) -> list[Callback]:
-    return [instantiate(cfg.watch, folder=folder / "pipeline")] if cfg.watch is not None else []
+def _train_diffusion(cfg: DictConfig, folder: RunFolder, module: Any, pictures: dict[str, Any], device: str) -> None:
+    part, last = cfg.diffusion, folder.path / "checkpoints" / "diffusion.ckpt"
+    seen = _steps_done(last)
+    blocks = instantiate(
+        part.latents.blocks,
+        pictures=_pictures(cfg, 1),
+        autoencoder=module.autoencoder,
+        tokenizer=module.tokenizer,
+    )
+    about = {"pictures": OmegaConf.to_container(cfg.data, resolve=True), "autoencoder": _digest(module.autoencoder)}
+    about |= {"tokenizer": module.tokenizer.get_vocab(), "zoom": blocks.zoom, "length": part.tokenizer.length}
+    workers = num_workers(cfg.num_workers)
+    store = instantiate(part.latents.store, folder=folder / "latents", blocks=blocks, num_workers=workers, about=about)
+    batches = instantiate(part.latents.batches, store=store, batch_size=part.batch_size, first_step=seen)
+    callbacks = [
+        instantiate(part.snapshot, folder=folder.path, captions=pictures["caption"][:8]),
+        instantiate(part.averaging),
+    ]
+    if cfg.teacher_score is not None:
+        callbacks.append(instantiate(cfg.teacher_score, folder=folder / "pipeline"))
+    trainer = _trainer(cfg, folder, part, "diffusion", device, callbacks)
+    try:
+        trainer.fit(
+            module,
+            DataLoader(batches, batch_size=None),
+            DataLoader([pictures], batch_size=None),  # type: ignore[arg-type]
+            ckpt_path=str(last) if seen else None,
+            weights_only=True,
+        )
+    finally:
+        store.close()
 
 
 def _trainer(
@@ -130,18 +159,31 @@ def _trainer(
         devices=1,
         precision=cfg.precision,
         logger=JsonLines(folder.path, f"{name}.jsonl"),
-        callbacks=[*callbacks, keep, RichProgressBar(leave=False)],
+        callbacks=[*callbacks, keep, StepProgress(name)],
         val_check_interval=cfg.diffusion.validate_every if name == "diffusion" else None,
         check_val_every_n_epoch=None if name == "diffusion" else 1,
         num_sanity_val_steps=0,
         gradient_clip_val=1.0 if name == "autoencoder" else None,
         enable_model_summary=False,
+        enable_progress_bar=False,
         log_every_n_steps=10,
     )
 
 
-def _pictures(cfg: DictConfig, batch_size: int, start: int) -> Any:
+def num_workers(asked: int | None) -> int:
+    """Returns how many processes draw pictures: those asked for, else one for each core but one, and at most 12."""
+    return asked if asked is not None else min(MOST_WORKERS, len(os.sched_getaffinity(0)) - 1)
+
+
+def _pictures(cfg: DictConfig, batch_size: int, start: int = 0) -> Any:
     return instantiate(cfg.data, batch_size=batch_size, start=start)
+
+
+def _digest(module: nn.Module) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for value in module.state_dict().values():
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _steps_done(checkpoint: Path) -> int:

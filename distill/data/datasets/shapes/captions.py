@@ -1,11 +1,8 @@
-"""What is said of a picture: the truth, and truths with one detail changed."""
+"""Captions of the procedural world."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-
-DECOYS = 3
-"""Wrong captions of a picture."""
 
 
 @dataclass(frozen=True)
@@ -28,19 +25,6 @@ class Description:
         """Returns for example "a photo of a dog facing left with brown head white body black legs on grass"."""
         painted = " ".join(f"{colour} {group}" for group, colour in self.colours.items())
         return f"a photo of a {self.category} facing {facing(self.yaw)} with {painted} on {self.background}"
-
-    def decoys(self, rng: np.random.Generator) -> list[str]:
-        """Returns captions that hold much the same words and are wrong in one detail: the facing, or where two colours are.
-
-        Who tells these from the truth has to know the parts, where a list of words would not do.
-        """
-        turned = replace(self, yaw=self.yaw + 180)
-        return [turned.caption(), *(self._exchanged(rng).caption() for _ in range(DECOYS - 1))]
-
-    def _exchanged(self, rng: np.random.Generator) -> "Description":
-        one, other = rng.choice(list(self.colours), 2, replace=False)
-        exchanged = self.colours | {one: self.colours[other], other: self.colours[one]}
-        return replace(self, colours=exchanged)
 
 
 def facing(yaw: float) -> str:
