@@ -1,9 +1,15 @@
-"""Building a data set of pairs from its configuration, for a split and a number of pairs."""
+"""Building data sets of pairs from their configuration, for a split and a number of pairs."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from omegaconf import DictConfig
 
 from distill.cli.config import instantiate
+from distill.cli.processes import is_first_process
+from distill.core.errors import DataError
 from distill.core.protocols import Benchmark
+from distill.data.photograph_pairs import EmptySplit
 
 
 def pairs_of(data: DictConfig, split: str, choice: DictConfig) -> Benchmark:
@@ -13,6 +19,47 @@ def pairs_of(data: DictConfig, split: str, choice: DictConfig) -> Benchmark:
         data: the configuration of a data set.
         split: which one.
         choice: what else differs for this split, such as ``n_pairs``, or ``pairs``, a file with a list of pairs.
+
+    Raises:
+        DataError: whatever is wrong with the data; keys are those of the split, such as ``val.n_pairs``.
     """
     differing = {key: value for key, value in choice.items() if value is not None or key == "n_pairs"}  # null: all
-    return instantiate({**data, "split": split, **differing})
+    try:
+        return instantiate({**data, "split": split, **differing})
+    except DataError as error:
+        text = str(error)
+        for key in differing:
+            text = text.replace(f"data.{key}", f"{split}.{key}")
+        raise type(error)(text) from error
+
+
+def scored_pairs(data: Mapping[str, Any]) -> Benchmark:
+    """Returns the pairs that ``data`` describes, and prints in which way they differ from what was asked for."""
+    benchmark: Benchmark = instantiate(data)
+    if is_first_process():
+        for note in getattr(benchmark, "notes", []):
+            print(f"note: {note}")
+    return benchmark
+
+
+def fit_pairs(cfg: DictConfig) -> tuple[Benchmark, Benchmark, Benchmark | None]:
+    """Returns the pairs to train on, to validate on, and to compare on, and prints how many of each there are.
+
+    There are none to compare on where ``test.n_pairs`` is 0, nothing is annotated, or the folder is too small to set
+    photographs aside for testing.
+    """
+    train, val = (pairs_of(cfg.data, split, cfg[split]) for split in ("train", "val"))
+    test, reason = None, "test.n_pairs=0"
+    if cfg.test.n_pairs and not getattr(train, "has_truth", True):
+        reason = "nothing is annotated"
+    elif cfg.test.n_pairs or cfg.test.n_pairs is None:
+        try:
+            test = pairs_of(cfg.data, "test", cfg.test)
+        except EmptySplit as error:
+            reason = str(error)
+    if is_first_process():
+        tested = f"no test: {reason}" if test is None else f"{len(test)} test"
+        print(f"pairs:   {len(train)} training, {len(val)} validation, {tested}")
+        for note in getattr(val, "notes", []):
+            print(f"note: {note}")
+    return train, val, test

@@ -11,7 +11,7 @@ from torch import nn
 from torchmetrics import Metric
 
 from distill.cli.config import instantiate
-from distill.cli.datasets import pairs_of
+from distill.cli.datasets import fit_pairs
 from distill.core.errors import ConfigError
 from distill.core.protocols import Benchmark, Matcher
 from distill.data.datamodule import PairDataModule
@@ -75,10 +75,9 @@ def build(cfg: DictConfig) -> FitParts:
     device = choose_device(cfg.device)
     student = started(instantiate(cfg.student), cfg.init_from)
     check_size(student, cfg.data.size)
-    train, val = (pairs_of(cfg.data, split, cfg[split]) for split in ("train", "val"))
+    train, val, test = fit_pairs(cfg)
     if cfg.points is not None:
         train = instantiate(cfg.points, pairs=train)
-    test = pairs_of(cfg.data, "test", cfg.test) if cfg.test.n_pairs else None
     baseline = instantiate(cfg.baseline)
     teacher = Cached(cfg.labels.dir, instantiate(cfg.teacher), fallbacks=list(cfg.labels.fallbacks))
     module = _module(cfg, student, teacher)

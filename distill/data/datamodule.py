@@ -1,4 +1,4 @@
-"""Image pairs as Lightning wants them."""
+"""The Lightning data module of training and validation pairs."""
 
 from typing import Any
 
@@ -50,11 +50,11 @@ class PairDataModule(LightningDataModule):
         """Returns how many processes there are and which of them this is."""
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
 
-    def _loader(self, pairs: Dataset[PairBatch], order: DistributedSampler[Any]) -> DataLoader[PairBatch]:
+    def _loader(self, pairs: Dataset[PairBatch], sampler: DistributedSampler[Any]) -> DataLoader[PairBatch]:
         return DataLoader(
             pairs,
             self.batch_size,
-            sampler=order,
+            sampler=sampler,
             collate_fn=collate_pairs,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,

@@ -1,4 +1,4 @@
-"""Pairs of photographs that look alike as a whole, and so are easier for a teacher than any two of a category."""
+"""Mining pairs of images with similar global features, which are easier for a teacher than random pairs of a category."""
 
 from collections.abc import Sequence
 
@@ -23,13 +23,13 @@ def nearest_pairs(features: NDArray, categories: Sequence[str], per_image: int) 
         DataError: when no category has two images.
     """
     directions = features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
-    similarity = directions @ directions.T
     names = np.asarray(categories)
+    members = {category: np.flatnonzero(names == category) for category in dict.fromkeys(categories)}
     pairs = []
     for image, category in enumerate(categories):
-        others = np.flatnonzero(names == category)
-        others = others[others != image]
-        nearest = others[np.argsort(-similarity[image, others], kind="stable")[:per_image]]
+        others = members[category][members[category] != image]
+        similarity = directions[others] @ directions[image]
+        nearest = others[np.argsort(-similarity, kind="stable")[:per_image]]
         pairs += [(image, int(other)) for other in nearest]
     if not pairs:
         raise DataError(f"Expected a category with two images but the {len(names)} images have none; add photographs.")

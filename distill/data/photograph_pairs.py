@@ -43,6 +43,10 @@ class ImageConfig:
     cache_mib: int = 2048
 
 
+class EmptySplit(DataError):
+    """A split that the data set has no photographs for."""
+
+
 class PhotographPairs(Dataset[PairBatch], ABC):
     """Pairs of photographs with their points.
 

@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
+from torchvision.transforms.functional import to_pil_image, to_tensor
+from torchvision.utils import make_grid
 
 CAPTION_HEIGHT = 18
 
@@ -15,7 +17,7 @@ def to_picture(image: Tensor, side: int) -> Image.Image:
     """Returns ``image`` (3, H, W) in [0, 1] as a picture whose longer side is ``side`` px."""
     pixels = (image.detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     factor = side / max(pixels.shape[:2])
-    size = (round(pixels.shape[1] * factor), round(pixels.shape[0] * factor))
+    size = (max(1, round(pixels.shape[1] * factor)), max(1, round(pixels.shape[0] * factor)))
     return Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
 
 
@@ -84,10 +86,13 @@ def stack(panels: Sequence[Image.Image]) -> Image.Image:
 def contact_sheet(
     images: Sequence[Tensor], points: Sequence[NDArray], columns: int = 6, side: int = 160
 ) -> Image.Image:
-    """Returns images (3, H, W) with their points (N, 2), x, y px, as a sheet of ``columns`` columns."""
-    pictures = [draw_points(image, kps, side) for image, kps in zip(images, points, strict=True)]
-    rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
-    sheet = Image.new("RGB", (columns * side, len(rows) * side), "white")
-    for number, picture in enumerate(pictures):
-        sheet.paste(picture, (number % columns * side, number // columns * side))
-    return sheet
+    """Returns images (3, H, W) with their points (N, 2), x, y px, as a sheet of ``columns`` columns.
+
+    Each image is fitted into a square of ``side`` px, white where its shape leaves room.
+    """
+    tiles = []
+    for image, kps in zip(images, points, strict=True):
+        picture, tile = draw_points(image, kps, side), Image.new("RGB", (side, side), "white")
+        tile.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+        tiles.append(to_tensor(tile))
+    return to_pil_image(make_grid(tiles, nrow=columns, padding=4, pad_value=1.0))

@@ -14,6 +14,7 @@ import time
 from omegaconf import DictConfig
 
 from distill.cli.config import instantiate
+from distill.cli.datasets import scored_pairs
 from distill.cli.reporting import report
 from distill.cli.run_folder import RunFolder
 from distill.core.protocols import Benchmark, PairMatcher, match
@@ -34,7 +35,7 @@ def run(cfg: DictConfig) -> Comparison:
     device = choose_device(cfg.device)
     student = load_student(cfg.ckpt, cfg.trust).to(device)
     baseline = instantiate(baseline_config(cfg.ckpt)).to(device)
-    benchmark: Benchmark = instantiate(cfg.data)
+    benchmark: Benchmark = scored_pairs(cfg.data)
     teacher = Cached(cfg.labels.dir, instantiate(cfg.teacher), fallbacks=list(cfg.labels.fallbacks))
     folder = RunFolder.numbered(cfg)
     label(teacher, benchmark, device)

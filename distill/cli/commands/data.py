@@ -1,7 +1,7 @@
 """Describe, check, pair or download a data set.
 
 describe counts, draws a contact sheet with the keypoints and writes the list of pairs; check reads every file and names
-what is missing or broken; pair writes a list in which each photograph meets those of its category that look most like it,
+what is missing, broken or ignored; pair writes a list in which each photograph meets those of its category that look most like it,
 for train.pairs of fit, or data.pairs; download fetches a benchmark from its official address into data.root.
 
 Examples:
@@ -13,19 +13,22 @@ Examples:
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
+from PIL import Image
 from rich.progress import Progress, TaskID
 from torch import Tensor
 
 from distill.cli.config import instantiate
+from distill.cli.datasets import scored_pairs
 from distill.cli.run_folder import RunFolder
 from distill.core.errors import ConfigError, DataError, nearest
-from distill.core.protocols import Benchmark
+from distill.data.datasets.folder import FolderPairs
 from distill.data.download import RECIPES, download
 from distill.data.pair_list import pair_list
 from distill.data.pair_mining import nearest_pairs
@@ -44,63 +47,106 @@ def run(cfg: DictConfig) -> dict:
 
 def describe(cfg: DictConfig) -> dict:
     """Prints and writes counts, draws the sheet, writes the list of pairs, and returns the counts."""
-    benchmark: Benchmark = instantiate(cfg.data)
+    benchmark = scored_pairs(cfg.data)
     folder = RunFolder.numbered(cfg)
     categories: Counter[str] = Counter()
     points: list[int] = []
-    seen: set[str] = set()
-    images: list[Tensor] = []
-    keypoints: list[NDArray] = []
+    sheet = _Sheet(cfg.images)
     for number in track(range(len(benchmark)), "read"):
         pairs = benchmark[number]
         categories.update(pairs.category)
         points.append(int(pairs.kps_mask.sum()))
-        if pairs.src_hash[0] not in seen and len(images) < cfg.images:
-            images.append(pairs.src_img[0])
-            keypoints.append(pairs.src_kps[0, pairs.kps_mask[0]].numpy())
-        seen.update(pairs.src_hash + pairs.trg_hash)
+        sheet.add(pairs.src_hash[0], pairs.src_img[0], pairs.src_kps[0, pairs.kps_mask[0]])
+        sheet.add(pairs.trg_hash[0], pairs.trg_img[0], pairs.trg_all_kps[0, pairs.trg_all_id[0] >= 0])
     description = {
         "data": benchmark.name,
         "split": benchmark.split,
         "threshold": benchmark.threshold,
         "pairs": len(benchmark),
-        "images": len(seen),
+        "images": len(sheet.seen),
         "points": sum(points),
         "points_per_pair": round(float(np.mean(points)), 2),
         "pairs_without_points": points.count(0),
         "pairs_per_category": dict(sorted(categories.items())),
     }
     if isinstance(benchmark, PhotographPairs):
-        description |= {"pairs_fingerprint": benchmark.fingerprint(), "skipped": benchmark.skipped}
+        description |= {
+            "sizes": _sizes(benchmark),
+            "pairs_fingerprint": benchmark.fingerprint(),
+            "skipped": benchmark.skipped,
+            "ignored": benchmark.ignored,
+        }
         folder.write_text("pairs.csv", pair_list(benchmark.pairs))
     folder.write_json("description.json", description)
-    contact_sheet(images, keypoints).save(folder / "contact_sheet.png")
+    sheet.draw().save(folder / "contact_sheet.png")
     for key, value in description.items():
         print(f"{key}: {value}")
-    print(folder / "contact_sheet.png")
+    print(f"{folder / 'contact_sheet.png'} shows {sheet}")
     return description
 
 
+class _Sheet:
+    """Collects each photograph once, whether it is met as source or as target, up to ``limit`` of them."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.seen: set[str] = set()
+        self.shown: dict[str, tuple[Tensor, NDArray]] = {}
+
+    def add(self, key: str, image: Tensor, points: Tensor) -> None:
+        """Takes an image (3, H, W) with its known points (N, 2), and the most points that are seen of it."""
+        self.seen.add(key)
+        known = points[points.isfinite().all(-1)].numpy()
+        if key in self.shown:
+            if len(known) > len(self.shown[key][1]):
+                self.shown[key] = image, known
+        elif len(self.shown) < self.limit:
+            self.shown[key] = image, known
+
+    def draw(self) -> Image.Image:
+        images, points = zip(*self.shown.values(), strict=True)
+        return contact_sheet(images, points)
+
+    def __str__(self) -> str:
+        rest = f"; images={len(self.seen)} shows all" if len(self.shown) < len(self.seen) else ""
+        return f"{len(self.shown)} of {len(self.seen)} photographs{rest}"
+
+
+def _sizes(benchmark: PhotographPairs, most: int = 5) -> dict[str, int]:
+    """Returns how many photographs have which size, the most frequent first; rarer ones are counted together."""
+    sizes = Counter(benchmark.read(annotation.path).original_size for annotation in benchmark.image_annotations())
+    common = {f"{width} x {height} px": count for (height, width), count in sizes.most_common(most)}
+    others = sizes.total() - sum(common.values())
+    return common | ({f"{len(sizes) - most} other sizes": others} if others else {})
+
+
 def check(cfg: DictConfig) -> dict:
-    """Reads every pair and photograph of a split, and prints what is wrong, file by file.
+    """Reads every pair and photograph of a split, and prints what is wrong or ignored, file by file.
 
     Raises:
-        DataError: when something is.
+        DataError: when something is wrong.
     """
     settings = dict(cfg.data)
     if "root" in settings:  # all pairs of the files, and all that is wrong with them rather than the first
         settings |= {"n_pairs": None, "on_error": "skip"}
-    benchmark: Benchmark = instantiate(settings)
+    benchmark = scored_pairs(settings)
     problems: dict[str, str] = {}
     photographs = 0
     if isinstance(benchmark, PhotographPairs):
         problems = benchmark.skipped | benchmark.problems()
-        photographs = sum(1 for _ in benchmark.image_annotations())
+        broken = set(problems)
+        photographs = sum(1 for annotation in benchmark.image_annotations() if annotation.name not in broken)
     messages = list(dict.fromkeys(problems.values()))
     print(
         f"{benchmark.name} {benchmark.split}: {len(benchmark)} pairs and {photographs} photographs are in order, "
         f"{len(messages)} problems"
     )
+    _print_ignored(getattr(benchmark, "ignored", {}))
+    if isinstance(benchmark, FolderPairs) and benchmark.split == "all":
+        sizes = benchmark.split_sizes()
+        print(
+            f"fit uses {sizes['train']} photographs for training, {sizes['val']} for validation and {sizes['test']} for testing"
+        )
     for message in messages:
         print(f"problem: {message}")
     if messages:
@@ -109,6 +155,16 @@ def check(cfg: DictConfig) -> dict:
             "pairs out with data.on_error=skip."
         )
     return {"pairs": len(benchmark), "photographs": photographs, "problems": messages}
+
+
+def _print_ignored(ignored: Mapping[str, str], most: int = 20) -> None:
+    """Prints how many files and rows are no part of the data set, and the first of them with the reason."""
+    if ignored:
+        print(f"ignored: {len(ignored)} files or rows")
+    for name, reason in list(ignored.items())[:most]:
+        print(f"  {name}: {reason}")
+    if len(ignored) > most:
+        print(f"  and {len(ignored) - most} more")
 
 
 def pair(cfg: DictConfig) -> dict:
@@ -125,7 +181,12 @@ def pair(cfg: DictConfig) -> dict:
     names: list[str] = []
     categories: list[str] = []
     features: list[NDArray] = []
-    for annotation in track(list(benchmark.image_annotations()), "look"):
+    if cfg.describer.get("weights", "") is None:
+        print(
+            f"note: the backbone {cfg.describer.backbone} is untrained, so it compares colour and texture more than content; "
+            "describer.weights=pretrained loads trained weights"
+        )
+    for annotation in track(list(benchmark.image_annotations()), "describe"):
         image = benchmark.image(annotation)
         with torch.no_grad():
             features.append(describer.describe(image.image[None])[0].mean((-2, -1)).numpy())
@@ -139,10 +200,14 @@ def pair(cfg: DictConfig) -> dict:
 
 def fetch(cfg: DictConfig) -> dict:
     """Downloads what has an address, and prints what has to be done by hand."""
-    name = cfg.data["_target_"].split(".")[-2]
-    recipe = RECIPES.get(name)
+    target = cfg.data["_target_"]
+    name = target.removeprefix("distill.data.datasets.").partition(".")[0]
+    recipe = RECIPES.get(name) if target.startswith("distill.data.datasets.") else None
     if recipe is None:
-        raise ConfigError(f"Expected a benchmark with a known address but got {name}; {nearest(name, RECIPES)}.")
+        raise ConfigError(
+            f"Expected a benchmark with a known address but there is no address of {target}; put its files where its "
+            f"settings say, or choose data= among {', '.join(sorted(RECIPES))}."
+        )
     files = []
     for source in recipe.sources:
         with bar(" bytes") as shown:

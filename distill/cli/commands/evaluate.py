@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from distill.cli.config import instantiate
+from distill.cli.datasets import scored_pairs
 from distill.cli.run_folder import RunFolder
 from distill.evaluation.evaluate import Evaluation, evaluate
 from distill.system.environment import choose_device, describe
@@ -24,7 +25,7 @@ def run(cfg: DictConfig) -> Evaluation:
     matcher = instantiate(cfg.matcher)
     if isinstance(matcher, nn.Module):
         matcher = matcher.to(device)
-    benchmark, metrics = instantiate(cfg.data), instantiate(cfg.metrics)
+    benchmark, metrics = scored_pairs(cfg.data), instantiate(cfg.metrics)
     folder = RunFolder.numbered(cfg)
     result = evaluate(matcher, benchmark, name, cfg.batch_size, device, metrics=metrics)
     folder.write_json("metrics.json", result.report | {"environment": describe()})

@@ -26,7 +26,7 @@ from distill.data.images import SUFFIXES, readable_suffixes
 from distill.data.pair_list import read_pair_list
 from distill.data.pair_sampling import count_pairs, sample_pairs
 from distill.data.pairs import Threshold
-from distill.data.photograph_pairs import ImageConfig, PhotographPairs, check_split
+from distill.data.photograph_pairs import EmptySplit, ImageConfig, PhotographPairs, check_split
 from distill.data.points_file import PointsFile, find_points_file, read_points_file
 
 SPLITS = ("all", "train", "val", "test")
@@ -92,8 +92,8 @@ class FolderPairs(PhotographPairs):
         self.root, self.split, self.seed = Path(root).expanduser(), split, seed
         self.threshold, self.n_points = threshold, n_points
         everything, self.ignored = find_photographs(self.root)
-        usable = self._annotate(everything, points)
-        self.names = of_split(usable, split) or self._of_small_folder(usable)
+        self.usable = self._annotate(everything, points)
+        self.names = of_split(self.usable, split) or self._of_small_folder(self.usable)
         if pairs is not None:
             self.ignored.pop(Path(pairs).name, None)
             chosen = self._subsample(read_pair_list(Path(pairs), self.names), n_pairs, seed)
@@ -116,6 +116,10 @@ class FolderPairs(PhotographPairs):
         rng = np.random.default_rng([self.seed, int(_digest(name)[:8], 16)])
         points = rng.uniform(MARGIN, 1 - MARGIN, (self.n_points, 2)) * (width, height)
         return self._whole(name, points, (height, width))
+
+    def split_sizes(self) -> dict[str, int]:
+        """Returns how many photographs the splits for training, validation and testing have."""
+        return {split: len(of_split(self.usable, split)) for split in SPLITS[1:]}
 
     def _annotate(self, everything: list[str], points: str | None) -> list[str]:
         """Reads the file of points, if there is one, and returns the photographs that can be used, of all splits."""
@@ -143,7 +147,7 @@ class FolderPairs(PhotographPairs):
         """Returns what stands for an empty split: for validation the photographs of training, otherwise none."""
         largest = max(Counter(_category(name) for name in everything).values(), default=0)
         if self.split != "val":
-            raise DataError(
+            raise EmptySplit(
                 f"Expected {SHARED_FROM} photographs of one category in {self.root}, to set some aside for split "
                 f"{self.split}, but the largest category has {largest}; add photographs, or leave this split out."
             )

@@ -8,7 +8,8 @@ from PIL import Image
 from distill.__main__ import main
 from distill.bench.loader import loader_rates
 from distill.cli.config import compose
-from distill.cli.datasets import pairs_of
+from distill.cli.datasets import fit_pairs, pairs_of
+from distill.core.errors import DataError
 from distill.data.datasets.folder import FolderPairs
 from distill.data.pair_mining import nearest_pairs
 
@@ -92,3 +93,114 @@ def test_the_loader_is_measured_with_and_without_processes(folder):
         f"folder, {workers} workers, {name}" for workers in (0, 1) for name in ("first pass", "second pass")
     ]
     assert all(row["per_second"] > 0 and row["batch"] == 8 for row in rows)
+
+
+def photographs(root, count, size=(60, 40)):
+    """As many photographs of one category, each of another colour."""
+    (root / "cat").mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        colour = (number * 255 // count, 255 - number * 255 // count, 128)
+        Image.new("RGB", size, colour).save(root / "cat" / f"{number}.png")
+    return root
+
+
+@pytest.mark.parametrize("count", [6, 40])
+def test_the_contact_sheet_shows_every_photograph(tmp_path, count, capsys):
+    """Photographs that were first met as targets were left out: 10 of 40, 2 of 6."""
+    root = photographs(tmp_path / "photos", count)
+    arguments = ["data", "data=folder", f"data.root={root}", "data.size=32", "data.n_points=1", f"images={count}"]
+    assert main([*arguments, f"run.dir={tmp_path}/d"]) == 0
+    pixels = np.asarray(Image.open(tmp_path / "d" / "contact_sheet.png").convert("RGB")).reshape(-1, 3)
+    colours = {tuple(colour) for colour in pixels[::1].tolist()}
+    expected = {(number * 255 // count, 255 - number * 255 // count, 128) for number in range(count)}
+    assert expected <= colours
+
+
+def test_a_contact_sheet_of_some_photographs_says_so(folder, tmp_path, capsys):
+    arguments = ["data", "data=folder", f"data.root={folder}", "data.size=32", "images=4", f"run.dir={tmp_path}/d"]
+    assert main(arguments) == 0
+    assert "4 of 6 photographs; images=6 shows all" in capsys.readouterr().out
+
+
+def test_describe_names_the_sizes_of_photographs(folder, tmp_path, capsys):
+    Image.new("RGB", (200, 20)).save(folder / "cat" / "panorama.png")
+    arguments = ["data", "data=folder", f"data.root={folder}", "data.size=32", f"run.dir={tmp_path}/d"]
+    assert main(arguments) == 0
+    description = json.loads((tmp_path / "d" / "description.json").read_text())
+    assert description["sizes"] == {"60 x 40 px": 6, "200 x 20 px": 1} and description["images"] == 7
+
+
+def test_check_counts_and_names_what_is_ignored(folder, capsys):
+    (folder / "cat" / "notes.txt").write_text("hello")
+    (folder / "cat" / "._0.png").write_bytes(b"hidden")
+    (folder / "cow").mkdir()
+    Image.new("RGB", (60, 40)).save(folder / "cow" / "alone.png")
+    assert main(["data", "check", "data=folder", f"data.root={folder}", "data.size=32"]) == 0
+    shown = capsys.readouterr().out
+    assert "30 pairs and 7 photographs are in order, 0 problems" in shown and "ignored: 2 files or rows" in shown
+    assert (
+        "cat/notes.txt: no image" in shown and "cow/alone.png: is the only photograph" in shown and "._0" not in shown
+    )
+
+
+def test_check_says_how_fit_would_share_the_photographs(tmp_path, capsys):
+    root = photographs(tmp_path / "photos", 40)
+    assert main(["data", "check", "data=folder", f"data.root={root}", "data.size=32"]) == 0
+    assert "fit uses 32 photographs for training, 4 for validation and 4 for testing" in capsys.readouterr().out
+
+
+def test_check_finds_boxes_that_do_not_suit_their_photographs(folder, capsys):
+    points = {f"cat/{k}.png": {"points": {"nose": [20, 20]}, "bbox": [10, 10, 50, 35]} for k in range(6)}
+    points["cat/3.png"]["bbox"] = [10, 10, 5000, 60]
+    (folder / "points.json").write_text(json.dumps(points))
+    assert main(["data", "check", "data=folder", f"data.root={folder}", "data.size=32"]) == 2
+    shown = capsys.readouterr().out
+    assert "20 pairs and 5 photographs are in order, 1 problems" in shown and "[10, 10, 5000, 60]" in shown
+
+
+def test_pairing_by_an_untrained_backbone_says_so(folder, tmp_path, capsys):
+    arguments = ["data", "pair", "data=folder", f"data.root={folder}", "data.size=32", "pairs_per_image=1"]
+    assert main([*arguments, "describer.backbone=resnet10t", f"run.dir={tmp_path}/p"]) == 0
+    assert "backbone resnet10t is untrained" in capsys.readouterr().out
+
+
+def test_a_data_set_of_the_users_own_has_no_address(tmp_path, capsys):
+    (tmp_path / "own" / "data").mkdir(parents=True)
+    for target in ("Birds", "my.cub.Birds"):
+        (tmp_path / "own" / "data" / "birds.yaml").write_text(f"_target_: {target}\nroot: {tmp_path}\n")
+        assert main(["data", "download", "data=birds", "--config-dir", str(tmp_path / "own")]) == 2
+        error = capsys.readouterr().err
+        assert f"no address of {target}" in error and len(error.strip().splitlines()) == 1
+
+
+def test_errors_about_numbers_of_pairs_name_the_key_of_the_split(folder, capsys):
+    data = compose("fit", ["data=folder", f"data.root={folder}", "data.size=32"]).data
+    with pytest.raises(DataError, match="Expected val.n_pairs of at least 1"):
+        pairs_of(data, "val", OmegaConf.create({"n_pairs": 0}))
+    with pytest.raises(DataError, match="Expected val.n_pairs of at least 1"):
+        pairs_of(data, "val", OmegaConf.create({"n_pairs": -3}))
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (40, "pairs:   800 training, 12 validation, no test: nothing is annotated"),
+        (3, "pairs:   6 training, 6 validation, no test: nothing is annotated"),
+    ],
+)
+def test_fit_takes_the_pairs_that_a_folder_has_and_says_which(tmp_path, capsys, count, expected):
+    root = photographs(tmp_path / "photos", count)
+    cfg = compose("fit", ["data=folder", f"data.root={root}", "data.size=32"])
+    train, val, test = fit_pairs(cfg)
+    shown = capsys.readouterr().out
+    assert test is None and expected in shown and len(train) + len(val) == {40: 812, 3: 12}[count]
+    assert ("validation uses the photographs of training" in shown) == (count == 3)
+
+
+def test_fit_compares_on_annotated_photographs_as_far_as_there_are_any(tmp_path, capsys):
+    for count, tested in ((6, "no test: "), (20, "2 test")):
+        root = photographs(tmp_path / str(count), count)
+        rows = [f"cat/{number}.png,nose,{10 + number},20" for number in range(count)]
+        (root / "points.csv").write_text("\n".join(["image,part,x,y", *rows]))
+        test = fit_pairs(compose("fit", ["data=folder", f"data.root={root}", "data.size=32"]))[2]
+        assert tested in capsys.readouterr().out and (test is None) == (count == 6)
