@@ -96,6 +96,7 @@ class Backbone(nn.Module):
         """
         self.check_size(images.shape[-2], images.shape[-1])
         wanted = sorted(set(self.levels))
+        images = images.to(self.mean.dtype)
         # Convolutions keep the memory layout of their input; channels last is a fifth faster on a CPU.
         images = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         maps = self.network.forward_intermediates(

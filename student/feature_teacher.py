@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from distill.core.errors import ConfigError
 from distill.core.geometry import flip_points, gaussian_weight, image_size, sample_at
+from distill.core.precision import in_single, without_autocast
 from distill.core.readout import window_mass, windowed_soft_argmax
 from distill.core.types import Matches, PairBatch
 from student.neighbourhood_consensus import NeighbourhoodConsensus, pooled
@@ -95,13 +96,15 @@ class FeatureTeacher:
     def __call__(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
         """See :class:`distill.core.protocols.Matcher`."""
         src, trg = self.describe(src_img), self.describe(trg_img)
-        return self._match(src, trg, src_kps, image_size(src_img), image_size(trg_img))
+        with without_autocast(src):
+            return self._match(src, trg, src_kps, image_size(src_img), image_size(trg_img))
 
     def match_pairs(self, pairs: PairBatch) -> Matches:
         """See :class:`distill.core.protocols.PairMatcher`; each image is described once."""
         src = self._cached(pairs.src_hash, pairs.src_img)
         trg = self._cached(pairs.trg_hash, pairs.trg_img)
-        return self._match(src, trg, pairs.src_kps, image_size(pairs.src_img), image_size(pairs.trg_img))
+        with without_autocast(src):
+            return self._match(src, trg, pairs.src_kps, image_size(pairs.src_img), image_size(pairs.trg_img))
 
     def describe(self, images: Tensor) -> Tensor:
         """Returns (B, 2, C, h, w): descriptors of length 1 of the images (B, 3, H, W) and of the flipped images."""
@@ -109,7 +112,7 @@ class FeatureTeacher:
         if parameter is not None and parameter.device != images.device:
             self.model.to(images.device)
         with torch.no_grad():
-            maps = self.model.describe(torch.cat([images, images.flip(-1)]))  # type: ignore[operator]
+            maps = in_single(self.model.describe(torch.cat([images, images.flip(-1)])))  # type: ignore[operator]
         return pooled(maps, self.consensus.target_side).unflatten(0, (2, -1)).transpose(0, 1)
 
     def _cached(self, hashes: Sequence[str], images: Tensor) -> Tensor:
@@ -118,7 +121,7 @@ class FeatureTeacher:
         if new:
             for key, maps in zip(new, self.describe(images[list(new.values())]).half().cpu(), strict=True):
                 self._features[key] = maps
-        found = torch.stack([self._features[key] for key in hashes]).to(images)
+        found = torch.stack([self._features[key] for key in hashes]).to(images.device, torch.float32)
         while len(self._features) > self.feature_cache_size:
             self._features.popitem(last=False)
         return found

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from distill.core.errors import ConfigError
 from distill.core.geometry import image_size, sample_at
+from distill.core.precision import in_single, without_autocast
 from distill.core.readout import window_mass, windowed_soft_argmax
 from distill.core.types import Matches
 from student.backbone import Backbone, Tuning
@@ -82,7 +83,7 @@ class StudentMatcher(nn.Module):
     def forward(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
         """Matches B pairs at N points each; see :class:`distill.core.protocols.Matcher`.
 
-        The heatmap holds similarities divided by the temperature, plus the neighbourhood consensus if there is one; a
+        The answer is in single precision at least, whatever the weights' and under autocast. The heatmap holds similarities divided by the temperature, plus the neighbourhood consensus if there is one; a
         softmax over its cells is a distribution. The confidence is the probability of the window around the answer,
         with consensus at :attr:`~student.neighbourhood_consensus.NeighbourhoodConsensus.read_out_temperature`.
         """
@@ -121,7 +122,9 @@ class StudentMatcher(nn.Module):
             src_size: (H, W) of the source images, px.
             trg_size: (H, W) of the target images, px.
         """
-        return self._read_out(self._scores(src_map, trg_map, src_kps, src_size), trg_size)
+        src_map, trg_map = in_single(src_map), in_single(trg_map)
+        with without_autocast(src_map):
+            return self._read_out(self._scores(src_map, trg_map, src_kps, src_size), trg_size)
 
     def _correlate_with_consensus(
         self,
@@ -134,17 +137,19 @@ class StudentMatcher(nn.Module):
     ) -> Matches:
         """Matches points with consensus, in each target or its horizontal flip, whichever agrees better with the source."""
         assert self.consensus is not None
-        flipped = self.consensus.turned(src_map, trg_map, flipped_map)[:, None, None, None]
-        chosen = torch.where(flipped, flipped_map, trg_map)
-        scores = self._scores(src_map, chosen, src_kps, src_size)
-        heatmap = self.consensus.add(scores, src_map, chosen, src_kps, src_size)
-        heatmap = torch.where(flipped, heatmap.flip(-1), heatmap)
-        return self._read_out(heatmap, trg_size, self.consensus.read_out_temperature)
+        src_map, trg_map, flipped_map = in_single(src_map), in_single(trg_map), in_single(flipped_map)
+        with without_autocast(src_map):
+            flipped = self.consensus.turned(src_map, trg_map, flipped_map)[:, None, None, None]
+            chosen = torch.where(flipped, flipped_map, trg_map)
+            scores = self._scores(src_map, chosen, src_kps, src_size)
+            heatmap = self.consensus.add(scores, src_map, chosen, src_kps, src_size)
+            heatmap = torch.where(flipped, heatmap.flip(-1), heatmap)
+            return self._read_out(heatmap, trg_size, self.consensus.read_out_temperature)
 
     def _scores(self, src_map: Tensor, trg_map: Tensor, src_kps: Tensor, src_size: tuple[int, int]) -> Tensor:
         """Returns (B, N, h, w): similarities of points and target cells, divided by the temperature."""
         queries = F.normalize(sample_at(src_map, src_kps, src_size), dim=-1)
-        return torch.einsum("bnc,bchw->bnhw", queries, trg_map) / self.log_temperature.exp()
+        return torch.einsum("bnc,bchw->bnhw", queries, trg_map) / in_single(self.log_temperature).exp()
 
     def _read_out(self, heatmap: Tensor, trg_size: tuple[int, int], temperature: float = 1.0) -> Matches:
         """Reads answers from scores; ``temperature`` divides them before the confidence is computed."""

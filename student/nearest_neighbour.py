@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.core.geometry import image_size, sample_at
+from distill.core.precision import in_single, without_autocast
 from distill.core.readout import argmax
 from distill.core.types import Matches
 from student.backbone import Backbone
@@ -49,10 +50,11 @@ class NearestNeighbour(nn.Module):
 
         The heatmap holds cosines; the confidence is the best cosine, (1 + cos) / 2.
         """
-        descriptors = self.describe(torch.cat([src_img, trg_img]))
+        descriptors = in_single(self.describe(torch.cat([src_img, trg_img])))
         src_map, trg_map = descriptors[: len(src_img)], descriptors[len(src_img) :]
         queries = F.normalize(sample_at(src_map, src_kps, image_size(src_img)), dim=-1)
-        heatmap = torch.einsum("bnc,bchw->bnhw", queries, trg_map)
+        with without_autocast(queries):
+            heatmap = torch.einsum("bnc,bchw->bnhw", queries, trg_map)
         points = argmax(heatmap, image_size(trg_img))
         return Matches(points, ((1 + heatmap.amax((-2, -1))) / 2).clamp(0, 1), heatmap)
 

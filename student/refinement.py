@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.core.geometry import image_size, sample_at
+from distill.core.precision import in_single, without_autocast
 
 STRIDE = 4
 """px per cell of the features."""
@@ -49,12 +50,15 @@ class Refinement(nn.Module):
             trg_kps: (B, N, 2) x, y, px: the answers to refine.
         """
         src_size, trg_size = image_size(src_img), image_size(trg_img)
-        src_map, trg_map = self.network(src_img * 2 - 1), self.network(trg_img * 2 - 1)
+        dtype, offsets = self.gain.dtype, in_single(self.offsets)
+        src_map, trg_map = (self.network(images.to(dtype) * 2 - 1) for images in (src_img, trg_img))
         queries = F.normalize(sample_at(src_map, src_kps, src_size), dim=-1)
-        window = trg_kps[:, :, None] + self.offsets  # (B, N, K, 2)
-        around = sample_at(trg_map, window.flatten(1, 2), trg_size).unflatten(1, (-1, len(self.offsets)))
-        scores = torch.einsum("bnc,bnkc->bnk", queries, F.normalize(around, dim=-1)) / self.log_temperature.exp()
-        move = torch.einsum("bnk,kd->bnd", scores.softmax(-1), self.offsets)
+        window = trg_kps[:, :, None] + offsets  # (B, N, K, 2)
+        around = sample_at(trg_map, window.flatten(1, 2), trg_size).unflatten(1, (-1, len(offsets)))
+        with without_autocast(queries):
+            cosines = torch.einsum("bnc,bnkc->bnk", queries, F.normalize(around, dim=-1))
+            scores = cosines / in_single(self.log_temperature).exp()
+            move = torch.einsum("bnk,kd->bnd", scores.softmax(-1), offsets)
         height, width = trg_size
-        moved = trg_kps + self.gain * move
+        moved = trg_kps + in_single(self.gain) * move
         return torch.stack([moved[..., 0].clamp(0, width), moved[..., 1].clamp(0, height)], dim=-1)

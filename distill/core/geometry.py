@@ -3,21 +3,26 @@
 Points are ``(x, y)`` in pixels of the image they are drawn on, continuous, with the centre of the top-left pixel at
 (0.5, 0.5): pixel column j covers [j, j + 1). Resizing multiplies by the ratio of sizes, nothing else. Sizes are
 ``(height, width)``, boxes ``(x0, y0, x1, y1)``.
+
+Coordinates are computed in single precision at least, see :mod:`distill.core.precision`.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from distill.core.precision import in_single, without_autocast
+
 
 def resize_points(points: Tensor, from_size: tuple[int, int], to_size: tuple[int, int]) -> Tensor:
     """Maps points (..., 2), x, y px, of an image of ``from_size`` onto the same image resized to ``to_size``."""
-    (h0, w0), (h1, w1) = from_size, to_size
+    (h0, w0), (h1, w1), points = from_size, to_size, in_single(points)
     return points * points.new_tensor([w1 / w0, h1 / h0])
 
 
 def flip_points(points: Tensor, size: tuple[int, int]) -> Tensor:
     """Returns points (..., 2), x, y px, of an image of ``size`` (H, W) in the horizontally flipped image."""
+    points = in_single(points)
     return torch.stack([size[1] - points[..., 0], points[..., 1]], -1)
 
 
@@ -30,12 +35,13 @@ def gaussian_weight(first: Tensor, second: Tensor, size: tuple[int, int], tolera
         size: (H, W) of the image that both lie in, px.
         tolerance: standard deviation of the Gaussian, as a fraction of the longer side.
     """
-    squared = ((first - second) / max(size)).square().sum(-1)
+    squared = ((in_single(first) - in_single(second)) / max(size)).square().sum(-1)
     return torch.exp(-squared / (2 * tolerance**2))
 
 
 def map_points(points: Tensor, from_box: Tensor, to_box: Tensor) -> Tensor:
     """Maps points (B, N, 2), x, y px, so that ``from_box`` (B, 4) comes to lie on ``to_box`` (B, 4)."""
+    points = in_single(points)
     old, new = from_box.to(points)[:, None], to_box.to(points)[:, None]
     return (points - old[..., :2]) * ((new[..., 2:] - new[..., :2]) / (old[..., 2:] - old[..., :2])) + new[..., :2]
 
@@ -67,8 +73,9 @@ def cell_centres(size: tuple[int, int], image_size: tuple[int, int], like: Tenso
     Args:
         size: the grid's (h, w).
         image_size: (H, W) of the image it covers.
-        like: a tensor whose device and dtype to use.
+        like: a tensor whose device and dtype to use; single precision in place of half precision.
     """
+    like = in_single(like)
     (h, w), (height, width) = size, image_size
     y = (torch.arange(h, device=like.device, dtype=like.dtype) + 0.5) * (height / h)
     x = (torch.arange(w, device=like.device, dtype=like.dtype) + 0.5) * (width / w)
@@ -84,11 +91,13 @@ def sample_at(feature_map: Tensor, points: Tensor, image_size: tuple[int, int]) 
         image_size: (H, W) of that image.
 
     Returns:
-        (B, N, C).
+        (B, N, C), in single precision at least.
     """
+    feature_map, points = in_single(feature_map), in_single(points)
     height, width = image_size
-    grid = points / points.new_tensor([width, height]) * 2 - 1
-    sampled = F.grid_sample(feature_map, grid[:, None], padding_mode="border", align_corners=False)
+    with without_autocast(feature_map):
+        grid = points.to(feature_map.dtype) / points.new_tensor([width, height]) * 2 - 1
+        sampled = F.grid_sample(feature_map, grid[:, None], padding_mode="border", align_corners=False)
     return sampled[:, :, 0].transpose(1, 2)
 
 
@@ -104,6 +113,7 @@ def gaussian_heatmap(points: Tensor, size: tuple[int, int], image_size: tuple[in
     Returns:
         (..., h, w), exp(-d^2 / (2 sigma^2)) with d the distance in pixels from cell centre to point.
     """
+    points = in_single(points)
     centres = cell_centres(size, image_size, points)
     squared = (centres - points[..., None, None, :]).square().sum(-1)
     return torch.exp(-squared / (2 * sigma_px**2))

@@ -1,9 +1,10 @@
-"""From a heatmap to a point."""
+"""Reading points from heatmaps, in single precision at least (:mod:`distill.core.precision`)."""
 
 import torch
 from torch import Tensor
 
 from distill.core.geometry import cell_centres
+from distill.core.precision import in_single, without_autocast
 
 
 def argmax(heatmap: Tensor, image_size: tuple[int, int]) -> Tensor:
@@ -22,9 +23,9 @@ def windowed_soft_argmax(
 ) -> Tensor:
     """Returns (B, N, 2) x, y, in px: the mean position under a softmax restricted to a window around the maximum.
 
-    The window keeps a second, distant peak from pulling the answer into the empty space between the two (Zhang et
-    al., "Telling Left from Right", CVPR 2024). The window follows the maximum and carries no gradient; the position
-    within it does. Written without indexing by data-dependent shapes, so that it exports to ONNX.
+    The window excludes a second, distant peak, which would move the mean to a place between the two (Zhang et al.,
+    "Telling Left from Right", CVPR 2024). The window carries no gradient, the position within it does. There are no
+    data-dependent shapes, so that it exports to ONNX.
 
     Args:
         heatmap: (B, N, h, w) scores.
@@ -32,14 +33,15 @@ def windowed_soft_argmax(
         temperature: divides the scores before the softmax.
         radius_cells: the window reaches this many cells to each side of the maximum.
     """
-    h, w = heatmap.shape[-2], heatmap.shape[-1]
+    heatmap, (h, w) = in_single(heatmap), (heatmap.shape[-2], heatmap.shape[-1])
     centres = cell_centres((h, w), image_size, heatmap).flatten(0, 1)
     scores = heatmap.flatten(2) / temperature
     peak = centres[scores.argmax(-1)]
     cell = centres.new_tensor([image_size[1] / w, image_size[0] / h])
     offset = ((centres - peak[..., None, :]) / cell).abs().amax(-1)
     weights = scores.masked_fill(offset > radius_cells + 1e-3, float("-inf")).softmax(-1)
-    return torch.einsum("bnc,cd->bnd", weights, centres)
+    with without_autocast(heatmap):
+        return torch.einsum("bnc,cd->bnd", weights, centres)
 
 
 def window_mass(heatmap: Tensor, points: Tensor, image_size: tuple[int, int], radius_cells: float) -> Tensor:
@@ -51,7 +53,7 @@ def window_mass(heatmap: Tensor, points: Tensor, image_size: tuple[int, int], ra
         image_size: (H, W).
         radius_cells: half the window's side.
     """
-    h, w = heatmap.shape[-2], heatmap.shape[-1]
+    heatmap, (h, w) = in_single(heatmap), (heatmap.shape[-2], heatmap.shape[-1])
     centres = cell_centres((h, w), image_size, heatmap).flatten(0, 1)
     cell = centres.new_tensor([image_size[1] / w, image_size[0] / h])
     near = ((centres - points[..., None, :]) / cell).abs().amax(-1) <= radius_cells

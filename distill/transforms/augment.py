@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from distill.core.errors import ConfigError
 from distill.core.geometry import image_size
+from distill.core.precision import in_single, without_autocast
 from distill.core.types import Matches, PairBatch
 
 
@@ -76,16 +77,20 @@ class Augment:
 
 def move_image(images: Tensor, maps: Tensor, padding: str) -> Tensor:
     """Returns transformed images (B, C, h, w); ``maps`` (B, 2, 3) map new to old coordinates, x, y in [-1, 1]."""
-    grid = F.affine_grid(maps, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, padding_mode=padding, align_corners=False)
+    images = in_single(images)
+    with without_autocast(images):
+        grid = F.affine_grid(maps, list(images.shape), align_corners=False)
+        return F.grid_sample(images, grid, padding_mode=padding, align_corners=False)
 
 
 def move_points(points: Tensor, maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Returns the points (B, N, 2), x, y px, of images of ``size`` after :func:`move_image` with ``maps``."""
+    points = in_single(points)
     extent = points.new_tensor([size[1], size[0]])
     centred = points / extent * 2 - 1 - maps[:, None, :, 2]
-    # Solving in float64: the inverse of a single-precision map would shift points by visible fractions of a pixel.
-    moved = torch.linalg.solve(maps[:, :, :2].double(), centred.transpose(1, 2).double()).transpose(1, 2)
+    # In double precision: the inverse of a single-precision map would move points by visible fractions of a pixel.
+    with without_autocast(points):
+        moved = torch.linalg.solve(maps[:, :, :2].double(), centred.transpose(1, 2).double()).transpose(1, 2)
     return (moved.to(points) + 1) / 2 * extent
 
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from distill.core.errors import ConfigError
 from distill.core.geometry import cell_centres
+from distill.core.precision import in_single, without_autocast
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Warp:
         """Returns the coordinates in the original of ``places`` (B, N, 2) of the warped image, both in [-1, 1]."""
         amplitude, frequency, phase = self.wave[:, None].unbind(-1)
         displaced = places + amplitude * (frequency * places.flip(-1) + phase).sin()
-        return torch.einsum("bij,bnj->bni", self.affine[:, :, :2], displaced) + self.affine[:, None, :, 2]
+        with without_autocast(displaced):
+            return torch.einsum("bij,bnj->bni", self.affine[:, :, :2], displaced) + self.affine[:, None, :, 2]
 
     def points(self, points: Tensor, size: tuple[int, int]) -> Tensor:
         """Returns the points of the originals that ``points`` (B, N, 2), x, y px, of the warped images show.
@@ -36,15 +38,17 @@ class Warp:
             points: (B, N, 2).
             size: (H, W) of both images, px.
         """
+        points = in_single(points)
         extent = points.new_tensor([size[1], size[0]])
         return (self.origin(points / extent * 2 - 1) + 1) / 2 * extent
 
     def image(self, images: Tensor) -> Tensor:
         """Returns the warped images (B, C, H, W); the original is continued by reflection."""
-        h, w = images.shape[-2:]
+        images, (h, w) = in_single(images), images.shape[-2:]
         places = cell_centres((h, w), (2, 2), images).flatten(0, 1) - 1
         grid = self.origin(places.expand(len(images), -1, -1)).view(-1, h, w, 2)
-        return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+        with without_autocast(images):
+            return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
 class RandomWarp:
@@ -72,7 +76,7 @@ class RandomWarp:
         self.scale, self.shift, self.rotation, self.elastic, self.flip = scale, shift, rotation, elastic, flip
 
     def __call__(self, count: int, like: Tensor) -> Warp:
-        """Draws ``count`` warps, on the device of ``like``."""
+        """Draws ``count`` warps, on the device of ``like``, in its precision but in single at least."""
         chance = torch.rand(11, count, device=like.device, dtype=torch.float32)
         amount = chance * 2 - 1
         angle = amount[0] * math.radians(self.rotation)
@@ -84,4 +88,5 @@ class RandomWarp:
             [torch.stack([cos * sign, -sin, move[0]], -1), torch.stack([sin * sign, cos, move[1]], -1)], 1
         )
         wave = torch.stack([amount[5:7] * 2 * self.elastic, 1 + 2 * chance[7:9], math.pi * amount[9:11]], -1)
-        return Warp(affine.to(like.dtype), wave.transpose(0, 1).to(like.dtype))
+        dtype = in_single(like).dtype
+        return Warp(affine.to(dtype), wave.transpose(0, 1).to(dtype))

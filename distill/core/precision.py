@@ -1,0 +1,27 @@
+"""Single precision for coordinates and geometry, whatever autocast does.
+
+Under ``torch.autocast`` products of matrices are computed in half precision. A coordinate of 427 px becomes 428 px in
+bfloat16. Networks may be computed so; grids, warps and the read-out of a heatmap may not.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+def in_single(tensor: Tensor) -> Tensor:
+    """Returns ``tensor`` in single precision if it is in a half precision, else as it is."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+@contextmanager
+def without_autocast(like: Tensor) -> Iterator[None]:
+    """Disables autocast inside the context, for the device of ``like``. Tensors keep their dtype."""
+    device = like.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            yield
+    else:
+        yield
