@@ -83,9 +83,10 @@ class StudentMatcher(nn.Module):
     def forward(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
         """Matches B pairs at N points each; see :class:`distill.core.protocols.Matcher`.
 
-        The answer is in single precision at least, whatever the weights' and under autocast. The heatmap holds similarities divided by the temperature, plus the neighbourhood consensus if there is one; a
-        softmax over its cells is a distribution. The confidence is the probability of the window around the answer,
-        with consensus at :attr:`~student.neighbourhood_consensus.NeighbourhoodConsensus.read_out_temperature`.
+        The answer is in single precision at least, also under autocast and with weights of half precision. The heatmap
+        holds similarities divided by the temperature, plus the neighbourhood consensus if there is one; a softmax over
+        its cells is a distribution. The confidence is the probability of the window around the answer, with consensus
+        at :attr:`~student.neighbourhood_consensus.NeighbourhoodConsensus.read_out_temperature`.
         """
         return self.forward_with_descriptors(src_img, trg_img, src_kps)[0]
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from distill.core.consensus import FEWEST, agreement, consensus_at, mutual_probability
 from distill.core.errors import ConfigError
+from distill.core.geometry import resize_maps
 
 
 class NeighbourhoodConsensus:
@@ -77,7 +78,7 @@ class NeighbourhoodConsensus:
         """
         probability = self._probability(pooled(src_map, self.side), pooled(trg_map, self.target_side))
         votes = consensus_at(probability, points / points.new_tensor([size[1], size[0]]), self.sigma_cells)
-        finer = F.interpolate(votes.clamp_min(FEWEST).log(), heatmap.shape[-2:], mode="bilinear", align_corners=False)
+        finer = resize_maps(votes.clamp_min(FEWEST).log(), (heatmap.shape[-2], heatmap.shape[-1]))
         return heatmap + self.strength * finer
 
     def _agreement(self, here: Tensor, there: Tensor) -> Tensor:

@@ -56,7 +56,8 @@ class Refinement(nn.Module):
         window = trg_kps[:, :, None] + offsets  # (B, N, K, 2)
         around = sample_at(trg_map, window.flatten(1, 2), trg_size).unflatten(1, (-1, len(offsets)))
         with without_autocast(queries):
-            cosines = torch.einsum("bnc,bnkc->bnk", queries, F.normalize(around, dim=-1))
+            # A product of matrices, not an einsum: an exported einsum over no points ends ONNX Runtime 1.32.
+            cosines = (F.normalize(around, dim=-1) @ queries[..., None])[..., 0]
             scores = cosines / in_single(self.log_temperature).exp()
             move = torch.einsum("bnk,kd->bnd", scores.softmax(-1), offsets)
         height, width = trg_size

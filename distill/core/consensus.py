@@ -55,7 +55,8 @@ def consensus_at(probability: Tensor, points: Tensor, sigma_cells: float) -> Ten
     down = _carry(points[..., 1], h, rows, sigma_cells)
     across = _carry(points[..., 0], w, columns, sigma_cells)
     summed = torch.einsum("bniyv,bijvu->bnyju", down, probability)
-    return torch.einsum("bnyju,bnjxu->bnyx", summed, across)
+    # A product of matrices, not an einsum: an exported einsum over no points ends ONNX Runtime 1.32.
+    return summed.flatten(3) @ across.transpose(3, 4).flatten(2, 3)
 
 
 def agreement(probability: Tensor, sigma_cells: float) -> Tensor:

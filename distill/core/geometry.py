@@ -85,6 +85,8 @@ def cell_centres(size: tuple[int, int], image_size: tuple[int, int], like: Tenso
 def sample_at(feature_map: Tensor, points: Tensor, image_size: tuple[int, int]) -> Tensor:
     """Reads a feature map bilinearly at points.
 
+    An exported graph gets :func:`gather_at`, which has no GridSample operator; ``grid_sample`` is faster in torch.
+
     Args:
         feature_map: (B, C, h, w).
         points: (B, N, 2) x, y in pixels of the image that the map covers; clamped at the map's border.
@@ -93,12 +95,53 @@ def sample_at(feature_map: Tensor, points: Tensor, image_size: tuple[int, int]) 
     Returns:
         (B, N, C), in single precision at least.
     """
+    if torch.compiler.is_exporting():
+        return gather_at(feature_map, points, image_size)
     feature_map, points = in_single(feature_map), in_single(points)
     height, width = image_size
     with without_autocast(feature_map):
         grid = points.to(feature_map.dtype) / points.new_tensor([width, height]) * 2 - 1
         sampled = F.grid_sample(feature_map, grid[:, None], padding_mode="border", align_corners=False)
     return sampled[:, :, 0].transpose(1, 2)
+
+
+def gather_at(feature_map: Tensor, points: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Does what :func:`sample_at` does, by gathering the four cells around each point and weighing them.
+
+    Values and gradients are those of ``grid_sample`` with border padding, but for rounding. Runtimes have computed
+    GridSample wrongly (TensorRT) or lack it.
+    """
+    feature_map, points = in_single(feature_map), in_single(points)
+    (height, width), (b, c, h, w) = image_size, feature_map.shape
+    last = points.new_tensor([w - 1, h - 1])
+    place = torch.minimum((points / points.new_tensor([width / w, height / h]) - 0.5).clamp_min(0), last)
+    low = place.floor()
+    right, down = (place - low).unbind(-1)
+    weights = torch.stack([(1 - right) * (1 - down), right * (1 - down), (1 - right) * down, right * down], -1)
+    x, y = low.long().unbind(-1)
+    across, below = (x + 1).clamp_max(w - 1), (y + 1).clamp_max(h - 1)
+    cells = torch.stack([y * w + x, y * w + across, below * w + x, below * w + across], -1)  # (B, N, 4)
+    cells = cells + torch.arange(b, device=cells.device)[:, None, None] * (h * w)
+    corners = feature_map.permute(0, 2, 3, 1).reshape(-1, c).index_select(0, cells.flatten())
+    return (corners.view(*cells.shape, c) * weights[..., None]).sum(2)
+
+
+def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Returns (B, N, h', w') maps (B, N, h, w) resized bilinearly to ``size`` (h', w'); N may be 0.
+
+    Equals ``F.interpolate(..., align_corners=False)``, which refuses an empty map and, exported, ends an ONNX runtime.
+    """
+    rows, columns = (_interpolation(maps.shape[axis], size[axis], maps) for axis in (-2, -1))
+    return rows @ maps @ columns.T
+
+
+def _interpolation(cells: int, count: int, like: Tensor) -> Tensor:
+    """Returns (count, cells): the weights of ``cells`` values in each of ``count`` bilinearly interpolated ones."""
+    place = ((torch.arange(count, dtype=like.dtype, device=like.device) + 0.5) * (cells / count) - 0.5).clamp(
+        0, cells - 1
+    )
+    steps = torch.arange(cells, dtype=like.dtype, device=like.device)
+    return (1 - (place[:, None] - steps).abs()).clamp_min(0)
 
 
 def gaussian_heatmap(points: Tensor, size: tuple[int, int], image_size: tuple[int, int], sigma_px: float) -> Tensor:

@@ -1,10 +1,21 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 from scipy.ndimage import map_coordinates
+from torch.nn import functional as F
 
-from distill.core.geometry import cell_centres, flip_points, gaussian_heatmap, gaussian_weight, resize_points, sample_at
+from distill.core.geometry import (
+    cell_centres,
+    flip_points,
+    gather_at,
+    gaussian_heatmap,
+    gaussian_weight,
+    resize_maps,
+    resize_points,
+    sample_at,
+)
 
 
 def test_resizing_multiplies_by_the_ratio_of_sizes():
@@ -38,6 +49,37 @@ def test_sampling_agrees_with_scipy():
     for channel in range(2):
         expected = map_coordinates(feature_map[0, channel].numpy(), [row, column], order=1, mode="nearest")
         np.testing.assert_allclose(sampled[0, :, channel].numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_gathering_agrees_with_grid_sample_and_so_do_its_gradients(channels_last):
+    random = torch.Generator().manual_seed(0)
+    feature_map = torch.rand(3, 4, 5, 7, generator=random)
+    if channels_last:
+        feature_map = feature_map.contiguous(memory_format=torch.channels_last)
+    points = torch.rand(3, 40, 2, generator=random) * torch.tensor([90.0, 60.0]) - 10  # some outside
+    points[:, :3] = torch.tensor([[5.0, 4.0], [70.0, 40.0], [0.0, 0.0]])  # a centre and two corners
+    weights = torch.rand(3, 40, 4, generator=random)
+    found = []
+    for read in (sample_at, gather_at):
+        inputs = feature_map.clone().requires_grad_(), points[:, 3:].clone().requires_grad_()
+        values = read(inputs[0], torch.cat([points[:, :3], inputs[1]], 1), (40, 70))
+        found.append((values.detach(), *torch.autograd.grad((values * weights).sum(), inputs)))
+    for expected, gathered in zip(*found, strict=True):
+        torch.testing.assert_close(gathered, expected, atol=1e-5, rtol=0)
+
+
+def test_no_points_are_read_as_no_descriptors():
+    for read in (sample_at, gather_at):
+        assert read(torch.rand(2, 4, 5, 7), torch.zeros(2, 0, 2), (40, 70)).shape == (2, 0, 4)
+
+
+@pytest.mark.parametrize("size", [(9, 13), (3, 4), (5, 7), (1, 2)])
+def test_resizing_maps_agrees_with_interpolate(size):
+    maps = torch.rand(2, 3, 5, 7)
+    expected = F.interpolate(maps, size, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(resize_maps(maps, size), expected)
+    assert resize_maps(maps[:, :0], size).shape == (2, 0, *size)
 
 
 def test_a_gaussian_is_drawn_as_its_formula_says():
