@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distill.core.checks import check_query
 from distill.core.errors import ConfigError
 from distill.core.geometry import flip_points, gaussian_weight, image_size, sample_at
 from distill.core.precision import in_single, without_autocast
@@ -95,6 +96,7 @@ class FeatureTeacher:
 
     def __call__(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
         """See :class:`distill.core.protocols.Matcher`."""
+        check_query(src_img, trg_img, src_kps, min_points=0)
         src, trg = self.describe(src_img), self.describe(trg_img)
         with without_autocast(src):
             return self._match(src, trg, src_kps, image_size(src_img), image_size(trg_img))

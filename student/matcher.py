@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distill.core.checks import check_query
 from distill.core.errors import ConfigError
 from distill.core.geometry import image_size, sample_at
 from distill.core.precision import in_single, without_autocast
@@ -88,6 +89,8 @@ class StudentMatcher(nn.Module):
         its cells is a distribution. The confidence is the probability of the window around the answer, with consensus
         at :attr:`~student.neighbourhood_consensus.NeighbourhoodConsensus.read_out_temperature`.
         """
+        if not (self.training or torch.compiler.is_compiling()):
+            check_query(src_img, trg_img, src_kps, min_points=0, same_size=True)
         return self.forward_with_descriptors(src_img, trg_img, src_kps)[0]
 
     def forward_with_descriptors(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distill.core.checks import check_query
 from distill.core.geometry import image_size, sample_at
 from distill.core.precision import in_single, without_autocast
 from distill.core.readout import argmax
@@ -50,6 +51,7 @@ class NearestNeighbour(nn.Module):
 
         The heatmap holds cosines; the confidence is the best cosine, (1 + cos) / 2.
         """
+        check_query(src_img, trg_img, src_kps, min_points=0, same_size=True)
         descriptors = in_single(self.describe(torch.cat([src_img, trg_img])))
         src_map, trg_map = descriptors[: len(src_img)], descriptors[len(src_img) :]
         queries = F.normalize(sample_at(src_map, src_kps, image_size(src_img)), dim=-1)

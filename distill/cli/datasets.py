@@ -23,7 +23,7 @@ def pairs_of(data: DictConfig, split: str, choice: DictConfig) -> Benchmark:
     Raises:
         DataError: whatever is wrong with the data; keys are those of the split, such as ``val.n_pairs``.
     """
-    differing = {key: value for key, value in choice.items() if value is not None or key == "n_pairs"}  # null: all
+    differing = {str(key): value for key, value in choice.items() if value is not None or key == "n_pairs"}  # null: all
     try:
         return instantiate({**data, "split": split, **differing})
     except DataError as error:

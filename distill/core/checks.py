@@ -1,43 +1,97 @@
-"""Checks at the boundary: what a matcher may be given."""
+"""Checks at the boundary: what a matcher may be given.
+
+Decided for all matchers: images are torch tensors (B, 3, H, W) of floats in [0, 1]; arrays, pictures, bytes and single images
+without a batch axis are refused with the expression that converts them. Points are (B, N, 2), floats or whole numbers,
+inside the source image, its border included.
+"""
 
 import torch
 from torch import Tensor
 
 from distill.core.errors import DataError
 
+SLACK = 1e-3  # how far resizing may leave [0, 1]
 
-def check_query(src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> None:
+
+def check_query(
+    src_img: Tensor, trg_img: Tensor, src_kps: Tensor, min_points: int = 1, same_size: bool = False
+) -> None:
     """Checks the arguments of a matcher.
 
+    Args:
+        src_img: the sources.
+        trg_img: the targets.
+        src_kps: the points.
+        min_points: the smallest N that the matcher answers, 0 or 1.
+        same_size: whether sources and targets must have one size.
+
     Raises:
-        DataError: unless both images are (B, 3, H, W), finite and in [0, 1], and the points (B, N, 2) with N > 0,
-            finite and inside the source image.
+        DataError: unless both images are (B, 3, H, W), finite and in [0, 1], and the points (B, N, 2), finite and inside
+            the source image.
     """
     for name, image in (("src_img", src_img), ("trg_img", trg_img)):
         check_images(image, name)
     if src_img.shape[0] != trg_img.shape[0]:
         raise DataError(f"Expected as many source as target images but got {src_img.shape[0]} and {trg_img.shape[0]}.")
-    check_points(src_kps, src_img)
+    if same_size and src_img.shape != trg_img.shape:
+        sizes = " and ".join(f"{image.shape[-2]} x {image.shape[-1]}" for image in (src_img, trg_img))
+        raise DataError(
+            f"Expected sources and targets of one size but got {sizes} px; resize one, or call distill.match_images, "
+            "which takes any two."
+        )
+    check_points(src_kps, src_img, min_points=min_points)
 
 
 def check_images(images: Tensor, name: str = "image") -> None:
-    """Raises a :class:`DataError` unless ``images`` is (B, 3, H, W) float, finite and in [0, 1]."""
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise DataError(f"Expected {name} of shape (B, 3, H, W) but got {tuple(images.shape)}; convert it to RGB.")
+    """Raises a :class:`DataError` unless ``images`` is a tensor (B, 3, H, W) of floats, finite and in [0, 1]."""
+    if not isinstance(images, Tensor):
+        kind = f"{type(images).__module__}.{type(images).__name__}"
+        raise DataError(
+            f"Expected {name} to be a torch tensor (B, 3, H, W) but got {kind}; distill.read_image(path) reads one, and "
+            "torch.from_numpy(array).permute(2, 0, 1)[None] / 255 makes one of an array (H, W, 3) of bytes."
+        )
+    shape = tuple(images.shape)
+    if images.ndim == 3 and shape[0] == 3:
+        raise DataError(f"Expected {name} of shape (B, 3, H, W) but got {shape}; add a batch axis: {name}[None].")
+    if images.ndim in (3, 4) and shape[-1] == 3 and shape[-3] != 3:
+        raise DataError(f"Expected {name} of shape (B, 3, H, W) but got {shape}; move the channels: movedim(-1, -3).")
+    if images.ndim != 4 or shape[1] != 3:
+        raise DataError(f"Expected {name} of shape (B, 3, H, W) but got {shape}; convert it to RGB.")
+    if 0 in shape:
+        raise DataError(f"Expected {name} to hold pixels but its shape is {shape}; give at least one image.")
     if not images.is_floating_point():
         raise DataError(f"Expected {name} as floats in [0, 1] but got {images.dtype}; divide by 255.")
-    if not torch.isfinite(images).all():
+    low, high = torch.stack(torch.aminmax(images.detach())).tolist()  # either is NaN where there is one
+    if not (low > -float("inf") and high < float("inf")):
         raise DataError(f"Expected {name} to be finite but it holds NaN or infinity; check how it was read.")
-    low, high = images.aminmax()
-    if low < -1e-3 or high > 1 + 1e-3:
-        raise DataError(f"Expected {name} in [0, 1] but got [{low:.3g}, {high:.3g}]; rescale it.")
+    if low < -SLACK or high > 1 + SLACK:
+        hint = "divide by 255" if low >= 0 and 1 < high <= 255 else "rescale it; the student normalises by itself"
+        raise DataError(f"Expected {name} in [0, 1] but got [{low:.3g}, {high:.3g}]; {hint}.")
 
 
-def check_points(points: Tensor, images: Tensor, name: str = "src_kps") -> None:
-    """Raises a :class:`DataError` unless ``points`` is (B, N, 2), N > 0, finite, and inside ``images``."""
+def check_points(points: Tensor, images: Tensor, name: str = "src_kps", min_points: int = 1) -> None:
+    """Raises a :class:`DataError` unless ``points`` is (B, N, 2), finite, and inside ``images``.
+
+    Args:
+        points: x, y, px; floats or whole numbers.
+        images: (B, 3, H, W).
+        name: of the points, for messages.
+        min_points: the smallest N.
+    """
+    if not isinstance(points, Tensor):
+        raise DataError(
+            f"Expected {name} to be a torch tensor (B, N, 2) but got {type(points).__module__}.{type(points).__name__}; "
+            f"write torch.tensor({name}, dtype=torch.float32)."
+        )
+    if points.ndim == 2 and points.shape[-1] == 2:
+        raise DataError(
+            f"Expected {name} of shape ({len(images)}, N, 2) but got {tuple(points.shape)}; add a batch axis: {name}[None]."
+        )
     if points.ndim != 3 or points.shape[-1] != 2 or points.shape[0] != images.shape[0]:
         raise DataError(f"Expected {name} of shape ({images.shape[0]}, N, 2) but got {tuple(points.shape)}.")
-    if points.shape[1] == 0:
+    if points.is_complex() or points.dtype == torch.bool:
+        raise DataError(f"Expected {name} as numbers but got {points.dtype}; give x, y in pixels.")
+    if points.shape[1] < min_points:
         raise DataError(f"Expected at least one point in {name} but got none; name a point to match.")
     height, width = images.shape[-2:]
     size = points.new_tensor([width, height])

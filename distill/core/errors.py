@@ -24,6 +24,10 @@ class WeightsError(DistillError):
     """A checkpoint or pipeline folder that is missing, truncated or of another architecture."""
 
 
+class ExportError(DistillError):
+    """A student that cannot be written as an ONNX file, or a file that answers otherwise than its student."""
+
+
 class LabelError(DistillError):
     """A label that is missing, or that something else than the present settings has made."""
 

@@ -14,13 +14,15 @@
 import warnings
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from distill.core.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF")
 SUFFIXES = (
@@ -33,7 +35,7 @@ MIN_SIDE = 8  # px; with fewer there is nothing to match
 TO_8_BITS = "convert it to 8 bits a channel"
 
 
-def read_image(path: str | Path, exif_orientation: bool = True) -> Tensor:
+def read_image(path: str | Path, exif_orientation: bool = True) -> "Tensor":
     """Returns an image file as (1, 3, H, W) float in [0, 1], RGB, as a matcher takes it.
 
     How orientation, depth, transparency and frames are treated is said at the top of this module.
@@ -46,6 +48,8 @@ def read_image(path: str | Path, exif_orientation: bool = True) -> Tensor:
         DataError: naming the file, when it is missing, damaged, of another format, smaller than 8 px a side, larger
             than 179 megapixels (Pillow's limit), or of a depth whose range is not known.
     """
+    import torch  # distill.export.runtime reads images where torch is not installed
+
     pixels = np.asarray(read_rgb(path, exif_orientation)).copy()
     return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
 

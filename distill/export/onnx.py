@@ -1,8 +1,8 @@
 """A student as one ONNX file, checked against the student before it gets its name.
 
 The graph has the contract's names: ``src_img, trg_img, src_kps`` in, the fields of :class:`Matches` out. The number of
-pairs and of points is free; the side of the images is fixed, because a network is trained for one, and stands in the
-file's metadata.
+pairs and of points is free, 0 points included; the side of the images is fixed, because a network is trained for one, and
+stands in the file's metadata.
 """
 
 import copy
@@ -19,12 +19,11 @@ import torch
 from torch import Tensor, nn
 
 import distill
-from distill.core.errors import ConfigError, WeightsError, nearest
+from distill.core.errors import ConfigError, ExportError, WeightsError, nearest
 from distill.core.files import replacing
 from distill.core.types import Matches
+from distill.export.runtime import INPUTS, OUTPUTS
 
-INPUTS = ("src_img", "trg_img", "src_kps")
-OUTPUTS = Matches._fields
 OPSET = 18
 PRECISIONS = ("fp32",)
 TRACED = (2, 3)  # pairs, points; neither 0 nor 1, which the exporter would take for constants
@@ -64,7 +63,8 @@ def export_student(
     Raises:
         ConfigError: when ``precision`` or ``size`` is none that can be exported.
         DataError: when ``path`` cannot be written.
-        WeightsError: when the student holds NaN or infinity, or the file's answers differ from its own.
+        ExportError: when torch cannot export the student, or the file's answers differ from its own.
+        WeightsError: when the student holds NaN or infinity.
     """
     if precision not in PRECISIONS:
         raise ConfigError(
@@ -92,21 +92,58 @@ def export_student(
 def to_onnx(student: nn.Module, size: int) -> onnx.ModelProto:
     """Traces ``student`` (on the CPU, in evaluation mode) at images of ``size`` px; pairs and points stay free."""
     free = torch.export.Dim.DYNAMIC  # named dimensions are silently fixed by some networks
-    program = torch.onnx.export(
-        student,
-        example(*TRACED, size, seed=0),
-        input_names=list(INPUTS),
-        output_names=list(OUTPUTS),
-        dynamic_shapes=({0: free}, {0: free}, {0: free, 1: free}),
-        opset_version=OPSET,
-        dynamo=True,
-        verbose=False,
-    )
+    try:
+        program = torch.onnx.export(
+            _AnyNumberOfPoints(student).eval(),
+            example(*TRACED, size, seed=0),
+            input_names=list(INPUTS),
+            output_names=list(OUTPUTS),
+            dynamic_shapes=({0: free}, {0: free}, {0: free, 1: free}),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    except Exception as error:  # the exporter raises whatever a network's code stumbles on
+        name = getattr(getattr(student, "backbone", None), "name", type(student).__name__)
+        cause = error.__cause__ or error
+        raise ExportError(
+            f"Expected a student that torch exports to ONNX but {name} is none: {type(cause).__name__}, "
+            f"{_first_line(cause)}; the student itself works without the file. Backbones that export: resnet, mobilenet, "
+            "convnext, swin, fastvit, dinov2."
+        ) from error
     assert program is not None  # only the older exporter, dynamo=False, returns None
     model = program.model_proto
     _name_dimensions(model)
-    onnx.checker.check_model(model)
+    _strip(model)
+    onnx.checker.check_model(model, full_check=True)
     return model
+
+
+class _AnyNumberOfPoints(nn.Module):
+    """A student that is asked for one point more, whose answer is dropped.
+
+    No tensor of the graph is empty then: ONNX Runtime 1.17 to 1.32 ends the process on an empty Resize.
+    """
+
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
+        points = torch.cat([src_kps, src_kps.new_zeros(src_kps.shape[0], 1, 2)], dim=1)
+        return Matches(*(field[:, :-1] for field in self.student(src_img, trg_img, points)))
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Removes the exporter's notes on nodes and values, and lowers the IR version to what the operator sets need."""
+    for item in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output, model.graph):
+        item.ClearField("metadata_props")
+        item.ClearField("doc_string")
+    used = {node.domain for node in model.graph.node}
+    kept = [entry for entry in model.opset_import if entry.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+    model.ir_version = onnx.helper.find_min_ir_version_for(kept)
 
 
 def _name_dimensions(model: onnx.ModelProto) -> None:
@@ -127,7 +164,8 @@ def verify(path: Path, student: nn.Module, size: int, tolerance_px: float = 0.05
     cells of a heatmap are equally high to within rounding, either answer is right; such ties may be 2 % of the points.
 
     Raises:
-        WeightsError: when the student or the file gives NaN, or they differ by more than ``tolerance_px`` (points, px)
+        WeightsError: when the student gives NaN or infinity.
+        ExportError: when the file does, or they differ by more than ``tolerance_px`` (points, px)
             or ``tolerance`` (confidence; heatmap relative to its range).
     """
     options = onnxruntime.SessionOptions()
@@ -149,7 +187,7 @@ def verify(path: Path, student: nn.Module, size: int, tolerance_px: float = 0.05
     tied = ~(distance <= tolerance_px)
     deviation = Deviation(float(distance[~tied].max(initial=0)), float(tied.mean()), confidence, heatmap)
     if deviation.ties > 0.02 or not (confidence <= tolerance and heatmap <= tolerance):
-        raise WeightsError(
+        raise ExportError(
             f"Expected the ONNX file to give the student's answers but {deviation.ties:.0%} of the points differ by more "
             f"than {tolerance_px} px, the confidence by up to {confidence:.2g} and the heatmap by {heatmap:.2g} of its "
             "range; the student uses an operation that ONNX computes otherwise."
@@ -167,6 +205,10 @@ def example(pairs: int, points: int, size: int, seed: int) -> tuple[Tensor, Tens
     noise = torch.rand(2, pairs, 3, size, size, generator=generator)
     images = torch.where(torch.rand(2, pairs, 1, size, size, generator=generator) < 0.3, noise, images)
     return images[0].contiguous(), images[1].contiguous(), torch.rand(pairs, points, 2, generator=generator) * size
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0][:160].rstrip(".")
 
 
 def _largest(answer: Any, expected: Any) -> float:

@@ -78,7 +78,8 @@ def load_into(student: nn.Module, tensors: Mapping[str, Tensor], path: str | Pat
 def load_student(path: str | Path | None, trusted: Sequence[str] = ()) -> nn.Module:
     """Builds the student that a file describes, with its weights, in evaluation mode.
 
-    Its ``size`` is the side of the images it was trained on, px.
+    Its ``size`` is the side of the images it was trained on, px. Its weights ask for no gradients, so its answers carry
+    none; ``student.requires_grad_(True).train()`` trains it further.
 
     Args:
         path: of the file.
@@ -97,4 +98,4 @@ def load_student(path: str | Path | None, trusted: Sequence[str] = ()) -> nn.Mod
     config, tensors = read_student_file(path)
     student = load_into(build_student(config, tensors, path, trusted), tensors, path)
     student.size = config["size"]
-    return student
+    return student.requires_grad_(False)

@@ -15,6 +15,7 @@ from distill.export.student_file import load_student, read_student_file
 def run(cfg: DictConfig) -> Deviation:
     """Exports, verifies, and prints how far the file is from torch."""
     config, _ = read_student_file(cfg.ckpt)
+    print(f"{cfg.file}: is written and compared with torch, which takes up to a minute", flush=True)
     deviation = export_student(load_student(cfg.ckpt, cfg.trust), cfg.file, config["size"], config, cfg.precision)
     print(
         f"{cfg.file}: points within {deviation.points_px:.2g} px of torch ({deviation.ties:.1%} ties), confidence within "

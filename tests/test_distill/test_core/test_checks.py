@@ -1,5 +1,6 @@
 import pytest
 import torch
+from PIL import Image
 
 from distill.core.checks import check_query
 from distill.core.errors import DataError
@@ -16,7 +17,22 @@ POINT = torch.tensor([[[4.0, 4.0]]])
         (IMAGE, IMAGE * float("nan"), POINT, "trg_img to be finite"),
         (IMAGE * 200, IMAGE, POINT, r"src_img in \[0, 1\]"),
         (IMAGE, IMAGE.repeat(2, 1, 1, 1), POINT, "as many source as target"),
-        (IMAGE, IMAGE, POINT[0], r"src_kps of shape \(1, N, 2\)"),
+        (IMAGE, IMAGE, POINT[0], r"src_kps of shape \(1, N, 2\) but got \(1, 2\); add a batch axis: src_kps\[None\]"),
+        (IMAGE, IMAGE, POINT[..., :1], r"src_kps of shape \(1, N, 2\)"),
+        (IMAGE, IMAGE, POINT.repeat(2, 1, 1), r"src_kps of shape \(1, N, 2\)"),
+        (IMAGE, IMAGE, [[4.0, 4.0]], r"src_kps to be a torch tensor \(B, N, 2\) but got builtins.list"),
+        (IMAGE, IMAGE, POINT.numpy(), "src_kps to be a torch tensor .* but got numpy.ndarray"),
+        (IMAGE, IMAGE, POINT > 0, "src_kps as numbers but got torch.bool"),
+        (IMAGE[0], IMAGE, POINT, r"got \(3, 8, 8\); add a batch axis: src_img\[None\]"),
+        (IMAGE, IMAGE.permute(0, 2, 3, 1), POINT, r"got \(1, 8, 8, 3\); move the channels"),
+        (IMAGE.numpy(), IMAGE, POINT, r"src_img to be a torch tensor .* but got numpy.ndarray; distill.read_image"),
+        (Image.new("RGB", (8, 8)), IMAGE, POINT, "src_img to be a torch tensor .* but got PIL.Image.Image"),
+        (IMAGE, "trg.jpg", POINT, "trg_img to be a torch tensor .* but got builtins.str"),
+        (IMAGE[:0], IMAGE[:0], POINT[:0], "to hold pixels"),
+        (IMAGE * float("inf"), IMAGE, POINT, "src_img to be finite"),
+        (IMAGE * 255, IMAGE, POINT, r"src_img in \[0, 1\] but got \[128, 128\]; divide by 255"),
+        (IMAGE - 1, IMAGE, POINT, r"src_img in \[0, 1\] but got \[-0.5, -0.5\]; rescale it"),
+        (IMAGE, IMAGE, (POINT + 5).long(), r"inside its image of 8 x 8 px but point 0 of image 0 is \(9, 9\)"),
         (IMAGE, IMAGE, POINT[:, :0], "at least one point"),
         (IMAGE, IMAGE, POINT + 5, r"inside its image of 8 x 8 px but point 0 of image 0 is \(9, 9\)"),
         (IMAGE, IMAGE, POINT * float("nan"), "inside its image"),
@@ -25,6 +41,25 @@ POINT = torch.tensor([[[4.0, 4.0]]])
 def test_a_query_that_no_matcher_can_answer_is_refused(src, trg, points, message):
     with pytest.raises(DataError, match=message):
         check_query(src, trg, points)
+
+
+def test_two_sizes_are_refused_where_a_matcher_takes_one():
+    check_query(IMAGE, IMAGE[..., :6], POINT)
+    with pytest.raises(
+        DataError, match="one size but got 8 x 8 and 8 x 6 px; resize one, or call distill.match_images"
+    ):
+        check_query(IMAGE, IMAGE[..., :6], POINT, same_size=True)
+
+
+def test_no_points_are_a_query_where_a_matcher_answers_it():
+    check_query(IMAGE, IMAGE, POINT[:, :0], min_points=0)
+
+
+def test_every_message_is_one_line():
+    for image in (IMAGE.numpy(), IMAGE[0], IMAGE * 255):
+        with pytest.raises(DataError) as caught:
+            check_query(image, IMAGE, POINT)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_point_on_the_border_is_inside():

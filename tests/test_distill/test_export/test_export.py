@@ -1,8 +1,13 @@
+import subprocess
+import sys
+
 import onnx
 import pytest
 import torch
+from torch import nn
 
-from distill.core.errors import ConfigError, DataError, WeightsError
+from distill.core.errors import ConfigError, DataError, ExportError, WeightsError
+from distill.core.types import Matches
 from distill.export.onnx import export_student, verify
 from distill.export.onnx_matcher import OnnxMatcher
 from student import StudentMatcher
@@ -43,7 +48,7 @@ def test_images_of_another_size_are_resized_and_points_come_back_in_their_pixels
 
 def test_another_students_file_is_found_out(exported):
     other = StudentMatcher("test_resnet", [8, 16], 16).eval()
-    with pytest.raises(WeightsError, match="ONNX file to give the student's answers"):
+    with pytest.raises(ExportError, match="ONNX file to give the student's answers"):
         verify(exported[1], other, 64)
 
 
@@ -74,3 +79,80 @@ def test_bad_settings_are_refused_before_anything_is_traced(exported, tmp_path):
         export_student(exported[0], tmp_path / "x.onnx", 0)
     with pytest.raises(DataError, match="is a folder"):
         export_student(exported[0], tmp_path, 64)
+
+
+def test_the_lowest_ir_version_that_the_operator_set_allows_is_written(exported):
+    model = onnx.load(exported[1])
+    assert model.ir_version == 8 and [(entry.domain, entry.version) for entry in model.opset_import] == [("", 18)]
+    onnx.checker.check_model(model, full_check=True)
+
+
+def test_whole_number_points_get_answers_that_are_no_whole_numbers(exported, make_pairs):
+    matcher = OnnxMatcher(exported[1])
+    for size in (64, 100):  # the file's size, and one that is resized
+        pair = make_pairs(4, size=size)
+        points = pair.src_kps.round()
+        expected = matcher(pair.src_img, pair.trg_img, points)
+        found = matcher(pair.src_img, pair.trg_img, points.long())
+        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+        assert found.trg_kps.dtype == torch.float32 and bool((found.trg_kps % 1 != 0).any())
+
+
+def test_answers_of_the_file_are_single_precision_whatever_the_points_are(exported, make_pairs):
+    pair = make_pairs(4, size=64)
+    for dtype in (torch.float64, torch.bfloat16):
+        answer = OnnxMatcher(exported[1])(pair.src_img, pair.trg_img, pair.src_kps.to(dtype))
+        assert {field.dtype for field in answer} == {torch.float32}
+
+
+def test_no_points_get_no_answers(exported, make_pairs):
+    pair = make_pairs(2, size=64)
+    answer = OnnxMatcher(exported[1])(pair.src_img, pair.trg_img, pair.src_kps[:, :0])
+    assert [tuple(field.shape) for field in answer] == [(1, 0, 2), (1, 0), (1, 0, 8, 8)]
+
+
+def test_onnx_runtime_asked_for_no_points_does_not_end_the_process(exported):
+    code = f"""
+import numpy, onnxruntime
+session = onnxruntime.InferenceSession({str(exported[1])!r}, providers=["CPUExecutionProvider"])
+image = numpy.full((1, 3, 64, 64), 0.5, "float32")
+points = numpy.zeros((1, 0, 2), "float32")
+print([field.shape for field in session.run(None, {{"src_img": image, "trg_img": image, "src_kps": points}})])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[(1, 0, 2), (1, 0), (1, 0, 8, 8)]"
+
+
+def test_a_query_that_is_none_is_refused_by_the_file_and_by_torch(exported, make_pairs):
+    student, path, _ = exported
+    pair = make_pairs(2, size=64)
+    for matcher in (student, OnnxMatcher(path)):
+        with pytest.raises(DataError, match="divide by 255"):
+            matcher((255 * pair.src_img).byte(), pair.trg_img, pair.src_kps)
+        with pytest.raises(DataError, match="divide by 255"):
+            matcher(255 * pair.src_img, pair.trg_img, pair.src_kps)
+        with pytest.raises(DataError, match="inside its image"):
+            matcher(pair.src_img, pair.trg_img, pair.src_kps + 64)
+        with pytest.raises(DataError, match="add a batch axis"):
+            matcher(pair.src_img[0], pair.trg_img[0], pair.src_kps[0])
+        with pytest.raises(DataError, match="numpy.ndarray"):
+            matcher(pair.src_img.numpy(), pair.trg_img, pair.src_kps)
+    with pytest.raises(DataError, match="one size"):
+        student(pair.src_img, pair.trg_img[..., :48], pair.src_kps)
+
+
+class Unexportable(nn.Module):
+    """Answers as a student does, by a loop whose length depends on the pixels."""
+
+    def forward(self, src_img, trg_img, src_kps):
+        if float(src_img.mean()) > 0.5:
+            src_kps = src_kps + 1
+        return Matches(src_kps, src_kps[..., 0], src_kps[..., None])
+
+
+def test_a_student_that_does_not_export_ends_in_one_line_and_leaves_no_file(tmp_path):
+    with pytest.raises(ExportError, match="Expected a student that torch exports to ONNX but Unexportable") as caught:
+        export_student(Unexportable(), tmp_path / "x.onnx", 64)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+    assert not list(tmp_path.iterdir())

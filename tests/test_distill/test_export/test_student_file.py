@@ -27,6 +27,13 @@ def test_a_student_comes_back_as_it_was(tmp_path, student, make_pairs):
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)) and again.size == 64
 
 
+def test_answers_of_a_loaded_student_carry_no_gradients(tmp_path, student, make_pairs):
+    save_student(student, CONFIG, tmp_path / "s.safetensors")
+    pair = make_pairs(4, size=64)
+    answer = load_student(tmp_path / "s.safetensors")(pair.src_img, pair.trg_img, pair.src_kps)
+    assert not any(field.requires_grad for field in answer)
+
+
 def test_a_missing_file_a_truncated_one_and_a_foreign_one_are_told_apart(tmp_path, student):
     path = tmp_path / "s.safetensors"
     with pytest.raises(WeightsError, match="there is none at"):

@@ -1,0 +1,238 @@
+"""Matching with an exported student where torch is not installed: ONNX Runtime, NumPy and Pillow only.
+
+    from distill.export.runtime import Matcher, read_image
+
+    matcher = Matcher("student.onnx")
+    answer = matcher.match(read_image("a.jpg"), read_image("b.jpg"), [(120, 80), (60, 200)])
+
+Points are x, y in pixels of the image they lie on; the centre of the top-left pixel is (0.5, 0.5).
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from distill.core.errors import ConfigError, DataError, WeightsError
+from distill.data.images import read_rgb
+
+INPUTS = ("src_img", "trg_img", "src_kps")
+OUTPUTS = ("trg_kps", "confidence", "heatmap")
+LARGEST_SIZE = 8192  # px, of the images that a file may ask for
+MAX_POINTS = 10_000  # in one call
+Floats = NDArray[np.float32]
+
+
+class Answer(NamedTuple):
+    """Where N points of one image lie in another.
+
+    Attributes:
+        points: (N, 2) x, y in pixels of the target as it was given.
+        confidence: (N,) in [0, 1].
+        heatmap: (N, h, w) scores over cells of the target; higher is likelier.
+    """
+
+    points: Floats
+    confidence: Floats
+    heatmap: Floats
+
+
+class OnnxFile:
+    """An exported student, opened.
+
+    The file is read by this process and handed over as bytes, so that weights which it keeps in further files, whatever
+    their path, are refused.
+
+    Args:
+        file: path of the file.
+        threads: of ONNX Runtime; 0 for its own choice.
+        providers: of ONNX Runtime, in order of preference, such as "CUDAExecutionProvider".
+
+    Raises:
+        ConfigError: when no file is given, or ONNX Runtime has no such provider here.
+        WeightsError: when the file is missing, truncated, or no exported student.
+
+    Attributes:
+        size: side of the square images, px.
+        metadata: what ``export`` wrote about the student, see :mod:`distill.export.about`.
+    """
+
+    def __init__(self, file: str | Path | None, threads: int = 0, providers: Sequence[str] | None = None) -> None:
+        if file is None:
+            raise ConfigError("Expected an ONNX file but got none; add file=<student.onnx>.")
+        if not os.path.isfile(file):
+            raise WeightsError(
+                f"Expected an ONNX file but there is none at {file}; write it with: python -m distill export."
+            )
+        wanted, present = list(providers or ["CPUExecutionProvider"]), onnxruntime.get_available_providers()
+        if not set(wanted) <= set(present):
+            raise ConfigError(
+                f"Expected providers of ONNX Runtime among {present} but got {wanted}; choose one of these."
+            )
+        self.file = Path(file)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4  # what is wrong is raised
+        try:
+            self.session = onnxruntime.InferenceSession(self.file.read_bytes(), options, providers=wanted)
+        except Exception as error:  # ONNX Runtime raises classes of its own that share no base but this
+            raise WeightsError(
+                f"Expected a whole ONNX file at {file}, which needs no other, but it cannot be read "
+                f"({_one_line(error)}); export it again."
+            ) from error
+        self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
+        self.size = self._checked_size()
+
+    def _checked_size(self) -> int:
+        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        names = tuple(i.name for i in inputs), tuple(o.name for o in outputs)
+        text = self.metadata.get("size", "")
+        size = int(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0
+        shapes = [list(i.shape)[1:] for i in inputs]
+        fits = names == (INPUTS, OUTPUTS) and shapes[:2] == [[3, size, size]] * 2 and shapes[2][-1:] == [2]
+        if not (fits and 1 <= size <= LARGEST_SIZE and all(i.type == "tensor(float)" for i in inputs)):
+            raise WeightsError(
+                f"Expected a student that distill exported at {self.file} but its inputs and outputs are {names} of shapes "
+                f"{shapes} for images of {text[:20] or 'no'} px."
+            )
+        return size
+
+    def run(self, src_img: Floats, trg_img: Floats, src_kps: Floats) -> tuple[Floats, Floats, Floats]:
+        """Returns the fields of :class:`distill.core.types.Matches`.
+
+        Args:
+            src_img: (B, 3, size, size) in [0, 1].
+            trg_img: the same.
+            src_kps: (B, N, 2) x, y, px; N may be 0, whatever the file makes of it.
+
+        Raises:
+            WeightsError: when the file fails, or its answers are of other shapes.
+        """
+        pairs, points = src_kps.shape[:2]
+        asked = src_kps if points else np.zeros((pairs, 1, 2), np.float32)
+        try:
+            answer = self.session.run(list(OUTPUTS), dict(zip(INPUTS, (src_img, trg_img, asked), strict=True)))
+        except Exception as error:  # as above
+            raise WeightsError(
+                f"Expected an answer of {self.file} but ONNX Runtime says: {_one_line(error)}."
+            ) from error
+        expected = [(*asked.shape[:2], 2), asked.shape[:2], (*asked.shape[:2], *answer[2].shape[2:])]
+        if [field.shape for field in answer] != expected or answer[2].ndim != 4:
+            raise WeightsError(
+                f"Expected a student that distill exported at {self.file} but its answers have the shapes "
+                f"{[field.shape for field in answer]}; export it again."
+            )
+        found, confidence, heatmap = (field[:, :points] for field in answer)
+        return found, confidence, heatmap
+
+
+class Matcher:
+    """Matches points between two images with an exported student; may be called from several threads.
+
+    Args:
+        file: path of an ONNX file that ``export`` wrote.
+        threads: of ONNX Runtime; 0 for its own choice.
+        providers: see :class:`OnnxFile`.
+
+    Raises:
+        ConfigError, WeightsError: see :class:`OnnxFile`.
+    """
+
+    def __init__(self, file: str | Path, threads: int = 0, providers: Sequence[str] | None = None) -> None:
+        self.file = OnnxFile(file, threads, providers)
+        self.size = self.file.size
+
+    def match(self, src: Any, trg: Any, points: ArrayLike) -> Answer:
+        """Matches points of ``src`` in ``trg``; the images may differ in size.
+
+        Args:
+            src: (H, W, 3) bytes, or floats in [0, 1], as :func:`read_image` returns; or a Pillow image.
+            trg: the same.
+            points: (N, 2) x, y in pixels of ``src``.
+
+        Raises:
+            DataError: when an image is none, or a point is not inside ``src``, or there are more than 10,000.
+        """
+        images = [as_floats(image, name) for image, name in ((src, "src"), (trg, "trg"))]
+        src_size, trg_size = (np.array(image.shape[1::-1], np.float32) for image in images)  # width, height
+        asked = _checked_points(points, src_size)
+        stacks = [_squash(image, self.size) for image in images]
+        inside = (asked[None] * (self.size / src_size)).astype(np.float32)
+        found, confidence, heatmap = self.file.run(stacks[0], stacks[1], inside)
+        return Answer((found[0] * (trg_size / self.size)).astype(np.float32), confidence[0], heatmap[0])
+
+
+def read_image(path: str | Path) -> NDArray[np.uint8]:
+    """Returns an image file as (H, W, 3) bytes, RGB, turned as its orientation says.
+
+    Raises:
+        DataError: see :func:`distill.data.images.read_image`.
+    """
+    return np.asarray(read_rgb(path)).copy()
+
+
+def as_floats(image: Any, name: str) -> Floats:
+    """Returns an image as (H, W, 3) floats in [0, 1].
+
+    Raises:
+        DataError: unless it is (H, W, 3) bytes, floats in [0, 1], or a Pillow image.
+    """
+    if isinstance(image, Image.Image):
+        image = image.convert("RGB")
+    elif not isinstance(image, np.ndarray):
+        raise DataError(
+            f"Expected {name} as an array (H, W, 3) or a Pillow image but got {type(image).__name__}; read_image reads one."
+        )
+    array = np.asarray(image)
+    if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        raise DataError(f"Expected {name} of shape (H, W, 3) but got {array.shape}; convert it to RGB, channels last.")
+    if array.dtype == np.uint8:
+        return array.astype(np.float32) / np.float32(255)
+    if not np.issubdtype(array.dtype, np.floating):
+        raise DataError(
+            f"Expected {name} as bytes or as floats in [0, 1] but got {array.dtype}; divide by its maximum."
+        )
+    low, high = float(array.min()), float(array.max())
+    if not (low >= -1e-3 and high <= 1 + 1e-3):
+        raise DataError(f"Expected {name} in [0, 1] but got [{low:.3g}, {high:.3g}]; divide by 255.")
+    return array.astype(np.float32)
+
+
+def _checked_points(points: ArrayLike, size: Floats) -> Floats:
+    try:
+        array = np.asarray(points, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"Expected points as (N, 2) numbers but got: {error}.") from error
+    if array.size == 0:
+        return np.zeros((0, 2), np.float32)
+    if array.ndim != 2 or array.shape[1] != 2:
+        raise DataError(f"Expected points of shape (N, 2), x, y in pixels of the source, but got {array.shape}.")
+    if len(array) > MAX_POINTS:
+        raise DataError(f"Expected at most {MAX_POINTS} points at once but got {len(array)}; ask in several calls.")
+    outside = ~((array >= 0) & (array <= size)).all(1)
+    if outside.any():
+        number = int(outside.argmax())
+        x, y = array[number].tolist()
+        raise DataError(
+            f"Expected every point inside the source of {size[0]:.0f} x {size[1]:.0f} px but point {number} is ({x:.6g}, "
+            f"{y:.6g})."
+        )
+    return array
+
+
+def _squash(image: Floats, side: int) -> Floats:
+    """Returns (1, 3, side, side): the image resized to a square, as torch's antialiased bilinear interpolation does."""
+    if image.shape[:2] != (side, side):
+        channels = (Image.fromarray(image[..., c]) for c in range(3))
+        resized = [np.asarray(c.resize((side, side), Image.Resampling.BILINEAR)) for c in channels]
+        image = np.stack(resized, axis=-1).clip(0, 1).astype(np.float32)
+    return np.ascontiguousarray(image.transpose(2, 0, 1)[None])
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,105 @@
+"""The runtime without torch: it agrees with the torch matcher, and refuses what is no query."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import distill
+from distill.core.errors import ConfigError, DataError
+from distill.export.onnx import export_student
+from distill.export.onnx_matcher import OnnxMatcher
+from distill.export.runtime import Matcher, read_image
+from student import StudentMatcher
+
+POINTS = [(20.5, 30.0), (88.0, 10.0), (1.0, 59.0)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runtime")
+    torch.manual_seed(0)
+    export_student(StudentMatcher("test_resnet", [8, 16], 16).eval(), folder / "student.onnx", 64)
+    generator = np.random.default_rng(0)
+    for name, shape in (("a", (60, 90)), ("b", (120, 70))):
+        pixels = generator.integers(0, 256, (shape[0] // 10, shape[1] // 10, 3), np.uint8)
+        Image.fromarray(pixels).resize(shape[::-1], Image.Resampling.BICUBIC).save(folder / f"{name}.png")
+    return folder
+
+
+def test_it_gives_the_torch_matchers_answers_in_the_images_own_pixels(folder):
+    answer = Matcher(folder / "student.onnx").match(read_image(folder / "a.png"), read_image(folder / "b.png"), POINTS)
+    images = [distill.read_image(folder / f"{name}.png") for name in "ab"]
+    expected = OnnxMatcher(folder / "student.onnx")(*images, torch.tensor([POINTS]))
+    for found, field in zip(answer, expected, strict=True):
+        np.testing.assert_allclose(found, field[0], atol=2e-3, rtol=1e-3)
+    assert answer.points.shape == (3, 2) and answer.confidence.shape == (3,) and answer.heatmap.ndim == 3
+
+
+def test_bytes_floats_and_pillow_images_are_the_same_query(folder):
+    matcher, pixels = Matcher(folder / "student.onnx"), [read_image(folder / f"{name}.png") for name in "ab"]
+    expected = matcher.match(*pixels, POINTS)
+    for other in ([p / 255 for p in pixels], [Image.fromarray(p) for p in pixels]):
+        for found, field in zip(matcher.match(*other, np.array(POINTS)), expected, strict=True):
+            np.testing.assert_allclose(found, field, atol=1e-4)
+
+
+def test_no_points_get_no_answers(folder):
+    image = read_image(folder / "a.png")
+    answer = Matcher(folder / "student.onnx").match(image, image, [])
+    assert [field.shape for field in answer] == [(0, 2), (0,), (0, 8, 8)]
+
+
+@pytest.mark.parametrize(
+    ("src", "points", "message"),
+    [
+        ("a.png", POINTS, "src as an array .* but got str"),
+        (np.zeros((60, 90)), POINTS, r"src of shape \(H, W, 3\) but got \(60, 90\)"),
+        (np.zeros((3, 60, 90), np.uint8), POINTS, r"src of shape \(H, W, 3\)"),
+        (np.zeros((60, 90, 3), int), POINTS, "src as bytes or as floats .* but got int64"),
+        (np.full((60, 90, 3), 128.0), POINTS, r"src in \[0, 1\] but got \[128, 128\]; divide by 255"),
+        (np.full((60, 90, 3), np.nan), POINTS, r"src in \[0, 1\]"),
+        (None, [(91, 5)], r"inside the source of 90 x 60 px but point 0 is \(91, 5\)"),
+        (None, [(np.nan, 5)], "inside the source"),
+        (None, [(1, 2, 3)], r"points of shape \(N, 2\)"),
+        (None, [1, 2], r"points of shape \(N, 2\)"),
+        (None, "here", "points as .* numbers"),
+        (None, [[1, 2]] * 100_000, "at most 10000 points at once but got 100000"),
+    ],
+)
+def test_what_is_no_query_is_refused_and_the_matcher_goes_on(folder, src, points, message):
+    matcher, image = Matcher(folder / "student.onnx"), read_image(folder / "a.png")
+    with pytest.raises(DataError, match=message):
+        matcher.match(image if src is None else src, image, points)
+    assert matcher.match(image, image, POINTS).points.shape == (3, 2)
+
+
+def test_a_provider_that_is_not_there_is_refused(folder):
+    with pytest.raises(ConfigError, match="Expected providers of ONNX Runtime among"):
+        Matcher(folder / "student.onnx", providers=["NoSuchExecutionProvider"])
+
+
+def test_it_needs_neither_torch_nor_anything_else_that_is_large(folder):
+    code = f"""
+import sys, json
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "torchvision", "timm", "onnx", "diffusers", "transformers", "hydra", "omegaconf",
+                                      "lightning", "safetensors", "scipy"):
+            raise ImportError(f"{{name}} is not installed")
+sys.meta_path.insert(0, Block())
+from distill.export.runtime import Matcher, read_image
+answer = Matcher({str(folder / "student.onnx")!r}).match(
+    read_image({str(folder / "a.png")!r}), read_image({str(folder / "b.png")!r}), {POINTS}
+)
+print(json.dumps(answer.points.tolist()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    images = [distill.read_image(folder / f"{name}.png") for name in "ab"]
+    expected = OnnxMatcher(folder / "student.onnx")(*images, torch.tensor([POINTS])).trg_kps[0]
+    np.testing.assert_allclose(json.loads(done.stdout), expected, atol=0.02)
