@@ -8,6 +8,8 @@ from types import TracebackType
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from distill.cli.keys import keys
 from distill.core.errors import ConfigError, DataError
@@ -113,6 +115,25 @@ class RunFolder:
         return self.path / name
 
 
+def read_config(file: Path) -> DictConfig:
+    """Returns the ``config.yaml`` of a run. It is data: plain values only, none of which is built.
+
+    Raises:
+        ConfigError: when it is no such file.
+    """
+    try:
+        config = OmegaConf.load(file)
+        OmegaConf.resolve(config)
+    except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ConfigError(
+            f"Expected the configuration of a run at {file} but it cannot be read ({reason}); choose another run.dir."
+        ) from error
+    if not isinstance(config, DictConfig):
+        raise ConfigError(f"Expected the configuration of a run at {file} but it is a list; choose another run.dir.")
+    return config
+
+
 def check_unchanged(config: DictConfig) -> None:
     """Checks that a run which is to be resumed has the settings of its first start.
 
@@ -124,7 +145,7 @@ def check_unchanged(config: DictConfig) -> None:
     file = Path(config.run.dir) / "config.yaml"
     if not file.is_file():
         return
-    before, now = (_flat(OmegaConf.load(file)), _flat(config))
+    before, now = (_flat(read_config(file)), _flat(config))
     differing = sorted(
         key
         for key in before.keys() | now.keys()

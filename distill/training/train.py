@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import distributed
@@ -13,6 +12,7 @@ from distill.core.protocols import Benchmark
 from distill.data.datamodule import PairDataModule
 from distill.labels.filters import Criterion, Filtered, label_confidences
 from distill.matchers.memoized import MemoizedMatcher
+from distill.training.checkpoint import read_checkpoint
 from distill.training.module import Distillation
 
 
@@ -47,12 +47,16 @@ def train(
 
     Raises:
         KeyboardInterrupt: after Ctrl-C.
+        WeightsError: when the checkpoint to go on from is damaged, or holds more than tensors and plain values.
         DataError: when nothing was validated, so that no weights were kept.
     """
     assert checkpoint.dirpath is not None
     last = Path(checkpoint.dirpath) / "last.ckpt"
+    resumed = resume and last.is_file()
+    if resumed:
+        read_checkpoint(last)  # an error of one line, before Lightning's
     try:
-        trainer.fit(module, data, ckpt_path=str(last) if resume and last.is_file() else None, weights_only=True)
+        trainer.fit(module, data, ckpt_path=str(last) if resumed else None, weights_only=True)
     except SystemExit:  # Lightning's answer to Ctrl-C
         if trainer.interrupted:
             raise KeyboardInterrupt from None
@@ -63,4 +67,4 @@ def train(
     best = Path(checkpoint.best_model_path)
     if not best.is_file():
         raise DataError("Expected a validation during training but there was none; raise trainer.max_epochs.")
-    module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
+    module.load_state_dict(read_checkpoint(best)["state_dict"])

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from distill.cli.commands import fit
 from distill.cli.config import compose
-from distill.cli.run_folder import RunFolder
+from distill.cli.run_folder import RunFolder, read_config
 from distill.core.errors import ConfigError
 from distill.evaluation.ablation import markdown, summary
 
@@ -52,7 +52,7 @@ def report_of(cfg: DictConfig) -> dict[str, Any]:
     if not finished.is_file():
         cfg.run.resume = written.is_file()
         fit.run(cfg)
-    elif _differs(OmegaConf.load(written), cfg):
+    elif _differs(read_config(written), cfg):
         raise ConfigError(
             f"Expected the fit in {cfg.run.dir} to have the settings of this ablation but they differ; choose another "
             "run.dir."

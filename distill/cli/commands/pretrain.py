@@ -30,6 +30,7 @@ from distill.core.errors import ConfigError
 from distill.system.environment import choose_device
 from distill.training.callbacks.json_lines import JsonLines
 from distill.training.callbacks.step_progress import StepProgress
+from distill.training.checkpoint import read_checkpoint
 
 VALIDATION_START = 10**8  # pictures that training never reaches
 VALIDATION_PICTURES = 64
@@ -189,7 +190,7 @@ def _digest(module: nn.Module) -> str:
 def _steps_done(checkpoint: Path) -> int:
     if not checkpoint.is_file():
         return 0
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    return int(read_checkpoint(checkpoint)["global_step"])
 
 
 def _draw_curve(folder: RunFolder, pictures_a_step: int) -> None:

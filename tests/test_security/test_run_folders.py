@@ -1,0 +1,109 @@
+"""A run's folder from a stranger: checkpoints, configuration and metrics are data."""
+
+import ast
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from distill.cli.run_folder import check_unchanged, read_config
+from distill.core.errors import ConfigError, WeightsError
+from distill.training.checkpoint import read_checkpoint
+from distill.training.train import train
+
+ROOT = Path(__file__).resolve().parents[2]
+LOADERS = ("torch.load", "fit", "validate", "test", "predict", "load_from_checkpoint")
+"""What reads a checkpoint, by the last part of the name (``torch.load`` in full)."""
+
+
+class Payload:
+    """A pickle that makes a file when it is read."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return (open, (str(self.marker), "w"))
+
+
+def hostile(place, marker):
+    honest = {"state_dict": {"x": torch.zeros(1)}, "global_step": 1, "hyper_parameters": {"lr": 1e-3}}
+    return {
+        "the whole file": Payload(marker),
+        "hyper-parameters": honest | {"hyper_parameters": Payload(marker)},
+        "a callback's state": honest | {"callbacks": {"x": Payload(marker)}},
+        "a weight": honest | {"state_dict": {"x": Payload(marker)}},
+    }[place]
+
+
+@pytest.mark.parametrize("place", ["the whole file", "hyper-parameters", "a callback's state", "a weight"])
+def test_a_checkpoint_that_holds_an_object_is_refused_before_training_goes_on(tmp_path, place):
+    marker = tmp_path / "marker"
+    torch.save(hostile(place, marker), tmp_path / "last.ckpt")
+    checkpoint = types.SimpleNamespace(dirpath=str(tmp_path), best_model_path="")
+    with pytest.raises(WeightsError, match="Expected a checkpoint of tensors and plain values") as caught:
+        train(None, None, None, checkpoint, resume=True)
+    assert not marker.exists() and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x04."])
+def test_a_checkpoint_that_is_none_is_refused_in_one_line(tmp_path, content):
+    (tmp_path / "last.ckpt").write_bytes(content)
+    with pytest.raises(WeightsError) as caught:
+        read_checkpoint(tmp_path / "last.ckpt")
+    assert "\n" not in str(caught.value)
+
+
+def test_other_tensors_are_no_checkpoint(tmp_path):
+    torch.save({"x": torch.zeros(1)}, tmp_path / "x.ckpt")
+    with pytest.raises(WeightsError, match="it is none"):
+        read_checkpoint(tmp_path / "x.ckpt")
+    torch.save({"state_dict": {}, "global_step": 3}, tmp_path / "x.ckpt")
+    assert read_checkpoint(tmp_path / "x.ckpt")["global_step"] == 3
+
+
+def test_whatever_reads_a_checkpoint_asks_for_weights_only():
+    found = []
+    for package in ("distill", "teacher", "student"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if not isinstance(node, ast.Call):
+                    continue
+                name, given = ast.unparse(node.func), {keyword.arg: keyword.value for keyword in node.keywords}
+                reads = name == "torch.load" or (name.rpartition(".")[2] in LOADERS and "ckpt_path" in given)
+                if reads or name.endswith(".load_from_checkpoint"):
+                    found.append(name)
+                    assert ast.unparse(given.get("weights_only", ast.Constant(None))) == "True", f"{path}: {name}"
+    assert len(found) >= 3
+
+
+HOSTILE_YAML = [
+    "a: !!python/object/apply:os.system ['touch {marker}']",
+    "a: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path ['{marker}']]",
+    "a: !!python/name:os.system",
+    "a: ${{oc.create:[}}",
+    "a: ${{missing.key}}",
+    "a: [1, 2",
+    "\x00",
+    "- a\n- b",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE_YAML)
+def test_a_runs_configuration_that_is_no_plain_yaml_is_refused_in_one_line(tmp_path, text):
+    marker = tmp_path / "marker"
+    (tmp_path / "config.yaml").write_text(text.format(marker=marker))
+    with pytest.raises(ConfigError, match="Expected the configuration of a run") as caught:
+        read_config(tmp_path / "config.yaml")
+    assert not marker.exists() and "\n" not in str(caught.value)
+
+
+def test_targets_in_a_runs_configuration_are_compared_and_not_built(tmp_path):
+    marker = tmp_path / "marker"
+    target = {"_target_": "pathlib.Path.touch", "_args_": [str(marker)]}
+    OmegaConf.save(OmegaConf.create({"lr": target, "run": {"dir": str(tmp_path)}}), tmp_path / "config.yaml")
+    with pytest.raises(ConfigError, match="Expected the settings that"):
+        check_unchanged(OmegaConf.create({"lr": 1.0, "run": {"dir": str(tmp_path)}}))
+    assert not marker.exists()
