@@ -1,5 +1,6 @@
 """A timm network as a pyramid of feature maps."""
 
+import difflib
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
@@ -185,4 +186,5 @@ def _choose_levels(
 
 
 def _similar(name: str) -> str:
-    return nearest(name, timm.list_models(f"*{name[:6]}*")[:8] or ["resnet18", "mobilenetv2_100", "convnext_atto"])
+    close = difflib.get_close_matches(name, timm.list_models(), n=5)
+    return nearest(name, close or ["resnet18", "mobilenetv2_100", "convnext_atto"])

@@ -24,7 +24,11 @@ from omegaconf.errors import OmegaConfBaseException
 from distill.cli.keys import check_assignments, keys, section_of
 from distill.cli.overrides import is_path, parse
 from distill.cli.renamed import RENAMED
-from distill.core.errors import ConfigError, nearest
+from distill.cli.unread import unread
+from distill.core.errors import ConfigError, DistillError, WeightsError, nearest
+
+NETWORK = ("huggingface_hub", "requests", "httpx", "urllib3")
+"""Libraries whose errors mean that something could not be fetched."""
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _ROOT = _PACKAGE.parent if (_PACKAGE.parent / "pyproject.toml").is_file() else _PACKAGE
@@ -70,6 +74,7 @@ def compose(
         _raise_together(check_assignments(config, [override for _, override in assigned], verb))
         if assigned:
             config = _hydra_compose(verb, [*base, *(text for text, _ in parsed)])
+    _raise_together(unread(verb, config, [override.key_or_group for _, override in parsed]))
     expand_home(config)
     if complete:
         check_complete(config)
@@ -135,22 +140,41 @@ def instantiate(config: Any, **kwargs: Any) -> Any:
         config = OmegaConf.create(config)
     has_target = isinstance(config, DictConfig) and "_target_" in config
     partial = has_target and not config.get("_partial_")
+    target = str(config["_target_"]) if has_target else "the configuration"
     try:
         built = hydra.utils.instantiate(config, _convert_="all", **({"_partial_": True} if partial else {}))
         return built(**kwargs) if partial else built
+    except DistillError:
+        raise
     except InstantiationException as error:
         cause = error.__cause__
         while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
             cause = cause.__cause__
+        named = re.search(r"Error in call to target '([^']+)'", str(error))
         if isinstance(cause, Exception) and not _is_call_error(cause):
-            raise cause from None
+            raise (_in_words(cause, named[1] if named else target) or cause) from cause.__cause__
         raise ConfigError(f"Expected a working configuration but {_one_line(cause or error)}") from error
-    except TypeError as error:
-        if not partial or not _is_call_error(error):
-            raise
-        raise ConfigError(f"Expected settings that {config['_target_']} takes but {_one_line(error)}.") from error
     except OmegaConfBaseException as error:
         raise ConfigError(_one_line(error)) from error
+    except Exception as error:
+        if isinstance(error, TypeError) and partial and _is_call_error(error):
+            raise ConfigError(f"Expected settings that {target} takes but {_one_line(error)}.") from error
+        told = _in_words(error, target)
+        if told is None:
+            raise
+        raise told from error
+
+
+def _in_words(error: Exception, target: str) -> DistillError | None:
+    """Returns what the user can do about an error of a library's, or None for one that is not the user's to mend."""
+    if type(error).__module__.partition(".")[0] in NETWORK:
+        return WeightsError(
+            f"Expected to fetch what {target} needs from the Hugging Face hub but cannot ({_one_line(error)[:160]}); "
+            "connect to the network, or name a file or folder of this machine instead."
+        )
+    if target.startswith("lightning."):  # whatever they raise about their arguments, or about a package that is missing
+        return ConfigError(f"Expected settings of {target} that work on this machine but got: {_one_line(error)}")
+    return None
 
 
 def _is_call_error(error: BaseException) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
 from distill.cli.config import instantiate
@@ -63,3 +64,11 @@ def fit_pairs(cfg: DictConfig) -> tuple[Benchmark, Benchmark, Benchmark | None]:
         for note in getattr(val, "notes", []):
             print(f"note: {note}")
     return train, val, test
+
+
+def has_truth(benchmark: Benchmark) -> bool:
+    """Says whether any pair has a point whose counterpart is known."""
+    if not getattr(benchmark, "has_truth", True):
+        return False
+    pairs = (benchmark[number] for number in range(len(benchmark)))
+    return any(bool((p.kps_mask & torch.isfinite(p.trg_kps).all(-1)).any()) for p in pairs)

@@ -11,8 +11,8 @@ from torch import nn
 from torchmetrics import Metric
 
 from distill.cli.config import instantiate
-from distill.cli.datasets import fit_pairs
-from distill.core.errors import ConfigError
+from distill.cli.datasets import fit_pairs, has_truth
+from distill.core.errors import ConfigError, DataError, nearest
 from distill.core.protocols import Benchmark, Matcher
 from distill.data.datamodule import PairDataModule
 from distill.export.student_file import load_into, read_student_file
@@ -36,7 +36,7 @@ class FitParts:
         device: of the teacher, the filters and the comparison.
         train: training pairs.
         val: validation pairs.
-        test: pairs of the final comparison; None for none.
+        test: annotated pairs of the final comparison; None for none.
         teacher: behind its label store.
         baseline: the untouched backbone's nearest neighbours.
         criteria: of the filter, by name.
@@ -73,11 +73,19 @@ def build(cfg: DictConfig) -> FitParts:
         DistillError: for whatever is wrong with the settings, the files that they name, or this machine.
     """
     device = choose_device(cfg.device)
+    check_monitor(cfg)
+    if cfg.trainer.get("max_epochs") == 0:
+        raise ConfigError("Expected at least one epoch but got trainer.max_epochs=0; the default is 12.")
     student = started(instantiate(cfg.student), cfg.init_from)
     check_size(student, cfg.data.size)
     train, val, test = fit_pairs(cfg)
     if cfg.points is not None:
         train = instantiate(cfg.points, pairs=train)
+    if test is not None and not has_truth(test):
+        raise DataError(
+            f"Expected annotated points that test pairs of {test.name} have in common but found none; test.n_pairs=0 "
+            "leaves the final comparison out."
+        )
     baseline = instantiate(cfg.baseline)
     teacher = Cached(cfg.labels.dir, instantiate(cfg.teacher), fallbacks=list(cfg.labels.fallbacks))
     module = _module(cfg, student, teacher)
@@ -118,6 +126,14 @@ def check_size(student: nn.Module, size: int) -> None:
     check = getattr(student, "check_size", None)
     if callable(check):
         check(size)
+
+
+def check_monitor(cfg: DictConfig) -> None:
+    """Raises a :class:`ConfigError` when no validation logs what ``monitor`` names; callbacks may log more."""
+    scores = [f"val/{name}@{alpha}" for name in ("pck", "pck_teacher") for alpha in ("0.05", "0.10")]
+    known = [*scores, "val/loss", *(f"val/{name}" for name, term in cfg.loss.terms.items() if term is not None)]
+    if cfg.monitor is not None and cfg.monitor not in known and not cfg.callbacks:
+        raise ConfigError(f"Expected monitor to name a figure but got {cfg.monitor!r}; {nearest(cfg.monitor, known)}.")
 
 
 def _module(cfg: DictConfig, student: nn.Module, teacher: Cached) -> Distillation:

@@ -1,14 +1,12 @@
 """The files and the table that tell of a comparison; fit and compare share them."""
 
-from rich.console import Console
-from rich.table import Table
-
 from distill.cli.run_folder import RunFolder
 from distill.core.protocols import Benchmark
 from distill.evaluation.compare import Comparison
 from distill.evaluation.pictures import stack
 from distill.evaluation.report import COLUMNS, example_panels, html_page, markdown, table
 from distill.system.environment import describe
+from distill.system.tables import print_table
 
 
 def report(folder: RunFolder, comparison: Comparison, benchmark: Benchmark, panels: int = 6) -> None:
@@ -25,16 +23,18 @@ def report(folder: RunFolder, comparison: Comparison, benchmark: Benchmark, pane
     folder.write_text("report.md", markdown(comparison))
     folder.write_text("report.html", html_page(comparison, pictures))
     stack(pictures).save(folder / "matches.png")
-    print_table(comparison)
+    print_figures(comparison)
     print(f"report: {folder / 'report.html'}")
 
 
-def print_table(comparison: Comparison) -> None:
+def print_figures(comparison: Comparison) -> None:
     """Prints the figures, per image only: the reports have the rest."""
     shown = [n for n, column in enumerate(COLUMNS) if "point" not in column]
-    drawn = Table(title=f"{comparison.evaluations[comparison.reference].report['n_pairs']} test pairs, percent")
-    for n in shown:
-        drawn.add_column(COLUMNS[n].replace(" image", ""), justify="left" if n == 0 else "right")
-    for row in table(comparison):
-        drawn.add_row(*(row[n] for n in shown))
-    Console(width=110).print(drawn)
+    headers = [COLUMNS[n].replace(" image", "").replace("@", " @") for n in shown]
+    n_pairs = comparison.evaluations[comparison.reference].report["n_pairs"]
+    print_table(headers, [[row[n] for n in shown] for row in table(comparison)], f"{n_pairs} pairs, percent")
+
+
+def announce(verb: str, what: str, device: str, where: object) -> None:
+    """Prints the line that a command begins with: what is done, on which device, and where the result will be."""
+    print(f"{verb}: {what}; on {device}; in {where}", flush=True)

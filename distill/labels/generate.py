@@ -44,7 +44,7 @@ def label(
         work = _Work(teacher, benchmark, device)
         with _exit_on_sigterm(), closing(work.through(groups)) as finished:
             for done in finished:
-                shown.update(task, advance=done, note=f", {work.rate:.1f} points/s")
+                shown.update(task, advance=done, note=f", {work.rate:.1f} points/s" if work.made else ", read")
     if work.made:
         teacher.store.write_index()
     return work.made

@@ -7,8 +7,10 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 import distill
+from distill.core.errors import ConfigError, nearest
 
 PACKAGES = ("torch", "torchvision", "lightning", "diffusers", "transformers", "timm", "torchmetrics", "onnxruntime")
+DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 def describe() -> dict[str, str]:
@@ -27,8 +29,28 @@ def describe() -> dict[str, str]:
 
 
 def choose_device(name: str) -> str:
-    """Returns "cuda" or "cpu" for "auto", and other names as they are."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    """Returns the device to work on: "cuda" or "cpu" for "auto", and other names as they are.
+
+    Args:
+        name: auto, cpu, cuda, cuda:<number> or mps.
+
+    Raises:
+        ConfigError: when there is no such device.
+    """
+    kind, colon, number = str(name).partition(":")
+    if kind not in DEVICES or (colon and not (kind == "cuda" and number.isdigit())):
+        hint = "did you mean 'cuda'? valid names: " + ", ".join(DEVICES) if kind == "gpu" else nearest(kind, DEVICES)
+        raise ConfigError(f"Expected device to name a device but got {name!r}; {hint}.")
+    if kind == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"Expected the GPU that device={name} names but torch {torch.__version__} finds {torch.cuda.device_count()}; "
+            "set device=auto or device=cpu, or install a driver and a torch that fits it."
+        )
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("Expected an Apple GPU for device=mps but torch finds none; set device=auto or device=cpu.")
+    return str(name)
 
 
 def _version(package: str) -> str:

@@ -46,10 +46,12 @@ def adamw(student: nn.Module, steps: int, lr: float, backbone_lr: float, weight_
         warmup: share of the steps until the peak, in (0, 1).
 
     Raises:
-        ConfigError: for a warm-up outside (0, 1), and what :func:`groups` raises.
+        ConfigError: for a warm-up outside (0, 1), a negative decay, and what :func:`groups` raises.
     """
     if not 0 < warmup < 1:
         raise ConfigError(f"Expected warmup, the share of steps until the peak rate, in (0, 1) but got {warmup}.")
+    if weight_decay < 0:
+        raise ConfigError(f"Expected weight_decay of at least 0 but got {weight_decay}; 0.05 is usual.")
     parts = groups(student, lr, backbone_lr)
     optimizer = torch.optim.AdamW(parts, lr=lr, weight_decay=weight_decay)
     peaks = [part["lr"] for part in parts]

@@ -15,8 +15,6 @@ from functools import partial
 
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
 
 from distill.bench.labels import label_rates
 from distill.bench.loader import loader_rates
@@ -27,6 +25,7 @@ from distill.cli.run_folder import RunFolder
 from distill.core.errors import ConfigError
 from distill.core.protocols import Benchmark
 from distill.system.environment import choose_device, describe
+from distill.system.tables import print_table
 
 
 def run(cfg: DictConfig) -> list[dict]:
@@ -41,15 +40,14 @@ def run(cfg: DictConfig) -> list[dict]:
     unknown = [what for what in wanted if what not in measured]
     if unknown or not wanted:
         raise ConfigError(f"Expected what to list {list(measured)} but got {unknown or wanted}; correct what=[...].")
+    choose_device(cfg.device)  # raises now what it would after some measurements
     benchmark: Benchmark = instantiate(cfg.data)
     folder = RunFolder.numbered(cfg)
     rows = [row for what in wanted for row in measured[what](cfg, benchmark)]
     folder.write_json("bench.json", {"rows": rows, "environment": describe()})
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    table = Table(*(column.replace("_", " ") for column in columns))
-    for row in rows:
-        table.add_row(*(str(row.get(column, "")) for column in columns))
-    Console(width=150).print(table)
+    cells = [[str(row.get(column, "")) for column in columns] for row in rows]
+    print_table([column.replace("_", " ") for column in columns], cells, "measured side by side")
     return rows
 
 

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 from PIL import Image
-from rich.progress import Progress, TaskID
+from rich.progress import TaskID
 from torch import Tensor
 
 from distill.cli.config import instantiate
@@ -34,7 +34,7 @@ from distill.data.pair_list import pair_list
 from distill.data.pair_mining import nearest_pairs
 from distill.data.photograph_pairs import PhotographPairs
 from distill.evaluation.pictures import contact_sheet
-from distill.system.progress import bar, track
+from distill.system.progress import Shown, bar, track
 
 
 def run(cfg: DictConfig) -> dict:
@@ -213,7 +213,7 @@ def fetch(cfg: DictConfig) -> dict:
         with bar(" bytes") as shown:
             task = shown.add_task(source.filename, total=None, note="")
 
-            def show(done: int, total: int | None, to: Progress = shown, what: TaskID = task) -> None:
+            def show(done: int, total: int | None, to: Shown = shown, what: TaskID = task) -> None:
                 to.update(what, completed=done, total=total)
 
             place = download(source, Path(cfg.data.root), show)

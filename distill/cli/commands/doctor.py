@@ -1,5 +1,7 @@
 """Check versions, devices, weights and data sets; each problem comes with its remedy.
 
+The exit code is 2 when there is a problem. Which data set lies in data_root is recognised by its files.
+
 Examples:
   python -m distill doctor
   python -m distill doctor model=stable-diffusion-v1-5 data_root=CUB_200_2011
@@ -10,34 +12,71 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from distill.cli.config import instantiate, shipped
-from distill.core.errors import DistillError
+from distill.cli.config import compose, instantiate, shipped
+from distill.core.errors import DataError, DistillError
 from distill.system.environment import describe
 
 PARTS = ("torch", "torchvision", "lightning", "diffusers", "transformers", "timm", "torchmetrics", "onnxruntime")
 
 
-def run(cfg: DictConfig) -> list[str]:
-    """Prints what was found, and returns the problems."""
+LAYOUTS = {
+    "cub": ("images.txt",),
+    "spair71k": ("PairAnnotation", "Layout"),
+    "ap10k": ("PairAnnotation", "ImageAnnotation"),
+    "pf_pascal": ("Annotations", "JPEGImages"),
+    "pf_willow": ("duck(S)",),
+}
+"""What lies in the folder of a data set, or in a folder in it, and so tells which one it is. Any other is a folder."""
+
+
+def run(cfg: DictConfig) -> None:
+    """Prints what was found.
+
+    Raises:
+        DataError: when there are problems; each is printed.
+    """
     for name, value in describe().items():
         print(f"{name:<14} {value}")
     problems = [problem for name in PARTS if (problem := _import_problem(name))]
-    checks: list[tuple[str, dict]] = [
-        ("teacher's model", {"_target_": "teacher.PromptOptimization", "model": str(cfg.model)})
-    ]
+    problems += _problems("teacher's model", {"_target_": "teacher.PromptOptimization", "model": str(cfg.model)})
     if cfg.data_root is not None:
-        checks.append(("data set", {"_target_": "distill.data.datasets.cub.Annotations", "root": Path(cfg.data_root)}))
-    for what, config in checks:
-        try:
-            instantiate(config)
-        except DistillError as error:
-            problems.append(f"{what}: {error}")
+        problems += _data_problems(Path(cfg.data_root))
     labels = sorted(shipped("checkpoints/labels").glob("*/*.safetensors"))
     print(f"{'labels':<14} {len(labels)} files come with the project")
     for problem in problems:
         print(f"problem: {problem}")
-    print("all is well" if not problems else f"{len(problems)} problems")
-    return problems
+    if problems:
+        raise DataError(f"Expected nothing wrong but found {len(problems)} problems, which are named above; mend them.")
+    print("no problems")
+
+
+def layout(root: Path) -> str:
+    """Returns the name of the data set that lies in ``root``, as ``data=`` takes it."""
+    folders = [root, *(path for path in root.glob("*") if path.is_dir())]
+    found = (name for name, parts in LAYOUTS.items() if any(all((f / p).exists() for p in parts) for f in folders))
+    return next(found, "folder")
+
+
+def _data_problems(root: Path) -> list[str]:
+    """Opens the data set in ``root`` and reads its first pair."""
+    if not root.is_dir():
+        return [f"data set: Expected a folder in data_root but there is none at {root}; correct it."]
+    name = layout(root)
+    try:
+        benchmark = instantiate(compose("data", [f"data={name}", f"data.root={root}", "data.n_pairs=1"]).data)
+        benchmark[0]
+    except DistillError as error:
+        return [f"data set: {error}"]
+    print(f"{'data set':<14} data={name} in {root}; python -m distill data check reads all of it")
+    return []
+
+
+def _problems(what: str, config: dict) -> list[str]:
+    try:
+        instantiate(config)
+    except DistillError as error:
+        return [f"{what}: {error}"]
+    return []
 
 
 def _import_problem(name: str) -> str | None:

@@ -19,10 +19,12 @@ from torch import nn
 
 from distill.cli.fit_parts import FitParts, build, is_taught
 from distill.cli.processes import check_command_line, is_first_process, is_many
-from distill.cli.reporting import report
+from distill.cli.reporting import announce, report
 from distill.cli.run_folder import RunFolder, check_unchanged
 from distill.core.errors import ExportError
+from distill.core.protocols import Benchmark, Matcher, PairMatcher
 from distill.evaluation.compare import Comparison, compare
+from distill.evaluation.label_truth import LabelTruth
 from distill.export.onnx import export_student
 from distill.export.student_file import save_student
 from distill.labels.generate import label
@@ -31,7 +33,7 @@ from distill.training.train import filter_labels, train
 
 
 def run(cfg: DictConfig) -> Comparison | None:
-    """Builds, labels, trains and reports; returns the comparison, if test pairs were asked for."""
+    """Builds, labels, trains and reports; returns the comparison, if one was asked for."""
     seed_everything(cfg.seed, workers=True, verbose=False)
     if is_many(cfg):
         check_command_line()
@@ -40,11 +42,19 @@ def run(cfg: DictConfig) -> Comparison | None:
     taught, first = is_taught(cfg), is_first_process()
     parts = build(cfg)
     with RunFolder.create(cfg, resume=cfg.run.resume) if first else RunFolder(cfg.run.dir) as folder:
+        if first:
+            announce("fit", f"a student on {parts.train.name}", devices(parts), folder.path)
         make_labels(cfg, parts, taught, first)
         train(parts.trainer, parts.module, parts.data, parts.checkpoint, cfg.run.resume)
         if not first:
             return None
         return finish(cfg, parts, keep(cfg, parts.student, folder), folder)
+
+
+def devices(parts: FitParts) -> str:
+    """Returns the device of teacher and comparison, and that of the training where it is another."""
+    training = parts.trainer.strategy.root_device.type
+    return parts.device if parts.device.startswith(training) else f"{parts.device}, training on {training}"
 
 
 def make_labels(cfg: DictConfig, parts: FitParts, taught: bool, first: bool) -> None:
@@ -82,13 +92,24 @@ def finished(student: nn.Module, cfg: DictConfig) -> tuple[nn.Module, dict[str, 
 
 
 def finish(cfg: DictConfig, parts: FitParts, student: nn.Module, folder: RunFolder) -> Comparison | None:
-    """Compares teacher, student and baselines on the test pairs, if there are any, and reports."""
-    if parts.test is None:
+    """Compares and reports: with the truth on the test pairs, or with the teacher's labels where nothing is annotated.
+
+    Returns:
+        The comparison; None where ``test.n_pairs=0`` leaves it out.
+    """
+    if not cfg.test.n_pairs:
         return None
     networks = {"student": student, "nearest_neighbour": parts.baseline}
     on_device = {name: net.to(parts.device) if isinstance(net, nn.Module) else net for name, net in networks.items()}
-    matchers = {"teacher": parts.teacher, **on_device, "box_relative": BoxRelative()}
-    comparison = compare(matchers, parts.test, device=parts.device, metrics=parts.metrics)
-    comparison.notes.append("The teacher's answers were read from its labels; python -m distill compare times it.")
-    report(folder, comparison, parts.test)
+    others: dict[str, Matcher | PairMatcher] = {**on_device, "box_relative": BoxRelative()}
+    if parts.test is not None:
+        pairs: Benchmark = parts.test
+        comparison = compare({"teacher": parts.teacher, **others}, pairs, device=parts.device, metrics=parts.metrics)
+        note = "The teacher's answers were read from its labels; python -m distill compare times it."
+    else:
+        pairs = LabelTruth(parts.val, parts.teacher)
+        comparison = compare(others, pairs, "student", device=parts.device, metrics=parts.metrics)
+        note = "Nothing is annotated: PCK says how often an answer is near the teacher's label, on validation pairs."
+    comparison.notes.append(note)
+    report(folder, comparison, pairs)
     return comparison

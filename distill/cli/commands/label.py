@@ -10,6 +10,7 @@ Examples:
   python -m distill label labels.dir=labels
   python -m distill label labels.dir=labels label.shard=0/4 splits=[train]
   python -m distill label labels.dir=labels trainer.devices=8
+  python -m distill label --multirun hydra/launcher=slurm labels.dir=labels label.shard=0/4,1/4,2/4,3/4
   torchrun --nproc-per-node=8 -m distill label labels.dir=labels trainer.devices=8
   python -m distill label status labels.dir=labels
   python -m distill label verify labels.dir=labels
@@ -25,6 +26,7 @@ from omegaconf import DictConfig
 from distill.cli.config import instantiate
 from distill.cli.datasets import pairs_of
 from distill.cli.processes import launch
+from distill.cli.reporting import announce
 from distill.core.errors import ConfigError, LabelError, nearest
 from distill.labels.audit import audit, summary
 from distill.labels.cached import Cached
@@ -56,7 +58,7 @@ def run(cfg: DictConfig) -> int:
 
 def _make(cfg: DictConfig) -> int:
     """Labels, prints a summary, and returns how many points were labelled, by all processes of this run."""
-    share, datasets = parse_shard(cfg.label.shard), _datasets(cfg)
+    share, datasets, device = parse_shard(cfg.label.shard), _datasets(cfg), choose_device(cfg.device)
     fabric = launch(cfg)
     every = slice(share.start + share.step * fabric.global_rank, None, share.step * fabric.world_size)
     teacher = Cached(
@@ -66,7 +68,9 @@ def _make(cfg: DictConfig) -> int:
         fallbacks=list(cfg.labels.fallbacks),
         prompt_cache=cfg.labels.prompt_cache,
     )
-    device, shown = choose_device(cfg.device), fabric.is_global_zero
+    shown = fabric.is_global_zero
+    if shown:
+        announce("label", ", ".join(f"{len(p)} {p.split} pairs of {p.name}" for p in datasets), device, cfg.labels.dir)
     mine = sum(label(teacher, pairs, device, progress=shown, every=every) for pairs in datasets)
     made = int(fabric.all_reduce(float(mine), reduce_op="sum"))
     if fabric.is_global_zero:
@@ -132,7 +136,7 @@ def _datasets(cfg: DictConfig) -> list:
     unknown = [split for split in cfg.splits if split not in ("train", "val", "test")]
     if unknown:
         raise ConfigError(f"Expected splits among train, val and test but got {unknown}; correct splits=[...].")
-    return [pairs_of(cfg.data, split, cfg[split]) for split in cfg.splits]
+    return [pairs_of(cfg.data, split, cfg[split]) for split in cfg.splits if cfg[split].n_pairs != 0]
 
 
 def parse_shard(text: str) -> slice:

@@ -10,10 +10,10 @@ from lightning.pytorch.callbacks import (
     EMAWeightAveraging,
     LearningRateFinder,
     ModelCheckpoint,
-    RichProgressBar,
 )
 
 from distill.core.errors import ConfigError
+from distill.training.callbacks.progress import TrainingProgress
 
 
 def checkpoints(folder: Path, monitor: str | None) -> ModelCheckpoint:
@@ -81,6 +81,6 @@ def callbacks(
         *(others or {}).values(),
         checkpoint,
         resumable(Path(checkpoint.dirpath)),
-        RichProgressBar(leave=False),
+        TrainingProgress(),
     ]
     return [callback for callback in chosen if callback is not None]

@@ -1,0 +1,94 @@
+"""Keys that a user gives but that the verb would not read: an error rather than silence."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from omegaconf import DictConfig, OmegaConf
+
+
+@dataclass(frozen=True)
+class Unread:
+    """Keys that have no effect under a condition.
+
+    Attributes:
+        keys: dotted; a section stands for all keys in it.
+        when: the condition, of the composed configuration.
+        hint: what to do instead.
+    """
+
+    keys: tuple[str, ...]
+    when: Callable[[DictConfig], bool]
+    hint: str
+
+
+def _always(config: DictConfig) -> bool:
+    return True
+
+
+def _lacks(section: str, key: str) -> Callable[[DictConfig], bool]:
+    """Says that nothing in ``section`` refers to ``key``."""
+    return lambda config: f"${{{key}}}" not in OmegaConf.to_yaml(config[section])
+
+
+def _does_not(key: str, *words: str) -> Callable[[DictConfig], bool]:
+    """Says that ``key`` holds none of ``words``; it may be a list."""
+
+    def check(config: DictConfig) -> bool:
+        value = OmegaConf.select(config, key)
+        chosen = [value] if isinstance(value, str) else list(value)
+        return not set(chosen) & set(words)
+
+    return check
+
+
+_SPLITS = Unread(
+    ("data.split", "data.n_pairs"),
+    _always,
+    "train.n_pairs, val.n_pairs and test.n_pairs say how many pairs of each split are used",
+)
+_MATCHER = (
+    Unread(("ckpt",), _lacks("matcher", "ckpt"), "it is read by matcher=student"),
+    Unread(("file",), _lacks("matcher", "file"), "it is read by matcher=onnx"),
+)
+UNREAD: dict[str, tuple[Unread, ...]] = {
+    "fit": (_SPLITS,),
+    "label": (
+        _SPLITS,
+        Unread(("label.sources",), _does_not("label.action", "merge"), "it belongs to label merge"),
+        Unread(("label.file",), _does_not("label.action", "export"), "it belongs to label export"),
+        Unread(("label.coverage",), _does_not("label.action", "status"), "it belongs to label status"),
+        Unread(
+            ("label.shard", "label.flush_seconds", "label.compact", "trainer"),
+            _does_not("label.action", "make"),
+            "it matters when labels are made",
+        ),
+        Unread(
+            ("data", "teacher", "splits", "train", "val", "test", "labels.prompt_cache", "labels.fallbacks"),
+            lambda config: config.label.action in ("verify", "repair", "merge", "export"),
+            "the action works on the label store alone",
+        ),
+    ),
+    "evaluate": _MATCHER,
+    "match": _MATCHER,
+    "data": (
+        Unread(("pairs_per_image", "describer"), _does_not("action", "pair"), "it belongs to data pair"),
+        Unread(("images",), _does_not("action", "describe"), "it belongs to data describe"),
+    ),
+    "bench": (
+        Unread(("batches", "repeats", "student"), _does_not("what", "student"), "it belongs to what=[student]"),
+        Unread(("teacher", "teacher_pairs"), _does_not("what", "teacher"), "it belongs to what=[teacher]"),
+        Unread(("labels",), _does_not("what", "labels"), "it belongs to what=[labels]"),
+    ),
+}
+
+
+def unread(verb: str, config: DictConfig, given: Iterable[str]) -> list[str]:
+    """Returns an error message for those of the ``given`` keys that ``verb`` does not read with this configuration."""
+    given, problems = list(given), []
+    for rule in UNREAD.get(verb, ()):
+        keys = [key for key in given if any(key == name or key.startswith(f"{name}.") for name in rule.keys)]
+        if keys and rule.when(config):
+            problems.append(
+                f"Expected keys with an effect but {verb} does not read {', '.join(keys)} here; {rule.hint}."
+            )
+    return problems

@@ -1,0 +1,33 @@
+"""A data set whose truth is a teacher's labels, for photographs that nobody annotated."""
+
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from distill.core.protocols import Benchmark, Matcher, PairMatcher, match
+from distill.core.types import PairBatch
+
+
+class LabelTruth(Dataset[PairBatch]):
+    """The pairs of ``benchmark`` with the teacher's answers as target keypoints: PCK then says how far one agrees with it.
+
+    Args:
+        benchmark: the pairs.
+        teacher: that answers them.
+    """
+
+    def __init__(self, benchmark: Benchmark, teacher: Matcher | PairMatcher) -> None:
+        self.benchmark, self.teacher = benchmark, teacher
+        self.name, self.split, self.threshold = benchmark.name, benchmark.split, benchmark.threshold
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["benchmark"], name)
+
+    def __len__(self) -> int:
+        return len(self.benchmark)
+
+    def __getitem__(self, index: int) -> PairBatch:
+        """Returns a batch of one pair."""
+        pairs = self.benchmark[index]
+        answer = match(self.teacher, pairs).trg_kps
+        return pairs._replace(trg_kps=answer, trg_all_kps=answer, trg_all_id=pairs.kps_id)

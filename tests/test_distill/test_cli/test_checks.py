@@ -1,0 +1,213 @@
+"""What is wrong with settings, files or the machine is one line, before any work, and leaves nothing behind."""
+
+import json
+import sys
+
+import lightning.pytorch.loggers  # noqa: F401 - whose flags are changed below
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from distill.__main__ import main
+from distill.cli.config import compose
+from distill.cli.unread import UNREAD
+from distill.core.errors import ConfigError
+
+SMALL = [
+    *("trainer=smoke", "student.backbone=test_resnet", "student.strides=[8,16]", "student.width=16", "data.size=64"),
+    *("train.n_pairs=16", "val.n_pairs=8", "test.n_pairs=8", "teacher=oracle", "onnx=false", "pictures=0"),
+]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    random = np.random.default_rng(0)
+    for number in range(8):
+        file = tmp_path / "photos" / "cat" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(file)
+    return tmp_path / "photos"
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("error: ") == 1 and "Traceback" not in error and "label shapes" not in error
+    return error
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("trainer.accelerator=gpu", "Expected settings of lightning.Trainer that work on this machine"),
+        ("trainer.precision=half", "Precision 'half' is invalid"),
+        ("trainer.max_epochs=0", "Expected at least one epoch"),
+        ("device=gpu", "Expected device to name a device but got 'gpu'; did you mean 'cuda'?"),
+        ("device=cuda", "finds 0; set device=auto or device=cpu"),
+        ("device=mps", "Expected an Apple GPU"),
+        ("num_workers=-1", "num_workers >= 0 but got 16 and -1"),
+        ("batch_size=0", "batch_size >= 1"),
+        ("lr=-1", "Expected lr and backbone_lr to be positive but got -1"),
+        ("weight_decay=-1", "Expected weight_decay of at least 0 but got -1"),
+        ("warmup=2", "Expected warmup"),
+        ("monitor=val/foo", "Expected monitor to name a figure but got 'val/foo'"),
+        ("student.weights=pretrained", "connect to the network, or name a file or folder"),
+        ("student.backbone=resnet99", "did you mean 'resnet50'?"),
+    ],
+)
+def test_fit_refuses_before_it_labels_and_leaves_no_folder(extra, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    if "accelerator" in extra and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert message in refused(["fit", *SMALL, f"run.dir={tmp_path}/r", extra], capsys)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
+def test_a_logger_that_is_not_installed_is_named_before_labels_are_made(name, tmp_path, capsys, monkeypatch):
+    requirement = {"tensorboard": "_TENSORBOARD_AVAILABLE", "wandb": "_WANDB_AVAILABLE", "mlflow": "_MLFLOW_AVAILABLE"}
+    for module in [m for m in sys.modules if m.startswith("lightning.") and "loggers" in m]:
+        for flag in (requirement[name], "_TENSORBOARDX_AVAILABLE"):
+            if hasattr(sys.modules[module], flag):
+                monkeypatch.setattr(f"{module}.{flag}", False)
+    assert name in refused(["fit", *SMALL, f"run.dir={tmp_path}/r", f"logger={name}"], capsys).lower()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["evaluate", "matcher=oracle"],
+        ["label", "teacher=oracle", "labels.dir={tmp}/l"],
+        ["compare", "ckpt=none.safetensors"],
+        ["bench", "what=[loader]"],
+        ["match", "src={tmp}/photos/cat/0.png", "trg={tmp}/photos/cat/1.png", "points=[[9,9]]", "matcher=oracle"],
+        ["pretrain"],
+    ],
+)
+def test_every_verb_refuses_a_device_that_there_is_not(arguments, photos, tmp_path, capsys):
+    arguments = [argument.format(tmp=tmp_path) for argument in arguments]
+    run = [] if arguments[0] == "label" else [f"run.dir={tmp_path}/r"]
+    assert "got 'gpu'; did you mean 'cuda'?" in refused([*arguments, *run, "device=gpu"], capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def test_an_experiment_whose_weights_cannot_be_fetched_says_so(photos, tmp_path, capsys):
+    arguments = ["fit", "experiment=folder_sd15", f"data.root={photos}", f"run.dir={tmp_path}/r"]
+    assert "connect to the network" in refused(arguments, capsys)
+    arguments = ["data", "pair", "data=folder", f"data.root={photos}", "describer.weights=pretrained"]
+    assert "connect to the network" in refused([*arguments, f"run.dir={tmp_path}/r"], capsys)
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("verb", "overrides", "keys"),
+    [
+        ("fit", ["data.n_pairs=5", "data.split=val"], "data.n_pairs, data.split"),
+        ("label", ["data.n_pairs=5"], "data.n_pairs"),
+        ("label", ["label.sources=[a]"], "label.sources"),
+        ("label", ["label.action=status", "label.shard=0/2"], "label.shard"),
+        ("label", ["label.action=export", "data=shapes", "label.file=a"], "data"),
+        ("evaluate", ["matcher=oracle", "ckpt=a"], "ckpt"),
+        ("evaluate", ["ckpt=a", "file=b"], "file"),
+        ("match", ["matcher=oracle", "file=b", "src=a", "trg=b", "points=[]"], "file"),
+        ("data", ["pairs_per_image=2"], "pairs_per_image"),
+        ("data", ["action=check", "images=2"], "images"),
+        ("bench", ["what=[loader]", "batches=[1]"], "batches"),
+    ],
+)
+def test_a_key_without_an_effect_is_an_error(verb, overrides, keys):
+    with pytest.raises(ConfigError, match=f"{verb} does not read {keys} here"):
+        compose(verb, overrides)
+
+
+def test_keys_with_an_effect_are_taken():
+    compose("label", ["label.action=status", "label.coverage=true", "data.size=32"])
+    compose("match", ["matcher=rescored", "ckpt=a", "src=a", "trg=b", "points=[]"])
+    compose("bench", ["what=student", "batches=[1]"])
+    compose("data", ["action=pair", "pairs_per_image=2"])
+    assert set(UNREAD) <= {"fit", "label", "evaluate", "match", "data", "bench"}
+
+
+def test_a_start_that_fails_while_it_works_does_not_refuse_the_corrected_command(tmp_path, capsys, monkeypatch):
+    def fail(*arguments, **settings):
+        raise ConfigError("Expected a teacher but got a toaster.")
+
+    arguments = ["fit", *SMALL, f"run.dir={tmp_path}/r", "test.n_pairs=0", "device=cpu", "trainer.accelerator=cpu"]
+    with monkeypatch.context() as patch:
+        patch.setattr("distill.cli.commands.fit.train", fail)
+        assert main(arguments) == 2
+    assert {path.name for path in (tmp_path / "r").iterdir()} == {"labels"}
+    assert main(arguments) == 0
+    assert (tmp_path / "r" / "student.safetensors").is_file()
+    assert "train: 16/16 pairs, read" in capsys.readouterr().err, "labels are made once"
+    assert main([*arguments, "run.resume=true", "student.width=64", "lr=1"]) == 2
+    assert "got lr=1 (0.001 before), student.width=64 (16 before)" in capsys.readouterr().err
+    assert main(arguments) == 2
+    assert "run.resume=true continues it" in capsys.readouterr().err
+
+
+def test_photographs_without_annotation_are_fitted_at_the_first_attempt(photos, tmp_path, capsys):
+    teacher = ["teacher=nearest_neighbour", "teacher.model.backbone=test_resnet"]
+    student = [setting for setting in SMALL if setting.startswith(("trainer", "student", "data", "onnx", "pictures"))]
+    arguments = ["fit", "data=folder", f"data.root={photos}", f"run.dir={tmp_path}/r", *teacher, *student]
+    assert main([*arguments, "data.n_points=3", "device=cpu", "trainer.accelerator=cpu"]) == 0
+    shown = capsys.readouterr().out
+    assert "pairs:   12 training, 2 validation, no test: nothing is annotated" in shown
+    assert f"fit: a student on folder; on cpu; in {tmp_path}/r" in shown and shown.strip().endswith(
+        f"report: {tmp_path}/r/report.html"
+    )
+    report = json.loads((tmp_path / "r" / "metrics.json").read_text())
+    assert [row["matcher"] for row in report["matchers"]] == ["student", "nearest_neighbour", "box_relative"]
+    assert report["matchers"][0]["n_points"] == 6 and "Nothing is annotated" in report["notes"][0]
+    lines = (tmp_path / "r" / "metrics.jsonl").read_text()
+    assert "NaN" not in lines and any(json.loads(line).get("val/pck@0.10", 0) is None for line in lines.splitlines())
+
+
+def test_test_pairs_without_a_common_point_are_refused_before_labels_are_made(photos, tmp_path, capsys):
+    rows = [f"cat/{number}.png,part {number},10,10" for number in range(8)]
+    (photos / "points.csv").write_text("\n".join(["image,part,x,y", *rows]))
+    arguments = ["fit", "data=folder", f"data.root={photos}", f"run.dir={tmp_path}/r", "teacher=oracle"]
+    student = [setting for setting in SMALL if setting.startswith(("trainer", "student", "data", "test"))]
+    assert "test.n_pairs=0 leaves the final comparison out" in refused([*arguments, *student], capsys)
+    assert not (tmp_path / "r").exists()
+
+
+def test_label_leaves_a_split_out_that_has_no_pairs(tmp_path, capsys):
+    few = ["train.n_pairs=4", "val.n_pairs=0", "test.n_pairs=0", "data.size=32", "device=cpu"]
+    assert main(["label", "teacher=oracle", f"labels.dir={tmp_path}/l", *few]) == 0
+    assert f"label: 4 train pairs of shapes; on cpu; in {tmp_path}/l" in capsys.readouterr().out
+
+
+def test_doctor_tells_problems_by_its_exit_code_and_recognises_data_sets(photos, tmp_path, capsys):
+    assert main(["doctor", f"data_root={photos}"]) == 0
+    assert f"data=folder in {photos}" in capsys.readouterr().out
+    assert main(["doctor", f"data_root={tmp_path}/none", f"model={tmp_path}/no model"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out.count("problem: ") == 2 and "found 2 problems" in shown.err
+    (tmp_path / "cub").mkdir()
+    (tmp_path / "cub" / "images.txt").write_text("1 a.jpg\n")
+    assert main(["doctor", f"data_root={tmp_path}/cub"]) == 2
+    assert "image_class_labels.txt" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("files", "name"),
+    [
+        (["images.txt"], "cub"),
+        (["CUB_200_2011/images.txt"], "cub"),
+        (["PairAnnotation/x", "Layout/x", "JPEGImages/x"], "spair71k"),
+        (["PairAnnotation/x", "ImageAnnotation/x", "JPEGImages/x"], "ap10k"),
+        (["PF-dataset-PASCAL/JPEGImages/x", "PF-dataset-PASCAL/Annotations/x"], "pf_pascal"),
+        (["PF-dataset/duck(S)/x"], "pf_willow"),
+        (["cat/a.jpg"], "folder"),
+    ],
+)
+def test_a_data_set_is_recognised_by_its_files(files, name, tmp_path):
+    from distill.cli.commands.doctor import layout
+
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("")
+    assert layout(tmp_path) == name
