@@ -29,7 +29,7 @@ def pairs_of(data: DictConfig, split: str, choice: DictConfig) -> Benchmark:
         return instantiate({**data, "split": split, **differing})
     except DataError as error:
         text = str(error)
-        for key in differing:
+        for key in map(str, differing):
             text = text.replace(f"data.{key}", f"{split}.{key}")
         raise type(error)(text) from error
 

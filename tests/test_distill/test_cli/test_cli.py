@@ -49,7 +49,7 @@ def test_help_says_what_a_verb_does_and_what_it_takes(verb, capsys):
             ["evaluate", "data=cub", "data.root={tmp}", "matcher=oracle", "run.dir={tmp}/r"],
             "images.txt cannot be read",
         ),
-        (["evaluate", "data.n_pairs=0", "matcher=oracle", "run.dir={tmp}/r"], "data.n_pairs between 1 and"),
+        (["evaluate", "data.n_pairs=0", "matcher=oracle", "run.dir={tmp}/r"], "data.n_pairs of at least 1"),
         (["label", "label.shard=4/4"], "label.shard as i/N"),
         (["fit", "teacher.model={tmp}/none here", "run.dir={tmp}/r"], "no folder"),
         (["fit", "student.backbone=resnet1O", "run.dir={tmp}/r"], "a timm model"),
