@@ -163,7 +163,9 @@ def _bases(file: Path) -> Iterator[tuple[Path, str]]:
             continue
         path = group if name is None else f"{group}/{name}"
         folder = ROOT / "configs" if path.startswith("/") else file.parent
-        yield folder / f"{path.lstrip('/')}.yaml", "" if package in ("", "_here_") else f"{package}."
+        base = folder / f"{path.lstrip('/')}.yaml"
+        if base.is_file():  # another library's otherwise, such as a launcher of Hydra's
+            yield base, "" if package in ("", "_here_") else f"{package}."
 
 
 def _keys(node: yaml.MappingNode, lines: list[str], prefix: str) -> Iterator[Key]:
@@ -188,7 +190,8 @@ def _source(value: yaml.Node, lines: list[str]) -> str:
     if start.line == end.line:
         return lines[start.line][start.column : end.column]
     inside = [lines[start.line][start.column :], *lines[start.line + 1 : end.line]]
-    return " ".join(part.strip() for part in (*inside, lines[end.line][: end.column] if end.line < len(lines) else ""))
+    inside.append(lines[end.line][: end.column] if end.line < len(lines) else "")
+    return " ".join(part.strip() for part in inside if part.strip())
 
 
 def _comment(line: str, after: int) -> str:

@@ -25,7 +25,8 @@ def test_it_carries_configurations_and_checkpoints(wheel, root):
     for folder in ("configs", "checkpoints"):
         for file in (path for path in (root / folder).rglob("*") if path.is_file()):
             assert f"distill/{file.relative_to(root).as_posix()}" in names
-    assert not any(name.startswith(("tests/", "runs/")) for name in names)
+    assert {f"{package}/py.typed" for package in ("distill", "teacher", "student")} <= names
+    assert not any(name.startswith(("tests/", "runs/", "docs/")) for name in names)
 
 
 @pytest.mark.slow

@@ -1,0 +1,139 @@
+"""Every command, key, module, file and link that the documentation names is there."""
+
+import importlib
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from distill.__main__ import ACTIONS, VERBS
+from distill.cli.config import compose, defaults, options
+from distill.core.errors import ConfigError
+
+PROGRAMS = {
+    *("python", "python3.11", "pip", "distill", "git", "mkdocs", "export", "tensorboard", "torchrun", "ruff", "mypy"),
+    *(".venv/bin/python", ".venv/bin/pip", ".", "pre-commit", ".ci/run", "cd"),
+}
+
+
+def arguments(words: list[str]) -> tuple[str, list[str], str | None]:
+    """Returns verb, overrides and the user's folder of configurations of a command; raises for a word that is none."""
+    verb, *rest = words
+    if verb in ACTIONS and rest and "=" not in rest[0] and not rest[0].startswith("-"):
+        key, known = ACTIONS[verb]
+        assert rest[0] in known, f"{verb} {rest[0]}"
+        rest = [f"{key}={rest[0]}", *rest[1:]]
+    folder = None
+    overrides = []
+    sweeps = "--multirun" in rest
+    rest = [word for word in rest if word not in ("--help", "--multirun")]
+    while rest:
+        word = rest.pop(0)
+        if word == "--config-dir":
+            folder = rest.pop(0)
+        elif word.startswith("hydra/"):
+            assert Path(word.removeprefix("hydra/").partition("=")[0]).name in ("launcher", "sweeper")
+        else:
+            key, _, value = word.partition("=")
+            overrides.append(f"{key}={value.partition(',')[0]}" if sweeps else word)
+    return verb, overrides, folder
+
+
+def test_every_command_line_composes(verbs):
+    for words in verbs:
+        verb, overrides, folder = arguments(words)
+        assert verb in VERBS or (folder and Path(folder, f"{verb}.yaml").is_file()), f"no verb {verb}"
+        if verb in VERBS and "--help" in words:
+            continue
+        try:
+            compose(verb, overrides, folder)
+        except ConfigError as error:
+            if "Expected a value for" not in str(error):  # commands in running text name some of their keys only
+                raise AssertionError(f"python -m distill {' '.join(words)}: {error}") from error
+
+
+def test_commands_begin_with_known_programs_and_name_known_extras(shell, root):
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for words in shell:
+        assert words[0] in PROGRAMS or "=" in words[0], f"an unknown program: {' '.join(words)}"
+        for extra in re.findall(r"(?:distill|\.)\[([\w,]+)\]", " ".join(words)):
+            assert set(extra.split(",")) <= set(extras), f"no extra {extra}"
+
+
+@pytest.fixture(scope="module")
+def known_keys() -> set[str]:
+    """All keys of all verbs with every choice of every group, and the names of the groups."""
+    found: set[str] = set()
+    seen = set()
+    for verb in VERBS:
+        config, groups = defaults(verb)
+        found |= set(_paths(config))
+        for group in set(groups) - seen:
+            place, _, package = group.partition("@")
+            found |= {place, package or place}
+            seen.add(group)
+            for name in options(place):
+                given = [f"{key}=x" for key in OmegaConf.missing_keys(config)]
+                if (place == "data" and name != "shapes") or (place == "experiment" and name != "none"):
+                    given.append("data.root=x")
+                try:
+                    found |= set(_paths(compose(verb, [f"{group}={name}", *given])))
+                except OmegaConfBaseException:
+                    continue  # a choice that needs keys which this verb does not have
+    return found
+
+
+def _paths(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    for name in config:
+        yield f"{prefix}{name}"
+        node = config._get_node(name)
+        if isinstance(node, DictConfig) and not node._is_none() and not node._is_interpolation():
+            yield from _paths(node, f"{prefix}{name}.")
+
+
+def test_every_key_in_the_text_is_a_key(text, known_keys):
+    for code in re.findall(r"`([^`\n]+)`", text):
+        for key, value in re.findall(r"(?:^|\s)([a-z_]+(?:\.[a-z_]+)*)=([^\s]*)", code):
+            if code.startswith(("python", "pip ")) or "(" in code:
+                continue  # a command line, which is composed, or Python
+            assert key in known_keys, f"{code!r} names the key {key}, which no verb has"
+            choices = options(key)
+            if choices and re.fullmatch(r"\w+", value):
+                assert value in choices, f"{code!r} names a choice of {key} that is not there"
+
+
+def test_every_module_and_class_in_the_text_is_there(text, known_keys):
+    for name in re.findall(r"(?:`|\]\[)((?:distill|teacher|student)(?:\.\w+)+)(?:`|\])", text):
+        if name in known_keys or name in ("student.safetensors", "student.onnx"):
+            continue
+        module, rest = name, []
+        while True:
+            try:
+                found = importlib.import_module(module)
+                break
+            except ModuleNotFoundError:
+                module, _, last = module.rpartition(".")
+                assert module, f"no module for {name}"
+                rest.insert(0, last)
+        for part in rest:
+            assert hasattr(found, part), f"{name} is not there"
+            found = getattr(found, part)
+
+
+def test_every_file_of_the_repository_in_the_text_is_there(text, root):
+    for name in re.findall(r"`((?:configs|checkpoints|tests|distill|teacher|docs|\.ci)/[^`*<{ ]*)`", text):
+        assert (root / name).exists(), f"no {name}"
+
+
+def test_every_link_leads_somewhere(page, text):
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not target.startswith(("http", "#")) and "reference/" not in target:
+            file, _, anchor = target.partition("#")
+            assert (page.parent / file).exists(), f"no {target}"
+            if anchor:
+                titles = re.findall(r"^#+ (.+)$", (page.parent / file).read_text(encoding="utf-8"), re.MULTILINE)
+                assert anchor in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, target
