@@ -1,13 +1,18 @@
-"""Fetching benchmarks from their official addresses: resumed, verified, and unpacked safely."""
+"""Downloads of benchmarks from their official addresses: resumed, verified, and unpacked safely.
+
+The standard library does it: ``pooch`` 1.9 starts an interrupted download again from the first byte.
+"""
 
 import hashlib
 import http.client
 import os
+import shutil
 import tarfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -15,6 +20,9 @@ from distill.core.errors import DataError
 
 CHUNK = 1 << 20
 TIMEOUT = 60  # seconds without a byte
+MAX_RATIO = 100  # how many times as large as the archive its files may be; photographs hardly grow
+SMALL = 100 * 2**20  # bytes that the files of an archive may have in any case
+MAX_MEMBERS = 2_000_000  # SPair-71k has a file for each of its 70,958 pairs
 
 
 @dataclass(frozen=True)
@@ -134,28 +142,56 @@ def extract(archive: Path, folder: Path) -> None:
     """Unpacks a ZIP or TAR archive; looks at all members before it writes the first.
 
     Raises:
-        DataError: when the archive is damaged, or a member is a link or device, or lies outside of the folder.
+        DataError: when the archive is damaged, a member is a link or device or lies outside of the folder, or the files
+            are too many or too large: see ``MAX_MEMBERS`` and ``MAX_RATIO``, and the free space of the disk.
     """
     try:
         if archive.suffix == ".zip":
             with zipfile.ZipFile(archive) as zipped:
-                links = [i.filename for i in zipped.infolist() if (i.external_attr >> 28) == 0o12]
-                _refuse(archive, zipped.namelist(), links)
+                infos = zipped.infolist()
+                _check_sizes(archive, folder, (info.file_size for info in infos))
+                _check_members(
+                    archive, zipped.namelist(), [i.filename for i in infos if (i.external_attr >> 28) == 0o12]
+                )
                 zipped.extractall(folder)
         else:
             with tarfile.open(archive) as tarred:
+                _check_sizes(archive, folder, (member.size for member in tarred))
                 members = tarred.getmembers()
                 special = [m.name for m in members if not (m.isfile() or m.isdir())]
-                _refuse(archive, [m.name for m in members], special)
+                _check_members(archive, [m.name for m in members], special)
                 tarred.extraction_filter = getattr(tarfile, "data_filter", None)  # absent from the first Python 3.11
                 tarred.extractall(folder, members)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
         raise DataError(
             f"Expected an archive in {archive} but it is damaged ({error}); remove it and download again."
         ) from error
 
 
-def _refuse(archive: Path, names: Sequence[str], special: Sequence[str]) -> None:
+def _check_sizes(archive: Path, folder: Path, sizes: Iterable[int]) -> None:
+    """Adds up the sizes of members, as far as is needed to see that they are too large, without unpacking them."""
+    limit = max(MAX_RATIO * archive.stat().st_size, SMALL)
+    free = shutil.disk_usage(next(place for place in (folder, *folder.resolve().parents) if place.exists())).free
+    total = 0
+    for number, size in enumerate(sizes, start=1):
+        total += size
+        if number > MAX_MEMBERS:
+            raise DataError(
+                f"Expected at most {MAX_MEMBERS} files and folders in {archive} but it has more; nothing was unpacked."
+            )
+        if total > limit:
+            raise DataError(
+                f"Expected the files of {archive} to grow to at most {limit / 2**20:.1f} MiB but they are at least "
+                f"{total / 2**20:.1f} MiB; nothing was unpacked, do not trust it."
+            )
+        if total > free:
+            raise DataError(
+                f"Expected room for the files of {archive} in {folder} but there are {free / 2**20:.1f} MiB; make room."
+            )
+
+
+def _check_members(archive: Path, names: Sequence[str], special: Sequence[str]) -> None:
+    """Refuses an archive with a member that lies outside of the folder, or is one of the ``special`` ones."""
     outside = [n for n in names if ".." in PurePosixPath(n.replace("\\", "/")).parts or n.startswith(("/", "\\"))]
     outside += [name for name in names if name[1:2] == ":"]
     for found, what in ((outside, "lies outside of the folder"), (special, "is a link or a device")):

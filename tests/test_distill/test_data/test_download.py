@@ -4,6 +4,7 @@ import tarfile
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 
@@ -139,3 +140,44 @@ def test_every_benchmark_says_how_one_comes_by_it():
     assert set(RECIPES) == {"shapes", "spair71k", "pf_pascal", "pf_willow", "cub", "ap10k", "folder"}
     for recipe in RECIPES.values():
         assert recipe.manual and all(source.url.startswith("https://") for source in recipe.sources)
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tgz"])
+def test_an_archive_that_grows_beyond_measure_is_refused_before_it_is_unpacked(tmp_path, suffix):
+    """200 MiB of zeros are 200 KiB when they are packed."""
+    path, size = tmp_path / f"bomb{suffix}", 200 * 2**20
+    if suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as zipped:
+            zipped.writestr("zeros", bytes(size))
+    else:
+        with tarfile.open(path, "w:gz", compresslevel=1) as tarred:
+            info = tarfile.TarInfo("zeros")
+            info.size = size
+            tarred.addfile(info, io.BytesIO(bytes(size)))
+    with pytest.raises(DataError, match="grow to at most .* but they are at least 200.0 MiB"):
+        extract(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tgz"])
+def test_an_archive_that_does_not_fit_on_the_disk_is_refused(tmp_path, suffix, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=7))
+    with pytest.raises(DataError, match="make room"):
+        extract(archive(tmp_path / f"a{suffix}", ["good.txt", "two.txt"]), tmp_path / "out")
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tgz"])
+def test_an_archive_of_countless_members_is_refused(tmp_path, suffix, monkeypatch):
+    monkeypatch.setattr("distill.data.download.MAX_MEMBERS", 3)
+    with pytest.raises(DataError, match="at most 3 files and folders"):
+        extract(archive(tmp_path / f"a{suffix}", list("abcd")), tmp_path / "out")
+
+
+def test_an_encrypted_archive_is_told(tmp_path):
+    path = archive(tmp_path / "a.zip", ["good.txt"])
+    data = bytearray(path.read_bytes())
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(signature) + offset] |= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="it is damaged"):
+        extract(path, tmp_path / "out")
