@@ -171,7 +171,7 @@ def _bases(file: Path) -> Iterator[tuple[Path, str]]:
 def _keys(node: yaml.MappingNode, lines: list[str], prefix: str) -> Iterator[Key]:
     for key, value in node.value:
         name, line = f"{prefix}{key.value}", lines[key.start_mark.line]
-        if name in ("defaults", "_partial_"):
+        if key.value in ("defaults", "_partial_"):
             continue
         if isinstance(value, yaml.MappingNode) and value.value and not value.flow_style:
             comment = _comment(line, key.end_mark.column + 1)
