@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -31,6 +32,18 @@ def filter_labels(
     return f"{len(confidence)}, {kept:.0%} kept, mean confidence {confidence.mean():.2f}"
 
 
+def run_fit(trainer: Trainer, *arguments: Any, ckpt_path: str | None) -> None:
+    """Calls ``trainer.fit``, and raises ``KeyboardInterrupt`` after Ctrl-C, which Lightning answers with ``SystemExit``."""
+    if ckpt_path is not None:
+        read_checkpoint(Path(ckpt_path))  # an error of one line, before Lightning's
+    try:
+        trainer.fit(*arguments, ckpt_path=ckpt_path, weights_only=True)
+    except SystemExit:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
+
+
 def train(
     trainer: Trainer, module: Distillation, data: PairDataModule, checkpoint: ModelCheckpoint, resume: bool
 ) -> None:
@@ -52,15 +65,7 @@ def train(
     """
     assert checkpoint.dirpath is not None
     last = Path(checkpoint.dirpath) / "last.ckpt"
-    resumed = resume and last.is_file()
-    if resumed:
-        read_checkpoint(last)  # an error of one line, before Lightning's
-    try:
-        trainer.fit(module, data, ckpt_path=str(last) if resumed else None, weights_only=True)
-    except SystemExit:  # Lightning's answer to Ctrl-C
-        if trainer.interrupted:
-            raise KeyboardInterrupt from None
-        raise
+    run_fit(trainer, module, data, ckpt_path=str(last) if resume and last.is_file() else None)
     if distributed.is_initialized():
         trainer.strategy.barrier()
         distributed.destroy_process_group()

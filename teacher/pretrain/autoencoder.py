@@ -8,6 +8,8 @@ from lightning import LightningModule
 from torch import Tensor
 from torch.nn import functional as F
 
+from teacher.pretrain.seeding import AUTOENCODER, step_generator
+
 
 class AutoencoderTraining(LightningModule):
     """Trains an autoencoder on random crops: absolute and squared error of colours, absolute error of their differences.
@@ -20,18 +22,21 @@ class AutoencoderTraining(LightningModule):
         crop: side in pixels of the crops that are trained on.
         noise: standard deviation of the disturbance; latents have about 1.
         lr: peak learning rate of the one-cycle schedule.
+        seed: of crops and disturbance, which depend on it and the step's number only.
     """
 
-    def __init__(self, autoencoder: AutoencoderTiny, crop: int, noise: float, lr: float) -> None:
+    def __init__(self, autoencoder: AutoencoderTiny, crop: int, noise: float, lr: float, seed: int = 0) -> None:
         super().__init__()
         self.autoencoder = autoencoder
-        self.crop, self.noise, self.lr = crop, noise, lr
+        self.crop, self.noise, self.lr, self.seed = crop, noise, lr, seed
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """``batch["image"]`` is (B, 3, S, S) in [0, 1]."""
-        images = self._random_crop(batch["image"]) * 2 - 1
+        generator = step_generator(self.device, self.seed, self.global_step, AUTOENCODER)
+        images = self._random_crop(batch["image"], generator) * 2 - 1
         latents = self.autoencoder.encode(images).latents
-        decoded = self.autoencoder.decode(latents + self.noise * torch.randn_like(latents)).sample.float()
+        disturbance = torch.randn(latents.shape, generator=generator, device=self.device, dtype=latents.dtype)
+        decoded = self.autoencoder.decode(latents + self.noise * disturbance).sample.float()
         colour = F.l1_loss(decoded, images)
         edges = sum(F.l1_loss(decoded.diff(dim=d), images.diff(dim=d)) for d in (-1, -2))
         scale = (latents.float().pow(2).mean() - 1).abs() + latents.float().mean().abs()
@@ -50,8 +55,9 @@ class AutoencoderTraining(LightningModule):
         self.autoencoder.register_to_config(scaling_factor=latent_scale(self.autoencoder, images))
         return reconstruction_psnr(self.autoencoder, images)
 
-    def _random_crop(self, images: Tensor) -> Tensor:
-        top, left = torch.randint(images.shape[-1] - self.crop + 1, (2,)).tolist()
+    def _random_crop(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        room = images.shape[-1] - self.crop + 1
+        top, left = torch.randint(room, (2,), generator=generator, device=generator.device).tolist()
         return images[..., top : top + self.crop, left : left + self.crop].contiguous(memory_format=torch.channels_last)
 
     def configure_optimizers(self) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from lightning import LightningModule
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from teacher.pretrain.latents import encode, tokenize
+from teacher.pretrain.seeding import DIFFUSION, step_generator
 from teacher.pretrain.unet_step import GraphedUNetStep, UNetStep
 
 
@@ -61,6 +61,7 @@ class DiffusionTraining(LightningModule):
         self.lr, self.warmup, self.decay = lr, warmup, decay
         self.lr_scale, self.restarted_at = 1.0, 0
         self._unet_step: UNetStep | None = None
+        self._empty = tokenize(tokenizer, [""])
 
     @property
     def autoencoder(self) -> AutoencoderTiny:
@@ -119,18 +120,16 @@ class DiffusionTraining(LightningModule):
         The first of the batch, which is in random order, lose their captions. Their timesteps tend to the early ones, at which the
         teacher reads a model without a caption.
         """
-        seed = int(np.random.SeedSequence([self.seed, step, 5]).generate_state(1)[0])  # torch reads 32 bits on a CPU
-        generator = torch.Generator(self.device).manual_seed(seed)
+        generator = step_generator(self.device, self.seed, step, DIFFUSION)
         share = torch.rand(len(latents), device=self.device, generator=generator)
         dropped = torch.arange(len(latents), device=self.device) < round(self.drop_caption * len(latents))
         share = torch.where(dropped, share.square(), share)
         timesteps = (share * self.n_timesteps).long().clamp_(max=self.n_timesteps - 1)
         noise = torch.randn(latents.shape, device=self.device, generator=generator)
-        empty = tokenize(self.tokenizer, [""]).to(self.device)
         return (
             *self._noise_and_target(latents, noise, timesteps),
             timesteps,
-            torch.where(dropped[:, None], empty, tokens),
+            torch.where(dropped[:, None], self._empty.to(self.device), tokens),
         )
 
     def _noise_and_target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from distill.__main__ import main
 from distill.cli.commands import pretrain
 from distill.cli.config import compose
 from teacher import PromptOptimization
-from teacher.pretrain import DiffusionTraining
+from teacher.pretrain import AutoencoderTraining, DiffusionTraining
 
 SMALL = [
     "size=32",
@@ -75,6 +75,21 @@ def test_the_teacher_reads_the_papers_layers_of_it(trained, make_pairs, queries)
     assert torch.isfinite(teacher.match_pairs(make_pairs(2)).trg_kps).all()
 
 
+def test_labels_are_made_with_it_from_the_command_line(trained, tmp_path):
+    teacher = ["teacher=prompt_optimization", f"teacher.model={trained}/pipeline", "teacher.layers=[up@1/4,up@1/2:0]"]
+    data = [
+        "data=shapes",
+        "data.size=32",
+        "train.n_pairs=1",
+        "val.n_pairs=1",
+        "test.n_pairs=1",
+        "teacher.steps=2",
+        "device=cpu",
+    ]
+    assert main(["label", f"labels.dir={tmp_path}/labels", *teacher, *data]) == 0
+    assert list((tmp_path / "labels").rglob("*.safetensors"))
+
+
 def test_the_pipeline_has_the_shape_of_stable_diffusion(trained):
     unet, vae = (json.loads((trained / "pipeline" / part / "config.json").read_text()) for part in ("unet", "vae"))
     assert unet["in_channels"] == vae["latent_channels"] == 4
@@ -101,23 +116,31 @@ def test_a_run_goes_on_where_it_stopped(trained):
     assert samples[-2:] == ["000006", "000007"], "the end is written, whether it is a time for validation or not"
 
 
-def test_an_interrupted_run_ends_with_the_weights_of_one_that_was_not(trained, tmp_path, monkeypatch):
-    settings = [*UNSCORED, "diffusion.steps=6", "precision=32-true", f"autoencoder.init_from={trained}/autoencoder"]
-    assert main(["pretrain", f"run.dir={tmp_path}/whole", *settings]) == 0
-    step = DiffusionTraining.training_step
-
-    def interrupted(self, batch, batch_idx):
-        if self.global_step == 5:
-            raise OSError("the machine is switched off")
+def interrupted_at(number: int, step):
+    def training_step(self, batch, batch_idx):
+        if self.global_step == number:
+            raise KeyboardInterrupt
         return step(self, batch, batch_idx)
 
-    with monkeypatch.context() as context:
-        context.setattr(DiffusionTraining, "training_step", interrupted)
-        with pytest.raises(OSError, match="switched off"):
-            pretrain.run(compose("pretrain", [f"run.dir={tmp_path}/parts", *settings]))
-    assert torch.load(tmp_path / "parts" / "checkpoints" / "diffusion.ckpt", weights_only=True)["global_step"] == 4
+    return training_step
+
+
+def test_an_interrupted_run_ends_with_the_weights_of_one_that_was_not(tmp_path, monkeypatch, capsys):
+    settings = [*UNSCORED, "autoencoder.training.crop=24", "diffusion.steps=6", "precision=32-true"]
+    assert main(["pretrain", f"run.dir={tmp_path}/whole", *settings]) == 0
+    for stage, kind, at, kept in (("autoencoder", AutoencoderTraining, 3, 2), ("diffusion", DiffusionTraining, 5, 4)):
+        with monkeypatch.context() as context:
+            context.setattr(kind, "training_step", interrupted_at(at, kind.training_step))
+            assert main(["pretrain", f"run.dir={tmp_path}/parts", *settings]) == 130
+        assert "interrupted, the same command goes on" in capsys.readouterr().err
+        checkpoint = torch.load(tmp_path / "parts" / "checkpoints" / f"{stage}.ckpt", weights_only=True)
+        assert checkpoint["global_step"] == kept
     assert main(["pretrain", f"run.dir={tmp_path}/parts", *settings]) == 0
-    for part, name in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):
+    for part, name in (
+        ("vae", "diffusion_pytorch_model"),
+        ("unet", "diffusion_pytorch_model"),
+        ("text_encoder", "model"),
+    ):
         whole, parts = (load_file(tmp_path / f / "pipeline" / part / f"{name}.safetensors") for f in ("whole", "parts"))
         assert all(torch.equal(whole[key], parts[key]) for key in whole), part
     states = [

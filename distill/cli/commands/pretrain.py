@@ -31,6 +31,7 @@ from distill.system.environment import choose_device
 from distill.training.callbacks.json_lines import JsonLines
 from distill.training.callbacks.step_progress import StepProgress
 from distill.training.checkpoint import read_checkpoint
+from distill.training.train import run_fit
 
 VALIDATION_START = 10**8  # pictures that training never reaches
 VALIDATION_PICTURES = 64
@@ -86,12 +87,11 @@ def _autoencoder(cfg: DictConfig, folder: RunFolder, pictures: torch.Tensor, dev
     module = instantiate(cfg.autoencoder.training, autoencoder=instantiate(cfg.autoencoder.model))
     last = folder.path / "checkpoints" / "autoencoder.ckpt"
     seen, batch = _steps_done(last), cfg.autoencoder.batch_size
-    seed_everything(cfg.seed + seen, verbose=False)  # continuing with the same numbers would repeat noise and crops
     trainer = _trainer(cfg, folder, cfg.autoencoder, "autoencoder", device, [])
     dataset, workers = _pictures(cfg, batch, seen * batch), num_workers(cfg.num_workers)
     context = "spawn" if workers and dataset.device != "cpu" else None
     data = DataLoader(dataset, batch_size=None, num_workers=workers, multiprocessing_context=context)
-    trainer.fit(module, data, ckpt_path=str(last) if seen else None, weights_only=True)
+    run_fit(trainer, module, data, ckpt_path=str(last) if seen else None)
     psnr = module.finish(pictures)
     print(f"autoencoder: {psnr:.1f} dB on {len(pictures)} pictures")
     instantiate(cfg.autoencoder.writer, autoencoder=module.autoencoder, folder=done)
@@ -136,12 +136,12 @@ def _train_diffusion(cfg: DictConfig, folder: RunFolder, module: Any, pictures: 
         callbacks.append(instantiate(cfg.teacher_score, folder=folder / "pipeline"))
     trainer = _trainer(cfg, folder, part, "diffusion", device, callbacks)
     try:
-        trainer.fit(
+        run_fit(
+            trainer,
             module,
             DataLoader(batches, batch_size=None),
             DataLoader([pictures], batch_size=None),  # type: ignore[arg-type]
             ckpt_path=str(last) if seen else None,
-            weights_only=True,
         )
     finally:
         store.close()
@@ -167,6 +167,7 @@ def _trainer(
         gradient_clip_val=1.0 if name == "autoencoder" else None,
         enable_model_summary=False,
         enable_progress_bar=False,
+        benchmark=device == "cuda",
         log_every_n_steps=10,
     )
 
