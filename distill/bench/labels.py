@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distill.core.types import PairBatch
+from distill.core.types import Original, PairBatch
 from distill.labels.index import FILE
 from distill.labels.records import Columns, Image
 from distill.labels.shard import write_shard
@@ -67,14 +67,14 @@ def _columns(file: int) -> Columns:
     heat = rng.random((PER_FILE, SIDE, SIDE), dtype=np.float32).astype(np.float16)
     src = np.repeat(pairs // TARGETS, POINTS).astype(np.int32)
     trg = np.repeat(pairs // TARGETS + pairs % TARGETS + 1, POINTS).astype(np.int32)
-    trg_kps = rng.random((PER_FILE, 2), dtype=np.float32) * PX
+    trg_point = rng.random((PER_FILE, 2), dtype=np.float32)
     confidence = rng.random(PER_FILE, dtype=np.float32)
-    return Columns(images, src, trg, _points(len(pairs)).reshape(-1, 2), trg_kps, confidence, heat)
+    return Columns(images, src, trg, _points(len(pairs)).reshape(-1, 2), trg_point, confidence, heat)
 
 
 def _points(pairs: int) -> np.ndarray:
-    """Returns (pairs, POINTS, 2) points, the same in every file."""
-    return np.random.default_rng(0).random((pairs, POINTS, 2), dtype=np.float32) * PX
+    """Returns (pairs, POINTS, 2) points x / W, y / H, the same in every file."""
+    return np.random.default_rng(0).random((pairs, POINTS, 2), dtype=np.float32)
 
 
 def _batches(files: int, reads: int, pairs: int, rng: np.random.Generator) -> Iterator[PairBatch]:
@@ -85,10 +85,15 @@ def _batches(files: int, reads: int, pairs: int, rng: np.random.Generator) -> It
         targets = [f"image-{f}-{p // TARGETS + p % TARGETS + 1}" for f, p in zip(file, pair, strict=True)]
         known = {
             "src_img": torch.zeros(pairs, 3, 1, 1),
-            "trg_img": torch.zeros(pairs, 3, 1, 1),
+            "trg_img": torch.zeros(pairs, 3, 1, 1),  # of one pixel, so that points are in px, too
+            "src_content": torch.tensor([0.0, 0, 1, 1]).expand(pairs, 4),
+            "trg_content": torch.tensor([0.0, 0, 1, 1]).expand(pairs, 4),
             "src_kps": points[pair],
             "kps_mask": torch.ones(pairs, POINTS, dtype=torch.bool),
-            **{"src_hash": names, "src_id": names, "trg_hash": targets, "trg_id": targets},
+            "src_id": names,
+            "trg_id": targets,
+            "src_original": [Original(name, (PX, PX)) for name in names],
+            "trg_original": [Original(name, (PX, PX)) for name in targets],
         }
         unused = {name: torch.zeros(pairs, 1) for name in PairBatch._fields}  # what a lookup does not look at
         yield PairBatch(**{**unused, **known})  # type: ignore[arg-type]

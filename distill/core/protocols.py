@@ -76,7 +76,7 @@ def match(matcher: Matcher | PairMatcher, pairs: PairBatch) -> Matches:
     return matcher(pairs.src_img, pairs.trg_img, pairs.src_kps)
 
 
-def match_images(matcher: Matcher | PairMatcher, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
+def match_query(matcher: Matcher | PairMatcher, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
     """Calls ``matcher`` on images and points alone, see :class:`Matcher`.
 
     Raises:

@@ -23,6 +23,19 @@ class Matches(NamedTuple):
     heatmap: Tensor
 
 
+class Original(NamedTuple):
+    """An image before it was resized; what labels are keyed by.
+
+    Attributes:
+        hash: fingerprint: of the file's bytes, or of the scene that is rendered. It does not depend on the size that
+            the image is brought to.
+        size: height, width, px.
+    """
+
+    hash: str
+    size: tuple[int, int]
+
+
 class PairBatch(NamedTuple):
     """B image pairs with their annotations.
 
@@ -41,7 +54,8 @@ class PairBatch(NamedTuple):
         trg_bbox: (B, 4) x0, y0, x1, y1, px.
         trg_all_kps: (B, M, 2) x, y, px, of every annotated point of the target, common or not; padded.
         trg_all_id: (B, M) int64, which named part each of these is; -1 in the padding.
-        trg_content: (B, 4) x0, y0, x1, y1, px, the part of ``trg_img`` that shows the photograph; the rest is padding.
+        src_content: (B, 4) x0, y0, x1, y1, px, the part of ``src_img`` that shows the photograph; the rest is padding.
+        trg_content: (B, 4), the same of ``trg_img``.
         trg_size: (B, 2) height, width of the target image that scores are taken in, px.
         pck_threshold: (B,) tolerance base in pixels of ``trg_size``; a match is right within ``alpha`` times this.
         variation: (B, 4) int64, SPair-71k's viewpoint (0-2), scale (0-2), truncation (0-3: none, source, target,
@@ -49,8 +63,10 @@ class PairBatch(NamedTuple):
         category: B names.
         src_id: B names of source images, for people.
         trg_id: B names of target images, for people.
-        src_hash: B fingerprints of the source images' content, what labels are keyed by.
-        trg_hash: B fingerprints of the target images' content.
+        src_hash: B fingerprints of the source images' resized content, what a teacher's caches and randomness are keyed by.
+        trg_hash: B fingerprints of the target images' resized content.
+        src_original: B source images before resizing, what labels are keyed by.
+        trg_original: B target images before resizing.
     """
 
     src_img: Tensor
@@ -63,6 +79,7 @@ class PairBatch(NamedTuple):
     trg_bbox: Tensor
     trg_all_kps: Tensor
     trg_all_id: Tensor
+    src_content: Tensor
     trg_content: Tensor
     trg_size: Tensor
     pck_threshold: Tensor
@@ -72,3 +89,5 @@ class PairBatch(NamedTuple):
     trg_id: list[str]
     src_hash: list[str]
     trg_hash: list[str]
+    src_original: list[Original]
+    trg_original: list[Original]

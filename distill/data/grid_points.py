@@ -38,18 +38,25 @@ class GridPoints(Dataset[PairBatch]):
         """The numbers of the images of each pair, (source, target), as far as the data set says."""
         return self._benchmark.pairs  # type: ignore[attr-defined]
 
+    @property
+    def views(self) -> Any:
+        """What gives the images of a pair at another size, as far as the data set has it; see ``PhotographPairs.views``."""
+        return getattr(self._benchmark, "views", None)
+
     def __len__(self) -> int:
         return len(self._benchmark)
 
     def __getitem__(self, index: int) -> PairBatch:
         """Returns a batch of one pair."""
         pair = self._benchmark[index]
-        digest = hashlib.blake2b(f"{pair.src_hash[0]} {self.seed}".encode(), digest_size=7).digest()
+        digest = hashlib.blake2b(f"{pair.src_original[0].hash} {self.seed}".encode(), digest_size=7).digest()
         random = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
-        height, width = pair.src_img.shape[-2:]
+        x0, y0, x1, y1 = pair.src_content[0].tolist()
+        height, width = y1 - y0, x1 - x0  # of the photograph, without its padding
         centres = cell_centres((self.side, self.side), (height, width), pair.src_img).flatten(0, 1)
         jitter = torch.rand(centres.shape, generator=random) - 0.5
         points = (centres + jitter * centres.new_tensor([width / self.side, height / self.side]))[None]
+        points = points + points.new_tensor([x0, y0])
         return pair._replace(
             src_kps=points,
             trg_kps=torch.full_like(points, torch.nan),

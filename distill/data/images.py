@@ -11,13 +11,14 @@
 * Formats: those of ``FORMATS`` only. Others that Pillow knows, such as EPS, start other programs.
 """
 
+import contextlib
 import warnings
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from distill.core.errors import DataError
 
@@ -32,6 +33,7 @@ SUFFIXES = (
 """File names that an image may have; whether a file of that name can be read says :func:`readable_suffixes`."""
 
 MIN_SIDE = 8  # px; with fewer there is nothing to match
+ORIENTATION = ExifTags.Base.Orientation
 TO_8_BITS = "convert it to 8 bits a channel"
 
 
@@ -75,6 +77,34 @@ def read_rgb(path: str | Path, exif_orientation: bool = True) -> Image.Image:
             f"Expected an image of at least {MIN_SIDE} px a side but {path} has {rgb.width} x {rgb.height} px; remove it."
         )
     return rgb
+
+
+def read_size(path: str | Path, exif_orientation: bool = True) -> tuple[int, int]:
+    """Returns height, width of an image file in px, from its header where that is enough.
+
+    Args:
+        path: of the file.
+        exif_orientation: whether the orientation in the file's metadata is applied.
+
+    Raises:
+        DataError: see :func:`read_image`; a file with a sound header and damaged pixels passes.
+    """
+    try:
+        changed = Path(path).stat().st_mtime_ns
+    except OSError:
+        changed = 0
+    return _read_size(str(path), changed, exif_orientation)
+
+
+@lru_cache(maxsize=1 << 17)
+def _read_size(path: str, changed: int, exif_orientation: bool) -> tuple[int, int]:
+    with contextlib.suppress(Exception), Image.open(path, formats=_formats()) as image:
+        # Others may hold the orientation behind the pixels, or turn the size on loading; what is wrong the reader says.
+        if image.format in ("JPEG", "WEBP") or (image.format != "TIFF" and not exif_orientation):
+            turned = exif_orientation and image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
+            return (image.width, image.height) if turned else (image.height, image.width)
+    width, height = read_rgb(path, exif_orientation).size
+    return height, width
 
 
 @cache

@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from distill.core.errors import DataError
 from distill.core.geometry import map_points
-from distill.core.types import PairBatch
+from distill.core.types import Original, PairBatch
 
 Threshold = Literal["bbox", "img", "kps_bbox"]
 NO_VARIATION = (0, 0, 0, 0)
@@ -30,8 +32,9 @@ class AnnotatedImage:
         original_size: height, width before resizing.
         category: its name.
         id: for people.
-        hash: fingerprint of the content; labels are keyed by it.
+        hash: fingerprint of the resized content.
         content: x0, y0, x1, y1 px, the part of ``image`` that is not padding; None for all of it.
+        original_hash: fingerprint of the original image; without it ``hash``, for an image that is never resized.
     """
 
     image: Tensor
@@ -43,11 +46,51 @@ class AnnotatedImage:
     id: str
     hash: str
     content: tuple[float, float, float, float] | None = None
+    original_hash: str | None = None
+
+    @property
+    def original(self) -> Original:
+        """What labels of the image are keyed by."""
+        return Original(self.original_hash or self.hash, self.original_size)
 
     @property
     def frame(self) -> tuple[float, float, float, float]:
         """``content``, said explicitly."""
         return self.content or (0.0, 0.0, float(self.image.shape[-1]), float(self.image.shape[-2]))
+
+
+class Query(NamedTuple):
+    """Which labels a pair has, said without decoding its images.
+
+    Attributes:
+        src: fingerprint of the original source image.
+        trg: of the original target image.
+        points: (N, 2) float64 x / W, y / H in the original source image.
+    """
+
+    src: str
+    trg: str
+    points: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, pair: PairBatch) -> "Query":
+        """Returns the query of a batch of one pair."""
+        points = pair.src_kps[0, pair.kps_mask[0]].double()
+        x0, y0, x1, y1 = pair.src_content[0].double().unbind()
+        relative = (points - torch.stack([x0, y0])) / torch.stack([x1 - x0, y1 - y0])
+        return cls(pair.src_original[0].hash, pair.trg_original[0].hash, relative.numpy())
+
+
+class ImageView(NamedTuple):
+    """An original image squashed to a square, without its annotation.
+
+    Attributes:
+        image: (3, S, S) float in [0, 1].
+        hash: fingerprint of the resized content.
+    """
+
+    image: Tensor
+    hash: str
 
 
 class Scoring(NamedTuple):
@@ -93,6 +136,7 @@ def make_pair(
         trg_bbox=trg.bbox[None].float(),
         trg_all_kps=trg.keypoints[trg.visible][None].float(),
         trg_all_id=trg.visible.nonzero()[:, 0][None],
+        src_content=torch.tensor([src.frame]),
         trg_content=torch.tensor([trg.frame]),
         trg_size=torch.tensor([size]),
         pck_threshold=torch.tensor([base]),
@@ -102,6 +146,8 @@ def make_pair(
         trg_id=[trg.id],
         src_hash=[src.hash],
         trg_hash=[trg.hash],
+        src_original=[src.original],
+        trg_original=[trg.original],
     )
 
 
@@ -127,10 +173,10 @@ def collate_pairs(pairs: Sequence[PairBatch]) -> PairBatch:
     if len(sizes) > 1:
         raise DataError(f"Expected images of one size in a batch but got {sorted(sizes)}; set data.size.")
 
-    def joined(name: str) -> Tensor | list[str]:
+    def joined(name: str) -> Tensor | list:
         values = [getattr(pair, name) for pair in pairs]
         if isinstance(values[0], list):
-            return [text for value in values for text in value]
+            return [entry for value in values for entry in value]
         if name in PADDING:
             most = max(value.shape[1] for value in values)
             values = [
@@ -145,10 +191,38 @@ def collate_pairs(pairs: Sequence[PairBatch]) -> PairBatch:
 def select_pairs(pairs: PairBatch, rows: Sequence[int]) -> PairBatch:
     """Returns the pairs at ``rows``, in that order."""
 
-    def chosen(value: Tensor | list[str]) -> Tensor | list[str]:
+    def chosen(value: Tensor | list) -> Tensor | list:
         return [value[row] for row in rows] if isinstance(value, list) else value[list(rows)]
 
     return PairBatch(*(chosen(value) for value in pairs))  # type: ignore[arg-type]
+
+
+def with_views(pair: PairBatch, src: ImageView, trg: ImageView) -> PairBatch:
+    """Returns a batch of one pair with its images at another size, and all points and boxes moved along."""
+    if (src.hash, trg.hash) == (pair.src_hash[0], pair.trg_hash[0]):
+        return pair
+
+    def moved(points: Tensor, content: Tensor, view: ImageView) -> Tensor:
+        return map_points(points.reshape(1, -1, 2), content, _frame(view)).reshape(points.shape)
+
+    return pair._replace(
+        src_img=src.image[None],
+        trg_img=trg.image[None],
+        src_kps=moved(pair.src_kps, pair.src_content, src),
+        trg_kps=moved(pair.trg_kps, pair.trg_content, trg),
+        src_bbox=moved(pair.src_bbox, pair.src_content, src),
+        trg_bbox=moved(pair.trg_bbox, pair.trg_content, trg),
+        trg_all_kps=moved(pair.trg_all_kps, pair.trg_content, trg),
+        src_content=_frame(src),
+        trg_content=_frame(trg),
+        src_hash=[src.hash],
+        trg_hash=[trg.hash],
+    )
+
+
+def _frame(view: ImageView) -> Tensor:
+    """Returns (1, 4) the box of all of a view, px."""
+    return torch.tensor([[0.0, 0.0, view.image.shape[-1], view.image.shape[-2]]])
 
 
 def to_original(points: Tensor, pairs: PairBatch) -> Tensor:

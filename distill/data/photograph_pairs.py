@@ -14,9 +14,10 @@ from torch.utils.data import Dataset
 from distill.core.errors import ConfigError, DataError, nearest
 from distill.core.types import PairBatch
 from distill.data.annotations import ImageAnnotation, PairAnnotation, check_annotation
+from distill.data.images import read_size
 from distill.data.pair_sampling import MAX_PAIRS
-from distill.data.pairs import AnnotatedImage, Scoring, Threshold, make_pair
-from distill.data.photographs import PhotographReader
+from distill.data.pairs import AnnotatedImage, ImageView, Query, Scoring, Threshold, make_pair
+from distill.data.photographs import PhotographReader, original_hash, squashed
 
 T = TypeVar("T")
 
@@ -138,6 +139,27 @@ class PhotographPairs(Dataset[PairBatch], ABC):
             base = self.paper_threshold(pair, (src.original_size, trg.original_size))
             scoring = Scoring((PAPER_SIDE, PAPER_SIDE), base)
         return make_pair(src, trg, self.threshold, pair.variation, scoring)
+
+    def query(self, index: int) -> Query:
+        """Returns which labels a pair has, from annotations, headers and the files' bytes; nothing is decoded.
+
+        Raises:
+            DataError: when a file cannot be read.
+        """
+        pair, upright = self.pair_annotation(index), self.exif_orientation
+        height, width = read_size(pair.src.path, upright)
+        points = pair.src.points[pair.src.visible & pair.trg.visible] / (width, height)
+        return Query(original_hash(pair.src.path, upright), original_hash(pair.trg.path, upright), points)
+
+    def views(self, index: int, size: int) -> tuple[ImageView, ImageView]:
+        """Returns source and target of a pair squashed to ``size`` px a side, decoded from the originals.
+
+        Raises:
+            DataError: when a file cannot be read.
+        """
+        pair = self.pair_annotation(index)
+        src, trg = (squashed(side.path, size, self.exif_orientation) for side in (pair.src, pair.trg))
+        return src, trg
 
     def image(self, annotation: ImageAnnotation) -> AnnotatedImage:
         """Reads a photograph.

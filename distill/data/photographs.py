@@ -4,6 +4,7 @@ import hashlib
 import mmap
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from distill.core.errors import ConfigError, nearest
+from distill.core.errors import ConfigError, DataError, nearest
 from distill.core.geometry import letterbox
 from distill.data.images import read_rgb
-from distill.data.pairs import AnnotatedImage
+from distill.data.pairs import AnnotatedImage, ImageView
 
 SMALLEST_SIZE = 16
 RESIZES = ("squash", "letterbox")
@@ -32,12 +33,14 @@ class Photograph:
         original_size: height, width before resizing.
         content: x0, y0, x1, y1 px, the part of ``image`` that is not padding.
         hash: fingerprint of the resized content.
+        original_hash: see :func:`original_hash`.
     """
 
     image: Tensor
     original_size: tuple[int, int]
     content: tuple[float, float, float, float]
     hash: str
+    original_hash: str
 
     def annotated(
         self,
@@ -69,6 +72,7 @@ class Photograph:
             id=name,
             hash=self.hash,
             content=self.content,
+            original_hash=self.original_hash,
         )
 
 
@@ -118,12 +122,15 @@ class PhotographReader:
         """
         place = self._places.get(path)
         if place is not None and self._heads[place]["filled"]:
-            return self._finished(self._pixels[place], tuple(self._heads[place]["size"].tolist()))
+            head = self._heads[place]
+            return self._finished(self._pixels[place], tuple(head["size"].tolist()), head["original"].decode())
         pixels, size = decode(path, self.size, self.resize, self.exif_orientation)
+        original = original_hash(path, self.exif_orientation)
         if place is not None:
-            self._pixels[place], self._heads[place]["size"] = pixels, size
-            self._heads[place]["filled"] = True
-        return self._finished(pixels, size)
+            head = self._heads[place]
+            self._pixels[place], head["size"], head["original"] = pixels, size, original
+            head["filled"] = True
+        return self._finished(pixels, size, original)
 
     @property
     def decoded(self) -> int:
@@ -140,20 +147,21 @@ class PhotographReader:
 
     def _allocate(self) -> None:
         count, side = len(self._places), self.size
-        head = np.dtype([("filled", "?"), ("size", "i4", 2)])
+        head = np.dtype([("filled", "?"), ("size", "i4", 2), ("original", "S48")])
         # Anonymous maps take no memory before they are written to, and forked processes share them.
         self._heads = np.frombuffer(mmap.mmap(-1, max(1, count * head.itemsize)), head, count)
         self._pixels = np.frombuffer(mmap.mmap(-1, max(1, count * 3 * side * side)), np.uint8, count * 3 * side * side)
         self._pixels = self._pixels.reshape(count, side, side, 3)
 
-    def _finished(self, pixels: NDArray[np.uint8], size: tuple[int, int]) -> Photograph:
+    def _finished(self, pixels: NDArray[np.uint8], size: tuple[int, int], original: str) -> Photograph:
         whole = (0.0, 0.0, float(self.size), float(self.size))
         x0, y0, x1, y1 = letterbox(size, self.size) if self.resize == "letterbox" else whole
         return Photograph(
-            image=torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255,
+            image=_as_tensor(pixels),
             original_size=size,
             content=(float(x0), float(y0), float(x1), float(y1)),
-            hash=hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest(),
+            hash=_digest(pixels.tobytes()),
+            original_hash=original,
         )
 
 
@@ -173,6 +181,47 @@ def decode(
     square = np.full((size, size, 3), PADDING_GREY, np.uint8)
     square[y0:y1, x0:x1] = np.asarray(pixels.resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR))
     return square, (height, width)
+
+
+@lru_cache(maxsize=32)  # the pairs of one source image are labelled one after the other
+def squashed(path: Path, size: int, exif_orientation: bool) -> ImageView:
+    """Returns an image file squashed to ``size`` px a side, decoded from the original.
+
+    Raises:
+        DataError: see :func:`distill.data.images.read_image`.
+    """
+    pixels, _ = decode(path, size, "squash", exif_orientation)
+    return ImageView(_as_tensor(pixels), _digest(pixels.tobytes()))
+
+
+def original_hash(path: Path, exif_orientation: bool) -> str:
+    """Returns the fingerprint of an image file: a digest of its bytes, and whether its orientation is applied.
+
+    A file is read again when its size or date has changed.
+
+    Raises:
+        DataError: when it cannot be read.
+    """
+    try:
+        found = path.stat()
+        digest = _file_digest(path, found.st_mtime_ns, found.st_size)
+    except OSError as error:
+        raise DataError(f"Expected an image file but {path} cannot be read ({error}); check the path.") from error
+    return f"{digest}-upright" if exif_orientation else digest
+
+
+@lru_cache(maxsize=1 << 17)
+def _file_digest(path: Path, changed: int, size: int) -> str:
+    return _digest(path.read_bytes())
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _as_tensor(pixels: NDArray[np.uint8]) -> Tensor:
+    """Returns pixels (S, S, 3) as (3, S, S) in [0, 1]."""
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
 
 
 def check_size(size: int) -> None:

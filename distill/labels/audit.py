@@ -13,7 +13,7 @@ from distill.core.errors import LabelError
 from distill.labels.folder import check_folder, mismatch
 from distill.labels.index import FILE, Index, label_files, read_index
 from distill.labels.records import Columns, differ
-from distill.labels.shard import UNFINISHED, Shard, digest, open_shard
+from distill.labels.shard import SUFFIX, Shard, digest, open_shard
 
 
 @dataclass
@@ -63,7 +63,8 @@ def audit(folder: Path) -> Audit:
     found.labels = index.distinct()
     _look_for_doubles(index, found)
     _look_at_index(found)
-    found.unfinished = [path for path in sorted(folder.glob(f".*{UNFINISHED}")) if _is_left(path)]
+    hidden = (path for suffix in (SUFFIX, Path(FILE).suffix) for path in folder.glob(f".*{suffix}"))
+    found.unfinished = [path for path in sorted(hidden) if _is_left(path)]
     if found.unfinished:
         found.notes.append(
             f"{len(found.unfinished)} unfinished files were left by killed processes; nothing reads them"
@@ -104,7 +105,7 @@ def _look_at(shard: Shard, found: Audit) -> None:
 
 
 def _possible(columns: Columns) -> NDArray[np.bool_]:
-    finite = np.isfinite(columns.point).all(1) & np.isfinite(columns.trg_kps).all(1)
+    finite = np.isfinite(columns.src_point).all(1) & np.isfinite(columns.trg_point).all(1)
     return finite & (columns.confidence >= 0) & (columns.confidence <= 1) & np.isfinite(columns.heatmap).all((1, 2))
 
 

@@ -73,6 +73,9 @@ class Cached:
     def match_pairs(self, pairs: PairBatch) -> Matches:
         """See :class:`distill.core.protocols.PairMatcher`.
 
+        Missing labels are made from the images given; :func:`distill.labels.generate.label` makes them from the originals,
+        at the size that the teacher is made for.
+
         Raises:
             LabelError: when labels are missing and there is nothing to make them with.
         """
@@ -86,10 +89,6 @@ class Cached:
         if self.due:
             self.flush()
         return self.store.lookup(pairs)[0]
-
-    def knows(self, pairs: PairBatch) -> bool:
-        """Says whether all points of ``pairs`` have a label."""
-        return not pairs.kps_mask.any() or bool((self.store.lookup(pairs)[1] | ~pairs.kps_mask).all())
 
     @property
     def due(self) -> bool:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from distill.core.errors import ConfigError, LabelError
 from distill.core.geometry import cell_centres, flip_points, gaussian_weight, image_size
-from distill.core.protocols import Benchmark, Matcher, PairMatcher, match, match_images, move_to_device_of
+from distill.core.protocols import Benchmark, Matcher, PairMatcher, match, match_query, move_to_device_of
 from distill.core.types import Matches, PairBatch
 from distill.data.pairs import collate_pairs, to_device
 from distill.system.progress import track
@@ -168,7 +168,7 @@ def label_confidences(
 def _ask(matcher: Matcher, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Tensor:
     """Returns the answer (B, N, 2) of a matcher, which is brought to where the images are."""
     move_to_device_of(matcher, src_img)
-    return match_images(matcher, src_img, trg_img, src_kps).trg_kps
+    return match_query(matcher, src_img, trg_img, src_kps).trg_kps
 
 
 def _positive(value: float) -> float:

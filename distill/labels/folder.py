@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.core.errors import LabelError
+from distill.core.errors import DataError, LabelError
 from distill.labels.index import FILE, Index, label_files, read_index, write_index
 from distill.labels.locks import FILE as LOCKS
 from distill.labels.records import Columns, joined
@@ -37,8 +37,12 @@ class LabelFolder:
         self._open: dict[Path, Shard] = {}
         self.refresh()
 
+    def is_old(self, path: Path) -> bool:
+        """Says whether a file is of the format before, so that its bytes are not those of its labels."""
+        return self._shard(path).converted
+
     def refresh(self) -> None:
-        """Takes notice of what other processes wrote or removed."""
+        """Reads which files other processes wrote or removed."""
         present = label_files(self.path)
         if not self._known:
             self._use_index(present)
@@ -73,7 +77,7 @@ class LabelFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             written = [write_shard(self.path, part, self.fingerprint or {}) for part in parts]
-        except OSError as error:
+        except (OSError, DataError) as error:
             raise self.cannot_write(error) from error
         self._add([path for path in written if path not in self._known])
         return written
@@ -90,7 +94,7 @@ class LabelFolder:
                 write_index(self.path, self.index, self.fingerprint or {})
             else:
                 (self.path / FILE).unlink(missing_ok=True)
-        except OSError as error:
+        except (OSError, DataError) as error:
             raise self.cannot_write(error) from error
 
     def compact(self) -> None:
@@ -144,7 +148,7 @@ class LabelFolder:
                 "set these back, or choose another folder with labels.dir."
             )
 
-    def cannot_write(self, error: OSError) -> LabelError:
+    def cannot_write(self, error: Exception) -> LabelError:
         """Returns the error that says so."""
         return LabelError(f"Expected to write labels to {self.path} but got: {error}; make room or set labels.dir.")
 

@@ -1,7 +1,6 @@
 """Labels as tables that other programs read: Parquet, CSV, JSON."""
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from distill.core.errors import ConfigError, LabelError, nearest
+from distill.core.files import replacing
 from distill.labels.folder import LabelFolder
 from distill.labels.records import Columns
 
@@ -21,8 +21,8 @@ SUFFIXES = (".parquet", ".csv", ".json", ".jsonl")
 def export(folder: Path, file: Path) -> int:
     """Writes the labels of ``folder``, one row each, to ``file``, whose suffix says how; returns how many.
 
-    Columns: the names and fingerprints of both images, their sizes in px as the teacher saw them, the point and its match
-    in px of these sizes, and the confidence. Heatmaps are left out. JSON is one list, JSONL one object a line.
+    Columns: the names and fingerprints of both original images, their sizes in px, the point and its match in px of these
+    sizes, and the confidence. Heatmaps are left out. JSON is one list, JSONL one object a line.
 
     Raises:
         ConfigError: for another suffix, or a file that is there already.
@@ -37,15 +37,11 @@ def export(folder: Path, file: Path) -> int:
     labels = LabelFolder(folder)
     if not len(labels.index):
         raise LabelError(f"Expected labels in {folder} but found none; set labels.dir.")
-    unfinished = file.with_name(f".{file.name}.unfinished")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        _write(unfinished, file.suffix, _tables(labels), labels.fingerprint or {})
-        os.replace(unfinished, file)
+        with replacing(file) as unfinished:
+            _write(unfinished, file.suffix, _tables(labels), labels.fingerprint or {})
     except OSError as error:
         raise LabelError(f"Expected to write {file} but got: {error}; choose another label.file.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
     return labels.index.distinct()
 
 
@@ -68,8 +64,10 @@ def _table(columns: Columns) -> pa.Table:
             "width": pa.array([image.size[1] for image in columns.images], pa.int32()),
         }
         table |= {f"{side}_{name}": value.take(pa.array(numbers)) for name, value in values.items()}
-    for side, points in (("src", columns.point), ("trg", columns.trg_kps)):
-        table |= {f"{side}_{axis}": np.ascontiguousarray(points[:, a]) for a, axis in enumerate("xy")}
+    sizes = np.array([image.size[::-1] for image in columns.images], np.float32)
+    for side, points in (("src", columns.src_point), ("trg", columns.trg_point)):
+        pixels = points * sizes[getattr(columns, side)]
+        table |= {f"{side}_{axis}": np.ascontiguousarray(pixels[:, a]) for a, axis in enumerate("xy")}
     return pa.table({**table, "confidence": columns.confidence})
 
 

@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 
 from distill.core.protocols import Benchmark
 from distill.core.types import PairBatch
-from distill.data.pairs import collate_pairs, to_device
+from distill.data.pairs import Query, to_device, with_views
 from distill.labels import LabelStore
 from distill.labels.cached import Cached
 from distill.labels.locks import Locks
@@ -92,19 +92,25 @@ class _Work:
         """Labels the pairs of a group until one is locked by another process; returns how many there were."""
         locked = False
         for done, number in enumerate(group):
-            pairs = to_device(self.benchmark[number], self.device)
-            if self.teacher.knows(pairs):
+            query = query_of(self.benchmark, number)
+            if self.teacher.store.known(query).all():
                 continue
             if not locked:
                 self.locks = self.locks or Locks(self.teacher.store.folder)
-                if not self.locks.take(pairs.src_hash[0], wait):
+                if not self.locks.take(query.src, wait):
                     return done
                 locked = True
                 self.teacher.store.refresh()  # the process that had the lock before may have made these labels
             before = len(self.teacher.store)
-            self.teacher.match_pairs(pairs)
+            self.teacher.match_pairs(to_device(self._originals(number), self.device))
             self.made += len(self.teacher.store) - before
         return len(group)
+
+    def _originals(self, number: int) -> PairBatch:
+        """Returns a pair at the size that the teacher is made for, if it and the data set say so, else as it is."""
+        size, views = getattr(self.teacher.teacher, "size", None), getattr(self.benchmark, "views", None)
+        pair = self.benchmark[number]
+        return pair if size is None or views is None else with_views(pair, *views(number, size))
 
     def _write(self) -> None:
         self.teacher.flush()
@@ -131,16 +137,23 @@ def coverage(store: LabelStore, benchmark: Benchmark) -> tuple[int, int]:
     """Returns how many points of ``benchmark`` have a label, and how many there are."""
     known = points = 0
     for number in track(range(len(benchmark)), f"read {benchmark.name} {benchmark.split}"):
-        pairs = benchmark[number]
-        points += int(pairs.kps_mask.sum())
-        known += int(store.lookup(pairs)[1].sum())
+        found = store.known(query_of(benchmark, number))
+        points += len(found)
+        known += int(found.sum())
     return known, points
+
+
+def query_of(benchmark: Benchmark, number: int) -> Query:
+    """Returns which labels pair ``number`` has, without decoding its images where the data set can tell."""
+    query = getattr(benchmark, "query", None)
+    return query(number) if query is not None else Query.of(benchmark[number])
 
 
 def by_source_image(benchmark: Benchmark) -> list[list[int]]:
     """Returns the numbers of all pairs, those with the same source image in one list."""
     pairs = getattr(benchmark, "pairs", None)
-    sources = [source for source, _ in pairs] if pairs is not None else [p.src_hash[0] for p in _every(benchmark)]
+    numbers = range(len(benchmark))
+    sources = [source for source, _ in pairs] if pairs is not None else [query_of(benchmark, n).src for n in numbers]
     groups = defaultdict(list)
     for number, source in enumerate(sources):
         groups[source].append(number)
@@ -150,8 +163,3 @@ def by_source_image(benchmark: Benchmark) -> list[list[int]]:
 def by_source(benchmark: Benchmark) -> list[int]:
     """Returns the numbers of all pairs, those with the same source image together."""
     return [number for group in by_source_image(benchmark) for number in group]
-
-
-def _every(benchmark: Benchmark) -> Iterator[PairBatch]:
-    for number in range(len(benchmark)):
-        yield collate_pairs([benchmark[number]])

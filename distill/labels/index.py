@@ -18,10 +18,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from distill.core.errors import LabelError
+from distill.labels.metadata import parse, texts
 from distill.labels.shard import SUFFIX, Shard, write_whole
 
 FILE = "index.parquet"
-FORMAT = "distill-label-index-1"
+FORMAT = "distill-label-index-2"
+BY_PIXELS = "distill-label-index-1"
+"""The format before, whose keys are of points in px; such an index is left aside."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,8 @@ def label_files(folder: Path) -> dict[Path, int]:
     """
     try:
         with os.scandir(folder) as entries:
-            found = {entry.path: entry.stat().st_size for entry in entries if entry.name.endswith(SUFFIX)}
+            named = (entry for entry in entries if entry.name.endswith(SUFFIX) and not entry.name.startswith("."))
+            found = {entry.path: entry.stat().st_size for entry in named}
     except FileNotFoundError:
         return {}
     except OSError as error:
@@ -132,9 +136,11 @@ def read_index(folder: Path) -> tuple[Index, dict[str, str], dict[Path, int]]:
         # From memory and without threads: those of a parent are not there in a process that was forked from it.
         source = pa.BufferReader(path.read_bytes())
         table = pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False).read(use_threads=False)
-        about = json.loads((table.schema.metadata or {}).get(b"distill", b"{}"))
-        if about.get("format") != FORMAT:
-            raise ValueError(f"its format is {about.get('format')!r}, not {FORMAT}")
+        about = parse((table.schema.metadata or {}).get(b"distill"), (FORMAT, BY_PIXELS))
+        if about["format"] == BY_PIXELS:
+            return Index.of([]), {}, {}
+        if any(Path(name).name != name for name in texts(list(about["files"]), "files")):
+            raise ValueError("Expected file names without folders")
         sizes = {folder / name: size for name, size in about["files"].items()}
         key, file, row = (table[name].to_numpy() for name in ("key", "file", "row"))
         if len(key) and not (

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distill.core.errors import LabelError
+from distill.core.errors import DataError, LabelError
 from distill.labels.folder import LabelFolder, mismatch
 from distill.labels.records import differ
 from distill.labels.shard import digest, write_whole
@@ -14,7 +14,8 @@ from distill.labels.shard import digest, write_whole
 def merge(sources: Sequence[Path], into: Path) -> int:
     """Adds the labels of ``sources`` to those in ``into``; returns how many were added.
 
-    Labels that are there already are left out. It may be interrupted and done again.
+    Labels that are there already are left out. Files of the format before are converted, see
+    :func:`distill.labels.shard.open_shard`. It may be interrupted and done again.
 
     Raises:
         LabelError: before anything is written, when the folders are of different teachers, naming the fields, or have
@@ -74,14 +75,14 @@ def _add(source: LabelFolder, target: LabelFolder) -> None:
         places = (source.index.file == number).nonzero()[0]
         if not new[places].any():
             continue
-        if new[places].all():
+        if new[places].all() and not source.is_old(path):
             content = path.read_bytes()
             if digest(content) != path.stem:
                 raise LabelError(f"Expected labels as they were written but {path} has changed; see label verify.")
             target.path.mkdir(parents=True, exist_ok=True)
             try:
                 write_whole(target.path / path.name, content)
-            except OSError as error:
+            except (OSError, DataError) as error:
                 raise target.cannot_write(error) from error
         else:
             target.write(columns for _, columns in source.read(places[new[places]]))

@@ -16,9 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor, from_numpy
 
-from distill.core.errors import LabelError
+from distill.core.errors import DataError, LabelError
 from distill.labels.folder import mismatch
 from distill.labels.index import label_files
+from distill.labels.metadata import parse, texts
 from distill.labels.shard import SUFFIX, digest, write_whole
 
 FORMAT = "distill-embeddings-1"
@@ -76,7 +77,7 @@ class PromptCacheStore(MutableMapping[Name, tuple[Tensor, int]]):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(path, content)
-        except OSError as error:
+        except (OSError, DataError) as error:
             raise LabelError(
                 f"Expected to write to {self.folder} but got: {error}; make room or set labels.dir."
             ) from error
@@ -113,13 +114,11 @@ class PromptCacheStore(MutableMapping[Name, tuple[Tensor, int]]):
         advice = "delete it, and its prompts are optimised again"
         try:
             with safe_open(path, "pt") as file:  # as torch maps files into memory, where numpy would read them
-                about = json.loads((file.metadata() or {}).get("distill", "{}"))
-                if about.get("format") != FORMAT:
-                    raise LabelError(
-                        f"Expected prompts of format {FORMAT} in {path}, not {about.get('format')!r}; {advice}."
-                    )
+                about = parse((file.metadata() or {}).get("distill"), [FORMAT])
+                images = texts(about.get("images"), "images")
                 columns = {key: file.get_tensor(key).numpy() for key in file.keys()}  # noqa: SIM118 - no dictionary
-        except (SafetensorError, OSError, ValueError) as error:
+            _check(columns, len(images))
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise LabelError(f"Expected whole prompts in {path} but it cannot be read ({error}); {advice}.") from error
         differing = mismatch(about["fingerprint"], self.fingerprint)
         if differing:
@@ -130,7 +129,18 @@ class PromptCacheStore(MutableMapping[Name, tuple[Tensor, int]]):
         self._files[path] = columns
         rows = zip(columns["image"].tolist(), columns["place"].tolist(), strict=True)
         for row, (image, (x, y)) in enumerate(rows):
-            self._places.setdefault((about["images"][image], x, y), (path, row))
+            self._places.setdefault((images[image], x, y), (path, row))
+
+
+def _check(columns: Mapping[str, NDArray], n_images: int) -> None:
+    """Raises a ValueError unless the columns are those of a file of prompts."""
+    count = len(columns["checksum"])
+    shapes = {"image": (count,), "place": (count, 2), "token": (count,), "checksum": (count,)}
+    if any(columns[name].shape != shape for name, shape in shapes.items()) or len(columns["embedding"]) != count:
+        raise ValueError("its columns differ in length")
+    numbers = columns["image"]
+    if numbers.dtype != np.int32 or (count and not 0 <= numbers.min() <= numbers.max() < n_images):
+        raise ValueError("its points are of images that it does not name")
 
 
 def _checksum(columns: Mapping[str, NDArray], images: list[str], row: int, image: int | None = None) -> int:

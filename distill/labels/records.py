@@ -14,22 +14,22 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-GRID = 100
-"""Points are told apart on a grid of this many cells a pixel."""
+GRID = 100_000
+"""Points are told apart on a grid of this many cells along each side of an image: 0.005 px of 512."""
 
-ROUNDING = (0.05, 0.05, 0.005)
-"""How far x, y, px, and the confidence of one label may lie apart: other threads or processors add in another order."""
+ROUNDING = (4e-4, 4e-4, 0.005)
+"""How far x / W, y / H and the confidence of one label may lie apart: other threads or processors add in another order."""
 
-ARRAYS = ("src", "trg", "point", "trg_kps", "confidence", "heatmap")
+ARRAYS = ("src", "trg", "src_point", "trg_point", "confidence", "heatmap")
 
 
 class Image(NamedTuple):
     """An image that labels speak of.
 
     Attributes:
-        hash: fingerprint of the content that the teacher was given, after resizing.
+        hash: fingerprint of the original, see :class:`distill.core.types.Original`.
         name: for people.
-        size: height, width in px of what the teacher was given.
+        size: height, width of the original, px.
     """
 
     hash: str
@@ -43,16 +43,16 @@ class Record(NamedTuple):
     Attributes:
         src: source image.
         trg: target image.
-        point: (2,) x, y px of the source.
-        trg_kps: (2,) x, y px of the target.
+        src_point: (2,) x / W, y / H in the source image.
+        trg_point: (2,) x / W, y / H in the target image.
         confidence: in [0, 1].
-        heatmap: (h, w), non-negative.
+        heatmap: (h, w) over the whole target image, non-negative.
     """
 
     src: Image
     trg: Image
-    point: NDArray[np.float32]
-    trg_kps: NDArray[np.float32]
+    src_point: NDArray[np.float32]
+    trg_point: NDArray[np.float32]
     confidence: float
     heatmap: NDArray[np.float16]
 
@@ -65,17 +65,17 @@ class Columns:
         images: what ``src`` and ``trg`` count.
         src: (R,) int32, number of the source image.
         trg: (R,) int32, of the target image.
-        point: (R, 2) float32, x, y px of the source.
-        trg_kps: (R, 2) float32, x, y px of the target.
+        src_point: (R, 2) float32, x / W, y / H in the source image.
+        trg_point: (R, 2) float32, x / W, y / H in the target image.
         confidence: (R,) float32 in [0, 1].
-        heatmap: (R, h, w) float16, non-negative.
+        heatmap: (R, h, w) float16 over the whole target image, non-negative.
     """
 
     images: Sequence[Image]
     src: NDArray[np.int32]
     trg: NDArray[np.int32]
-    point: NDArray[np.float32]
-    trg_kps: NDArray[np.float32]
+    src_point: NDArray[np.float32]
+    trg_point: NDArray[np.float32]
     confidence: NDArray[np.float32]
     heatmap: NDArray[np.float16]
 
@@ -89,8 +89,8 @@ class Columns:
             images,
             np.array([number[r.src.hash] for r in records], np.int32),
             np.array([number[r.trg.hash] for r in records], np.int32),
-            np.array([r.point for r in records], np.float32),
-            np.array([r.trg_kps for r in records], np.float32),
+            np.array([r.src_point for r in records], np.float32),
+            np.array([r.trg_point for r in records], np.float32),
             np.array([r.confidence for r in records], np.float32),
             np.stack([r.heatmap for r in records]).astype(np.float16),
         )
@@ -105,11 +105,11 @@ class Columns:
     def keys(self) -> NDArray[np.uint64]:
         """Returns (R,) the keys of the records."""
         numbers = np.array([image_number(image.hash) for image in self.images], np.uint64)
-        return point_keys(numbers[self.src], numbers[self.trg], on_grid(self.point))
+        return point_keys(numbers[self.src], numbers[self.trg], on_grid(self.src_point))
 
     def checksums(self) -> NDArray[np.uint32]:
         """Returns (R,) CRC-32 of everything a record says, its images' fingerprints included."""
-        columns = (self.point, self.trg_kps, self.confidence, self.heatmap)
+        columns = (self.src_point, self.trg_point, self.confidence, self.heatmap)
         rows = [np.ascontiguousarray(c).reshape(len(self), -1).view(np.uint8) for c in columns]
         names = [image.hash.encode() for image in self.images]
         numbers = zip(self.src.tolist(), self.trg.tolist(), np.concatenate(rows, 1), strict=True)
@@ -117,13 +117,14 @@ class Columns:
         return np.fromiter(sums, np.uint32, len(self))
 
     def answers(self) -> NDArray[np.float32]:
-        """Returns (R, 3): x, y, px of the target, and the confidence."""
-        return np.column_stack([self.trg_kps, self.confidence])
+        """Returns (R, 3): x / W, y / H in the target image, and the confidence."""
+        return np.column_stack([self.trg_point, self.confidence])
 
     def describe(self, row: int) -> str:
-        """Returns for people which point a record is of: "boat/3 -> boat/7 at (12.5, 80.25)"."""
-        x, y = self.point[row].tolist()
-        return f"{self.images[self.src[row]].name} -> {self.images[self.trg[row]].name} at ({x:.2f}, {y:.2f})"
+        """Returns for people which point a record is of, in px of the original: "boat/3 -> boat/7 at (12.5, 80.25)"."""
+        src, trg = self.images[self.src[row]], self.images[self.trg[row]]
+        x, y = (self.src_point[row] * src.size[::-1]).tolist()
+        return f"{src.name} -> {trg.name} at ({x:.2f}, {y:.2f})"
 
 
 def differ(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -145,7 +146,7 @@ def joined(parts: Iterable[Columns]) -> Columns:
             values = getattr(part, name)
             columns[name].append(renumbered[values] if name in ("src", "trg") else values)
     whole = Columns(images, **{name: np.concatenate(values) for name, values in columns.items()})
-    return whole.take(np.lexsort((whole.point[:, 1], whole.point[:, 0], whole.trg, whole.src)))
+    return whole.take(np.lexsort((whole.src_point[:, 1], whole.src_point[:, 0], whole.trg, whole.src)))
 
 
 @lru_cache(maxsize=1 << 16)
@@ -155,7 +156,7 @@ def image_number(fingerprint: str) -> int:
 
 
 def on_grid(points: NDArray) -> NDArray[np.int64]:
-    """Returns (..., 2) cells of the grid on which points (..., 2), x, y px, are told apart."""
+    """Returns (..., 2) cells of the grid on which points (..., 2), x / W, y / H, are told apart."""
     return np.rint(points.astype(np.float64) * GRID).astype(np.int64)
 
 

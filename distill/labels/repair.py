@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from distill.core.errors import LabelError
+from distill.core.errors import DataError, LabelError
 from distill.labels.audit import audit
 from distill.labels.folder import LabelFolder
 from distill.labels.index import FILE
@@ -43,7 +43,7 @@ def repair(folder: Path) -> list[str]:
             done.append(f"{path.name}: unfinished, removed")
         (folder / FILE).unlink(missing_ok=True)
         LabelFolder(folder).write_index()
-    except OSError as error:
+    except (OSError, DataError) as error:
         raise LabelError(f"Expected to mend labels in {folder} but got: {error}; make it writable.") from error
     return [*done, f"{FILE}: made again" if (folder / FILE).exists() else "one file needs no index"]
 

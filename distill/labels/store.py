@@ -1,4 +1,4 @@
-"""Labels of one teacher, found by the content of the images and the point."""
+"""Labels of one teacher, found by the original images and the point."""
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -12,7 +12,9 @@ from torch import Tensor
 from distill.core.errors import LabelError
 from distill.core.geometry import image_size
 from distill.core.types import Matches, PairBatch
+from distill.data.pairs import Query
 from distill.labels.folder import LabelFolder, mismatch
+from distill.labels.heatmaps import recover
 from distill.labels.records import GRID, Columns, Image, Record, image_number, joined, on_grid, point_keys
 
 AROUND = np.array([(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (-1, 1), (1, -1), (1, 1)])
@@ -23,6 +25,8 @@ Part = tuple[NDArray[np.int64], Columns]
 
 class LabelStore:
     """Labels of one teacher, read and appended to. Any number of processes may read and append to one folder.
+
+    Labels are kept relative to the original images: one store serves images of any size, squashed and letterboxed.
 
     Args:
         folder: of the files; made when the first label is written.
@@ -38,9 +42,9 @@ class LabelStore:
         self, folder: str | Path, fingerprint: Mapping[str, str] | None = None, fallbacks: Sequence[str | Path] = ()
     ) -> None:
         self.folder = Path(folder)
-        self._own = LabelFolder(self.folder, fingerprint)
+        self._main = LabelFolder(self.folder, fingerprint)
         others = [LabelFolder(Path(fallback)) for fallback in fallbacks]
-        wanted = self._own.fingerprint
+        wanted = self._main.fingerprint
         self._fallbacks = [o for o in others if wanted is None or not mismatch(o.fingerprint or {}, wanted)]
         self._unwritten: dict[int, Record] = {}
         self._count()
@@ -48,7 +52,7 @@ class LabelStore:
     @property
     def fingerprint(self) -> dict[str, str] | None:
         """Of the teacher; None while it is not known."""
-        return self._own.fingerprint
+        return self._main.fingerprint
 
     def __len__(self) -> int:
         """How many labels there are, those included that are not written yet."""
@@ -57,22 +61,33 @@ class LabelStore:
     @property
     def files(self) -> list[Path]:
         """Of the folder's labels, in no particular order."""
-        return list(self._own.index.files)
+        return list(self._main.index.files)
+
+    def known(self, query: Query) -> NDArray[np.bool_]:
+        """Returns (N,) which points of a pair have a label; a look into the indices that reads no label."""
+        src, trg = (np.array([image_number(name)], np.uint64) for name in (query.src, query.trg))
+        keys = _keys_around(src, trg, query.points)
+        found = np.zeros(keys.shape[1], bool)
+        for folder in (self._main, *self._fallbacks):
+            found |= folder.find(keys) >= 0
+        if self._unwritten:
+            found |= np.array([any(key in self._unwritten for key in column) for column in keys.T.tolist()], bool)
+        return found
 
     def lookup(self, pairs: PairBatch) -> tuple[Matches, Tensor]:
-        """Returns the labels of a batch, and (B, N) bool which of its points have one.
+        """Returns the labels of a batch in px of its images, and (B, N) bool which of its points have one.
 
-        Points count as the same within a hundredth of a pixel. What has no label is zero.
+        Points count as the same within a hundred-thousandth of the image's sides. What has no label is zero. A heatmap
+        covers the whole of ``trg_img``, and is zero in the padding.
 
         Raises:
             LabelError: when a label is not as it was written.
         """
         places = np.argwhere(pairs.kps_mask.cpu().numpy())
-        points = pairs.src_kps.detach().cpu().numpy()[places[:, 0], places[:, 1]]
-        keys = _keys_around(pairs, places[:, 0], points)
+        points, keys = _located(pairs, places)
         left = np.arange(len(places))
         parts: list[Part] = []
-        for folder in (self._own, *self._fallbacks):
+        for folder in (self._main, *self._fallbacks):
             at = folder.find(keys[:, left])
             hits = left[at >= 0]
             parts += [(hits[members], columns) for members, columns in folder.read(at[at >= 0])]
@@ -85,18 +100,22 @@ class LabelStore:
     def add(self, pairs: PairBatch, labels: Matches, mask: Tensor) -> None:
         """Keeps the labels of the points where ``mask`` (B, N) is true, in memory until :meth:`flush`."""
         places = np.argwhere(mask.cpu().numpy())
-        points = pairs.src_kps.detach().cpu().numpy()[places[:, 0], places[:, 1]].astype(np.float32)
-        trg_kps, confidence, heatmap = (field.detach().float().cpu().numpy() for field in labels)
-        keys = _keys_around(pairs, places[:, 0], points)[0].tolist()
-        src_size, trg_size = image_size(pairs.src_img), image_size(pairs.trg_img)
-        for key, (b, n), point in zip(keys, places.tolist(), points, strict=True):
+        points, keys = _located(pairs, places)
+        chosen = labels.heatmap.detach().float().cpu()[places[:, 0], places[:, 1]]
+        content = pairs.trg_content.detach().float().cpu()[places[:, 0]]
+        heatmaps = _over(chosen, content, image_size(pairs.trg_img), inwards=True).numpy().astype(np.float16)
+        found = labels.trg_kps.detach().double().cpu().numpy()[places[:, 0], places[:, 1]]
+        found = _relative(found, content.double().numpy()).astype(np.float32)
+        confidence = labels.confidence.detach().float().cpu().numpy()[places[:, 0], places[:, 1]]
+        for row, (key, b) in enumerate(zip(keys[0].tolist(), places[:, 0].tolist(), strict=True)):
+            src, trg = pairs.src_original[b], pairs.trg_original[b]
             self._unwritten[key] = Record(
-                Image(pairs.src_hash[b], pairs.src_id[b], src_size),
-                Image(pairs.trg_hash[b], pairs.trg_id[b], trg_size),
-                point,
-                trg_kps[b, n].copy(),
-                float(confidence[b, n]),
-                heatmap[b, n].astype(np.float16),
+                Image(src.hash, pairs.src_id[b], src.size),
+                Image(trg.hash, pairs.trg_id[b], trg.size),
+                points[row].astype(np.float32),
+                found[row],
+                float(confidence[row]),
+                heatmaps[row],
             )
 
     def flush(self) -> None:
@@ -108,28 +127,28 @@ class LabelStore:
         if not self._unwritten:
             return
         records = sorted(self._unwritten.values(), key=_heatmap_size)
-        self._own.write([joined([Columns.of(list(group))]) for _, group in groupby(records, _heatmap_size)])
+        self._main.write([joined([Columns.of(list(group))]) for _, group in groupby(records, _heatmap_size)])
         self._unwritten.clear()
         self._count()
 
     def refresh(self) -> None:
-        """Takes notice of what other processes wrote to the folder."""
-        self._own.refresh()
+        """Reads which labels other processes wrote to the folder."""
+        self._main.refresh()
         self._count()
 
     def write_index(self) -> None:
         """Writes the index of the folder, see :meth:`LabelFolder.write_index`."""
-        self._own.write_index()
+        self._main.write_index()
         self._count()
 
     def compact(self) -> None:
         """Writes all labels to few files, see :meth:`LabelFolder.compact`."""
         self.flush()
-        self._own.compact()
+        self._main.compact()
         self._count()
 
     def _count(self) -> None:
-        self._written = sum(folder.index.distinct() for folder in (self._own, *self._fallbacks))
+        self._written = sum(folder.index.distinct() for folder in (self._main, *self._fallbacks))
 
     def _from_memory(self, keys: NDArray[np.uint64], members: NDArray[np.int64]) -> list[Part]:
         if not self._unwritten:
@@ -143,10 +162,10 @@ class LabelStore:
     def _check_identity(self, pairs: PairBatch, places: NDArray, points: NDArray, columns: Columns) -> None:
         """Refuses records that the index says are of other images or points than they are."""
         hashes = [image.hash for image in columns.images]
-        near = np.abs(columns.point - points).max(1) < 2 / GRID
+        near = np.abs(columns.src_point - points).max(1) < 2 / GRID
         for row, (b, close) in enumerate(zip(places[:, 0].tolist(), near.tolist(), strict=True)):
             named = hashes[columns.src[row]], hashes[columns.trg[row]]
-            if not close or named != (pairs.src_hash[b], pairs.trg_hash[b]):
+            if not close or named != (pairs.src_original[b].hash, pairs.trg_original[b].hash):
                 raise LabelError(
                     f"Expected an index that fits its files in {self.folder} but it names another label for "
                     f"{pairs.src_id[b]} -> {pairs.trg_id[b]}; make it again with: python -m distill label repair "
@@ -155,27 +174,64 @@ class LabelStore:
 
 
 def _assembled(pairs: PairBatch, places: NDArray, parts: Sequence[Part]) -> tuple[Matches, Tensor]:
-    """Spreads records over the points (P, 2) row and column that they are for."""
+    """Spreads records over the points (P, 2) row and column that they are for, in px of the target images."""
     shape = tuple(pairs.kps_mask.shape)
     sides = {part.heatmap.shape[1:] for _, part in parts}
     if len(sides) > 1:
-        raise LabelError(f"Expected heatmaps of one size in a batch but got {sorted(sides)}; set data.size back.")
+        raise LabelError(
+            f"Expected heatmaps of one size in a batch but got {sorted(sides)}; keep such labels in folders of their own."
+        )
     found = np.zeros(shape, bool)
     points, confidence = np.zeros((*shape, 2), np.float32), np.zeros(shape, np.float32)
     heatmap = np.zeros((*shape, *(sides.pop() if sides else (1, 1))), np.float32)
+    content, size = pairs.trg_content.detach().float().cpu(), image_size(pairs.trg_img)
     for members, columns in parts:
         at = places[members, 0], places[members, 1]
+        boxes = content[at[0]]
         found[at] = True
-        points[at], confidence[at], heatmap[at] = columns.trg_kps, columns.confidence, columns.heatmap
+        points[at] = columns.trg_point * (boxes[:, 2:] - boxes[:, :2]).numpy() + boxes[:, :2].numpy()
+        confidence[at] = columns.confidence
+        heatmap[at] = _over(torch.from_numpy(columns.heatmap).float(), boxes, size, inwards=False).numpy()
     like = pairs.src_kps
     labels = Matches(*(torch.from_numpy(values).to(like) for values in (points, confidence, heatmap)))
     return labels, torch.from_numpy(found).to(like.device)
 
 
-def _keys_around(pairs: PairBatch, rows: NDArray, points: NDArray) -> NDArray[np.uint64]:
-    """Returns (9, P) keys under which points (P, 2) of the pairs ``rows`` (P,) may have been stored."""
-    src, trg = (np.array([image_number(h) for h in hashes], np.uint64) for hashes in (pairs.src_hash, pairs.trg_hash))
-    return point_keys(src[rows][None], trg[rows][None], on_grid(points)[None] + AROUND[:, None])
+def _over(heatmaps: Tensor, content: Tensor, size: tuple[int, int], inwards: bool) -> Tensor:
+    """Brings heatmaps (R, h, w) from an image of ``size`` (H, W) to the photograph in it, or back.
+
+    Args:
+        heatmaps: of the image, or of the photograph.
+        content: (R, 4) where the photograph lies in the image, px.
+        size: of the image, px.
+        inwards: whether to return heatmaps of the photograph.
+    """
+    whole = torch.tensor([0.0, 0.0, size[1], size[0]]).expand(len(content), 4)
+    if torch.equal(content, whole):
+        return heatmaps
+    return recover(heatmaps, whole, content) if inwards else recover(heatmaps, content, whole)
+
+
+def _located(pairs: PairBatch, places: NDArray) -> tuple[NDArray[np.float64], NDArray[np.uint64]]:
+    """Returns (P, 2) x / W, y / H of the points at ``places`` (P, 2), row and column, and the keys (9, P) of each."""
+    rows, columns = places[:, 0], places[:, 1]
+    points = pairs.src_kps.detach().cpu().numpy()[rows, columns].astype(np.float64)
+    relative = _relative(points, pairs.src_content.detach().cpu().numpy()[rows].astype(np.float64))
+    src, trg = (
+        np.array([image_number(original.hash) for original in originals], np.uint64)
+        for originals in (pairs.src_original, pairs.trg_original)
+    )
+    return relative, _keys_around(src[rows], trg[rows], relative)
+
+
+def _relative(points: NDArray[np.float64], content: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns points (P, 2), x, y px, as fractions of the sides of the boxes ``content`` (P, 4) from their corners."""
+    return (points - content[:, :2]) / (content[:, 2:] - content[:, :2])
+
+
+def _keys_around(src: NDArray[np.uint64], trg: NDArray[np.uint64], points: NDArray) -> NDArray[np.uint64]:
+    """Returns (9, P) keys under which points (P, 2) of images with these numbers may have been stored."""
+    return point_keys(src[None], trg[None], on_grid(points)[None] + AROUND[:, None])
 
 
 def _heatmap_size(record: Record) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from distill.core.checks import check_query
-from distill.core.protocols import Matcher, PairMatcher, match, match_images
+from distill.core.protocols import Matcher, PairMatcher, match, match_query
 from distill.core.types import Matches, PairBatch
 from distill.data.pairs import select_pairs
 
@@ -33,7 +33,7 @@ class MemoizedMatcher:
             ConfigError: when the matcher needs more than two images and points.
         """
         check_query(src_img, trg_img, src_kps)
-        return match_images(self.matcher, src_img, trg_img, src_kps)
+        return match_query(self.matcher, src_img, trg_img, src_kps)
 
     @torch.no_grad()
     def match_pairs(self, pairs: PairBatch) -> Matches:

@@ -6,7 +6,7 @@ from torch import Tensor
 from distill.core.checks import check_query
 from distill.core.errors import ConfigError
 from distill.core.geometry import gaussian_weight, image_size
-from distill.core.protocols import Matcher, PairMatcher, match, match_images, move_to_device_of
+from distill.core.protocols import Matcher, PairMatcher, match, match_query, move_to_device_of
 from distill.core.types import Matches, PairBatch
 
 
@@ -43,10 +43,8 @@ class RescoredMatcher:
         """
         check_query(src_img, trg_img, src_kps)
         move_to_device_of(self.confidence_from, trg_img)
-        answer = match_images(self.matcher, src_img, trg_img, src_kps)
-        return self._rescored(
-            answer, match_images(self.confidence_from, src_img, trg_img, src_kps), image_size(trg_img)
-        )
+        answer = match_query(self.matcher, src_img, trg_img, src_kps)
+        return self._rescored(answer, match_query(self.confidence_from, src_img, trg_img, src_kps), image_size(trg_img))
 
     @torch.no_grad()
     def match_pairs(self, pairs: PairBatch) -> Matches:

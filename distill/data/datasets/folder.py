@@ -22,7 +22,7 @@ import numpy as np
 
 from distill.core.errors import ConfigError, DataError, nearest
 from distill.data.annotations import ImageAnnotation, PairAnnotation
-from distill.data.images import SUFFIXES, readable_suffixes
+from distill.data.images import SUFFIXES, read_size, readable_suffixes
 from distill.data.pair_list import read_pair_list
 from distill.data.pair_sampling import count_pairs, sample_pairs
 from distill.data.pairs import Threshold
@@ -112,7 +112,7 @@ class FolderPairs(PhotographPairs):
         """See :class:`PhotographPairs`; without a file of points they depend on the name and the seed only."""
         if self.points_file is not None:
             return self._annotated(name, self.points_file)
-        height, width = self.read(self.root / name).original_size
+        height, width = read_size(self.root / name, self.exif_orientation)
         rng = np.random.default_rng([self.seed, int(_digest(name)[:8], 16)])
         points = rng.uniform(MARGIN, 1 - MARGIN, (self.n_points, 2)) * (width, height)
         return self._whole(name, points, (height, width))
@@ -176,13 +176,15 @@ class FolderPairs(PhotographPairs):
         visible = np.array([part in known.points for part in self.parts])
         for number in visible.nonzero()[0]:
             points[number] = known.points[self.parts[number]]
-        height, width = self.read(self.root / name).original_size
+        height, width = read_size(self.root / name, self.exif_orientation)
         bbox = np.array(known.bbox or (0.0, 0.0, width, height))
         return ImageAnnotation(self.root / name, points, visible, bbox, _category(name), name, file.path, known.size)
 
     def _unknown(self, name: str) -> ImageAnnotation:
         """Returns a target image, whose points are not known."""
-        return self._whole(name, np.full((self.n_points, 2), np.nan), self.read(self.root / name).original_size)
+        return self._whole(
+            name, np.full((self.n_points, 2), np.nan), read_size(self.root / name, self.exif_orientation)
+        )
 
     def _whole(self, name: str, points: np.ndarray, size: tuple[int, int]) -> ImageAnnotation:
         bbox = np.array([0.0, 0.0, size[1], size[0]])

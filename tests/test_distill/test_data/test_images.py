@@ -12,7 +12,7 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from distill.core.errors import DataError
-from distill.data.images import SUFFIXES, read_image, readable_suffixes
+from distill.data.images import SUFFIXES, read_image, read_size, readable_suffixes
 
 GREY = np.arange(24 * 32, dtype=np.uint8).reshape(24, 32)
 ORIENTED = {2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 6: lambda a: np.rot90(a, -1), 8: np.rot90}
@@ -241,3 +241,23 @@ def test_heic_is_read_where_its_package_is_installed(tmp_path):
     Image.new("RGB", (32, 24), "red").save(tmp_path / "a.heic")
     red, green, _ = pixels(tmp_path / "a.heic").mean((0, 1))
     assert red > 240 and green < 10
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif", "bmp"])
+@pytest.mark.parametrize("orientation", [None, 1, 3, 6, 8])
+@pytest.mark.parametrize("applied", [True, False])
+def test_the_size_in_the_header_is_that_of_the_image_read(tmp_path, suffix, orientation, applied):
+    exif = Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    path = tmp_path / f"a.{suffix}"
+    Image.new("RGB", (30, 20)).save(path, **({} if suffix == "bmp" else {"exif": exif}))
+    assert read_size(path, applied) == tuple(read_image(path, applied).shape[-2:])
+
+
+def test_a_file_that_is_no_image_has_no_size(tmp_path):
+    (tmp_path / "a.jpg").write_text("no image")
+    with pytest.raises(DataError, match=r"a\.jpg cannot be read"):
+        read_size(tmp_path / "a.jpg")
+    with pytest.raises(DataError, match=r"b\.jpg cannot be read"):
+        read_size(tmp_path / "b.jpg")

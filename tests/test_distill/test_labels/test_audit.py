@@ -42,9 +42,9 @@ def contents(folder: Path) -> dict:
     for path in sorted(folder.glob("*.safetensors")):
         part = LabelFolder(folder)._shard(path).columns
         for row in range(len(part)):
-            key = (part.images[part.src[row]].hash, part.images[part.trg[row]].hash, *part.point[row].tolist())
+            key = (part.images[part.src[row]].hash, part.images[part.trg[row]].hash, *part.src_point[row].tolist())
             assert key not in rows, f"{key} is there twice"
-            rows[key] = (part.trg_kps[row].tobytes(), part.confidence[row], part.heatmap[row].tobytes())
+            rows[key] = (part.trg_point[row].tobytes(), part.confidence[row], part.heatmap[row].tobytes())
     return rows
 
 
@@ -131,7 +131,7 @@ def labels_that_disagree(folder: Path, pairs: Any) -> str:
     store = LabelStore(folder, Oracle(heatmap_side=4).fingerprint())
     answer = Oracle(heatmap_side=4).match_pairs(pair)
     store.add(pair, answer._replace(trg_kps=answer.trg_kps + 1), pair.kps_mask)
-    store._own.write([Columns.of([*store._unwritten.values()])])
+    store._main.write([Columns.of([*store._unwritten.values()])])
     return r"3 labels disagree with another of their point: source -> target at \("
 
 

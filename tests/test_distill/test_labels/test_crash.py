@@ -69,7 +69,7 @@ def in_one_go(folder: Path, pairs) -> list[str]:
     """The files of a store that was made without disturbance; they are named after their content."""
     work(folder, pairs, 60)
     LabelStore(folder).compact()
-    return sorted(path.name for path in folder.glob("*.safetensors"))
+    return sorted(path.name for path in folder.glob("[!.]*.safetensors"))
 
 
 def test_after_fifty_kills_nothing_is_wrong_and_the_store_equals_one_made_in_one_go(tmp_path, many):
@@ -90,7 +90,7 @@ def test_after_fifty_kills_nothing_is_wrong_and_the_store_equals_one_made_in_one
     work(folder, many)
     assert audit(folder).problems == [] and len(LabelStore(folder)) == 120
     LabelStore(folder).compact()
-    assert sorted(path.name for path in folder.glob("*.safetensors")) == in_one_go(tmp_path / "whole", many)
+    assert sorted(path.name for path in folder.glob("[!.]*.safetensors")) == in_one_go(tmp_path / "whole", many)
 
 
 def test_a_disk_that_fills_up_is_named_and_harms_nothing(tmp_path, many):
@@ -143,7 +143,7 @@ def test_eight_processes_in_one_folder_lose_double_and_tear_nothing(tmp_path, ma
     assert sum(counts) == found.labels == 120 and found.problems == [] and not any("twice" in n for n in found.notes)
     assert sum(count > 0 for count in counts) > 1, "one process did it all"
     LabelStore(tmp_path / "shared").compact()
-    files = sorted(path.name for path in (tmp_path / "shared").glob("*.safetensors"))
+    files = sorted(path.name for path in (tmp_path / "shared").glob("[!.]*.safetensors"))
     assert files == in_one_go(tmp_path / "whole", many)
 
 

@@ -153,7 +153,7 @@ def test_the_metadata_is_json(tmp_path, few):
     raw = file.read_bytes()
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
     about = json.loads(header["__metadata__"]["distill"])
-    assert about["fingerprint"]["method"] == "oracle 1" and about["format"] == "distill-labels-2"
+    assert about["fingerprint"]["method"] == "oracle 1" and about["format"] == "distill-labels-3"
     assert about["images"] == [["source-3", "source", [32, 32]], ["target-3", "target", [32, 32]]]
 
 

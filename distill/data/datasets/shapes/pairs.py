@@ -16,10 +16,13 @@ from distill.data.datasets.shapes.images import SPLITS
 from distill.data.datasets.shapes.render import render
 from distill.data.datasets.shapes.scene import Scene, find_difficulty, sample_scene
 from distill.data.pair_sampling import sample_pairs
-from distill.data.pairs import AnnotatedImage, Threshold, make_pair
+from distill.data.pairs import AnnotatedImage, ImageView, Threshold, make_pair
 
 WORLD_VERSION = 2
 """Raised whenever a change of the code changes a picture, so that old labels are refused."""
+
+VISIBILITY_SIZE = 128
+"""Side, in px, of the rendering that says which keypoints are visible and whether an object is occluded."""
 
 SURFACE = 0.06  # half image sides; keypoints sit on or just below the surface
 
@@ -72,7 +75,7 @@ class ShapesPairs(Dataset[PairBatch]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves the caches behind, for processes that share no memory."""
-        return {name: value for name, value in vars(self).items() if name not in ("scene", "image")}
+        return {name: value for name, value in vars(self).items() if name not in ("scene", "image", "view")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -81,6 +84,7 @@ class ShapesPairs(Dataset[PairBatch]):
     def _make_caches(self) -> None:
         self.scene = lru_cache(maxsize=4096)(self._scene)
         self.image = lru_cache(maxsize=4096)(self._image)
+        self.view = lru_cache(maxsize=32)(self._view)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -92,26 +96,42 @@ class ShapesPairs(Dataset[PairBatch]):
         flags = variation(self.scene(source), self.scene(target), src_occluded, trg_occluded)
         return make_pair(src, trg, self.threshold, flags)
 
+    def views(self, index: int, size: int) -> tuple[ImageView, ImageView]:
+        """Returns source and target of a pair rendered at ``size`` px a side."""
+        source, target = self.pairs[index]
+        return self.view(source, size), self.view(target, size)
+
+    def _view(self, number: int, size: int) -> ImageView:
+        image = self.image(number)[0].image if size == self.size else render([self.scene(number)], size).image[0]
+        return ImageView(image, f"{self._name(number)}@{size}")
+
+    def _name(self, number: int) -> str:
+        """Returns what a scene is known by, at any size."""
+        return f"shapes-{WORLD_VERSION}/seed{self.seed}/{self.difficulty}/{self.split}/{number:06d}"
+
     def _scene(self, number: int) -> Scene:
         return sample_scene(self.seed, SPLITS[self.split].start + number, self.difficulty)
 
     def _image(self, number: int) -> tuple[AnnotatedImage, bool]:
         scene, size = self.scene(number), self.size
         rendering = render([scene], size)
+        # Which points are visible does not depend on the size: labels at one size serve all others.
+        depth = rendering.depth if size == VISIBILITY_SIZE else render([scene], VISIBILITY_SIZE).depth
         points = torch.as_tensor((scene.keypoints[:, :2] + 1) * size / 2)
         bbox = torch.as_tensor((scene.bbox + 1) * size / 2)
         name = f"{self.difficulty}/{self.split}/{number:06d}"
         annotated = AnnotatedImage(
             image=rendering.image[0],
             keypoints=points.float(),
-            visible=visible_keypoints(scene, rendering.depth[0]),
+            visible=visible_keypoints(scene, depth[0]),
             bbox=bbox.float(),
             original_size=(size, size),
             category=scene.category,
             id=name,
-            hash=f"shapes-{WORLD_VERSION}/seed{self.seed}/{name}@{size}",
+            hash=f"{self._name(number)}@{size}",
+            original_hash=self._name(number),
         )
-        return annotated, bool(_occluded(scene, size))
+        return annotated, bool(_occluded(scene, VISIBILITY_SIZE))
 
 
 def visible_keypoints(scene: Scene, depth: Tensor) -> Tensor:

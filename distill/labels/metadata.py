@@ -1,0 +1,36 @@
+"""What files of labels say about themselves: JSON, checked before anything is believed."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+
+def parse(text: str | bytes | None, formats: Sequence[str]) -> dict[str, Any]:
+    """Returns the metadata of a file: at least "format", one of ``formats``, and "fingerprint", from name to text.
+
+    Raises:
+        ValueError: saying what else it is.
+    """
+    try:
+        about = json.loads(text or "{}")
+    except RecursionError:
+        raise ValueError("its metadata is nested too deeply") from None
+    if not isinstance(about, dict):
+        raise ValueError("its metadata is no JSON object")
+    if about.get("format") not in formats:
+        raise ValueError(f"its format is {about.get('format')!r}, not {formats[0]}")
+    fingerprint = about.get("fingerprint")
+    if not isinstance(fingerprint, dict) or not all(isinstance(value, str) for value in fingerprint.values()):
+        raise ValueError("it has no fingerprint of a teacher")
+    return about
+
+
+def texts(values: Any, what: str) -> list[str]:
+    """Returns ``values``, a list of texts.
+
+    Raises:
+        ValueError: when it is something else; ``what`` says what was expected.
+    """
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"its metadata has no list of {what}")
+    return values
