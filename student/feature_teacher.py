@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.core.checks import check_query
+from distill.core.consensus import NeighbourhoodConsensus, pooled
 from distill.core.errors import ConfigError
 from distill.core.geometry import flip_points, gaussian_weight, image_size, sample_at
 from distill.core.precision import in_single, without_autocast
 from distill.core.readout import window_mass, windowed_soft_argmax
 from distill.core.types import Matches, PairBatch
-from student.neighbourhood_consensus import NeighbourhoodConsensus, pooled
 
 Size = tuple[int, int]
 """H, W, px."""
@@ -23,7 +23,7 @@ Size = tuple[int, int]
 class FeatureTeacher:
     """Matches by the dense features of any network that describes images.
 
-    The similarity of descriptors is corrected by neighbourhood consensus (:mod:`student.neighbourhood_consensus`). The
+    The similarity of descriptors is corrected by neighbourhood consensus (:mod:`distill.core.consensus`). The
     target is compared as it is or flipped horizontally, whichever agrees better with the source, so that a bird that
     faces left can be matched to one that faces right. The same is computed for both images flipped, and the two results
     are averaged.
@@ -133,7 +133,7 @@ class FeatureTeacher:
         (src_map, src_flipped), (trg_map, trg_flipped) = src.unbind(1), trg.unbind(1)
         flipped = src_map.new_zeros(len(src_map), 1, 1, 1, dtype=torch.bool)
         if self.flip:
-            flipped = self.consensus.turned(src_map, trg_map, trg_flipped)[:, None, None, None]
+            flipped = self.consensus.prefers_flipped(src_map, trg_map, trg_flipped)[:, None, None, None]
         chosen, consistency = torch.where(flipped, trg_flipped, trg_map), torch.ones_like(points[..., 0])
         logits = self._logits(src_map, chosen, points, src_size)
         first = self._read_out(logits, trg_size)
@@ -149,7 +149,7 @@ class FeatureTeacher:
             again = self._read_out(second, trg_size)
             consistency = consistency * gaussian_weight(first, again, trg_size, self.flip_tolerance)
             logits = (logits + second) / 2
-        found, softened = self._read_out(logits, trg_size), logits / self.consensus.read_out_temperature
+        found, softened = self._read_out(logits, trg_size), logits / self.consensus.confidence_temperature
         confidence = consistency * window_mass(softened, found, trg_size, self.radius_cells)
         return Matches(found, confidence, logits.flatten(2).softmax(-1).view_as(logits))
 
@@ -157,7 +157,9 @@ class FeatureTeacher:
         """Returns (B, N, h, w): scores of target cells for points, consensus included."""
         queries = F.normalize(sample_at(src, points, size), dim=-1)
         scores = torch.einsum("bnc,bchw->bnhw", queries, trg) / self.consensus.temperature
-        return self.consensus.add(scores, src, trg, points, size) if self.consensus.strength else scores
+        if not self.consensus.strength:
+            return scores
+        return self.consensus.add_to_logits(scores, self.consensus.maps(src, trg, points, size))
 
     def _read_out(self, logits: Tensor, size: Size) -> Tensor:
         return windowed_soft_argmax(logits, size, radius_cells=self.radius_cells)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.core.checks import check_query
+from distill.core.consensus import NeighbourhoodConsensus
 from distill.core.errors import ConfigError
 from distill.core.geometry import image_size, sample_at
 from distill.core.precision import in_single, without_autocast
@@ -15,7 +16,6 @@ from distill.core.readout import window_mass, windowed_soft_argmax
 from distill.core.types import Matches
 from student.backbone import Backbone, Tuning
 from student.fusion import Fusion
-from student.neighbourhood_consensus import NeighbourhoodConsensus
 from student.refinement import Refinement
 
 
@@ -41,7 +41,7 @@ class StudentMatcher(nn.Module):
         backbone_skip: whether the backbone's own features are concatenated to the head's, see there.
         refinement: channels of a local refinement of each answer at stride 4, see
             :class:`student.refinement.Refinement`; 0 for none.
-        consensus: strength of neighbourhood consensus, see :mod:`student.neighbourhood_consensus`; 0 for none. It is
+        consensus: strength of neighbourhood consensus, see :mod:`distill.core.consensus`; 0 for none. It is
             used in evaluation mode only.
 
     Raises:
@@ -87,7 +87,7 @@ class StudentMatcher(nn.Module):
         The answer is in single precision at least, also under autocast and with weights of half precision. The heatmap
         holds similarities divided by the temperature, plus the neighbourhood consensus if there is one; a softmax over
         its cells is a distribution. The confidence is the probability of the window around the answer, with consensus
-        at :attr:`~student.neighbourhood_consensus.NeighbourhoodConsensus.read_out_temperature`.
+        at :attr:`~distill.core.consensus.NeighbourhoodConsensus.confidence_temperature`.
         """
         if not (self.training or torch.compiler.is_compiling()):
             check_query(src_img, trg_img, src_kps, min_points=0, same_size=True)
@@ -143,12 +143,12 @@ class StudentMatcher(nn.Module):
         assert self.consensus is not None
         src_map, trg_map, flipped_map = in_single(src_map), in_single(trg_map), in_single(flipped_map)
         with without_autocast(src_map):
-            flipped = self.consensus.turned(src_map, trg_map, flipped_map)[:, None, None, None]
+            flipped = self.consensus.prefers_flipped(src_map, trg_map, flipped_map)[:, None, None, None]
             chosen = torch.where(flipped, flipped_map, trg_map)
             scores = self._scores(src_map, chosen, src_kps, src_size)
-            heatmap = self.consensus.add(scores, src_map, chosen, src_kps, src_size)
+            heatmap = self.consensus.add_to_logits(scores, self.consensus.maps(src_map, chosen, src_kps, src_size))
             heatmap = torch.where(flipped, heatmap.flip(-1), heatmap)
-            return self._read_out(heatmap, trg_size, self.consensus.read_out_temperature)
+            return self._read_out(heatmap, trg_size, self.consensus.confidence_temperature)
 
     def _scores(self, src_map: Tensor, trg_map: Tensor, src_kps: Tensor, src_size: tuple[int, int]) -> Tensor:
         """Returns (B, N, h, w): similarities of points and target cells, divided by the temperature."""

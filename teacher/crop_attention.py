@@ -1,217 +1,155 @@
-"""An image as the method looks at it: noisy crops, through which prompts attend to it.
+"""Attention of prompts to crops of an image.
 
-Two kinds of crops: a pool that is encoded once, or fresh ones. Two ways to look: with the prompt's influence on the
-features, as in the paper, or without it.
+Either with the prompt's influence on the features, as in the paper ("conditioned"), or without it ("frozen").
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from teacher.adaptive_batch import AdaptiveBatch
 from teacher.attention import read_tokens, split_heads
-from teacher.crop_sampling import CropBatch, CropSampler, PoolCropSampler, RandomCropSampler, crop_boxes, generator
-from teacher.crops import crop, crop_pixels
-from teacher.pipeline import Pipeline
-from teacher.settings import Settings
-from teacher.unet import PromptedUNet
-
-
-class CropPool:
-    """The latents of an image's pool of crops, to be diffused to one timestep with reproducible noise.
-
-    Args:
-        pipeline: encodes the crops, once.
-        settings: of the method.
-        image: (3, S, S) in [0, 1] at the pipeline's size.
-        key: what is random about the image is drawn from this and the seed.
-        timestep: diffusion time.
-        chunks: how many crops are encoded together.
-    """
-
-    def __init__(
-        self, pipeline: Pipeline, settings: Settings, image: Tensor, key: str, timestep: int, chunks: AdaptiveBatch
-    ) -> None:
-        self.pipeline, self.settings, self.key, self.timestep = pipeline, settings, key, timestep
-        corners = 4
-        n_random = settings.crop_pool - corners
-        boxes = crop_boxes(n_random, settings.crop_ratio, generator(settings.seed, key, "crops"))
-        self.boxes = _whole_pixels(boxes, image.shape[-1]) if settings.crop_edges == "pixels" else boxes
-        self.boxes = self.boxes.to(image)
-        self.latents = _encode(pipeline, image, self.boxes, chunks, settings)
-
-    def looks(self, names: Sequence[tuple], once: bool) -> CropSampler:
-        """Returns how prompts of these names look around; see :class:`teacher.crop_sampling.PoolCropSampler`."""
-        return PoolCropSampler(self.boxes, names, self.settings, once)
-
-    def diffused(self, draw: int) -> Tensor:
-        """Returns all crops (P, C, h, w) with the noise of draw number ``draw``."""
-        noise = _noise(self.latents, self.settings, (self.key, "noise", draw))
-        return self.pipeline.add_noise(self.latents, noise, self.timestep)
-
-    def noisy(self, aim: CropBatch, draw: int) -> tuple[Tensor, Tensor]:
-        """Returns C noisy latents, and (R,) which of them each prompt looks at."""
-        assert aim.crop_of is not None
-        used, row_of = aim.crop_of.unique(return_inverse=True)
-        return self.diffused(draw)[used], row_of
-
-
-class FreshCrops:
-    """Crops that are encoded at every look, as released; arguments as for :class:`CropPool`."""
-
-    def __init__(
-        self, pipeline: Pipeline, settings: Settings, image: Tensor, key: str, timestep: int, chunks: AdaptiveBatch
-    ) -> None:
-        self.pipeline, self.settings, self.key, self.timestep = pipeline, settings, key, timestep
-        self.image, self.chunks = image, chunks
-
-    def looks(self, names: Sequence[tuple], once: bool) -> CropSampler:
-        """Returns how prompts of these names look around; see :class:`teacher.crop_sampling.RandomCropSampler`."""
-        return RandomCropSampler(self.image.shape[-1], names, self.settings, self.image.device)
-
-    def noisy(self, aim: CropBatch, draw: int) -> tuple[Tensor, Tensor]:
-        """Returns the noisy latents of R crops, each with noise of its own, and (R,) their numbers."""
-        boxes, row_of = aim.boxes.unique(dim=0, return_inverse=True)
-        latents = _encode(self.pipeline, self.image, boxes, self.chunks, self.settings)[row_of]
-        noise = torch.stack(
-            [
-                _noise(one, self.settings, (self.key, "noise", name, draw))
-                for one, name in zip(latents, aim.names, strict=True)
-            ]
-        )
-        return self.pipeline.add_noise(latents, noise, self.timestep), torch.arange(len(latents), device=latents.device)
+from teacher.crop_sampling import CropBatch, CropSampler, PoolCropSampler, RandomCropSampler
+from teacher.feature_cache import FeatureCache, KeyedImage
 
 
 class ConditionedCropAttention:
-    """The method of the paper: every prompt runs through the UNet and changes the features that it attends to."""
+    """The method of the paper: every prompt runs through the UNet and changes the features that it attends to.
 
-    def __init__(self, unet: PromptedUNet, crops: CropPool | FreshCrops) -> None:
-        self.unet, self.crops, self.looks = unet, crops, crops.looks
+    Args:
+        features: of images.
+        image: that is attended to.
+        timestep: diffusion time.
+    """
 
-    def attend(self, prompts: Tensor, aim: CropBatch, draw: int, tokens: int = 1) -> list[Tensor]:
+    def __init__(self, features: FeatureCache, image: KeyedImage, timestep: int) -> None:
+        self.features, self.image, self.timestep = features, image, timestep
+
+    def sampler(self, names: Sequence[tuple], draws: int, replace: bool) -> CropSampler:
+        """Returns what draws crops for prompts of these names, at most ``draws`` times."""
+        return _sampler(self.features, self.image, names, draws, replace)
+
+    def attend(self, prompts: Tensor, crops: CropBatch, draw: int, tokens: int = 1) -> list[Tensor]:
         """Returns the attention maps of R prompts.
 
         Args:
             prompts: (R, L, D).
-            aim: what each looks at.
+            crops: one for each prompt.
             draw: number of the noise.
-            tokens: T, how many are read.
+            tokens: T, how many tokens after the start are read.
 
         Returns:
             One (R, T, h, w) in [0, 1] a layer, differentiable with respect to ``prompts``.
         """
-        latents, row_of = self.crops.noisy(aim, draw % self._draws)
-        prefix = self.unet.prefix(latents, self.crops.timestep)
-        recorded = self.unet.record(prefix, row_of, prompts)
-        upper = self.crops.settings.heads == "upper"
-        scales = [layer.attention.scale for layer in self.unet.layers]
+        unet, upper = self.features.model.unet, self.features.settings.heads == "upper"
+        latents, row_of = self._noisy_latents(crops, draw)
+        recorded = unet.record(unet.prefix(latents, self.timestep), row_of, prompts)
+        scales = [layer.attention.scale for layer in unet.layers]
         return [read_tokens(r.query, r.key, s, tokens, upper) for r, s in zip(recorded, scales, strict=True)]
 
-    @property
-    def _draws(self) -> int:
-        return self.crops.settings.noise_draws or 1 << 30
+    def queries_at(self, number: int, names: Sequence[tuple], prompts: Tensor) -> list[Tensor]:
+        """Returns one (R, heads, h * w, d) a layer: the queries of R prompts at crop ``number``, with the first noise."""
+        unet = self.features.model.unet
+        crops = self.sampler(names, 1, replace=False).numbered(number)
+        latents, row_of = self._noisy_latents(crops, 0)
+        return [r.query for r in unet.record(unet.prefix(latents, self.timestep), row_of, prompts)]
+
+    def prefetch(self, noisy_crops: Iterable[tuple[int, int]]) -> None:
+        """Does nothing: queries depend on the prompt."""
+
+    def _noisy_latents(self, crops: CropBatch, draw: int) -> tuple[Tensor, Tensor]:
+        """Returns C noisy latents, and (R,) which of them each prompt is shown."""
+        settings = self.features.settings
+        draw = draw % settings.noise_draws if settings.noise_draws else draw
+        if crops.crop_of is None:
+            return self._fresh_latents(crops, draw)
+        latents = self.features.noisy_latents(self.image, [(draw, n) for n in crops.candidates], self.timestep)
+        row_of = crops.crop_of - crops.candidates[0]
+        if len(row_of) >= len(latents):
+            return latents, row_of
+        return latents[row_of], torch.arange(len(row_of), device=row_of.device)
+
+    def _fresh_latents(self, crops: CropBatch, draw: int) -> tuple[Tensor, Tensor]:
+        """Encodes crops that are in no pool; each prompt has noise of its own."""
+        boxes, row_of = crops.boxes.unique(dim=0, return_inverse=True)
+        latents = self.features.encode(self.image, boxes)[row_of]
+        shape = latents.shape[1:]
+        noise = {n: self.features.noise(shape, self.image.key, "noise", n, draw) for n in dict.fromkeys(crops.names)}
+        drawn = torch.stack([noise[name] for name in crops.names]).to(latents)
+        noisy = self.features.model.pipeline.add_noise(latents, drawn, self.timestep)
+        return noisy, torch.arange(len(latents), device=latents.device)
 
 
 class FrozenCropAttention:
-    """A shortcut: the UNet runs once per noisy crop with a prompt that says nothing, and its queries are kept.
+    """A cheaper method: the UNet runs once per noisy crop with a prompt without content, and its queries are kept.
 
     A prompt then acts through the keys of the layers that are read only, so that no step of the optimisation runs the
     UNet. The maps differ from the paper's, because there the prompt also acts on the features.
+
+    Args: see :class:`ConditionedCropAttention`; crops are those of the pool.
     """
 
-    def __init__(
-        self, unet: PromptedUNet, crops: CropPool, null_prompt: Tensor, draws: int, chunks: AdaptiveBatch
-    ) -> None:
-        self.looks, self.draws, self.upper = crops.looks, draws, crops.settings.heads == "upper"
-        self.layers = [layer.attention for layer in unet.layers]
-        self.queries = self._queries(unet, crops, null_prompt, chunks)
+    def __init__(self, features: FeatureCache, image: KeyedImage, timestep: int) -> None:
+        self.features, self.image, self.timestep = features, image, timestep
+        self.layers = [layer.attention for layer in features.model.unet.layers]
+        self._of_draw: dict[int, tuple[dict[int, int], Tensor, list[Tensor]]] = {}
 
-    @torch.no_grad()
-    def _queries(
-        self, unet: PromptedUNet, crops: CropPool, null_prompt: Tensor, chunks: AdaptiveBatch
-    ) -> Sequence[Tensor]:
-        """One (draws, P, heads, h * w, d) a layer."""
-        of_draws = [
-            _queries(unet, crops.diffused(draw), crops.timestep, null_prompt, chunks) for draw in range(self.draws)
-        ]
-        return [torch.stack(of_layer) for of_layer in zip(*of_draws, strict=True)]
+    def sampler(self, names: Sequence[tuple], draws: int, replace: bool) -> CropSampler:
+        """See :meth:`ConditionedCropAttention.sampler`."""
+        return _sampler(self.features, self.image, names, draws, replace)
 
-    def attend(self, prompts: Tensor, aim: CropBatch, draw: int, tokens: int = 1) -> list[Tensor]:
+    def attend(self, prompts: Tensor, crops: CropBatch, draw: int, tokens: int = 1) -> list[Tensor]:
         """See :meth:`ConditionedCropAttention.attend`."""
-        assert aim.crop_of is not None
+        assert crops.crop_of is not None
+        row_of, queries = self._queries(draw % self.features.draws, crops.candidates)
+        rows, upper = row_of[crops.crop_of], self.features.settings.heads == "upper"
         maps = []
-        for layer, queries in zip(self.layers, self.queries, strict=True):
+        for layer, query in zip(self.layers, queries, strict=True):
             key = split_heads(layer.to_k(prompts.to(layer.to_k.weight.dtype)), layer.heads)
-            query = queries[draw % self.draws][aim.crop_of]
-            maps.append(read_tokens(query, key, layer.scale, tokens, self.upper))
+            maps.append(read_tokens(query[rows], key, layer.scale, tokens, upper))
         return maps
+
+    def queries_at(self, number: int, names: Sequence[tuple], prompts: Tensor) -> list[Tensor]:
+        """See :meth:`ConditionedCropAttention.queries_at`; the same for all prompts."""
+        queries = self.features.queries(self.image, [(0, number)], self.timestep)
+        return [query.expand(len(prompts), -1, -1, -1) for query in queries]
+
+    def prefetch(self, noisy_crops: Iterable[tuple[int, int]]) -> None:
+        """Computes the queries of (number of the noise, number of the crop) together, beforehand."""
+        known = dict.fromkeys((draw % self.features.draws, number) for draw, number in noisy_crops)
+        queries = self.features.queries(self.image, list(known), self.timestep)
+        for draw in dict.fromkeys(draw for draw, _ in known):
+            rows = [row for row, noisy_crop in enumerate(known) if noisy_crop[0] == draw]
+            self._keep(draw, [list(known)[row][1] for row in rows], [query[rows] for query in queries])
+
+    def _queries(self, draw: int, candidates: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """Returns (P,), the row of each crop of the pool, and one (rows, heads, h * w, d) a layer."""
+        held = self._of_draw[draw][0] if draw in self._of_draw else {}
+        if not all(number in held for number in candidates):
+            crops = sorted({*held, *candidates})
+            noisy_crops = [(draw, number) for number in crops]
+            self._keep(draw, crops, self.features.queries(self.image, noisy_crops, self.timestep))
+        return self._of_draw[draw][1:]
+
+    def _keep(self, draw: int, crops: Sequence[int], queries: list[Tensor]) -> None:
+        row_of = {number: row for row, number in enumerate(crops)}
+        rows = [row_of.get(number, 0) for number in range(self.features.settings.crop_pool + 1)]
+        self._of_draw[draw] = row_of, torch.tensor(rows, device=self.features.model.device), queries
 
 
 CropAttention = ConditionedCropAttention | FrozenCropAttention
 
 
-@torch.no_grad()
-def full_image_queries(
-    unet: PromptedUNet,
-    pipeline: Pipeline,
-    settings: Settings,
-    image: Tensor,
-    key: str,
-    null_prompt: Tensor,
-    draws: int,
-    chunks: AdaptiveBatch,
-) -> list[Tensor]:
-    """Returns with what queries the layers look at an uncropped image under a prompt that says nothing.
-
-    Args:
-        unet: its layers are read.
-        pipeline: encodes the image.
-        settings: of the method; the image is seen at ``timestep``.
-        image: (3, S, S) in [0, 1] at the pipeline's size.
-        key: its name, of which the noise is drawn.
-        null_prompt: (L, D).
-        draws: how many draws of noise are averaged.
-        chunks: how many run together.
-
-    Returns:
-        One (C, h, w) a layer.
-    """
-    latent = pipeline.encode(image[None])
-    noise = torch.cat([_noise(latent, settings, (key, "whole", draw)) for draw in range(draws)])
-    noisy = pipeline.add_noise(latent.expand_as(noise), noise, settings.timestep)
-    maps = []
-    for query in _queries(unet, noisy, settings.timestep, null_prompt, chunks):
-        rows = query.mean(0).transpose(0, 1).flatten(1)  # (h * w, heads * d)
-        maps.append(rows.T.unflatten(1, (round(len(rows) ** 0.5), -1)))
-    return maps
+def crop_attention(features: FeatureCache, image: KeyedImage, timestep: int) -> CropAttention:
+    """Returns attention to ``image`` at a diffusion time, with or without the prompt's influence as the settings say."""
+    kind = ConditionedCropAttention if features.settings.queries == "conditioned" else FrozenCropAttention
+    return kind(features, image, timestep)
 
 
-def _queries(
-    unet: PromptedUNet, latents: Tensor, timestep: int, null_prompt: Tensor, chunks: AdaptiveBatch
-) -> list[Tensor]:
-    """Returns one (R, heads, h * w, d) a layer for R noisy latents."""
-
-    def look(rows: slice) -> list[Tensor]:
-        some = latents[rows]
-        every = torch.arange(len(some), device=some.device)
-        recorded = unet.record(unet.prefix(some, timestep), every, null_prompt.expand(len(some), -1, -1))
-        return [recording.query.float() for recording in recorded]
-
-    return [torch.cat(of_layer) for of_layer in zip(*chunks.run(look, len(latents)), strict=True)]
-
-
-def _encode(pipeline: Pipeline, image: Tensor, boxes: Tensor, chunks: AdaptiveBatch, settings: Settings) -> Tensor:
-    """Returns the latents of crops of ``image`` (3, S, S) at ``boxes`` (P, 3)."""
-    cut = crop_pixels if settings.crop_edges == "pixels" else crop
-    return torch.cat(chunks.run(lambda rows: pipeline.encode(cut(image, boxes[rows])), len(boxes)))
-
-
-def _noise(like: Tensor, settings: Settings, seeds: tuple[Hashable, ...]) -> Tensor:
-    random = generator(settings.seed, *seeds)
-    sampler = torch.randn if settings.noise == "gaussian" else torch.rand
-    return sampler(like.shape, generator=random).to(like)
-
-
-def _whole_pixels(boxes: Tensor, side: int) -> Tensor:
-    return (boxes.double() * side + 1e-9).floor().to(boxes) / side
+def _sampler(
+    features: FeatureCache, image: KeyedImage, names: Sequence[tuple], draws: int, replace: bool
+) -> CropSampler:
+    settings, model = features.settings, features.model
+    if settings.crop_source == "fresh":
+        return RandomCropSampler(model.pipeline.image_size, names, settings, model.device, draws)
+    return PoolCropSampler(features.pool(image), names, settings, draws if replace else None)

@@ -1,7 +1,8 @@
-"""Which crop of an image each prompt looks at next.
+"""Which crop of an image each prompt is shown next.
 
-Either one of a fixed pool, which is encoded once, or a fresh one. The pool holds, in this order, the whole image, the
-four corners, and random places. Boxes and points are in fractions, see :mod:`teacher.crops`.
+Either one of a fixed pool, which is encoded once, or a new one. The pool holds, in this order, the whole image, the
+four corners, and random places. Boxes and points are in fractions, see :mod:`teacher.crops`. All random numbers of a
+prompt are drawn beforehand, so that a step draws nothing and copies nothing between host and device.
 """
 
 import hashlib
@@ -19,16 +20,18 @@ CORNERS = (1, 2, 3, 4)
 
 
 class CropBatch(NamedTuple):
-    """What each of R prompts looks at.
+    """The crops that R prompts are shown.
 
     Attributes:
         boxes: (R, 3).
         crop_of: (R,) int64, their numbers in the pool; None when there is no pool.
-        names: of the prompts, what their noise is drawn from when there is no pool.
+        candidates: the numbers that ``crop_of`` may hold, known without a look at it.
+        names: of the prompts, which decide their noise when there is no pool.
     """
 
     boxes: Tensor
     crop_of: Tensor | None
+    candidates: Sequence[int]
     names: Sequence[Hashable]
 
 
@@ -54,46 +57,45 @@ def crop_boxes(n_random: int, ratio: float, generator: torch.Generator) -> Tenso
 
 
 class PoolCropSampler:
-    """The looks of R prompts at crops of a pool.
+    """Draws crops of a pool for R prompts.
 
     Args:
         boxes: (P, 3), the pool.
-        names: of the R prompts; each prompt's crops are drawn from its name, so that company does not matter.
+        names: of the R prompts; each prompt's crops are drawn from its name, so that the other prompts do not matter.
         settings: of the method.
-        once: whether a prompt looks at no crop twice, in an order of preference drawn once. Otherwise each look draws
-            anew, and the whole image, being no crop, is barred.
+        draws: how often :meth:`at` will be called. None for a sampler without replacement: a prompt is shown no crop
+            twice, in an order of preference drawn once. Otherwise each call draws anew, and the whole image is left out.
     """
 
-    def __init__(self, boxes: Tensor, names: Sequence[tuple], settings: Settings, once: bool) -> None:
-        self.boxes, self.names, self.margin, self.once = boxes, names, settings.crop_margin, once
-        self._random = [generator(settings.seed, *name) for name in names]
-        self._barred = torch.zeros(len(names), len(boxes), dtype=torch.bool, device=boxes.device)
-        self._barred[:, WHOLE] = not once
-        self._priority = self._draw(range(len(names))) if once else torch.empty(0)
+    def __init__(self, boxes: Tensor, names: Sequence[tuple], settings: Settings, draws: int | None) -> None:
+        self.boxes, self.names, self.margin = boxes, names, settings.crop_margin
+        self._replace = draws is not None
+        self._priority = _uniform(names, settings.seed, (draws or 1, len(boxes))).to(boxes)
+        self._excluded = torch.zeros(len(names), len(boxes), dtype=torch.bool, device=boxes.device)
+        self._excluded[:, WHOLE] = self._replace
+        self._candidates = range(WHOLE + self._replace, len(boxes))
+        self._calls = 0
 
     def numbered(self, number: int) -> CropBatch:
-        """Has all prompts look at crop ``number`` of the pool."""
-        return self._aim(torch.full((len(self.names),), number, device=self.boxes.device), range(len(self.names)))
+        """Returns crop ``number`` of the pool for all prompts."""
+        return self._batch(self.boxes.new_full((len(self.names),), number, dtype=torch.int64), None, (number,))
 
-    def at(self, points: Tensor, rows: Sequence[int] | None = None) -> CropBatch:
-        """Has the prompts of ``rows``, all without it, look at points (R, T, 2)."""
-        rows = range(len(self.names)) if rows is None else rows
-        priority = self._priority[list(rows)] if self.once else self._draw(rows)
-        barred = self._barred[list(rows)]
-        return self._aim(choose_crops(points, self.boxes, priority.masked_fill(barred, -torch.inf), self.margin), rows)
+    def at(self, points: Tensor, rows: Tensor | None = None) -> CropBatch:
+        """Returns crops that show points (R, T, 2) off their border, for the prompts of ``rows`` (R,), or for all."""
+        priority = self._priority[:, self._calls if self._replace else 0]
+        self._calls += 1
+        priority = priority.masked_fill(self._excluded, -torch.inf)
+        priority = priority if rows is None else priority[rows]
+        return self._batch(choose_crops(points, self.boxes, priority, self.margin), rows, self._candidates)
 
-    def _draw(self, rows: Sequence[int]) -> Tensor:
-        drawn = [torch.rand(len(self.boxes), generator=self._random[row]) for row in rows]
-        return torch.stack(drawn).to(self.boxes)
-
-    def _aim(self, crop_of: Tensor, rows: Sequence[int]) -> CropBatch:
-        if self.once:
-            self._barred[torch.tensor(rows, device=crop_of.device), crop_of] = True
-        return CropBatch(self.boxes[crop_of], crop_of, [self.names[row] for row in rows])
+    def _batch(self, crop_of: Tensor, rows: Tensor | None, candidates: Sequence[int]) -> CropBatch:
+        if not self._replace:
+            self._excluded.scatter_(1, crop_of[:, None], True)
+        return CropBatch(self.boxes[crop_of], crop_of, candidates, _chosen(self.names, rows))
 
 
 class RandomCropSampler:
-    """The looks of R prompts at crops that are drawn for the purpose, as released.
+    """Draws new crops for R prompts, as released.
 
     A crop is placed at random such that the point keeps ``crop_margin`` off its border, as far as the crop then still
     lies inside the image.
@@ -102,27 +104,33 @@ class RandomCropSampler:
         side: of the image, px.
         names: see :class:`PoolCropSampler`.
         settings: of the method.
-        device: where the boxes are wanted.
+        device: of the boxes.
+        draws: how often crops will be drawn.
     """
 
-    def __init__(self, side: int, names: Sequence[tuple], settings: Settings, device: torch.device) -> None:
+    def __init__(self, side: int, names: Sequence[tuple], settings: Settings, device: torch.device, draws: int) -> None:
         self.side, self.names, self.settings, self.device = side, names, settings, device
-        self._random = [generator(settings.seed, *name) for name in names]
+        precise = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+        self._random = _uniform(names, settings.seed, (draws, 2)).to(device, precise)
+        self._calls = 0
 
     def numbered(self, number: int) -> CropBatch:
-        """Has all prompts look at the whole image (0) or at one of its corners (1 to 4)."""
+        """Returns the whole image (0) or one of its corners (1 to 4) for all prompts."""
         if number == WHOLE:
             whole = torch.tensor([[0.0, 0.0, 1.0]], device=self.device).repeat(len(self.names), 1)
-            return CropBatch(whole, None, self.names)
-        corner = torch.tensor([[[(number - 1) % 2, (number - 1) // 2]]], dtype=torch.float32)
+            return CropBatch(whole, None, (), self.names)
+        corner = torch.tensor([[[(number - 1) % 2, (number - 1) // 2]]], dtype=torch.float32, device=self.device)
         return self.at(corner.repeat(len(self.names), 1, 1))
 
-    def at(self, points: Tensor, rows: Sequence[int] | None = None) -> CropBatch:
+    def at(self, points: Tensor, rows: Tensor | None = None) -> CropBatch:
         """See :meth:`PoolCropSampler.at`."""
-        rows = range(len(self.names)) if rows is None else rows
-        random = torch.stack([torch.rand(2, generator=self._random[row]) for row in rows]).double()
-        boxes = fresh_boxes(points.double().cpu(), random, self.side, self.settings)
-        return CropBatch(boxes.to(self.device, torch.float32), None, [self.names[row] for row in rows])
+        random = self._random[:, self._calls]
+        self._calls += 1
+        boxes = fresh_boxes(points.to(random), random if rows is None else random[rows], self.side, self.settings)
+        return CropBatch(boxes.float(), None, (), _chosen(self.names, rows))
+
+
+CropSampler = PoolCropSampler | RandomCropSampler
 
 
 def fresh_boxes(points: Tensor, random: Tensor, side: int, settings: Settings) -> Tensor:
@@ -164,7 +172,7 @@ def choose_crops(points: Tensor, boxes: Tensor, priority: Tensor, margin: float)
     Args:
         points: (R, T, 2) of the image; with several the least suited one counts.
         boxes: (P, 3), the image's pool.
-        priority: (R, P) in [0, 1); minus infinity bars a crop.
+        priority: (R, P) in [0, 1); minus infinity excludes a crop.
         margin: fraction of the crop's side.
 
     Returns:
@@ -175,4 +183,12 @@ def choose_crops(points: Tensor, boxes: Tensor, priority: Tensor, margin: float)
     return ((room * 1000).round() + priority).argmax(-1)  # a thousandth of the side makes no difference
 
 
-CropSampler = PoolCropSampler | RandomCropSampler
+def _uniform(names: Sequence[tuple], seed: int, shape: tuple[int, int]) -> Tensor:
+    """Returns (R, *shape) numbers in [0, 1), each row drawn from its name; drawn once for names that repeat."""
+    drawn = {name: torch.rand(shape, generator=generator(seed, *name)) for name in dict.fromkeys(names)}
+    return torch.stack([drawn[name] for name in names])
+
+
+def _chosen(names: Sequence[Hashable], rows: Tensor | None) -> Sequence[Hashable]:
+    """Returns the names at ``rows``, or all."""
+    return names if rows is None else [names[row] for row in rows.tolist()]

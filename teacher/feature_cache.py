@@ -1,131 +1,175 @@
-"""The frozen model, and images as prompts see them through it."""
+"""Features of images in the frozen model: computed when they are first wanted, and kept."""
 
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from teacher.adaptive_batch import AdaptiveBatch
-from teacher.attention import choose_layers
-from teacher.crop_attention import (
-    ConditionedCropAttention,
-    CropAttention,
-    CropPool,
-    FreshCrops,
-    FrozenCropAttention,
-    full_image_queries,
-)
-from teacher.lru_cache import LRUCache
-from teacher.pipeline import Pipeline, load_pipeline
+from teacher.crop_sampling import crop_boxes, generator
+from teacher.crops import crop, crop_pixels
+from teacher.frozen_model import FrozenModel
+from teacher.memory import AdaptiveBatch, TensorCache
 from teacher.settings import Settings
-from teacher.text import null_prompt
-from teacher.unet import PromptedUNet
 
 FROZEN_DRAWS = 4
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Draws of noise for frozen queries where the settings do not say."""
+CELLS = 16
+"""Cells a side at most of the descriptors that neighbourhood consensus compares."""
+
+
+class KeyedImage(NamedTuple):
+    """An image and a name for its content.
+
+    Attributes:
+        pixels: (3, H, W) in [0, 1].
+        key: decides, with the seed, all that is random about the image.
+    """
+
+    pixels: Tensor
+    key: str
+
+    def flipped(self) -> Self:
+        """Returns the horizontally flipped image."""
+        return type(self)(self.pixels.flip(-1), f"{self.key} mirrored")  # part of a seed: not to be renamed
 
 
 class FeatureCache:
-    """Loads the model at the first use, and keeps what it has encoded of the images that it saw last.
+    """Computes latents of crops, queries of the recorded layers and descriptors, and keeps them.
 
     Args:
-        folder: of the pipeline.
+        model: the frozen Stable Diffusion.
         settings: of the method.
-        device: where all is computed.
-        image_size: side in px of what the UNet sees; without it, what it was trained at.
-        prompt_length: tokens of a prompt; without it, what the tokenizer says.
-        chunk: crops that are encoded together, to begin with.
-        kept: how many images' encoded crops are kept.
-        truncate: see :class:`teacher.unet.PromptedUNet`.
-        share: see there.
-        variant: of the pipeline's weight files.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        settings: Settings,
-        device: torch.device,
-        image_size: int | None,
-        prompt_length: int | None,
-        chunk: int,
-        kept: int,
-        truncate: bool = True,
-        share: bool = True,
-        variant: str | None = None,
-    ) -> None:
-        self.folder, self.settings, self.device, self._variant = folder, settings, device, variant
-        self._image_size, self._prompt_length = image_size, prompt_length
-        self._truncate, self._share = truncate, share
-        self._chunks = AdaptiveBatch(chunk)
-        self._views: LRUCache[CropAttention] = LRUCache(kept)
-
-    def views(self, image: Tensor, key: str, timestep: int, mirrored: bool = False) -> CropAttention:
-        """Returns what prompts see of ``image`` (3, H, W) in [0, 1], or of its mirror image, at a diffusion time.
-
-        Args:
-            image: of any size; squashed to the model's.
-            key: names its content.
-            timestep: diffusion time.
-            mirrored: left to right.
-        """
-        name = (key, timestep, mirrored)
-        if name not in self._views:
-            self._views[name] = self._look(*_turned(image, key, mirrored), timestep)
-        return self._views[name]
-
-    def _look(self, image: Tensor, key: str, timestep: int) -> CropAttention:
-        settings = self.settings
-        given = (self.pipeline, settings, self.pipeline.squash(image)[0], key, timestep, self._chunks)
-        if settings.crop_source == "fresh":
-            return ConditionedCropAttention(self.unet, FreshCrops(*given))
-        crops = CropPool(*given)
-        if settings.queries == "conditioned":
-            return ConditionedCropAttention(self.unet, crops)
-        return FrozenCropAttention(self.unet, crops, self._null_prompt, self._draws, self._chunks)
-
-    def full_image_queries(self, image: Tensor, key: str, mirrored: bool = False) -> list[Tensor]:
-        """Returns one (C, h, w) a layer, the queries at the uncropped image, see :func:`teacher.crop_attention.full_image_queries`.
-
-        Arguments as for :meth:`views`.
-        """
-        seen, name = _turned(image, key, mirrored)
-        given = (self.unet, self.pipeline, self.settings, self.pipeline.squash(seen)[0], name)
-        return full_image_queries(*given, self._null_prompt, self._draws, self._chunks)
+    def __init__(self, model: FrozenModel, settings: Settings) -> None:
+        self.model, self.settings = model, settings
+        self.cache = TensorCache(settings.feature_cache_size)
+        self._batch = AdaptiveBatch(settings.batch_size, (self.cache,))
 
     @property
-    def _draws(self) -> int:
+    def draws(self) -> int:
+        """Draws of noise for frozen queries."""
         return self.settings.noise_draws or FROZEN_DRAWS
 
-    @cached_property
-    def pipeline(self) -> Pipeline:
-        """The frozen model, loaded at the first use."""
-        dtype = DTYPES[self.settings.precision]
-        return load_pipeline(str(self.folder), self._image_size, self._prompt_length, dtype, self.device, self._variant)
+    def pool(self, image: KeyedImage) -> Tensor:
+        """Returns the boxes (P, 3) of the crops at which ``image`` is encoded."""
+        settings, corners = self.settings, 4
+        random = generator(settings.seed, image.key, "crops")
+        boxes = crop_boxes(settings.crop_pool - corners, settings.crop_ratio, random)
+        if settings.crop_edges == "pixels":
+            side = self.model.pipeline.image_size
+            boxes = (boxes.double() * side + 1e-9).floor().to(boxes) / side
+        return boxes.to(self.model.device)
 
-    @cached_property
-    def unet(self) -> PromptedUNet:
-        """Its denoiser, whose chosen layers can be read."""
-        layers = choose_layers(self.pipeline.unet, self.settings.layers)
-        return PromptedUNet(self.pipeline.unet, layers, self.pipeline.image_size, self._truncate, self._share)
+    def latents(self, image: KeyedImage, crops: Sequence[int]) -> Tensor:
+        """Returns the latents (C, channels, h, w) of crops of the pool."""
+        names = [("latents", image.key, number) for number in crops]
+        found = {name: self.cache[name] for name in names if name in self.cache}
+        missing = [number for number, name in zip(crops, names, strict=True) if name not in found]
+        if missing:
+            encoded = self.encode(image, self.pool(image)[missing])
+            for number, latent in zip(missing, encoded, strict=True):
+                name = ("latents", image.key, number)
+                found[name] = self.cache[name] = latent.clone()
+        return torch.stack([found[name] for name in names])
 
-    @property
-    def prompt_shape(self) -> tuple[int, int]:
-        """L, D of a prompt."""
-        return self.pipeline.prompt_length, self.pipeline.prompt_width
+    def noisy_latents(self, image: KeyedImage, noisy_crops: Sequence[tuple[int, int]], timestep: int) -> Tensor:
+        """Returns latents (len(noisy_crops), channels, h, w) of crops, diffused to ``timestep``.
 
-    @property
-    def map_side(self) -> int:
-        """Cells a side of the grid on which maps are compared and accumulated."""
-        side = self.settings.map_side
-        return self.pipeline.image_size if side == "image" else side or 2 * int(self.pipeline.unet.config.sample_size)
+        Args:
+            image: of the crops.
+            noisy_crops: number of the noise and number of the crop, of each.
+            timestep: diffusion time.
+        """
+        latents = self.latents(image, [number for _, number in noisy_crops])
+        shape = (self.settings.crop_pool + 1, *latents.shape[1:])
+        noise = {draw: self.noise(shape, image.key, "noise", draw) for draw in dict.fromkeys(d for d, _ in noisy_crops)}
+        chosen = torch.stack([noise[draw][number] for draw, number in noisy_crops])
+        return self.model.pipeline.add_noise(latents, chosen.to(latents), timestep)
 
-    @cached_property
-    def _null_prompt(self) -> Tensor:
-        return null_prompt(self.pipeline, self.settings.null_prompt)
+    def queries(self, image: KeyedImage, noisy_crops: Sequence[tuple[int, int]], timestep: int) -> list[Tensor]:
+        """Returns the queries of noisy crops under a prompt without content.
+
+        Args:
+            image: of the crops.
+            noisy_crops: number of the noise and number of the crop, of each.
+            timestep: diffusion time.
+
+        Returns:
+            One (len(noisy_crops), heads, h * w, d) a layer.
+        """
+        names = [("queries", image.key, timestep, *noisy_crop) for noisy_crop in noisy_crops]
+        found = {name: self.cache[name] for name in names if name in self.cache}
+        missing = [noisy_crop for noisy_crop, name in zip(noisy_crops, names, strict=True) if name not in found]
+        if missing:
+            computed = self._frozen_queries(self.noisy_latents(image, missing, timestep), timestep)
+            for row, noisy_crop in enumerate(missing):
+                name = ("queries", image.key, timestep, *noisy_crop)
+                found[name] = self.cache[name] = [of_layer[row].clone() for of_layer in computed]
+        return [torch.stack(of_layer) for of_layer in zip(*(found[name] for name in names), strict=True)]
+
+    def descriptors(self, image: KeyedImage) -> Tensor:
+        """Returns descriptors of length 1, (C, h, w), made of the queries of all layers at the uncropped image.
+
+        The mean over all cells, which distinguishes none of them, is subtracted.
+        """
+        name = ("descriptors", image.key)
+        if name not in self.cache:
+            descriptors = _descriptors(self.full_image_queries(image))
+            self.cache[name] = descriptors
+            return descriptors
+        return self.cache[name]
+
+    def full_image_queries(self, image: KeyedImage) -> list[Tensor]:
+        """Returns one (C, h, w) a layer: queries at the uncropped image under a prompt without content.
+
+        The mean over several draws of noise, at the source's timestep.
+        """
+        pipeline, timestep = self.model.pipeline, self.settings.timestep
+        latent = pipeline.encode(pipeline.squash(image.pixels))
+        noise = torch.cat([self.noise(latent.shape, image.key, "whole", draw) for draw in range(self.draws)])
+        noisy = pipeline.add_noise(latent.expand_as(noise), noise.to(latent), timestep)
+        maps = []
+        for query in self._frozen_queries(noisy, timestep):
+            rows = query.mean(0).transpose(0, 1).flatten(1)  # (h * w, heads * d)
+            maps.append(rows.T.unflatten(1, (round(len(rows) ** 0.5), -1)))
+        return maps
+
+    def encode(self, image: KeyedImage, boxes: Tensor) -> Tensor:
+        """Returns the latents of crops of ``image`` at ``boxes`` (C, 3)."""
+        pipeline = self.model.pipeline
+        cut = crop_pixels if self.settings.crop_edges == "pixels" else crop
+        square = pipeline.squash(image.pixels)[0]
+        return torch.cat(self._batch.run(lambda rows: pipeline.encode(cut(square, boxes[rows])), len(boxes)))
+
+    def noise(self, shape: Sequence[int], *seeds: Hashable) -> Tensor:
+        """Returns noise on the CPU that depends on the seed and ``seeds`` only."""
+        random = generator(self.settings.seed, *seeds)
+        sampler = torch.randn if self.settings.noise == "gaussian" else torch.rand
+        return sampler(tuple(shape), generator=random)
+
+    @torch.no_grad()
+    def _frozen_queries(self, latents: Tensor, timestep: int) -> list[Tensor]:
+        """Returns one (R, heads, h * w, d) a layer for R noisy latents."""
+        unet, null_prompt = self.model.unet, self.model.null_prompt
+
+        def record(rows: slice) -> list[Tensor]:
+            some = latents[rows]
+            every = torch.arange(len(some), device=some.device)
+            recorded = unet.record(unet.prefix(some, timestep), every, null_prompt.expand(len(some), -1, -1))
+            return [recording.query.float() for recording in recorded]
+
+        return [torch.cat(of_layer) for of_layer in zip(*self._batch.run(record, len(latents)), strict=True)]
 
 
-def _turned(image: Tensor, key: str, mirrored: bool) -> tuple[Tensor, str]:
-    """Returns an image and its name, or its mirror image and that one's name."""
-    return (image.flip(-1), f"{key} mirrored") if mirrored else (image, key)
+def _descriptors(queries: list[Tensor]) -> Tensor:
+    """Returns descriptors of length 1, (C, h, w), made of the queries (C', h', w') of all layers."""
+    side = min(CELLS, max(query.shape[-1] for query in queries))
+    of_layers = []
+    for query in queries:
+        centred = query - query.mean((1, 2), keepdim=True)
+        pooled = F.interpolate(centred[None], (side, side), mode="area" if query.shape[-1] > side else "bilinear")[0]
+        of_layers.append(F.normalize(pooled, dim=0))
+    return F.normalize(torch.cat(of_layers), dim=0)

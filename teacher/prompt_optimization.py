@@ -6,7 +6,6 @@ same prompt's attention peaks in the target image is the match.
 
 import hashlib
 from collections.abc import MutableMapping
-from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -14,42 +13,41 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill.core.checks import check_images, check_query
-from distill.core.errors import ConfigError
+from distill.core.consensus import NeighbourhoodConsensus
 from distill.core.geometry import image_size
 from distill.core.types import Matches, PairBatch
 from teacher import confidence
-from teacher.adaptive_batch import AdaptiveBatch
-from teacher.feature_cache import FeatureCache
-from teacher.localization import aggregate_maps, localize
-from teacher.neighbourhood_consensus import ConsensusMaps, NeighbourhoodConsensus
+from teacher.feature_cache import FeatureCache, KeyedImage
+from teacher.frozen_model import FrozenModel, settle_precision
+from teacher.memory import AdaptiveBatch, TensorCache
+from teacher.neighbourhood_consensus import ConsensusMaps, consensus_maps, flipped_consensus_maps
 from teacher.pipeline import Pipeline, as_device, check_folder, locate_folder, weights_digest
-from teacher.precision import settle_precision
-from teacher.prompts import PromptMaker, Prompts
-from teacher.readout import read_out
+from teacher.prompts import CachedPrompts, Prompts
 from teacher.settings import Settings
+from teacher.target_image import TargetImage, aggregate_maps, read_out
 from teacher.text import check_text
 
 VERSION = "2"
 """Raised whenever a change of the code changes answers, so that old labels are refused."""
 
-SECOND_LOOK_POWER = 3.0
-"""Of the votes that judge an answer a second time; chosen on 150 training pairs for its calibration."""
+FLIP_CONSISTENCY_POWER = 3.0
+"""Of the consensus that judges an answer again; chosen on 150 training pairs for its calibration."""
 
 
 class Localization(NamedTuple):
-    """What was seen of N points in a target image; points and sides in fractions.
+    """N points in a target image, in fractions of its sides.
 
     Attributes:
         points: (1, N, 2).
         heatmap: (1, N, side, side).
         maps: (N, E, side, side), each embedding's attention, averaged over the layers.
-        votes: of the points' neighbours, where they were asked.
+        consensus: on the points, where the settings ask for it.
     """
 
     points: Tensor
     heatmap: Tensor
     maps: Tensor
-    votes: ConsensusMaps | None = None
+    consensus: ConsensusMaps | None = None
 
 
 class PromptOptimization:
@@ -61,16 +59,10 @@ class PromptOptimization:
 
     Args:
         model: a pipeline folder as diffusers saves it, or a hub id.
-        variant: of its weight files, such as "fp16"; without it, the plain files or the only variant there is.
-        image_size: side in px of what the UNet sees; without it, what it was trained at.
-        prompt_length: tokens of a prompt; without it, what the tokenizer says.
+        variant: of its weight files, such as "fp16"; None for the plain files or the only variant there is.
+        image_size: side in px of what the UNet sees; None for what it was trained at.
+        prompt_length: tokens of a prompt; None for what the tokenizer says.
         device: "auto" takes a GPU where there is one.
-        chunk: prompts that run through the UNet together; bounds the memory, does not change the answers. It is halved
-            whenever the memory does not suffice.
-        prompt_cache_size: how many source points' prompts are kept in memory.
-        feature_cache_size: how many images' encoded crops are kept in memory.
-        truncate: whether the UNet stops after the last layer that is read; for measuring what that brings.
-        share: whether prompts share what the UNet computes before they enter; for measuring what that brings.
         settings: see :class:`teacher.settings.Settings`.
 
     Raises:
@@ -84,61 +76,36 @@ class PromptOptimization:
         image_size: int | None = None,
         prompt_length: int | None = None,
         device: str = "auto",
-        chunk: int = 32,
-        prompt_cache_size: int = 4096,
-        feature_cache_size: int = 64,
-        truncate: bool = True,
-        share: bool = True,
         variant: str | None = None,
         **settings: Any,
     ) -> None:
-        if chunk < 1:
-            raise ConfigError(f"Expected chunk, the prompts that run together, to be at least 1 but got {chunk}.")
         self.device = as_device(device)
-        asked = Settings.of(**settings)
-        self.settings = replace(asked, precision=settle_precision(asked.precision, self.device))
+        asked = Settings(**settings)
+        self.settings = asked.model_copy(update={"precision": settle_precision(asked.precision, self.device)})
         self.model, self.image_size, self.prompt_length = model, image_size, prompt_length
         self.variant, self.folder = variant, locate_folder(model, variant)
         check_folder(self.folder, variant)
-        if self._reads_text:
+        if self.settings.reads_text:
             check_text(self.folder, variant)
-        self.scenes = FeatureCache(
-            self.folder,
-            self.settings,
-            self.device,
-            image_size,
-            prompt_length,
-            chunk,
-            feature_cache_size,
-            truncate,
-            share,
-            variant,
-        )
-        self.chunks = AdaptiveBatch(chunk)
-        self.maker = PromptMaker(self.scenes, self.settings, self.chunks, prompt_cache_size)
-        self.neighbours = NeighbourhoodConsensus(
-            self.scenes, self.settings.consensus_reach, self.settings.consensus_mirror, feature_cache_size
-        )
+        frozen = FrozenModel(self.folder, self.settings, self.device, image_size, prompt_length, variant)
+        self.features = FeatureCache(frozen, self.settings)
+        prompt_cache = TensorCache(self.settings.prompt_cache_size)
+        self.batch = AdaptiveBatch(self.settings.batch_size, (self.features.cache, prompt_cache))
+        self.prompts = CachedPrompts(self.features, self.batch, prompt_cache)
 
     def fingerprint(self) -> dict[str, str]:
         """Returns all that decides an answer besides images and points, by field name."""
-        fields = {name: str(value) for name, value in asdict(self.settings).items()}
-        return fields | {
+        return self.settings.fingerprint() | {
             "method": f"prompt_optimization {VERSION}",
-            "weights": weights_digest(self.folder, self._reads_text, self.variant),
+            "weights": weights_digest(self.folder, self.settings.reads_text, self.variant),
             "image_size": str(self.image_size or "the model's"),
             "prompt_length": str(self.prompt_length or "the model's"),
         }
 
     @property
-    def _reads_text(self) -> bool:
-        """Whether the pipeline's own text encoder decides answers too."""
-        return self.settings.needs_null_prompt and self.settings.null_prompt == "empty"
-
-    @property
     def pipeline(self) -> Pipeline:
         """The frozen model, loaded at the first use."""
-        return self.scenes.pipeline
+        return self.features.model.pipeline
 
     @property
     def size(self) -> int:
@@ -148,13 +115,17 @@ class PromptOptimization:
     @property
     def passes(self) -> int:
         """How often a prompt has run through the UNet, for the source and for targets."""
-        return self.scenes.unet.passes
+        return self.features.model.unet.passes
 
     @property
     def n_parameters(self) -> int:
         """How many numbers the frozen model has, without its text side, which is not used."""
         parts = (self.pipeline.unet, self.pipeline.vae.encoder)
         return sum(value.numel() for part in parts for value in part.parameters())
+
+    def use_prompt_cache(self, cache: MutableMapping[Any, Any]) -> None:
+        """Keeps prompts in ``cache``, see :class:`distill.core.protocols.UsesPromptCache`."""
+        self.prompts.cache = cache
 
     def __call__(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
         """Matches B pairs at N points each; see :class:`distill.core.protocols.Matcher`.
@@ -163,8 +134,8 @@ class PromptOptimization:
             DataError: for images or points that are not as the contract says.
         """
         check_query(src_img, trg_img, src_kps)
-        everything = torch.ones(src_kps.shape[:2], dtype=torch.bool)
-        return self._match(src_img, trg_img, src_kps, everything, *map(content_hashes, (src_img, trg_img)))
+        mask = torch.ones(src_kps.shape[:2], dtype=torch.bool)
+        return self._match(src_img, trg_img, src_kps, mask, *map(content_hashes, (src_img, trg_img)))
 
     def match_pairs(self, pairs: PairBatch) -> Matches:
         """Matches all points of ``pairs``, which name their images' content."""
@@ -174,69 +145,63 @@ class PromptOptimization:
             pairs.src_img, pairs.trg_img, pairs.src_kps, pairs.kps_mask.cpu(), pairs.src_hash, pairs.trg_hash
         )
 
-    def use_prompt_cache(self, cache: MutableMapping[Any, Any]) -> None:
-        """Keeps prompts in ``cache``, see :class:`distill.core.protocols.UsesPromptCache`."""
-        self.maker.kept = cache
-
     @torch.inference_mode(False)  # whoever asks may be in it, and the optimisation needs gradients
     @torch.no_grad()
     def _match(
         self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor, mask: Tensor, src_keys: list[str], trg_keys: list[str]
     ) -> Matches:
         height, width = src_img.shape[-2:]
-        fractions = src_kps.cpu().float() / torch.tensor([width, height])
+        points = src_kps.cpu().float() / torch.tensor([width, height])
         answers = {}
-        for row in mask.any(1).nonzero()[:, 0].tolist():
-            source, target = (src_img[row], src_keys[row]), (trg_img[row], trg_keys[row])
-            answers[row] = self._answer(source, target, fractions[row, mask[row]])
+        with torch.autocast(self.device.type, enabled=False):  # precision= decides; points and maps are in fp32
+            for row in mask.any(1).nonzero()[:, 0].tolist():
+                src, trg = KeyedImage(src_img[row], src_keys[row]), KeyedImage(trg_img[row], trg_keys[row])
+                answers[row] = self._match_pair(src, trg, points[row, mask[row]])
         return _padded(answers, mask, src_kps, image_size(trg_img))
 
-    def _answer(self, source: tuple[Tensor, str], target: tuple[Tensor, str], points: Tensor) -> Matches:
-        """Matches points (N, 2) of one pair of images, each with its name; all in fractions of the sides."""
-        prompts = self.maker.prompts_for(*source, points)
-        found = self._find_match(source, target, points, prompts)
-        side = self.settings.heatmap_side or max(1, self.scenes.map_side // 2)
+    def _match_pair(self, src: KeyedImage, trg: KeyedImage, points: Tensor) -> Matches:
+        """Matches points (N, 2) of one pair of images, in fractions of the sides."""
+        prompts = self.prompts.at(src, points)
+        found = self._localize_with_consensus(src, trg, points, prompts)
+        side = self.settings.heatmap_side or max(1, self.features.model.map_side // 2)
         found = found._replace(heatmap=F.adaptive_avg_pool2d(found.heatmap, side))
-        sure = confidence.joint([self._judge(kind, source, target, points, prompts, found) for kind in self._kinds])
-        return Matches(found.points, sure[None], found.heatmap)
+        kinds = self.settings.confidence
+        confidences = [self._confidence(kind, src, trg, points, prompts, found) for kind in kinds]
+        return Matches(found.points, confidence.joint(confidences)[None], found.heatmap)
 
-    def _find_match(
-        self, source: tuple[Tensor, str], target: tuple[Tensor, str], points: Tensor, prompts: Prompts
+    def _localize_with_consensus(
+        self, src: KeyedImage, trg: KeyedImage, points: Tensor, prompts: Prompts
     ) -> Localization:
-        """Finds what the points' prompts light up in the target, and what the points' neighbours make of it."""
+        """Localises prompts in the target, and weighs their maps by the consensus of neighbouring matches."""
         if not self.settings.consensus:
-            return self.find(*target, prompts)
-        votes = self.neighbours.vote(source, target, points)
-        found = self.find(*target, prompts, votes.mirrored)
-        maps = F.interpolate(votes.maps[None], found.heatmap.shape[-2:], mode="bilinear", align_corners=False)
-        weighed = found.heatmap * (maps / maps.amax((-2, -1), keepdim=True)) ** self.settings.consensus
-        return Localization(read_out(weighed, self.settings), weighed, found.maps, votes)
+            return self.localize(trg, prompts)
+        consensus = consensus_maps(self.features, src, trg, points)
+        found = self.localize(trg, prompts, consensus.flipped)
+        heatmap = NeighbourhoodConsensus(self.settings.consensus).multiply(found.heatmap, consensus.maps)
+        return Localization(read_out(heatmap, self.settings), heatmap, found.maps, consensus)
 
-    def find(self, image: Tensor, key: str, prompts: Prompts, mirrored: bool = False) -> Localization:
-        """Returns where prompts light up in ``image`` (3, H, W), or in its mirror image, mirrored back."""
-        maps = self._maps(image, key, prompts, mirrored)
-        contrast = self._maps(image, key, prompts, not mirrored) if self.settings.sides == "mirror" else None
+    def localize(self, trg: KeyedImage, prompts: Prompts, flipped: bool = False) -> Localization:
+        """Returns where the attention of prompts peaks in the target, or in its flipped image, flipped back."""
+        maps = self.attention_maps(trg, prompts, flipped)
+        contrast = None
+        if self.settings.symmetry == "flip_contrast":
+            contrast = self.attention_maps(trg, prompts, not flipped)
         heatmap = aggregate_maps(maps, self.settings.layer_temperature, contrast)[None]
         return Localization(read_out(heatmap, self.settings), heatmap, maps.mean(2))
 
-    def _maps(self, image: Tensor, key: str, prompts: Prompts, mirrored: bool) -> Tensor:
-        """Returns (N, E, layers, side, side)."""
-        settings = self.settings
-        timestep = settings.timestep if settings.locate_timestep is None else settings.locate_timestep
-        views = self.scenes.views(image, key, timestep, mirrored)
+    def attention_maps(self, trg: KeyedImage, prompts: Prompts, flipped: bool = False) -> Tensor:
+        """Returns the attention of N points' prompts (N, E, layers, side, side); arguments as for :meth:`localize`."""
+        target = TargetImage(self.features, trg.flipped() if flipped else trg, self.batch)
         rows = prompts.embedding.flatten(0, 1)
-        token = prompts.token.to(rows.device).repeat_interleave(settings.embeddings)
-        found = self.chunks.run(
-            lambda chunk: localize(views, rows[chunk], token[chunk], settings, self.scenes.map_side), len(rows)
-        )
-        maps = torch.cat(found).unflatten(0, prompts.embedding.shape[:2])
-        return maps.flip(-1) if mirrored else maps
+        token = prompts.token.repeat_interleave(self.settings.embeddings)
+        maps = target.attention_maps(rows, token).unflatten(0, prompts.embedding.shape[:2])
+        return maps.flip(-1) if flipped else maps
 
-    def _judge(
+    def _confidence(
         self,
         kind: str,
-        source: tuple[Tensor, str],
-        target: tuple[Tensor, str],
+        src: KeyedImage,
+        trg: KeyedImage,
         points: Tensor,
         prompts: Prompts,
         found: Localization,
@@ -247,25 +212,25 @@ class PromptOptimization:
         if kind == "peak":
             return found.maps.mean(1).amax((-2, -1))
         if kind == "entropy":
-            return confidence.concentration(found.maps.mean(1))
-        if kind == "spread":
-            return confidence.unanimity(found.maps)
-        if kind == "second_look":
-            assert found.votes is not None  # settings see to it
-            again = self.neighbours.vote_again(source, target, points, found.votes.mirrored)
-            both, side = (found.votes.maps * again).sqrt()[None], self.scenes.map_side
-            maps = F.interpolate(both, (side, side), mode="bilinear", align_corners=False)
-            return confidence.peak_mass(maps, found.points, SECOND_LOOK_POWER)[0]
-        if kind == "mirror":
-            other = self.find(*target, prompts, mirrored=True).points
-            return confidence.closeness((other - found.points).norm(dim=-1)[0])
-        there = found.points[0].clamp(0, 1).cpu()
-        back = self._find_match(target, source, there, self.maker.prompts_for(*target, there)).points[0]
-        return confidence.closeness((back - points.to(back)).norm(dim=-1))
+            return confidence.relative_negentropy(found.maps.mean(1))
+        if kind == "prompt_agreement":
+            return confidence.prompt_agreement(found.maps)
+        if kind == "flip_consistency":
+            return self._flip_consistency(src, trg, points, found)
+        if kind == "flip_agreement":
+            other = self.localize(trg, prompts, flipped=True).points
+            return confidence.exponential_weight((other - found.points).norm(dim=-1)[0])
+        assert kind == "cycle", kind
+        answer = found.points[0].clamp(0, 1).cpu()
+        back = self._localize_with_consensus(trg, src, answer, self.prompts.at(trg, answer)).points[0]
+        return confidence.exponential_weight((back - points.to(back)).norm(dim=-1))
 
-    @property
-    def _kinds(self) -> tuple[str, ...]:
-        return tuple(self.settings.confidence)
+    def _flip_consistency(self, src: KeyedImage, trg: KeyedImage, points: Tensor, found: Localization) -> Tensor:
+        assert found.consensus is not None  # the settings see to it
+        flipped = flipped_consensus_maps(self.features, src, trg, points, found.consensus.flipped)
+        both, side = (found.consensus.maps * flipped).sqrt(), self.features.model.map_side
+        maps = F.interpolate(both, (side, side), mode="bilinear", align_corners=False)
+        return confidence.peak_mass(maps, found.points, FLIP_CONSISTENCY_POWER)[0]
 
 
 def _padded(answers: dict[int, Matches], mask: Tensor, like: Tensor, size: tuple[int, int]) -> Matches:

@@ -1,4 +1,4 @@
-"""The method as one would write it down, for measuring what the fast way brings.
+"""The method in plain loops, for measuring the optimisations of the fast implementation.
 
 One prompt at a time, one crop at a time, the whole UNet, every crop encoded anew, every pair from the beginning: what
 the released code does, on a current stack. Given the same settings it draws the same numbers as
@@ -19,12 +19,11 @@ from distill.core.types import Matches, PairBatch
 from teacher.attention import choose_layers, read_tokens
 from teacher.crop_sampling import RandomCropSampler, generator
 from teacher.crops import crop_pixels, into_crop
-from teacher.initialization import random_starts
-from teacher.localization import aggregate_maps
-from teacher.optimization import attention_loss
 from teacher.pipeline import as_device, check_folder, load_pipeline, locate_folder
 from teacher.prompt_optimization import content_hashes
 from teacher.settings import Settings
+from teacher.source_image import attention_loss, random_prompts
+from teacher.target_image import aggregate_maps
 from teacher.unet import PromptedUNet
 
 NEEDED = {
@@ -36,7 +35,7 @@ NEEDED = {
     "early_stop": None,
     "points_per_prompt": 1,
     "crops_per_step": 1,
-    "sides": "ignore",
+    "symmetry": "none",
     "consensus": 0.0,
     "map_side": "image",
     "precision": "fp32",
@@ -52,10 +51,10 @@ class ReferencePromptOptimization:
         image_size: side in px of what the UNet sees; without it, what it was trained at.
         prompt_length: tokens of a prompt; without it, what the tokenizer says.
         device: "auto" takes a GPU where there is one.
-        settings: see :class:`teacher.settings.Settings`; the paper's preset, steps and numbers as one likes.
+        settings: see :class:`teacher.settings.Settings`; those of the paper, in any number of steps, prompts and crops.
 
     Raises:
-        ConfigError: for settings that only the fast way knows.
+        ConfigError: for settings that only :class:`teacher.PromptOptimization` has.
         WeightsError: for a folder that is not a whole pipeline.
     """
 
@@ -68,11 +67,12 @@ class ReferencePromptOptimization:
         variant: str | None = None,
         **settings: Any,
     ) -> None:
-        self.settings = Settings.of(**settings)
+        self.settings = Settings(**settings)
         wrong = [f"{name}={value}" for name, value in NEEDED.items() if getattr(self.settings, name) != value]
         if wrong or self.settings.crops < 4:
             raise ConfigError(
-                f"Expected {', '.join(wrong) or 'crops of at least 4'} of the straightforward teacher; use preset=paper."
+                f"Expected {', '.join(wrong) or 'crops of at least 4'} of the reference implementation; use "
+                "teacher=prompt_optimization_paper."
             )
         folder = locate_folder(model, variant)
         check_folder(folder, variant)
@@ -114,7 +114,7 @@ class ReferencePromptOptimization:
         settings, pipeline = self.settings, self.pipeline
         x, y = point.tolist()
         shape = (pipeline.prompt_length, pipeline.prompt_width)
-        starts = random_starts(point[None], keys[0], shape, settings)[0].to(self.device)
+        starts = random_prompts(point[None], keys[0], shape, settings)[0].to(self.device)
         maps = []
         for copy, start in enumerate(starts):
             name = (keys[0], round(x, 4), round(y, 4), copy)
@@ -126,11 +126,11 @@ class ReferencePromptOptimization:
     @torch.enable_grad()
     def _optimise(self, image: Tensor, key: str, point: Tensor, start: Tensor, name: tuple) -> Tensor:
         settings = self.settings
-        looks = RandomCropSampler(image.shape[-1], [("crops", name)], settings, self.device)
+        sampler = RandomCropSampler(image.shape[-1], [("crops", name)], settings, self.device, settings.steps)
         prompt = start[None].clone().requires_grad_()
         optimizer = torch.optim.Adam([prompt], lr=settings.lr)
         for step in range(settings.steps):
-            box = looks.at(point[None, None]).boxes
+            box = sampler.at(point[None, None]).boxes
             maps = self._attend(image, key, box, prompt, settings.timestep, (("crops", name), step))
             inside = into_crop(point[None, None], box[:, None])
             loss = attention_loss([m[:, None] for m in maps], inside, settings, self._side)
@@ -143,16 +143,17 @@ class ReferencePromptOptimization:
         """Returns (layers, side, side)."""
         settings, side, size = self.settings, self._side, image.shape[-1]
         timestep = settings.timestep if settings.locate_timestep is None else settings.locate_timestep
-        looks = RandomCropSampler(size, [("localize",)], settings, self.device)
+        sampler = RandomCropSampler(size, [("locate",)], settings, self.device, settings.crops)
         total = torch.zeros(len(self.unet.layers), side, side, device=self.device)
         seen = torch.zeros(side, side, device=self.device)
         for look in range(settings.crops):
-            box = (
-                looks.numbered(1 + look) if look < 4 else looks.at(argmax((total / seen).mean(0)[None, None], (1, 1)))
-            ).boxes
+            if look < 4:
+                box = sampler.numbered(1 + look).boxes
+            else:
+                box = sampler.at(argmax((total / seen).mean(0)[None, None], (1, 1))).boxes
             left, top, length = (box[0].double() * side).round().int().tolist()
             part = (..., slice(top, top + length), slice(left, left + length))
-            for layer, layer_map in enumerate(self._attend(image, key, box, prompt, timestep, (("localize",), look))):
+            for layer, layer_map in enumerate(self._attend(image, key, box, prompt, timestep, (("locate",), look))):
                 enlarged = F.interpolate(layer_map[None], (length, length), mode="bilinear", align_corners=False)
                 total[layer][part] += enlarged[0, 0]
             seen[part] += 1

@@ -1,148 +1,174 @@
-"""What decides the answers of prompt optimisation besides the weights."""
+"""The settings of prompt optimisation: names, ranges, defaults."""
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Literal, Self
+
+from annotated_types import Ge, Gt, Le, Len
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Strict, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from distill.core.errors import ConfigError, nearest
 
-Noise = Literal["gaussian", "uniform"]
-CropSource = Literal["pool", "fresh"]
-CropEdges = Literal["exact", "pixels"]
-TargetCells = Literal["centres", "corners"]
-Heads = Literal["all", "upper"]
-Queries = Literal["conditioned", "frozen"]
 NullPrompt = Literal["empty", "zeros"]
-Start = Literal["random", "query"]
-Sides = Literal["ignore", "mirror", "compete"]
-Readout = Literal["argmax", "subpixel", "soft_argmax", "windowed_soft_argmax"]
-Confidence = Literal["peak_mass", "peak", "entropy", "spread", "cycle", "mirror", "second_look"]
 Precision = Literal["fp32", "bf16", "fp16"]
+Readout = Literal["argmax", "subpixel", "soft_argmax", "windowed_soft_argmax"]
+ConfidenceKind = Literal[
+    "peak_mass", "peak", "entropy", "prompt_agreement", "cycle", "flip_agreement", "flip_consistency"
+]
+
+Count = Annotated[int, Strict(), Ge(1)]
+Seed = Annotated[int, Strict()]
+Flag = Annotated[bool, Strict()]
+Timestep = Annotated[int, Strict(), Ge(0)]
+Positive = Annotated[float, Strict(), Gt(0)]
+Amount = Annotated[float, Strict(), Ge(0)]
+Fraction = Annotated[float, Strict(), Gt(0), Le(1)]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Settings of prompt optimisation; the defaults suit the small model shipped with the project.
+def _as_tuple(value: Any) -> Any:
+    """Returns one name or a list of names as a tuple."""
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, Iterable) else value
 
-    Every field is part of a label's fingerprint. Lengths are fractions of the side of what the UNet sees, so that they
-    carry over from one image size to another. "Released" is what the paper's code does.
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Len(1)]
+ConfidenceKinds = Annotated[tuple[ConfidenceKind, ...], BeforeValidator(_as_tuple), Len(1)]
+
+
+class CheckedSettings(BaseModel):
+    """Immutable settings that refuse unknown names and values out of range.
+
+    Raises:
+        ConfigError: one for all that is wrong; an unknown name comes with the nearest known one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            wrong = "; ".join(_sentences(error.errors(), type(self).model_fields))
+            raise ConfigError(f"Expected {wrong}; change these settings of {self.subject()}.") from error
+
+    @classmethod
+    def subject(cls) -> str:
+        """Returns whose settings these are, for error messages."""
+        return (cls.__doc__ or cls.__name__).partition(".")[0].removeprefix("Settings of ")
+
+
+class Settings(CheckedSettings):
+    """Settings of prompt optimisation. The defaults suit the small model that is shipped with the project.
+
+    Lengths are fractions of the side of what the UNet sees, so that they carry over from one image size to another.
+    "Released" is what the paper's code does (ubc-vision/LDM_correspondences, 97e3246). All fields but those of
+    ``COST_ONLY`` are part of a label's fingerprint.
 
     Attributes:
-        embeddings: prompts per query, from as many random starts.
+        embeddings: prompts per query point, from as many random starts.
         steps: steps of Adam.
         lr: its learning rate.
-        timestep: diffusion time at which the source is looked at; the value, not an index.
-        locate_timestep: the same for the target; without it, ``timestep``, so that the prompt is used where it was made.
+        timestep: diffusion time of the source image; the value, not an index.
+        locate_timestep: diffusion time of the target image; None for ``timestep``, at which the prompt was optimised.
             Released: 140 and 40.
         noise: "gaussian" is what the UNet was trained with; "uniform" on [0, 1) is what the released code draws.
         crops: crops of the target per prompt. From four on the first four are the corners; with fewer the first is the
             whole image, so that every pixel is seen either way. The others are around the maximum found so far.
         crop_source: "pool" draws from crops that are encoded once and shared by all points, prompts and steps; "fresh"
-            encodes a new crop for every prompt and step, as released, for about a VAE encoding per UNet pass.
+            encodes a new crop for every prompt and step, as released, at the cost of a VAE encoding per UNet pass.
         crop_edges: "exact" cuts where the crop lies; "pixels" rounds its place and size down to whole pixels and divides
             a point's place in it by the crop's width for both axes, as released (images are square there and here).
         crop_ratio: side of a crop.
-        crop_margin: how far off a crop's border the query is kept where possible.
-        crop_pool: crops an image is encoded at, corners included, with ``crop_source="pool"``.
-        noise_draws: how often noise is drawn for each crop of the pool; without it, anew at every step, as in the paper.
+        crop_margin: distance from a crop's border, as a fraction of the crop, that the query keeps where possible.
+        crop_pool: crops that an image is encoded at, corners included, with ``crop_source="pool"``.
+        noise_draws: draws of noise for each crop of the pool; None for a new one at every step, as in the paper.
             Frozen queries want a number, because each draw is one pass through the UNet.
         crops_per_step: crops that each prompt sees in one step; more make the gradient less noisy and cost as much.
-        sigma: standard deviation of the Gaussian to be lit up. The paper's 27.98 px of 512.
+        sigma: standard deviation of the Gaussian that attention is compared with. The paper's 27.98 px of 512.
         target_cells: where the cells of the Gaussian lie, "centres" for j + 0.5, or "corners" for j, as released, which
             is half a cell off the j + 0.5 at which the maximum is reported.
-        layers: which cross-attention to read, see :mod:`teacher.attention`.
+        layers: cross-attention layers to read, see :mod:`teacher.attention`.
         heads: "all" are averaged, or the "upper" half of them, which is all that the released code stores.
         queries: "conditioned" runs every prompt through the UNet, as in the paper; "frozen" runs the UNet once per crop
             and lets prompts act on the keys alone, which makes a step hundreds of times cheaper and is not the same.
         null_prompt: what the UNet is given when queries are frozen: the text encoder's empty prompt, or zeros.
         start: "random" draws all tokens from N(0, 1); "query" solves for the token that the layers' projections turn
             into the features at the query point, which starts close to the answer.
-        early_stop: a prompt is done when ten steps lower its loss by less than this share; without it, all steps are
-            taken, which costs time but no decision.
+        early_stop: a prompt is done when ten steps lower its loss by less than this fraction; None takes all steps.
         points_per_prompt: points of an image that share a prompt as its tokens 1, 2, ...; more are cheaper and compete
-            with each other, and an answer then depends on the company it was asked in.
-        sides: what is done about left and right. "ignore": nothing, as in the paper; "mirror": the target's map is
-            weighed against the one of its mirror image, where a symmetric twin lights up instead; "compete": a second
-            token takes the place where the prompt lights up in the mirrored source, and draws the first one's attention
-            off it.
-        consensus: how much the cells around the query point have to say about its match, as the power to which their
-            votes are raised before they multiply the map, see :mod:`teacher.neighbours`; 0 for nothing, as in the paper.
-        consensus_reach: standard deviation of a neighbour's weight by its distance.
-        consensus_mirror: whether the target is looked at in the mirror too, and the look that agrees better is taken.
+            with each other, and an answer then depends on the other points of the call.
+        symmetry: treatment of left-right symmetry. "none", as in the paper; "flip_contrast" weighs the target's map
+            against the map of its flipped image, where the symmetric counterpart lights up instead; "negative_token"
+            optimises a second token at the place where the prompt lights up in the flipped source.
+        consensus: strength of neighbourhood consensus, see :class:`distill.core.consensus.NeighbourhoodConsensus`; 0 for
+            none, as in the paper.
+        consensus_sigma: standard deviation of a neighbour's weight by its distance.
+        consensus_flip: whether the target is also compared flipped, and the orientation that agrees better is taken.
         readout: "argmax", the highest cell's centre, as released; "subpixel", the vertex of the parabolas through it and
             its neighbours; "soft_argmax", the mean over all cells; "windowed_soft_argmax", the mean around the maximum.
         readout_temperature: of the two soft ones, relative to the map's peak.
         layer_temperature: of the softmax over all pixels that each layer goes through before the layers are averaged;
-            the paper's is 1. Without it the layers are averaged as they are.
-        confidence: what it is made of, one name or several, whose geometric mean is taken; see
-            :mod:`teacher.confidence`. "cycle" and "mirror" cost further passes, "second_look" a pass for each image, and
-            it wants ``consensus``.
+            the paper's is 1. None averages the layers as they are.
+        confidence: one kind or several, whose geometric mean is taken; see :mod:`teacher.confidence`. "cycle" and
+            "flip_agreement" cost further passes, "flip_consistency" one for each image; it wants ``consensus``.
         map_side: cells a side of the grid on which maps are compared and accumulated, or "image" for the image's pixels,
-            as released; without it, twice the latents', which loses nothing because maps are coarser.
-        heatmap_side: cells a side of the heatmap that is returned; without it, half of map_side.
-        precision: "fp32", or "bf16" or "fp16" for weights and activations; the maps are computed in fp32 in any case.
+            as released; None for twice the latents' side, which loses nothing because maps are coarser.
+        heatmap_side: cells a side of the heatmap that is returned; None for half of map_side.
+        precision: "fp32", or "bf16" or "fp16" for weights and activations of the model. Maps, points, read-out and
+            consensus are computed in fp32 in any case.
         seed: of all that is random; with the image's content it decides starts, noise and crops.
+        batch_size: prompts or crops that run together, at most. When memory runs out, the caches are emptied first, then
+            it is halved.
+        prompt_cache_size: bound on the memory of kept prompts of source points, GiB.
+        feature_cache_size: bound on the memory of kept features of images, GiB, on the model's device.
+        truncate_unet: whether the UNet stops after the last layer that is read.
+        share_prefix: whether prompts share what the UNet computes before they enter.
     """
 
-    embeddings: int = 2
-    steps: int = 50
-    lr: float = 0.05
-    timestep: int = 200
-    locate_timestep: int | None = None
-    noise: Noise = "gaussian"
-    crops: int = 3
-    crop_source: CropSource = "pool"
-    crop_edges: CropEdges = "exact"
-    crop_ratio: float = 0.93165
-    crop_margin: float = 0.15
-    crop_pool: int = 8
-    noise_draws: int | None = None
-    crops_per_step: int = 1
-    sigma: float = 27.98 / 512
-    target_cells: TargetCells = "centres"
-    layers: Sequence[str] = ("up@1/4", "up@1/2")
-    heads: Heads = "all"
-    queries: Queries = "conditioned"
+    embeddings: Count = 2
+    steps: Count = 50
+    lr: Positive = 0.05
+    timestep: Timestep = 50
+    locate_timestep: Timestep | None = None
+    noise: Literal["gaussian", "uniform"] = "gaussian"
+    crops: Count = 4
+    crop_source: Literal["pool", "fresh"] = "pool"
+    crop_edges: Literal["exact", "pixels"] = "exact"
+    crop_ratio: Annotated[float, Strict(), Ge(0.1), Le(1)] = 0.93165
+    crop_margin: Annotated[float, Strict(), Ge(0), Le(0.5)] = 0.15
+    crop_pool: Annotated[int, Strict(), Ge(4)] = 8
+    noise_draws: Count | None = 4
+    crops_per_step: Count = 1
+    sigma: Fraction = 0.0546484375
+    target_cells: Literal["centres", "corners"] = "centres"
+    layers: Names = ("up@1/1:0",)
+    heads: Literal["all", "upper"] = "all"
+    queries: Literal["conditioned", "frozen"] = "frozen"
     null_prompt: NullPrompt = "empty"
-    start: Start = "random"
-    early_stop: float | None = None
-    points_per_prompt: int = 1
-    sides: Sides = "ignore"
-    consensus: float = 0.0
-    consensus_reach: float = 3 / 16
-    consensus_mirror: bool = True
+    start: Literal["random", "query"] = "random"
+    early_stop: Fraction | None = None
+    points_per_prompt: Count = 1
+    symmetry: Literal["none", "flip_contrast", "negative_token"] = "none"
+    consensus: Amount = 5.0
+    consensus_sigma: Fraction = 0.1875
+    consensus_flip: Flag = True
     readout: Readout = "windowed_soft_argmax"
-    readout_temperature: float = 0.1
-    layer_temperature: float | None = None
-    confidence: str | Sequence[str] = "peak_mass"
-    map_side: int | Literal["image"] | None = None
-    heatmap_side: int | None = None
+    readout_temperature: Positive = 0.1
+    layer_temperature: Positive | None = None
+    confidence: ConfidenceKinds = ("peak_mass",)
+    map_side: Count | Literal["image"] | None = None
+    heatmap_side: Count | None = None
     precision: Precision = "fp32"
-    seed: int = 0
+    seed: Seed = 0
+    batch_size: Count = 32
+    prompt_cache_size: Amount = 0.5
+    feature_cache_size: Amount = 2.0
+    truncate_unet: Flag = True
+    share_prefix: Flag = True
 
-    def __post_init__(self) -> None:
-        """Checks all fields; what is wrong is reported together in one :class:`ConfigError`."""
-        object.__setattr__(self, "layers", tuple(self.layers))
-        kinds = (self.confidence,) if isinstance(self.confidence, str) else tuple(self.confidence)
-        object.__setattr__(self, "confidence", kinds)
-        wrong = [
-            f"{name} in {list(choices)} (got {getattr(self, name)!r})"
-            for name, choices in _CHOICES.items()
-            if getattr(self, name) not in choices
-        ]
-        for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            if value is not None and value != "image" and not low <= value <= high:
-                wrong.append(f"{name} in [{low:g}, {high:g}] (got {value!r})")
-        known = get_args(Confidence)
-        if not kinds or not set(kinds) <= set(known):
-            wrong.append(f"confidence to name some of {list(known)} (got {list(kinds)})")
-        wrong = wrong or self._contradictions()
-        if wrong:
-            raise ConfigError(f"Expected {'; '.join(wrong)}; change these settings of prompt optimisation.")
-
-    def _contradictions(self) -> list[str]:
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
         wrong = []
         if self.crop_source == "pool":
             for name in ("crops", "crops_per_step"):
@@ -150,60 +176,75 @@ class Settings:
                     wrong.append(f"{name} to be at most crop_pool (got {getattr(self, name)} and {self.crop_pool})")
         elif self.queries == "frozen":
             wrong.append("crop_source=pool with queries=frozen, which are made once per crop (got fresh)")
-        if self.sides == "compete" and self.points_per_prompt > 1:
-            wrong.append(f"points_per_prompt to be 1 with sides=compete (got {self.points_per_prompt})")
-        if "second_look" in self.confidence and not self.consensus:
-            wrong.append("consensus above 0 with the confidence second_look, which is that of the neighbours (got 0)")
-        return wrong
+        if self.symmetry == "negative_token" and self.points_per_prompt > 1:
+            wrong.append(f"points_per_prompt to be 1 with symmetry=negative_token (got {self.points_per_prompt})")
+        if "flip_consistency" in self.confidence and not self.consensus:
+            wrong.append("consensus above 0 with the confidence flip_consistency, which is read off it (got 0)")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
 
     @property
     def needs_null_prompt(self) -> bool:
-        """Whether the UNet is given a prompt that says nothing, beside those that are optimised."""
+        """Whether the UNet is given a prompt without content, beside those that are optimised."""
         return self.queries == "frozen" or self.consensus > 0
 
-    @classmethod
-    def of(cls, **values: Any) -> "Settings":
-        """Builds settings from keywords; a name that there is not raises a :class:`ConfigError` with the nearest."""
-        names = [field.name for field in fields(cls)]
-        for name in values:
-            if name not in names:
-                raise ConfigError(f"Expected a setting of prompt optimisation but got {name!r}; {nearest(name, names)}")
-        return cls(**values)
+    @property
+    def reads_text(self) -> bool:
+        """Whether the pipeline's own text encoder decides answers too."""
+        return self.needs_null_prompt and self.null_prompt == "empty"
+
+    def fingerprint(self) -> dict[str, str]:
+        """Returns the settings that decide an answer, as text, by name."""
+        return {name: str(value) for name, value in self.model_dump(exclude=set(COST_ONLY)).items()}
 
 
-_CHOICES = {
-    "noise": get_args(Noise),
-    "crop_source": get_args(CropSource),
-    "crop_edges": get_args(CropEdges),
-    "target_cells": get_args(TargetCells),
-    "heads": get_args(Heads),
-    "queries": get_args(Queries),
-    "null_prompt": get_args(NullPrompt),
-    "start": get_args(Start),
-    "sides": get_args(Sides),
-    "readout": get_args(Readout),
-    "precision": get_args(Precision),
+COST_ONLY = frozenset({"batch_size", "prompt_cache_size", "feature_cache_size", "truncate_unet", "share_prefix"})
+"""Settings that change time and memory, and no answer."""
+
+_BOUNDS = {
+    "greater_than_equal": ("at least", "ge"),
+    "greater_than": ("above", "gt"),
+    "less_than_equal": ("at most", "le"),
 }
-_TINY = 1e-9
-_RANGES = {
-    "embeddings": (1, math.inf),
-    "steps": (1, math.inf),
-    "lr": (_TINY, math.inf),
-    "timestep": (0, math.inf),
-    "locate_timestep": (0, math.inf),
-    "crops": (1, math.inf),
-    "crop_ratio": (0.1, 1),
-    "crop_margin": (0, 0.5),
-    "crop_pool": (4, math.inf),
-    "noise_draws": (1, math.inf),
-    "crops_per_step": (1, math.inf),
-    "sigma": (_TINY, 1),
-    "early_stop": (_TINY, 1),
-    "points_per_prompt": (1, math.inf),
-    "consensus": (0, math.inf),
-    "consensus_reach": (_TINY, 1),
-    "readout_temperature": (_TINY, math.inf),
-    "layer_temperature": (_TINY, math.inf),
-    "map_side": (1, math.inf),
-    "heatmap_side": (1, math.inf),
+_KINDS = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "finite",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list of names",
+    "too_short": "a list of at least one name",
 }
+
+
+def _sentences(errors: Iterable[ErrorDetails], known: Iterable[str]) -> Iterator[str]:
+    """Yields what must hold and what was found, for each setting, from pydantic's errors.
+
+    Of a setting that may be of several types there is an error for each of them.
+    """
+    wanted: dict[str, list[str]] = {}
+    got: dict[str, Any] = {}
+    for error in errors:
+        if error["type"] == "value_error":
+            yield str(error["ctx"]["error"])
+        elif error["type"] == "extra_forbidden":
+            name = str(error["loc"][0])
+            yield f"known settings but got {name!r}: {nearest(name, known)}"
+        else:
+            name = str(error["loc"][0])
+            wanted.setdefault(name, []).append(_wanted(error))
+            got.setdefault(name, error["input"])
+    for name, words in wanted.items():
+        yield f"{name} to be {' or '.join(dict.fromkeys(words))} (got {got[name]!r})"
+
+
+def _wanted(error: ErrorDetails) -> str:
+    kind, context = error["type"], error.get("ctx", {})
+    if kind == "literal_error":
+        choices = context["expected"].replace("'", "")
+        return choices if len(error["loc"]) == 1 or "or" not in choices else f"made of {choices}"
+    if kind in _BOUNDS:
+        words, key = _BOUNDS[kind]
+        return f"{words} {context[key]:g}"
+    return _KINDS.get(kind, error["msg"])

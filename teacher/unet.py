@@ -58,10 +58,10 @@ class PromptedUNet:
     ) -> None:
         self.unet, self.layers, self.image_size = unet, layers, image_size
         self.passes = 0  # prompts run so far
-        self._tape: list[Recording] = []
+        self._records: list[Recording] = []
         unet.set_attn_processor(AttnProcessor2_0())
         for layer in layers:
-            layer.attention.set_processor(_Recorder(self._tape, last=truncate and layer is layers[-1]))
+            layer.attention.set_processor(_Recorder(self._records, last=truncate and layer is layers[-1]))
         prompted = [_reads_prompt(block) for block in unet.down_blocks]
         self._n_shared = (prompted.index(True) if True in prompted else len(prompted)) if share else 0
 
@@ -88,11 +88,11 @@ class PromptedUNet:
         Returns:
             One recording a layer, in the layers' order; differentiable with respect to the prompts.
         """
-        self._tape.clear()
+        self._records.clear()
         self.passes += len(prompts)
         with suppress(_LastLayerRead):
             self._run_prompted(prefix, crop_of, prompts.to(prefix.sample.dtype))
-        return list(self._tape)
+        return list(self._records)
 
     def _run_prompted(self, prefix: Prefix, crop_of: Tensor, prompts: Tensor) -> None:
         unet, time = self.unet, prefix.time[crop_of]
@@ -145,9 +145,9 @@ class _LastLayerRead(Exception):
 class _Recorder(AttnProcessor2_0):
     """diffusers' fused attention, which also records its queries and keys."""
 
-    def __init__(self, tape: list[Recording], last: bool) -> None:
+    def __init__(self, records: list[Recording], last: bool) -> None:
         super().__init__()
-        self.tape, self.last = tape, last
+        self.records, self.last = records, last
 
     def __call__(
         self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *args, **kwargs
@@ -155,7 +155,7 @@ class _Recorder(AttnProcessor2_0):
         assert encoder_hidden_states is not None, "only cross-attention is recorded"
         query = split_heads(attn.to_q(hidden_states), attn.heads)
         key = split_heads(attn.to_k(encoder_hidden_states), attn.heads)
-        self.tape.append(Recording(query, key))
+        self.records.append(Recording(query, key))
         if self.last:
             raise _LastLayerRead
         value = split_heads(attn.to_v(encoder_hidden_states), attn.heads)

@@ -1,4 +1,4 @@
-"""A teacher measured lever by lever: the method in plain loops first, then ours, with one saving after the other.
+"""Ablation of a teacher's speed: the method in plain loops first, then the fast implementation, one increment at a time.
 
 All variants run in one process, on the same weights, pairs and points.
 """
@@ -35,17 +35,17 @@ class FirstPairs(Subset):
 def variants(cfg: DictConfig) -> Iterator[tuple[str, dict[str, Any], int]]:
     """Yields name, configuration and number of pairs of every variant that ``cfg``, bench's, asks for.
 
-    The levers add up: each variant has its own settings and those of all before it, on top of the paper's.
+    Increments add up: each variant has its own settings and those of all before it, on top of the paper's.
     """
-    paper, teacher = _plain(cfg.paper), _plain(cfg.teacher)
-    if cfg.straightforward_pairs and cfg.straightforward.model is not None:
-        yield "straightforward", _plain(cfg.straightforward) | paper, cfg.straightforward_pairs
-    if cfg.ladder:
-        pulled: dict[str, Any] = {}
-        for name, settings in _plain(cfg.levers).items():
-            pulled |= settings
-            yield name, teacher | paper | pulled, cfg.ladder_pairs
-    yield "as configured", teacher, cfg.teacher_pairs
+    paper = _plain(cfg.paper)
+    if cfg.reference_pairs and paper["model"] is not None:
+        yield "reference", paper | _plain(cfg.reference), cfg.reference_pairs
+    if cfg.ablation and paper["model"] is not None:
+        added: dict[str, Any] = {}
+        for name, settings in _plain(cfg.increments).items():
+            added |= settings
+            yield name, paper | added, cfg.ablation_pairs
+    yield "as configured", _plain(cfg.teacher), cfg.teacher_pairs
 
 
 def _plain(node: DictConfig) -> dict[str, Any]:

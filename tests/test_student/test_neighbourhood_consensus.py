@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from distill.core.consensus import NeighbourhoodConsensus, pooled
 from distill.core.errors import ConfigError
 from student import StudentMatcher
-from student.neighbourhood_consensus import NeighbourhoodConsensus, pooled
 
 SIZE = (96, 96)
 
@@ -19,38 +19,42 @@ def cell(y: int, x: int) -> torch.Tensor:
     return torch.tensor([[[(x + 0.5) * 8, (y + 0.5) * 8]]])
 
 
+def add(consensus: NeighbourhoodConsensus, logits, source, target, points) -> torch.Tensor:
+    return consensus.add_to_logits(logits, consensus.maps(source, target, points, SIZE))
+
+
 def best(heatmap: torch.Tensor) -> tuple[int, int]:
     return divmod(int(heatmap[0, 0].argmax()), heatmap.shape[-1])
 
 
-def test_a_point_without_an_opinion_goes_where_its_neighbours_went():
+def test_a_point_without_scores_of_its_own_follows_its_neighbours():
     nothing = torch.zeros(1, 1, 12, 12)
-    assert best(NeighbourhoodConsensus(2.0).add(nothing, places(), places((1, 2)), cell(5, 5), SIZE)) == (6, 7)
+    assert best(add(NeighbourhoodConsensus(2.0), nothing, places(), places((1, 2)), cell(5, 5))) == (6, 7)
 
 
-def test_a_lookalike_loses_against_the_place_that_the_neighbours_vote_for():
+def test_consensus_outweighs_a_similar_descriptor_elsewhere():
     source, target = places(), places((1, 2))
     target[..., 10, 1] = source[..., 5, 5]  # the lookalike, a little better than the truth
     scores = torch.einsum("bc,bchw->bhw", source[..., 5, 5], target)[:, None] / 0.05
     scores[..., 10, 1] += 0.5
     assert best(scores) == (10, 1)
-    assert best(NeighbourhoodConsensus(3.0).add(scores, source, target, cell(5, 5), SIZE)) == (6, 7)
+    assert best(add(NeighbourhoodConsensus(3.0), scores, source, target, cell(5, 5))) == (6, 7)
 
 
-def test_a_finer_target_is_voted_for_at_its_own_cells():
+def test_consensus_on_a_finer_target_has_its_cells():
     source, target = places(), places((1, 2))
     target = F.interpolate(target, scale_factor=3, mode="nearest")  # 36 cells of 8/3 px
-    votes = NeighbourhoodConsensus(2.0).add(torch.zeros(1, 1, 36, 36), source, target, cell(5, 5), SIZE)
+    votes = add(NeighbourhoodConsensus(2.0), torch.zeros(1, 1, 36, 36), source, target, cell(5, 5))
     assert best(votes) == (6 * 3 + 1, 7 * 3 + 1)
 
 
-@pytest.mark.parametrize("mirrored", [False, True])
-def test_an_image_agrees_better_than_its_mirror_image(mirrored):
-    target = places((1, 2)).flip(-1) if mirrored else places((1, 2))
-    assert bool(NeighbourhoodConsensus(2.0).turned(places(), target, target.flip(-1))) is mirrored
+@pytest.mark.parametrize("flipped", [False, True])
+def test_an_image_agrees_better_than_its_flip(flipped):
+    target = places((1, 2)).flip(-1) if flipped else places((1, 2))
+    assert bool(NeighbourhoodConsensus(2.0).prefers_flipped(places(), target, target.flip(-1))) is flipped
 
 
-def test_each_pair_of_a_batch_takes_the_look_that_agrees_better_and_turns_it_back():
+def test_each_pair_of_a_batch_takes_the_orientation_that_agrees_better():
     student = StudentMatcher("test_resnet", [8, 16], 8, consensus=3.0).eval()
     source = torch.cat([places(), places()])
     target = torch.cat([places((1, 2)), places((1, 2)).flip(-1)])
@@ -81,7 +85,7 @@ def test_amounts_that_cannot_work_are_named(wrong):
         NeighbourhoodConsensus(1.0, **wrong)
 
 
-def test_training_does_without_votes_and_they_have_no_weights(make_pairs):
+def test_consensus_is_left_out_of_training_and_has_no_weights(make_pairs):
     pair = make_pairs(3, size=64)
     query = (pair.src_img, pair.trg_img, pair.src_kps)
     plain, voting = StudentMatcher("test_resnet", [8, 16], 8), StudentMatcher("test_resnet", [8, 16], 8, consensus=3.0)
@@ -97,5 +101,5 @@ def test_training_does_without_votes_and_they_have_no_weights(make_pairs):
 
 
 def test_a_negative_strength_is_refused():
-    with pytest.raises(ConfigError, match="strength of at least 0"):
+    with pytest.raises(ConfigError, match="strength of neighbourhood consensus of at least 0"):
         StudentMatcher("test_resnet", [8], 8, consensus=-1.0)

@@ -14,7 +14,10 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.nn import functional as F
 
 from distill.cli.config import compose
-from teacher import PromptOptimization, optimise, prompts, views
+from teacher import PromptOptimization, source_image
+from teacher.crop_attention import ConditionedCropAttention
+from teacher.feature_cache import FeatureCache, KeyedImage
+from teacher.settings import Settings
 
 BETA_START, BETA_END = 0.00085, 0.012
 STEPS, SIZE, LENGTH = 10, 64, 7
@@ -163,41 +166,39 @@ def windowed(heatmap, relative: float):
 
 @pytest.fixture
 def record(monkeypatch):
-    """Takes down the box and the noise of every row of every look: [look][row] -> (box, noise)."""
-    looks, drawn = [], []
-    noise_of = views._noise
+    """Takes down the box and the noise of every prompt at every step: [step][prompt] -> (box, noise)."""
+    steps, drawn = [], {}
+    noise_of, noisy_latents = FeatureCache.noise, ConditionedCropAttention._noisy_latents
 
-    def noise(*arguments):
-        drawn.append(noise_of(*arguments))
-        return drawn[-1]
+    def noise(self, shape, *seeds):
+        drawn[seeds] = noise_of(self, shape, *seeds)
+        return drawn[seeds]
 
-    def watched(kind):
-        noisy = kind.noisy
+    def take_down(self, crops, draw):
+        drawn.clear()
+        answer = noisy_latents(self, crops, draw)
+        if crops.crop_of is None:
+            rows = [drawn[self.image.key, "noise", name, draw] for name in crops.names]
+        else:
+            (of_pool,) = drawn.values()
+            rows = [of_pool[crop] for crop in crops.crop_of]
+        steps.append(list(zip(crops.boxes, rows, strict=True)))
+        return answer
 
-        def take_down(self, aim, draw):
-            drawn.clear()
-            answer = noisy(self, aim, draw)
-            rows = drawn if aim.crop_of is None else [drawn[0][crop] for crop in aim.crop_of]
-            looks.append(list(zip(aim.boxes, rows, strict=True)))
-            return answer
-
-        return take_down
-
-    monkeypatch.setattr(views, "_noise", noise)
-    for kind in (views.CropPool, views.FreshCrops):
-        monkeypatch.setattr(kind, "noisy", watched(kind))
-    return looks
+    monkeypatch.setattr(FeatureCache, "noise", noise)
+    monkeypatch.setattr(ConditionedCropAttention, "_noisy_latents", take_down)
+    return steps
 
 
 @pytest.fixture
 def optimisation(monkeypatch):
     """Takes down what the optimisation starts from, its losses, and its gradients."""
     seen = Optimisation([], [], [])
-    original, loss_of = prompts.optimise_prompts, optimise.attention_loss
+    descend, loss_of = source_image.SourceImage._descend, source_image.attention_loss
 
-    def optimise_prompts(views_, points, start, *rest):
-        seen.starts.append(start.clone())
-        return original(views_, points, start, *rest)
+    def watched_descend(self, starts, *rest):
+        seen.starts.append(starts.clone())
+        return descend(self, starts, *rest)
 
     def attention_loss(*arguments):
         loss = loss_of(*arguments)
@@ -209,8 +210,8 @@ def optimisation(monkeypatch):
             seen.gradients.append(self.param_groups[0]["params"][0].grad.clone())
             return super().step(*arguments)
 
-    monkeypatch.setattr(prompts, "optimise_prompts", optimise_prompts)
-    monkeypatch.setattr(optimise, "attention_loss", attention_loss)
+    monkeypatch.setattr(source_image.SourceImage, "_descend", watched_descend)
+    monkeypatch.setattr(source_image, "attention_loss", attention_loss)
     monkeypatch.setattr(torch.optim, "Adam", Adam)
     return seen
 
@@ -223,17 +224,19 @@ class Optimisation(NamedTuple):
 
 @pytest.mark.parametrize(("name", "side"), [("paper", 64), ("default", 16)])
 def test_the_teacher_does_what_the_method_says(sd1_folder, make_pairs, record, optimisation, name, side):
-    preset = compose("evaluate", ["matcher=prompt_optimization", f"preset={name}"]).preset
-    settings = {**preset, "steps": STEPS, "crops": 6 if name == "paper" else preset.crops, "embeddings": 2}
-    if name == "default":  # whose queries, layers and votes are those that suit the small model
+    variant = "prompt_optimization_paper" if name == "paper" else "prompt_optimization"
+    config = compose("evaluate", [f"matcher={variant}"]).matcher
+    settings = {key: value for key, value in config.items() if key in Settings.model_fields}
+    settings |= {"steps": STEPS, "crops": 6 if name == "paper" else config.crops, "embeddings": 2}
+    if name == "default":  # whose queries, layers and consensus are those that suit the small model
         settings |= {"queries": "conditioned", "layers": ["up@1/2"], "consensus": 0.0}
     teacher = PromptOptimization(str(sd1_folder), prompt_length=LENGTH, device="cpu", **settings)
     plain = Plain(sd1_folder, {**settings, "name": name})
     pair = make_pairs(1, size=SIZE)
     point = pair.src_kps[0] / SIZE
-    made = teacher.maker.prompts_for(pair.src_img[0], pair.src_hash[0], point)
-    maps = teacher._maps(pair.trg_img[0], pair.trg_hash[0], made, mirrored=False)[0]
-    assert len(record) == STEPS + settings["crops"] and teacher.feature_cache.map_side == side
+    made = teacher.prompts.at(KeyedImage(pair.src_img[0], pair.src_hash[0]), point)
+    maps = teacher.attention_maps(KeyedImage(pair.trg_img[0], pair.trg_hash[0]), made)[0]
+    assert len(record) == STEPS + settings["crops"] and teacher.features.model.map_side == side
     every = []
     for row in range(2):
         looks = [look[row] for look in record]

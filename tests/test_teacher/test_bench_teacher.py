@@ -10,23 +10,31 @@ from distill.core.errors import ConfigError
 from distill.system.memory import PeakMemory
 
 SMALL = [
-    *("bench", "teacher", "device=cpu", "data.size=64", "data.n_pairs=4", "ladder=true"),
-    *("paper.steps=2", "paper.embeddings=1", "paper.crops=4", "preset.steps=1", "preset.embeddings=1"),
-    *("preset.crops=1", "teacher.prompt_length=7", "preset.queries=conditioned", "preset.layers=[up@1/2]"),
-    "preset.consensus=0",
+    *("bench", "teacher", "device=cpu", "data.size=64", "data.n_pairs=4", "ablation=true"),
+    *("paper.steps=2", "paper.embeddings=1", "paper.crops=4", "teacher.steps=1", "teacher.embeddings=1"),
+    *("teacher.crops=1", "teacher.prompt_length=7", "teacher.queries=conditioned", "teacher.layers=[up@1/2]"),
+    "teacher.consensus=0",
 ]
 
 
-def test_bench_climbs_from_plain_loops_to_the_configured_teacher(sd1_folder, tmp_path):
+def test_bench_measures_from_plain_loops_to_the_configured_teacher(sd1_folder, tmp_path):
     assert (
-        main([*SMALL, f"teacher.model={sd1_folder}", f"run.dir={tmp_path}/b", "~levers.bf16", "~levers.frozen_queries"])
+        main(
+            [
+                *SMALL,
+                f"teacher.model={sd1_folder}",
+                f"run.dir={tmp_path}/b",
+                "~increments.bf16",
+                "~increments.frozen_queries",
+            ]
+        )
         == 0
     )
     rows = json.loads((tmp_path / "b" / "bench.json").read_text())["rows"]
     by_name = {row["variant"]: row for row in rows}
-    assert list(by_name)[:2] == ["straightforward", "nothing_shared"] and list(by_name)[-1] == "as configured"
+    assert list(by_name)[:2] == ["reference", "nothing_shared"] and list(by_name)[-1] == "as configured"
     assert len({row["points"] for row in rows}) == 1
-    plain, same = by_name["straightforward"], by_name["nothing_shared"]
+    plain, same = by_name["reference"], by_name["nothing_shared"]
     assert plain["passes_per_point"] == same["passes_per_point"] == 2 + 4
     assert plain["pck@0.10"] == same["pck@0.10"] == by_name["batches"]["pck@0.10"]
     assert by_name["as configured"]["passes_per_point"] == 1 + 1
@@ -36,17 +44,17 @@ def test_bench_climbs_from_plain_loops_to_the_configured_teacher(sd1_folder, tmp
         assert row["latency_ms"] > 0 and row["threads"] >= 1 and row["batch"] == 1
 
 
-def test_levers_add_up_on_top_of_the_papers_settings():
-    cfg = compose("bench", ["ladder=true", "teacher.model=x"])
+def test_increments_add_up_on_top_of_the_papers_settings():
+    cfg = compose("bench", ["ablation=true", "teacher.model=x"])
     found = {name: config for name, config, _ in variants(cfg)}
-    assert found["truncated_unet"]["truncate"] and not found["truncated_unet"]["share"]
+    assert found["truncated_unet"]["truncate_unet"] and not found["truncated_unet"]["share_prefix"]
     assert found["truncated_unet"]["steps"] == 129 and found["truncated_unet"]["crop_source"] == "fresh"
     last = found["four_points_a_prompt"]
-    assert last["points_per_prompt"] == 4 and last["start"] == "query" and last["steps"] == cfg.preset.steps
+    assert last["points_per_prompt"] == 4 and last["start"] == "query" and last["steps"] == cfg.teacher.steps
 
 
 def test_a_teacher_without_a_model_is_measured_alone():
-    names = [name for name, _, _ in variants(compose("bench", ["teacher=oracle"]))]
+    names = [name for name, _, _ in variants(compose("bench", ["teacher=oracle", "ablation=true"]))]
     assert names == ["as configured"]
 
 

@@ -10,6 +10,7 @@ from distill.core.errors import ConfigError, WeightsError
 from teacher import DiffusionFeatures, PromptOptimization
 
 QUICK = {"steps": 2, "embeddings": 1, "crop_pool": 4, "crops": 2, "prompt_length": 7, "device": "cpu"}
+QUICK |= {"queries": "conditioned", "consensus": 0.0}
 THREE = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
 SMALL = {"sample_size": 8, "block_out_channels": (8, 8, 16, 16), "layers_per_block": 1, "norm_num_groups": 4}
 MEMBERS = {
@@ -94,7 +95,7 @@ def sdxl(tmp_path_factory):
 
 def test_the_second_conditioning_of_sdxl_reaches_the_features(sdxl, make_pairs):
     teacher = PromptOptimization(str(sdxl), layers=["up@1/4"], **QUICK)
-    unet, latents = teacher.feature_cache.unet, torch.randn(1, 4, 8, 8)
+    unet, latents = teacher.features.model.unet, torch.randn(1, 4, 8, 8)
     time = unet.prefix(latents, 200).time
     unet.image_size = 1024
     assert not torch.allclose(unet.prefix(latents, 200).time, time)

@@ -5,29 +5,31 @@ import logging
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from distill.cli.config import compose, instantiate
 from distill.core.errors import ConfigError
-from teacher import DiffusionFeatures, PromptOptimization, ReferencePromptOptimization, confidence, precision
+from teacher import DiffusionFeatures, PromptOptimization, ReferencePromptOptimization, confidence, frozen_model
 from teacher.attention import Layer, read_tokens
 from teacher.crop_sampling import CORNERS, PoolCropSampler, RandomCropSampler, crop_boxes
-from teacher.initialization import token_for
-from teacher.localization import aggregate_maps
-from teacher.optimization import Convergence, attention_loss
-from teacher.prompts import _groups
-from teacher.readout import read_out, subpixel
-from teacher.settings import Settings
+from teacher.dift import DiffusionFeaturesSettings
+from teacher.feature_cache import KeyedImage
+from teacher.prompts import grouped
+from teacher.settings import COST_ONLY, Settings
+from teacher.source_image import Convergence, attention_loss, token_for
+from teacher.target_image import aggregate_maps, read_out, subpixel
 
 QUICK = {"steps": 3, "embeddings": 2, "crop_pool": 5, "crops": 2, "layers": ["up@1/4", "up@1/2"], "prompt_length": 7}
+QUICK |= {"queries": "conditioned", "noise_draws": None, "consensus": 0.0, "timestep": 200}
 
 
 def build(folder, **settings) -> PromptOptimization:
     return PromptOptimization(str(folder), device="cpu", **{**QUICK, **settings})
 
 
-def test_the_paper_preset_is_what_the_released_code_runs_with():
+def test_the_papers_variant_is_what_the_released_code_runs_with():
     for verb, group in (("label", "teacher"), ("evaluate", "matcher")):
-        config = compose(verb, [f"{group}=prompt_optimization", "preset=paper"])[group]
+        config = compose(verb, [f"{group}=prompt_optimization_paper"])[group]
         expected = {
             "embeddings": 5,
             "steps": 129,
@@ -44,25 +46,42 @@ def test_the_paper_preset_is_what_the_released_code_runs_with():
             "layers": ["up@1/4", "up@1/2:0"],
             "map_side": "image",
             "consensus": 0.0,
+            "queries": "conditioned",
         }
         assert {name: config[name] for name in expected} == expected
         assert config.lr == pytest.approx(0.0023755632) and 512 * config.sigma == pytest.approx(27.98, abs=0.01)
         assert int(512 * config.crop_ratio) == 477  # 93.165 % of the side
 
 
-def test_the_default_preset_is_the_settings_own_default_but_for_what_was_measured_on_the_small_model():
-    preset = compose("label").preset
-    measured = ("layers", "timestep", "crops", "queries", "noise_draws", "consensus")
-    values = {name: list(v) if name == "layers" else v for name, v in preset.items()}
-    assert Settings.of(**values) == Settings.of(**{name: values[name] for name in measured})
+def test_the_class_and_its_configuration_have_the_same_settings_and_defaults():
+    for group, settings in (("prompt_optimization", Settings()), ("dift", DiffusionFeaturesSettings())):
+        config = OmegaConf.to_container(compose("label", [f"teacher={group}"]).teacher, resolve=True)
+        others = {"_target_", "model", "variant", "image_size", "prompt_length", "device"}
+        assert {
+            name: value for name, value in config.items() if name not in others
+        }.keys() == settings.model_fields_set | (type(settings).model_fields.keys())
+        assert type(settings)(**{name: value for name, value in config.items() if name not in others}) == settings
 
 
-def test_the_papers_preset_runs_every_prompt_through_the_unet():
-    assert compose("label", ["preset=paper"]).preset.queries == "conditioned"
+def test_the_class_alone_is_the_default_teacher(root):
+    alone = PromptOptimization(str(root / "checkpoints" / "sd-mini"), device="cpu")
+    configured = instantiate(compose("label", ["device=cpu"]).teacher)
+    assert alone.settings == configured.settings and alone.fingerprint() == configured.fingerprint()
 
 
-def test_a_setting_on_the_command_line_outdoes_the_preset():
-    config = compose("fit", ["preset=paper", "teacher.steps=7"]).teacher
+def test_settings_that_only_cost_are_no_part_of_the_fingerprint(sd1_folder):
+    costs = {"batch_size": 3, "prompt_cache_size": 0.0, "feature_cache_size": 0.1, "truncate_unet": False}
+    first, second = build(sd1_folder).fingerprint(), build(sd1_folder, **costs, share_prefix=False).fingerprint()
+    assert first == second and set(first) == {*Settings.model_fields} - COST_ONLY | {
+        "method",
+        "weights",
+        "image_size",
+        "prompt_length",
+    }
+
+
+def test_a_setting_on_the_command_line_overrides_the_papers():
+    config = compose("fit", ["teacher=prompt_optimization_paper", "teacher.steps=7"]).teacher
     assert config.steps == 7 and config.embeddings == 5
 
 
@@ -84,11 +103,11 @@ def test_target_cells_at_corners_are_half_a_cell_off():
 
 @pytest.mark.parametrize("edges", ["exact", "pixels"])
 def test_a_fresh_crop_keeps_the_point_off_its_border_and_stays_inside(edges):
-    settings = Settings(crop_source="fresh", crop_edges=edges, crop_ratio=0.6)
+    settings = Settings(crop_source="fresh", crop_edges=edges, crop_ratio=0.6, queries="conditioned")
     names = [("n", row) for row in range(40)]
-    looks = RandomCropSampler(64, names, settings, torch.device("cpu"))
+    sampler = RandomCropSampler(64, names, settings, torch.device("cpu"), 1)
     points = torch.rand(40, 1, 2, generator=torch.Generator().manual_seed(0))
-    boxes = looks.at(points).boxes
+    boxes = sampler.at(points).boxes
     assert (boxes[:, :2] >= 0).all() and (boxes[:, :2] + boxes[:, 2:] <= 1 + 1e-6).all()
     inside = (points[:, 0] - boxes[:, :2]) / boxes[:, 2:]
     central = ((points[:, 0] > 0.15) & (points[:, 0] < 0.85)).all(1)
@@ -96,18 +115,29 @@ def test_a_fresh_crop_keeps_the_point_off_its_border_and_stays_inside(edges):
     if edges == "pixels":
         assert torch.equal((boxes * 64).round(), boxes * 64) and (boxes[:, 2] * 64 == 38).all()
     corners = torch.stack(
-        [RandomCropSampler(64, [("n",)], settings, torch.device("cpu")).numbered(c).boxes[0] for c in CORNERS]
+        [RandomCropSampler(64, [("n",)], settings, torch.device("cpu"), 1).numbered(c).boxes[0] for c in CORNERS]
     )
     free = 1 - float(boxes[0, 2])
     np.testing.assert_allclose(corners[:, :2], [[0, 0], [free, 0], [0, free], [free, free]], atol=1e-6)
 
 
-def test_a_prompt_looks_at_no_crop_of_the_pool_twice_while_it_locates():
+def test_a_prompt_is_shown_no_crop_of_the_pool_twice_while_it_is_localised():
     boxes = crop_boxes(4, 0.9, torch.Generator().manual_seed(0))
-    looks = PoolCropSampler(boxes, [("locate",)] * 2, Settings(), once=True)
+    sampler = PoolCropSampler(boxes, [("locate",)] * 2, Settings(), draws=None)
     points = torch.full((2, 1, 2), 0.5)
-    seen = torch.stack([looks.at(points).crop_of for _ in range(len(boxes))])  # type: ignore[misc]
+    seen = torch.stack([sampler.at(points).crop_of for _ in range(len(boxes))])  # type: ignore[misc]
     assert all(len(set(column.tolist())) == len(boxes) for column in seen.T)
+
+
+def test_a_samplers_numbers_depend_on_a_prompts_own_name_only():
+    boxes, settings = crop_boxes(4, 0.9, torch.Generator().manual_seed(0)), Settings()
+    names = [("crops", row) for row in range(3)]
+    points = torch.full((3, 1, 2), 0.5)
+    together = PoolCropSampler(boxes, names, settings, draws=6)
+    alone = PoolCropSampler(boxes, names[1:2], settings, draws=9)
+    drawn = [(together.at(points).crop_of[1], alone.at(points[:1]).crop_of[0]) for _ in range(6)]
+    assert all(a == b for a, b in drawn) and len({int(a) for a, _ in drawn}) > 1
+    assert all(0 not in together.at(points).crop_of for together in [PoolCropSampler(boxes, names, settings, 1)])
 
 
 @pytest.mark.parametrize(
@@ -118,12 +148,12 @@ def test_a_prompt_looks_at_no_crop_of_the_pool_twice_while_it_locates():
         {"start": "query"},
         {"start": "query", "queries": "frozen", "null_prompt": "zeros"},
         {"early_stop": 0.5, "steps": 22},
-        {"sides": "mirror"},
-        {"sides": "compete"},
-        {"confidence": ["peak", "entropy", "spread"]},
+        {"symmetry": "flip_contrast"},
+        {"symmetry": "negative_token"},
+        {"confidence": ["peak", "entropy", "prompt_agreement"]},
         {"confidence": "cycle"},
-        {"confidence": "mirror"},
-        {"confidence": "second_look", "consensus": 2.0, "null_prompt": "zeros"},
+        {"confidence": "flip_agreement"},
+        {"confidence": "flip_consistency", "consensus": 2.0, "null_prompt": "zeros"},
         {"map_side": "image", "readout": "subpixel", "heads": "upper"},
         {"readout": "soft_argmax", "noise": "uniform", "layer_temperature": 1.0},
     ],
@@ -134,9 +164,9 @@ def test_an_answer_under_any_option_is_sound_and_does_not_depend_on_its_company(
     together = build(sd1_folder, **settings)(pair.src_img, pair.trg_img, pair.src_kps)
     assert ((together.trg_kps >= 0) & (together.trg_kps <= 64)).all()
     assert ((together.confidence >= 0) & (together.confidence <= 1)).all() and (together.heatmap >= 0).all()
-    alone = build(sd1_folder, chunk=1, **settings)(pair.src_img, pair.trg_img, pair.src_kps[:, 1:2])
+    alone = build(sd1_folder, batch_size=1, **settings)(pair.src_img, pair.trg_img, pair.src_kps[:, 1:2])
     torch.testing.assert_close(together.heatmap[:, 1], alone.heatmap[:, 0], atol=1e-4, rtol=1e-3)
-    # Against a teacher that differs by what is tested alone: neighbours' votes change an answer whatever judges it.
+    # Against a teacher that differs by what is tested alone: consensus changes an answer whatever judges it.
     shared = {name: value for name, value in settings.items() if "confidence" in settings and name != "confidence"}
     plain = build(sd1_folder, **shared)(pair.src_img, pair.trg_img, pair.src_kps)
     assert not all(torch.equal(a, b) for a, b in zip(together, plain, strict=True)), "the option does something"
@@ -144,7 +174,7 @@ def test_an_answer_under_any_option_is_sound_and_does_not_depend_on_its_company(
 
 def test_points_that_share_a_prompt_are_optimised_together(sd1_folder, make_pairs):
     pair, teacher = make_pairs(5, size=64), build(sd1_folder, points_per_prompt=2)
-    prompts = teacher.maker.prompts_for(pair.src_img[0], "key", pair.src_kps[0] / 64)
+    prompts = teacher.prompts.at(KeyedImage(pair.src_img[0], "key"), pair.src_kps[0] / 64)
     embedding, token = prompts.embedding, prompts.token.tolist()
     shared = [(a, b) for a in range(5) for b in range(a) if torch.equal(embedding[a], embedding[b])]
     assert len(shared) == 2 and all({token[a], token[b]} == {0, 1} for a, b in shared)
@@ -154,19 +184,19 @@ def test_points_that_share_a_prompt_are_optimised_together(sd1_folder, make_pair
 
 
 def test_groups_are_even_and_hold_every_row_once():
-    groups = [g for same in _groups(list(range(10)), 4) for g in same]
+    groups = [g for same in grouped(list(range(10)), 4) for g in same]
     assert sorted(row for g in groups for row in g) == list(range(10)) and {len(g) for g in groups} <= {3, 4}
-    assert _groups([], 4) == []
+    assert grouped([], 4) == []
 
 
 def test_a_prompt_stops_when_its_loss_no_longer_falls():
-    watch = Convergence(2, share=0.1)
+    converged, steps = Convergence(torch.zeros(2, 1, 1), threshold=0.1), torch.ones(2, 1, 1)
     for step in range(30):
-        watch.add(torch.tensor([0.9**step, 1.0])[watch.rows])
-    assert watch.rows == [0]
-    for _ in range(10):
-        watch.add(torch.tensor([0.5]))
-    assert watch.rows == []
+        rows = torch.arange(2) if converged.rows is None else converged.rows
+        assert not converged.update(steps * step, torch.tensor([0.9**step, 1.0])[rows])
+    assert converged.rows.tolist() == [0] and converged.prompts[:, 0, 0].tolist() == [29.0, 19.0]
+    done = [converged.update(steps * 30, torch.tensor([0.5])) for _ in range(10)]
+    assert done == [False] * 9 + [True]
 
 
 def test_early_stop_saves_passes_and_no_stop_spends_them_all(sd1_folder, make_pairs):
@@ -174,14 +204,14 @@ def test_early_stop_saves_passes_and_no_stop_spends_them_all(sd1_folder, make_pa
     spent = {}
     for share in (None, 0.9):
         teacher = build(sd1_folder, steps=40, early_stop=share)
-        teacher.maker.prompts_for(pair.src_img[0], "key", pair.src_kps[0] / 64)
+        teacher.prompts.at(KeyedImage(pair.src_img[0], "key"), pair.src_kps[0] / 64)
         spent[share] = teacher.passes
     assert spent == {None: 2 * 40, 0.9: 2 * 20}
 
 
 def test_the_warm_start_has_the_keys_that_the_point_asks_for(sd1_folder):
     torch.manual_seed(0)
-    attention = build(sd1_folder).scenes.unet.layers[0].attention
+    attention = build(sd1_folder).features.model.unet.layers[0].attention
     queries = torch.randn(1, attention.heads, 16, attention.to_k.weight.shape[0] // attention.heads)
     points = torch.tensor([[[0.375, 0.625]]])  # the centre of cell (1, 2) of four by four
     token = token_for([queries], points, [Layer("up@1/4", 0, attention)])
@@ -216,10 +246,10 @@ def test_each_readout_of_a_lone_peak_is_the_peak():
     )
 
 
-def test_what_lights_up_in_the_mirror_too_loses_half():
-    maps, mirrored = torch.zeros(1, 1, 1, 2, 2), torch.zeros(1, 1, 1, 2, 2)
-    maps[..., 0, 0], maps[..., 1, 1], mirrored[..., 0, 0] = 0.8, 0.6, 0.8
-    found = aggregate_maps(maps, None, mirrored)
+def test_attention_that_the_flipped_image_shares_loses_half():
+    maps, flipped = torch.zeros(1, 1, 1, 2, 2), torch.zeros(1, 1, 1, 2, 2)
+    maps[..., 0, 0], maps[..., 1, 1], flipped[..., 0, 0] = 0.8, 0.6, 0.8
+    found = aggregate_maps(maps, None, flipped)
     np.testing.assert_allclose(found[0], [[0.4, 0], [0, 0.6]], atol=1e-6)
 
 
@@ -232,17 +262,23 @@ def test_the_mass_around_an_answer_is_that_of_the_heatmap_raised_to_a_power():
 def test_confidences_are_high_for_a_sharp_answer_and_low_for_a_blurred_one():
     sharp, blurred = torch.full((1, 8, 8), 1e-6), torch.ones(1, 8, 8)
     sharp[0, 3, 3] = 1
-    assert float(confidence.concentration(sharp)) > 0.99 and float(confidence.concentration(blurred)) < 1e-5
+    assert float(confidence.relative_negentropy(sharp)) > 0.99 and float(confidence.relative_negentropy(blurred)) < 1e-5
     apart = torch.zeros(1, 2, 10, 10)
     apart[0, 0, 0, 0] = apart[0, 1, 0, 2] = 1
-    assert float(confidence.unanimity(apart)) == pytest.approx(np.exp(-0.1 / 0.1), rel=1e-5)
-    assert float(confidence.unanimity(apart[:, :1])) == 1
+    assert float(confidence.prompt_agreement(apart)) == pytest.approx(np.exp(-0.1 / 0.1), rel=1e-5)
+    assert float(confidence.prompt_agreement(apart[:, :1])) == 1
     joint = confidence.joint([torch.tensor([0.25]), torch.tensor([1.0])])
     assert float(joint) == pytest.approx(0.5)
 
 
-def test_the_straightforward_teacher_and_the_fast_one_give_the_same_answers(sd1_folder, make_pairs):
-    paper = dict(compose("label", ["preset=paper"]).preset) | {"steps": 3, "embeddings": 2, "crops": 6}
+def papers_settings() -> dict:
+    config = compose("label", ["teacher=prompt_optimization_paper"]).teacher
+    settings = OmegaConf.to_container(config, resolve=True)
+    return {name: value for name, value in settings.items() if name in Settings.model_fields}
+
+
+def test_the_reference_and_the_fast_implementation_give_the_same_answers(sd1_folder, make_pairs):
+    paper = papers_settings() | {"steps": 3, "embeddings": 2, "crops": 6}
     pair, given = make_pairs(2, size=64), {"prompt_length": 7, "device": "cpu"}
     plain, fast = (
         ReferencePromptOptimization(str(sd1_folder), **given, **paper),
@@ -253,8 +289,8 @@ def test_the_straightforward_teacher_and_the_fast_one_give_the_same_answers(sd1_
     assert plain.passes == fast.passes == 2 * 2 * (3 + 6)
 
 
-def test_the_straightforward_teacher_says_what_it_cannot(sd1_folder):
-    paper = dict(compose("label", ["preset=paper"]).preset)
+def test_the_reference_says_what_it_cannot(sd1_folder):
+    paper = papers_settings()
     with pytest.raises(ConfigError, match="crop_source=fresh, readout=argmax"):
         ReferencePromptOptimization(
             str(sd1_folder), **{**paper, "crop_source": "pool", "crop_pool": 30, "readout": "subpixel"}
@@ -263,10 +299,10 @@ def test_the_straightforward_teacher_says_what_it_cannot(sd1_folder):
         ReferencePromptOptimization(str(sd1_folder), **{**paper, "crops": 3})
 
 
-def test_levers_that_only_save_time_change_no_answer(sd1_folder, make_pairs):
+def test_increments_that_only_save_time_change_no_answer(sd1_folder, make_pairs):
     pair = make_pairs(2, size=64)
     answers = [
-        build(sd1_folder, truncate=truncate, share=share)(pair.src_img, pair.trg_img, pair.src_kps).heatmap
+        build(sd1_folder, truncate_unet=truncate, share_prefix=share)(pair.src_img, pair.trg_img, pair.src_kps).heatmap
         for truncate, share in ((True, True), (False, True), (True, False))
     ]
     for answer in answers[1:]:
@@ -297,16 +333,16 @@ def test_fp16_on_a_processor_is_refused(sd1_folder):
 
 
 def test_bf16_falls_back_to_fp32_on_a_processor_without_it_and_labels_say_so(sd1_folder, monkeypatch, caplog):
-    monkeypatch.setattr(precision, "has_bf16", lambda: False)
+    monkeypatch.setattr(frozen_model, "has_bf16", lambda: False)
     with caplog.at_level(logging.WARNING):
         teacher = build(sd1_folder, precision="bf16")
     assert "no instructions for bf16" in caplog.text and teacher.fingerprint()["precision"] == "fp32"
-    monkeypatch.setattr(precision, "has_bf16", lambda: True)
+    monkeypatch.setattr(frozen_model, "has_bf16", lambda: True)
     assert build(sd1_folder, precision="bf16").fingerprint()["precision"] == "bf16"
 
 
 def test_bf16_answers_nearly_as_fp32_does(sd1_folder, make_pairs, monkeypatch):
-    monkeypatch.setattr(precision, "has_bf16", lambda: True)
+    monkeypatch.setattr(frozen_model, "has_bf16", lambda: True)
     pair = make_pairs(2, size=64)
     full, half = (build(sd1_folder, precision=p).match_pairs(pair).heatmap for p in ("fp32", "bf16"))
     assert float((full - half).abs().max() / full.max()) < 0.3
@@ -315,13 +351,21 @@ def test_bf16_answers_nearly_as_fp32_does(sd1_folder, make_pairs, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"confidence": ["peak", "luck"]}, "confidence to name some of"),
-        ({"confidence": []}, "confidence to name some of"),
-        ({"confidence": ["peak", "second_look"]}, "consensus above 0 with the confidence second_look"),
+        (
+            {"confidence": ["peak", "luck"]},
+            "confidence to be made of peak_mass, peak, .* or flip_consistency .got 'luck'",
+        ),
+        ({"confidence": []}, "confidence to be a list of at least one name"),
+        ({"confidence": ["peak", "flip_consistency"]}, "consensus above 0 with the confidence flip_consistency"),
         ({"crop_source": "fresh", "queries": "frozen"}, "crop_source=pool with queries=frozen"),
-        ({"sides": "compete", "points_per_prompt": 2}, "points_per_prompt to be 1"),
-        ({"early_stop": 2.0}, "early_stop in"),
-        ({"readout": "guess"}, "readout in"),
+        ({"symmetry": "negative_token", "points_per_prompt": 2}, "points_per_prompt to be 1"),
+        ({"steps": 1.5, "consensus_flip": "x"}, "steps to be a whole number .*; consensus_flip to be true or false"),
+        ({"steps": True}, "steps to be a whole number"),
+        ({"map_side": "pixels"}, "map_side to be a whole number or image"),
+        ({"lr": float("inf")}, "lr to be finite"),
+        ({"layers": 3}, "layers to be a list of names"),
+        ({"early_stop": 2.0}, r"early_stop to be at most 1 \(got 2.0\)"),
+        ({"readout": "guess"}, "readout to be argmax, subpixel, soft_argmax or windowed_soft_argmax"),
     ],
     ids=str,
 )
@@ -332,6 +376,8 @@ def test_options_that_do_not_go_together_are_named(sd1_folder, settings, message
 
 def test_the_configurations_build_what_they_name(sd1_folder):
     model = f"teacher.model={sd1_folder}"
-    assert isinstance(instantiate(compose("label", [model, "preset=paper"]).teacher), PromptOptimization)
+    assert isinstance(
+        instantiate(compose("label", [model, "teacher=prompt_optimization_paper"]).teacher), PromptOptimization
+    )
     features = compose("evaluate", ["matcher=dift", f"matcher.model={sd1_folder}", "matcher.null_prompt=zeros"]).matcher
     assert isinstance(instantiate(features), DiffusionFeatures)

@@ -13,9 +13,9 @@ from distill.core.errors import ConfigError
 from teacher.attention import choose_layers, cross_attention_layers, read_tokens
 from teacher.crop_sampling import choose_crops, crop_boxes
 from teacher.crops import crop, into_crop, paste
-from teacher.optimization import attention_loss
 from teacher.pipeline import weights_digest
 from teacher.settings import Settings
+from teacher.source_image import attention_loss
 from teacher.unet import PromptedUNet
 
 

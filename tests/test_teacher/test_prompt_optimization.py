@@ -8,11 +8,13 @@ from distill.core.errors import ConfigError, DataError, WeightsError
 from distill.core.protocols import Fingerprinted, PairMatcher
 from distill.data.pairs import collate_pairs
 from teacher import PromptOptimization
-from teacher.initialization import random_starts
-from teacher.optimization import attention_loss
+from teacher.crop_attention import crop_attention
+from teacher.feature_cache import KeyedImage
 from teacher.settings import Settings
+from teacher.source_image import attention_loss, random_prompts
 
 QUICK = {"steps": 3, "embeddings": 2, "crop_pool": 5, "crops": 2, "layers": ["up@1/4", "up@1/2"], "prompt_length": 7}
+QUICK |= {"queries": "conditioned", "noise_draws": None, "consensus": 0.0, "timestep": 200}
 
 
 def build(folder, **settings) -> PromptOptimization:
@@ -34,32 +36,33 @@ def test_optimising_lowers_the_loss_on_the_source(sd1_folder, make_pairs, querie
     teacher = build(sd1_folder, queries=queries, null_prompt="zeros", steps=25, lr=0.05)
     pair = make_pairs(2, size=64)
     points = pair.src_kps[0] / 64
-    views = teacher.feature_cache.views(pair.src_img[0], "key", 200)
-    starts = random_starts(points, "key", (7, 24), teacher.settings).flatten(0, 1)
-    prompts = teacher.maker.prompts_for(pair.src_img[0], "key", points).embedding.flatten(0, 1)
+    image = KeyedImage(pair.src_img[0], "key")
+    attention = crop_attention(teacher.features, image, 200)
+    starts = random_prompts(points, "key", (7, 24), teacher.settings).flatten(0, 1)
+    prompts = teacher.prompts.at(image, points).embedding.flatten(0, 1)
     rows = points.repeat_interleave(2, 0)[:, None]
-    whole = views.looks([("any",)] * 4, once=True).numbered(0)
+    whole = attention.sampler([("any",)] * 4, 1, replace=False).numbered(0)
     with torch.no_grad():
         before, after = (
-            attention_loss(views.attend(p, whole, 99), rows, teacher.settings, 16).mean() for p in (starts, prompts)
+            attention_loss(attention.attend(p, whole, 99), rows, teacher.settings, 16).mean() for p in (starts, prompts)
         )
     assert after < before
 
 
 @pytest.mark.parametrize("queries", ["conditioned", "frozen"])
-def test_an_answer_does_not_depend_on_its_company_nor_on_the_chunk(sd1_folder, make_pairs, queries):
+def test_an_answer_does_not_depend_on_its_company_nor_on_the_batch_size(sd1_folder, make_pairs, queries):
     pair = make_pairs(3, size=64)
     settings = {"queries": queries, "null_prompt": "zeros"}
     together = build(sd1_folder, **settings)(pair.src_img, pair.trg_img, pair.src_kps)
-    alone = build(sd1_folder, chunk=1, **settings)(pair.src_img, pair.trg_img, pair.src_kps[:, 1:2])
+    alone = build(sd1_folder, batch_size=1, **settings)(pair.src_img, pair.trg_img, pair.src_kps[:, 1:2])
     torch.testing.assert_close(together.heatmap[:, 1], alone.heatmap[:, 0], atol=1e-4, rtol=1e-3)
 
 
 def test_the_prompts_of_a_point_serve_all_targets(sd1_folder, make_pairs, monkeypatch):
     teacher, pair = build(sd1_folder), make_pairs(2, size=64)
     calls = []
-    optimise = teacher.maker._optimise
-    monkeypatch.setattr(teacher.maker, "_optimise", lambda *a: calls.append(len(a[2])) or optimise(*a))
+    optimise = teacher.prompts._optimise
+    monkeypatch.setattr(teacher.prompts, "_optimise", lambda *a: calls.append(len(a[1])) or optimise(*a))
     teacher.match_pairs(pair)
     teacher.match_pairs(pair._replace(trg_img=pair.src_img, trg_hash=["other"]))
     assert calls == [2]
@@ -106,10 +109,10 @@ def test_padding_is_left_alone(sd1_folder, make_pairs):
     ("settings", "message"),
     [
         ({"stesp": 3}, "did you mean 'steps'"),
-        ({"queries": "free"}, "queries in"),
-        ({"steps": 0, "lr": -1.0}, r"steps in \[1, inf\].*"),
+        ({"queries": "free"}, "queries to be conditioned or frozen"),
+        ({"steps": 0, "lr": -1.0}, r"steps to be at least 1 \(got 0\); lr to be above 0 \(got -1.0\)"),
         ({"crops": 9}, "crops to be at most crop_pool"),
-        ({"chunk": 0}, "chunk"),
+        ({"batch_size": 0}, "batch_size to be at least 1"),
     ],
 )
 def test_settings_that_cannot_work_are_named_before_weights_are_read(sd1_folder, settings, message):
@@ -154,9 +157,9 @@ def test_bad_images_and_points_are_refused(sd1_folder, make_pairs):
 def test_starts_depend_on_seed_image_and_point_only():
     points = torch.tensor([[0.2, 0.3], [0.4, 0.5]])
     settings = Settings(embeddings=2)
-    both, one = random_starts(points, "a", (3, 4), settings), random_starts(points[1:], "a", (3, 4), settings)
+    both, one = random_prompts(points, "a", (3, 4), settings), random_prompts(points[1:], "a", (3, 4), settings)
     assert torch.equal(both[1], one[0]) and not torch.equal(both[0], both[1])
-    assert not torch.equal(one, random_starts(points[1:], "b", (3, 4), settings))
+    assert not torch.equal(one, random_prompts(points[1:], "b", (3, 4), settings))
 
 
 def test_an_image_size_that_the_unet_cannot_halve_is_refused(sd1_folder, make_pairs):
@@ -164,3 +167,29 @@ def test_an_image_size_that_the_unet_cannot_halve_is_refused(sd1_folder, make_pa
     pair = make_pairs(1, size=64)
     with pytest.raises(ConfigError, match="multiple of 64"):
         build(sd1_folder, image_size=72)(pair.src_img, pair.trg_img, pair.src_kps)
+
+
+@pytest.mark.parametrize("queries", ["conditioned", "frozen"])
+def test_an_answer_does_not_depend_on_autocast_around_it(sd1_folder, make_pairs, queries):
+    pair, settings = make_pairs(2, size=64), {"queries": queries, "null_prompt": "zeros", "consensus": 2.0}
+    expected = build(sd1_folder, **settings).match_pairs(pair)
+    with torch.autocast("cpu", torch.bfloat16):
+        answer = build(sd1_folder, **settings).match_pairs(pair)
+    torch.testing.assert_close(answer.trg_kps, expected.trg_kps, rtol=0, atol=1e-4)
+    torch.testing.assert_close(answer.heatmap, expected.heatmap)
+
+
+def test_nothing_is_kept_where_the_caches_are_of_size_zero_and_answers_are_the_same(sd1_folder, make_pairs):
+    pair, settings = make_pairs(2, size=64), {"queries": "frozen", "null_prompt": "zeros", "consensus": 2.0}
+    kept = build(sd1_folder, **settings)
+    bare = build(sd1_folder, prompt_cache_size=0.0, feature_cache_size=0.0, **settings)
+    torch.testing.assert_close(bare.match_pairs(pair).heatmap, kept.match_pairs(pair).heatmap, rtol=1e-4, atol=1e-5)
+    assert not bare.features.cache and not bare.prompts.cache and kept.features.cache and kept.prompts.cache
+
+
+def test_a_target_with_frozen_queries_is_encoded_at_the_crops_that_are_shown_only(sd1_folder, make_pairs):
+    pair = make_pairs(2, size=64)
+    teacher = build(sd1_folder, queries="frozen", null_prompt="zeros", crops=4, noise_draws=4)
+    teacher.match_pairs(pair)
+    shown = [name[-2:] for name in teacher.features.cache if name[0] == "queries" and name[1] == pair.trg_hash[0]]
+    assert sorted(shown) == [(0, 1), (1, 2), (2, 3), (3, 4)]  # number of the noise, corner

@@ -15,7 +15,9 @@ def test_an_empty_prompt_wants_the_pipelines_own_text_encoder(sd1_folder):
 
 
 def test_conditioned_queries_need_no_text(sd1_folder):
-    assert PromptOptimization(str(sd1_folder), device="cpu", prompt_length=7, queries="conditioned").fingerprint()
+    assert PromptOptimization(
+        str(sd1_folder), device="cpu", prompt_length=7, queries="conditioned", consensus=0.0
+    ).fingerprint()
 
 
 def test_the_text_encoder_is_part_of_the_fingerprint_where_it_decides_answers(root, tmp_path):

@@ -1,13 +1,13 @@
 """Measure speed and memory of student, teacher and data loading, side by side in one run.
 
 Prints a table and writes bench.json. Weights are as configured: random ones serve for timing. The student is measured as a
-torch module and as an ONNX file, the teacher beside the same method in plain loops, and with ladder=true one lever
-after the other.
+torch module and as an ONNX file, the teacher beside the same method in plain loops, and with ablation=true one
+increment after the other.
 
 Examples:
   python -m distill bench
   python -m distill bench what=[student] student.backbone=mobilenetv4_conv_small student.strides=[16,32] data.size=256
-  python -m distill bench teacher ladder=true ladder_pairs=4 paper.steps=13 paper.embeddings=1 paper.crops=4
+  python -m distill bench teacher ablation=true ablation_pairs=4 paper.steps=13 paper.embeddings=1 paper.crops=4
 """
 
 from collections.abc import Callable

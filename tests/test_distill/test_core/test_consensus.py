@@ -2,10 +2,16 @@ import numpy as np
 import pytest
 import torch
 
-from distill.core.consensus import agreement, consensus_at, mutual_probability, neighbourhood_consensus
+from distill.core.consensus import (
+    NeighbourhoodConsensus,
+    agreement,
+    consensus_at,
+    mutual_probability,
+    neighbourhood_consensus,
+)
 
 
-def test_votes_are_sums_over_neighbours_that_moved_alike():
+def test_consensus_is_a_sum_over_neighbours_of_the_same_offset():
     random = np.random.default_rng(0)
     probability = random.random((4, 5, 4, 5)).astype(np.float32)
     sigma, radius = 1.0, 2
@@ -24,9 +30,9 @@ def test_images_agree_where_neighbours_share_their_offset():
     scores = torch.zeros(2, 1, 6, 1, 6)
     for x in range(5):
         scores[0, 0, x, 0, x + 1] = 5.0  # everything moved by one
-        scores[1, 0, x, 0, 5 - x] = 5.0  # as surely, but turned round
-    moved, turned = agreement(mutual_probability(scores), 3.0)
-    assert float(moved) > float(turned)
+        scores[1, 0, x, 0, 5 - x] = 5.0  # with the same probability, but flipped
+    moved, flipped = agreement(mutual_probability(scores), 1.5)
+    assert float(moved) > float(flipped)
 
 
 def test_the_mutual_probability_is_the_geometric_mean_of_both_directions():
@@ -37,13 +43,13 @@ def test_the_mutual_probability_is_the_geometric_mean_of_both_directions():
     np.testing.assert_allclose(mutual_probability(scores).view(4, 4).numpy(), np.sqrt(there * back), rtol=1e-4)
 
 
-def test_agreement_is_the_best_vote_of_the_near_neighbourhood():
+def test_agreement_is_the_mean_of_the_highest_consensus():
     probability = mutual_probability(torch.randn(2, 5, 5, 5, 5))
     best = [neighbourhood_consensus(one[None], 1.0).reshape(25, 25).max(1).values.mean() for one in probability]
-    torch.testing.assert_close(agreement(probability, 2.0), torch.stack(best))
+    torch.testing.assert_close(agreement(probability, 1.0), torch.stack(best))
 
 
-def test_at_the_centres_of_cells_points_have_the_votes_of_the_cells():
+def test_at_the_centres_of_cells_points_have_the_consensus_of_the_cells():
     probability = torch.rand(2, 4, 6, 4, 6)
     cells = [(y, x) for y in range(4) for x in range(6)]
     points = torch.tensor([[((x + 0.5) / 6, (y + 0.5) / 4) for y, x in cells]] * 2)
@@ -52,7 +58,7 @@ def test_at_the_centres_of_cells_points_have_the_votes_of_the_cells():
 
 
 @pytest.mark.parametrize("finer", [1, 2])
-def test_votes_for_points_between_cells_are_carried_by_the_distance(finer):
+def test_consensus_on_points_between_cells_are_carried_by_the_distance(finer):
     random = np.random.default_rng(0)
     probability = random.random((3, 4, 3 * finer, 4 * finer))
     points, sigma, radius = random.random((5, 2)), 0.8, 1
@@ -67,3 +73,32 @@ def test_votes_for_points_between_cells_are_carried_by_the_distance(finer):
             expected[n, row, column] += vote * max(0, 1 - abs(row - y)) * max(0, 1 - abs(column - x))
     found = consensus_at(torch.from_numpy(probability)[None], torch.from_numpy(points)[None], sigma)
     np.testing.assert_allclose(found[0].numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_strength_means_the_same_for_maps_and_for_logits():
+    logits, consensus = torch.randn(1, 2, 4, 4), torch.rand(1, 2, 4, 4) + 0.1
+    weighed = NeighbourhoodConsensus(2.5)
+    from_logits = weighed.add_to_logits(logits, consensus).flatten(2).softmax(-1)
+    from_map = weighed.multiply(logits.flatten(2).softmax(-1).view_as(logits), consensus).flatten(2)
+    torch.testing.assert_close(from_map / from_map.sum(-1, keepdim=True), from_logits)
+
+
+@pytest.mark.parametrize("consensus", [NeighbourhoodConsensus(3.0, 6, 6, 1.2, 0.1, carry=c) for c in (True, False)])
+def test_consensus_on_the_centre_of_a_cell_is_the_same_carried_or_interpolated(consensus):
+    torch.manual_seed(0)
+    src, trg = (torch.nn.functional.normalize(torch.randn(1, 16, 6, 6), dim=1) for _ in range(2))
+    probability = mutual_probability(torch.einsum("bcyx,bcvu->byxvu", src, trg) / 0.1)
+    expected = neighbourhood_consensus(probability, 1.2)[0, 2, 4]
+    point = torch.tensor([[[(4 + 0.5) * 10, (2 + 0.5) * 10]]])
+    torch.testing.assert_close(consensus.maps(src, trg, point, (60, 60))[0, 0], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("carry", [True, False])
+def test_consensus_of_maps_does_not_depend_on_autocast(carry):
+    torch.manual_seed(0)
+    src, trg = (torch.nn.functional.normalize(torch.randn(1, 16, 8, 8), dim=1) for _ in range(2))
+    consensus, points = NeighbourhoodConsensus(3.0, carry=carry), torch.rand(1, 5, 2) * 64
+    expected = consensus.maps(src, trg, points, (64, 64)), consensus.prefers_flipped(src, trg, trg.flip(-1))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = consensus.maps(src, trg, points, (64, 64)), consensus.prefers_flipped(src, trg, trg.flip(-1))
+    torch.testing.assert_close(found, expected)

@@ -11,6 +11,7 @@ from distill.matchers.oracle import Oracle
 from teacher import PromptOptimization
 
 SETTINGS = {"steps": 2, "embeddings": 1, "crops": 1, "crop_pool": 4, "device": "cpu"}
+SETTINGS |= {"queries": "conditioned", "consensus": 0.0, "layers": ["up@1/4", "up@1/2"]}
 
 
 def teacher(folder) -> PromptOptimization:
@@ -27,7 +28,7 @@ def test_a_further_target_needs_no_further_optimisation_and_gets_the_same_answer
     cached.flush()
     expected = teacher(sd1_folder).match_pairs(second)
     later = teacher(sd1_folder)
-    monkeypatch.setattr(later.maker, "_optimise", lambda *_: pytest.fail("optimised again"))
+    monkeypatch.setattr(later.prompts, "_optimise", lambda *_: pytest.fail("optimised again"))
     answer = Cached(tmp_path, later, prompt_cache=True).match_pairs(second)
     torch.testing.assert_close(answer.trg_kps, expected.trg_kps, rtol=0, atol=0)
 
