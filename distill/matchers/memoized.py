@@ -14,10 +14,12 @@ class MemoizedMatcher:
 
     Args:
         matcher: whose answers do not change.
+        singly: whether pairs are asked one at a time and without padding. An answer is then the same, bit for bit,
+            whatever other pairs are in its batch.
     """
 
-    def __init__(self, matcher: Matcher | PairMatcher) -> None:
-        self.matcher = matcher
+    def __init__(self, matcher: Matcher | PairMatcher, singly: bool = False) -> None:
+        self.matcher, self.singly = matcher, singly
         self._answers: dict[tuple[str, str, str], Matches] = {}
 
     def __len__(self) -> int:
@@ -40,10 +42,13 @@ class MemoizedMatcher:
         """See :class:`distill.core.protocols.PairMatcher`."""
         keys = [self._key(pairs, row) for row in range(len(pairs.category))]
         new = [row for row, key in enumerate(keys) if key not in self._answers]
-        if new:
-            answers = match(self.matcher, select_pairs(pairs, new))
-            for place, row in enumerate(new):
-                points, confidence, heatmap = (field[place][pairs.kps_mask[row]].cpu() for field in answers)
+        for rows in ([row] for row in new) if self.singly else [new] if new else []:
+            asked = select_pairs(pairs, rows)
+            answers = match(self.matcher, _unpadded(asked) if self.singly else asked)
+            for place, row in enumerate(rows):
+                mask = pairs.kps_mask[row]
+                kept = (field[place] if self.singly else field[place][mask] for field in answers)
+                points, confidence, heatmap = (value.cpu() for value in kept)
                 self._answers[keys[row]] = Matches(points, confidence, heatmap.half())
         return self._joined(pairs, [self._answers[key] for key in keys])
 
@@ -62,3 +67,10 @@ class MemoizedMatcher:
     def _key(pairs: PairBatch, row: int) -> tuple[str, str, str]:
         points = pairs.src_kps[row][pairs.kps_mask[row]].mul(100).round().int()
         return pairs.src_hash[row], pairs.trg_hash[row], str(points.tolist())
+
+
+def _unpadded(pair: PairBatch) -> PairBatch:
+    """Returns one pair with its existing points only."""
+    mask = pair.kps_mask[0]
+    names = ("src_kps", "trg_kps", "kps_mask", "kps_id")
+    return pair._replace(**{name: getattr(pair, name)[:, mask] for name in names})

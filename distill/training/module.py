@@ -1,11 +1,12 @@
 """Training a student on a teacher's labels."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from distill.core.errors import ConfigError
 from distill.core.protocols import Matcher, PairMatcher, match
@@ -18,12 +19,15 @@ from distill.training.callbacks.nan_check import check_finite
 from distill.training.optimiser import adamw
 from distill.transforms.augment import Augment
 
+TOTAL = "loss"
+"""Name of the weighted sum among the losses."""
+
 
 class UnregisteredReference:
-    """Holds what is used in training but is no part of the module: in no checkpoint, and not copied with it.
+    """Holds an object that is used in training but is no part of the module: in no checkpoint, and not copied with it.
 
     Args:
-        content: whatever it is.
+        content: the object.
     """
 
     def __init__(self, content: Any) -> None:
@@ -75,6 +79,8 @@ class Distillation(LightningModule):
             raise ConfigError(
                 f"Expected a weight for each loss but got losses {list(losses)} and weights {list(weights)}."
             )
+        if TOTAL in losses:
+            raise ConfigError(f"Expected losses with names of their own but got {TOTAL!r}, their sum's; rename it.")
         self.dense = isinstance(student, DenseStudent)
         wanting = [name for name, loss in losses.items() if getattr(loss, "dense", False)]
         if wanting and not self.dense:
@@ -88,6 +94,7 @@ class Distillation(LightningModule):
         self.augment, self.curriculum = augment, curriculum
         self.lr, self.weight_decay, self.backbone_lr, self.warmup = lr, weight_decay, backbone_lr, warmup
         self.pck_truth, self.pck_teacher = PCK((0.05, 0.10)), PCK((0.05, 0.10))
+        self.val_losses = nn.ModuleDict({name: MeanMetric() for name in (*losses, TOTAL)})
 
     @property
     def teacher(self) -> Matcher | PairMatcher:
@@ -96,15 +103,17 @@ class Distillation(LightningModule):
 
     @property
     def labeller(self) -> Matcher | PairMatcher:
-        """What makes the labels that the student is trained on: the teacher, until somebody better comes."""
+        """What makes the labels that the student is trained on: the teacher, unless :meth:`learn_from` was called."""
         return self._labeller.content
 
     def learn_from(self, labeller: Matcher | PairMatcher) -> None:
-        """Takes training labels from ``labeller`` from now on; a setter would register a network as part of this one."""
+        """Takes training labels from ``labeller`` from now on. A setter would register a network as a part of this one."""
         self._labeller.content = labeller
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         """Returns the weighted sum of the losses on a batch of pairs.
+
+        Pairs without a common point add nothing to losses on points. A batch of nothing else is not logged.
 
         Raises:
             DataError: when a loss is NaN or infinite.
@@ -115,22 +124,41 @@ class Distillation(LightningModule):
                 label = self.curriculum(label, self.progress())
             if self.augment is not None:
                 batch, label = self.augment(batch, label)
-        return self._loss("train", batch, label, batch_idx)[0]
+        terms, _ = self._losses(batch, label, batch_idx)
+        if batch.kps_mask.any():
+            self.log_dict({f"train/{name}": term for name, term in terms.items()}, batch_size=len(batch.category))
+        return terms[TOTAL]
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
         """Scores the student against ground truth and against the teacher's labels, both as PCK per image."""
         label = match(self.teacher, batch)
-        _, points = self._loss("val", batch, label, batch_idx)
+        terms, points = self._losses(batch, label, batch_idx)
+        for name, term in terms.items():
+            self._val_loss(name).update(term.detach(), batch.kps_mask.any(1).sum())
         predicted = to_original(points, batch)
         self.pck_truth.update(predicted, to_original(batch.trg_kps, batch), batch.kps_mask, batch.pck_threshold)
         self.pck_teacher.update(predicted, to_original(label.trg_kps, batch), batch.kps_mask, batch.pck_threshold)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs ``val/pck@0.10`` (ground truth) and ``val/pck_teacher@0.10`` in percent."""
+        """Logs the losses, ``val/pck@0.10`` (ground truth) and ``val/pck_teacher@0.10`` in percent, over all processes.
+
+        A loss is the mean over batches, weighted by their pairs with a common point; without any such pair it is left out.
+        """
+        for name in self.val_losses:
+            loss = (mean := self._val_loss(name)).compute()
+            if not torch.isnan(loss):
+                self.log(f"val/{name}", loss, sync_dist=False)
+            mean.reset()
         for name, metric in (("pck", self.pck_truth), ("pck_teacher", self.pck_teacher)):
             for alpha, value in metric.compute()["image"].items():
                 self.log(f"val/{name}@{alpha}", value, prog_bar=alpha == "0.10", sync_dist=False)
             metric.reset()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leaves the length of the schedule to this training, which may have more epochs than the checkpoint's had."""
+        for state in checkpoint["lr_schedulers"]:
+            for name in ("total_steps", "_schedule_phases"):
+                state.pop(name, None)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW under a warm-up and a cosine over the trainer's steps."""
@@ -141,16 +169,16 @@ class Distillation(LightningModule):
         """Returns the share of the training that is over, in [0, 1]."""
         return min(1.0, self.trainer.global_step / max(1.0, float(self.trainer.estimated_stepping_batches)))
 
-    def _loss(self, stage: str, batch: PairBatch, label: Matches, batch_idx: int) -> tuple[Tensor, Tensor]:
+    def _val_loss(self, name: str) -> MeanMetric:
+        return cast(MeanMetric, self.val_losses[name])
+
+    def _losses(self, batch: PairBatch, label: Matches, batch_idx: int) -> tuple[dict[str, Tensor], Tensor]:
+        """Returns each loss by name and their weighted sum as "loss", and the student's points (B, N, 2)."""
         example = self._example(batch, label)
         terms = {name: loss(example) for name, loss in self.losses.items()}
         check_finite(terms, self.losses, example, batch_idx)
         total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
-        logged = {f"{stage}/{name}": term for name, term in terms.items()} | {f"{stage}/loss": total}
-        # Lightning averages the batch sizes of the processes in whole numbers: weights that their number divides are exact.
-        weight = len(batch.category) * self.trainer.world_size
-        self.log_dict(logged, batch_size=weight, sync_dist=stage == "val")
-        return total, example.prediction.trg_kps
+        return terms | {TOTAL: total}, example.prediction.trg_kps
 
     def _example(self, batch: PairBatch, label: Matches) -> Example:
         query = (batch.src_img, batch.trg_img, batch.src_kps)

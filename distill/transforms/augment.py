@@ -78,6 +78,8 @@ class Augment:
 def move_image(images: Tensor, maps: Tensor, padding: str) -> Tensor:
     """Returns transformed images (B, C, h, w); ``maps`` (B, 2, 3) map new to old coordinates, x, y in [-1, 1]."""
     images = in_single(images)
+    if not images.numel():  # heatmaps of no points
+        return images
     with without_autocast(images):
         grid = F.affine_grid(maps, list(images.shape), align_corners=False)
         return F.grid_sample(images, grid, padding_mode=padding, align_corners=False)

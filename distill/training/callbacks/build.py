@@ -1,4 +1,4 @@
-"""What runs beside the training, by the configuration's word."""
+"""The callbacks of a training, built from its settings."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,21 +17,26 @@ from distill.training.callbacks.progress import TrainingProgress
 
 
 def checkpoints(folder: Path, monitor: str | None) -> ModelCheckpoint:
-    """Returns what keeps the best weights, by the highest value of ``monitor``; without it, the last that were validated.
+    """Returns the callback that keeps the weights with the highest value of ``monitor``; without it, the last ones.
+
+    The last ones are written after every epoch, whether or not it was validated.
 
     Args:
         folder: of the run.
         monitor: a key that validation logs.
     """
     name = "best" if monitor else "final"
-    # Without a counter: it would have a resumed training write new files and leave the old ones to be resumed from again.
-    return ModelCheckpoint(folder / "checkpoints", name, monitor=monitor, mode="max", enable_version_counter=False)
+    # Without a counter: a resumed training would write new files beside the old ones, which would be resumed from again.
+    options: dict[str, Any] = {"monitor": monitor, "mode": "max", "enable_version_counter": False}
+    if monitor is None:
+        options |= {"every_n_epochs": 1, "save_on_train_epoch_end": True}
+    return ModelCheckpoint(folder / "checkpoints", name, **options)
 
 
 def resumable(folder: Path) -> ModelCheckpoint:
-    """Returns what keeps, after every epoch, all that a training needs to go on from there.
+    """Returns the callback that writes, after every epoch, what a training needs to be resumed.
 
-    ``save_last`` would not do: it writes only when the best does.
+    ``save_last`` is not used because it writes only when the best weights are written.
 
     Args:
         folder: of the checkpoints.

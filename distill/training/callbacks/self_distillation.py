@@ -1,9 +1,11 @@
-"""The student as its own teacher."""
+"""Labels from a copy of the student itself."""
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from distill.core.errors import ConfigError
 from distill.core.protocols import Matcher, PairMatcher
@@ -15,12 +17,13 @@ from distill.training.module import Distillation
 class SelfDistillation(Callback):
     """From some epoch on, labels come from a copy of the student, which each validation renews.
 
-    With an exponential moving average of the weights, the copy is the average: Lightning swaps it in for validation, and
-    this callback, which has to come before the averaging one, copies the student at the validation's end.
+    With an exponential moving average of the weights, the copy has the averaged weights: Lightning swaps them in for
+    validation, and this callback, which has to come before the averaging one, copies the student at the validation's end.
+    The copy's weights are part of a checkpoint, so that a resumed training goes on with the same labels.
 
     Args:
-        teacher: makes a matcher of the copy, ``teacher(model=copy)``; one that checks the copy's answers by cycle and
-            mirror gives it something to teach.
+        teacher: makes a matcher of the copy, ``teacher(model=copy)``, such as :class:`student.FeatureTeacher`, whose
+            answers the student can learn something from.
         start_epoch: how many epochs the first teacher's labels are used; 0 for a student that was trained before.
 
     Raises:
@@ -32,9 +35,18 @@ class SelfDistillation(Callback):
             raise ConfigError(f"Expected self_distillation.start_epoch of at least 0 but got {start_epoch}.")
         self.teacher, self.start_epoch = teacher, start_epoch
         self.rounds = 0
+        self._weights: dict[str, Tensor] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the copy's weights, None before there is one, and how often it was renewed."""
+        return {"weights": self._weights, "rounds": self.rounds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over what :meth:`state_dict` returned."""
+        self._weights, self.rounds = state_dict["weights"], state_dict["rounds"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Raises a :class:`ConfigError` for a student that cannot teach, before it is trained."""
+        """Raises a :class:`ConfigError` for a student that cannot make labels, before it is trained."""
         if not isinstance(getattr(pl_module, "student", None), DenseStudent):
             raise ConfigError(
                 "Expected a student with forward_with_descriptors, describe and correlate for self_distillation but "
@@ -44,14 +56,22 @@ class SelfDistillation(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Renews the labels."""
         if not trainer.sanity_checking and trainer.current_epoch + 1 >= self.start_epoch:
+            self._weights = None
             self._relabel(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Renews the labels at once of a training that is resumed after the first teacher's time, or that has none."""
-        if trainer.current_epoch >= self.start_epoch:
+        """Makes labels with the copy of the checkpoint, or, where the first teacher's are not used, with the student."""
+        if self._weights is not None or trainer.current_epoch >= self.start_epoch:
             self._relabel(pl_module)
 
     def _relabel(self, pl_module: LightningModule) -> None:
+        """Takes labels from a copy of the student, with the weights of the checkpoint where there are some."""
         assert isinstance(pl_module, Distillation)
-        pl_module.learn_from(MemoizedMatcher(self.teacher(model=copy.deepcopy(pl_module.student))))
-        self.rounds += 1
+        model = copy.deepcopy(pl_module.student)
+        if self._weights is not None:
+            model.load_state_dict(self._weights)
+        else:
+            self.rounds += 1
+        self._weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+        # One at a time: labels that are made again after a resumption equal those made before, whatever the batches were.
+        pl_module.learn_from(MemoizedMatcher(self.teacher(model=model), singly=True))

@@ -1,25 +1,31 @@
 import copy
 import json
+from functools import partial
 
 import pytest
 import torch
-from lightning import Trainer, seed_everything
+from lightning import Callback, Trainer, seed_everything
 
 from distill.core.errors import ConfigError, DataError
 from distill.core.types import Matches
 from distill.data.datamodule import PairDataModule
 from distill.data.datasets.shapes import ShapesPairs
 from distill.evaluation.pictures import CAPTION_HEIGHT
+from distill.labels.cached import Cached
 from distill.labels.curriculum import Curriculum
-from distill.losses import CoordinateHuber, HeatmapKL, RelaxedCycle
+from distill.losses import Contrastive, CoordinateHuber, Equivariance, HeatmapKL, RelaxedCycle
 from distill.matchers.oracle import Oracle
 from distill.training.callbacks.build import callbacks, checkpoints
 from distill.training.callbacks.json_lines import JsonLines
 from distill.training.callbacks.match_pictures import MatchPictures
+from distill.training.callbacks.seeding import BatchSeed
 from distill.training.callbacks.self_distillation import SelfDistillation
+from distill.training.checks import check_fit
 from distill.training.module import Distillation, UnregisteredReference
 from distill.training.optimiser import groups
-from student import StudentMatcher
+from distill.transforms.augment import Augment
+from distill.transforms.warp import RandomWarp
+from student import FeatureTeacher, StudentMatcher
 
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
 
@@ -192,6 +198,143 @@ def test_a_student_that_describes_nothing_cannot_become_its_own_teacher(tmp_path
     own = SelfDistillation(lambda model: Oracle(), start_epoch=1)
     with pytest.raises(ConfigError, match="Blind has none; set self_distillation=null"):
         fit(module, tmp_path, 1, callbacks=[own])
+
+
+class Stop(Exception):
+    """Ends a training where a test wants it to end."""
+
+
+class StopAt(Callback):
+    def __init__(self, epoch: int, batch: int) -> None:
+        self.place = (epoch, batch)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == self.place:
+            raise Stop
+
+
+def trained(folder, max_epochs: int, every: int = 2, stop=None, resume: bool = False, **options):
+    """A training on eight pairs in batches of three, with averaged weights; returns module and checkpoint."""
+    module, checkpoint = distillation(lr=1e-2), checkpoints(folder, None)
+    teaching = options.pop("self_distillation", None)
+    extra = [BatchSeed(0), *([StopAt(*stop)] if stop else [])]
+    chosen = [*callbacks(checkpoint, ema=0.9, self_distillation=teaching)[:-1], *extra]
+    pairs = ShapesPairs("train", 8, 0, 64)
+    options = {"check_val_every_n_epoch": every, "logger": False, "callbacks": chosen, **QUIET, **options}
+    trainer = Trainer(max_epochs=max_epochs, accelerator="cpu", **options)
+    data = PairDataModule(pairs, pairs, batch_size=3)  # type: ignore[arg-type]
+    last = folder / "checkpoints" / "last.ckpt"
+    check_fit(trainer, data, last if resume else None)
+    trainer.fit(module, data, ckpt_path=last if resume else None, weights_only=True)
+    return module, checkpoint
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 3), (3, 9)])
+def test_the_last_weights_are_kept_whenever_the_last_validation_was(tmp_path, epochs, steps):
+    module, checkpoint = trained(tmp_path, epochs)
+    state = torch.load(checkpoint.best_model_path, weights_only=True)
+    assert state["global_step"] == steps
+    assert all(torch.equal(value, state["state_dict"][name]) for name, value in module.state_dict().items())
+
+
+def test_a_finished_training_is_extended_with_a_schedule_of_its_new_length(tmp_path):
+    trained(tmp_path / "extended", 2)
+    states = [
+        torch.load(trained(tmp_path / name, 4, resume=resume)[1].best_model_path, weights_only=True)
+        for name, resume in (("extended", True), ("whole", False))
+    ]
+    extended, whole = ([group["lr"] for group in state["optimizer_states"][0]["param_groups"]] for state in states)
+    assert extended == whole and [state["global_step"] for state in states] == [12, 12]
+
+
+def test_a_resumed_training_with_fewer_epochs_than_it_has_is_refused(tmp_path):
+    trained(tmp_path, 2)
+    with pytest.raises(
+        ConfigError, match="trainer.max_epochs of at least 2, the epochs that .*last.ckpt has, but got 1"
+    ):
+        trained(tmp_path, 1, resume=True)
+
+
+def test_self_distillation_resumes_bit_for_bit(tmp_path):
+    """The labels are those of the last validation's averaged weights, which differ from the present ones."""
+
+    def teaching():
+        return SelfDistillation(partial(FeatureTeacher, side=8), start_epoch=2)
+
+    whole, _ = trained(tmp_path / "whole", 6, self_distillation=teaching())
+    for stop in ((3, 1), (5, 2)):  # an epoch after a validation, and two epochs after another
+        folder = tmp_path / str(stop[0])
+        with pytest.raises(Stop):
+            trained(folder, 6, stop=stop, self_distillation=teaching())
+        resumed, _ = trained(folder, 6, resume=True, self_distillation=teaching())
+        for name, value in whole.state_dict().items():
+            assert torch.equal(resumed.state_dict()[name], value), (stop, name)
+
+
+def without_points(pairs):
+    """A pair of which no point is visible in both images."""
+    names = ("src_kps", "trg_kps", "kps_mask", "kps_id")
+    return pairs._replace(**{name: getattr(pairs, name)[:, :0] for name in names})
+
+
+def test_batches_without_common_points_weigh_nothing(tmp_path):
+    pairs = [ShapesPairs("train", 8, 0, 64)[n] for n in range(8)]
+    empty = [without_points(pair) for pair in pairs[:4]]
+    losses = {"heatmap": HeatmapKL(1.0), "points": CoordinateHuber(), "contrastive": Contrastive()}
+    losses |= {"cycle": RelaxedCycle(), "warp": Equivariance(RandomWarp(), points=2)}
+    scores = []
+    for val in (pairs, [*pairs[:4], *empty, *pairs[4:]]):
+        seed_everything(0, verbose=False)
+        student = StudentMatcher("test_resnet", strides=[8, 16], width=32)
+        weights = dict.fromkeys(losses, 1.0) | {"warp": 0.0}
+        teacher = Cached(tmp_path / str(len(val)), Oracle())
+        module = Distillation(student, teacher, losses, weights, Augment(), 1e-3, 0.0)
+        trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, **QUIET)
+        data = PairDataModule([*empty, *empty], val, batch_size=4)  # type: ignore[arg-type]
+        trainer.fit(module, data)
+        scores.append(trainer.validate(module, data, verbose=False)[0])
+    assert scores[0].keys() == scores[1].keys() and "val/pck@0.10" in scores[0]
+    for name in scores[0].keys() - {"val/warp"}:
+        assert scores[0][name] == pytest.approx(scores[1][name], rel=1e-4), name
+
+
+def test_a_validation_without_any_common_point_logs_no_loss(tmp_path):
+    empty = [without_points(ShapesPairs("train", 4, 0, 64)[n]) for n in range(4)]
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, **QUIET)
+    (found,) = trainer.validate(distillation(), PairDataModule(empty, empty, batch_size=4), verbose=False)  # type: ignore[arg-type]
+    assert set(found) == {f"val/{name}@{alpha}" for name in ("pck", "pck_teacher") for alpha in ("0.05", "0.10")}
+
+
+def processes(devices: int, **options) -> Trainer:
+    """A trainer for several processes, of which none is started."""
+    strategy = "ddp" if devices > 1 else "auto"
+    options = {"logger": False, "enable_checkpointing": False, **QUIET, **options}
+    return Trainer(accelerator="cpu", devices=devices, strategy=strategy, **options)
+
+
+def test_fewer_validation_batches_than_processes_are_refused():
+    train, val = ShapesPairs("train", 64, 0, 32), ShapesPairs("val", 40, 0, 32)
+    data = PairDataModule(train, val, batch_size=16)  # type: ignore[arg-type]
+    assert check_fit(processes(3), data, None) is None
+    with pytest.raises(
+        ConfigError, match="batch for each of 4 processes but got 3 of 16 pairs.*val.n_pairs=64.*batch_size=10"
+    ):
+        check_fit(processes(4), data, None)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_precisions_that_round_the_points_are_refused(precision):
+    pairs = ShapesPairs("train", 8, 0, 32)
+    with pytest.raises(ConfigError, match=f"rounds no points but got {precision}"):
+        check_fit(processes(1, precision=precision), PairDataModule(pairs, pairs, 4), None)  # type: ignore[arg-type]
+
+
+def test_a_figure_that_no_validation_measures_is_refused(tmp_path):
+    pairs, checkpoint = ShapesPairs("train", 8, 0, 32), checkpoints(tmp_path, "val/pck@0.10")
+    options = {"max_epochs": 1, "check_val_every_n_epoch": 2, "callbacks": [checkpoint], "logger": False, **QUIET}
+    trainer, data = Trainer(accelerator="cpu", **options), PairDataModule(pairs, pairs, 4)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="validation in 1 epochs for monitor=val/pck@0.10 but .* every 2"):
+        check_fit(trainer, data, None)
 
 
 def test_settings_of_what_runs_beside_are_checked(tmp_path):

@@ -1,0 +1,70 @@
+"""Checks of a training before labels are made."""
+
+from pathlib import Path
+
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from distill.core.errors import ConfigError
+from distill.data.datamodule import PairDataModule
+
+
+def check_fit(trainer: Trainer, data: PairDataModule, resume_from: Path | None) -> None:
+    """Checks that ``trainer`` can train on ``data``.
+
+    Args:
+        trainer: that is to be used.
+        data: with both data sets.
+        resume_from: the checkpoint that the training goes on from; None for a new training.
+
+    Raises:
+        ConfigError: for fewer validation batches than processes, a precision that rounds coordinates, a monitored figure
+            that no validation measures, or fewer epochs than the checkpoint has.
+    """
+    _check_precision(trainer)
+    _check_validation_batches(trainer, data)
+    _check_monitor(trainer)
+    if resume_from is not None:
+        _check_epochs(trainer, resume_from)
+
+
+def _check_precision(trainer: Trainer) -> None:
+    """Raises for precisions that convert the whole batch, keypoints included."""
+    if trainer.precision in ("bf16-true", "16-true"):
+        raise ConfigError(
+            f"Expected a trainer.precision that rounds no points but got {trainer.precision}, where 427 px are 428; set "
+            "trainer.precision=bf16-mixed."
+        )
+
+
+def _check_validation_batches(trainer: Trainer, data: PairDataModule) -> None:
+    """Raises when a process has no validation batch: figures are averaged over all of them."""
+    processes, pairs = trainer.num_devices * trainer.num_nodes, len(data.val)  # type: ignore[arg-type]
+    batches = -(-pairs // data.batch_size)
+    if batches < processes:
+        smaller = max(1, pairs // processes)
+        others = f", batch_size={smaller}" if smaller * processes <= pairs else ""
+        raise ConfigError(
+            f"Expected a validation batch for each of {processes} processes but got {batches} of {data.batch_size} pairs; "
+            f"set val.n_pairs={processes * data.batch_size}{others} or trainer.devices={batches}."
+        )
+
+
+def _check_monitor(trainer: Trainer) -> None:
+    monitored = [c.monitor for c in trainer.callbacks if isinstance(c, ModelCheckpoint) and c.monitor is not None]
+    epochs, every = trainer.max_epochs, trainer.check_val_every_n_epoch
+    if monitored and epochs is not None and every is not None and 0 <= epochs < every:
+        raise ConfigError(
+            f"Expected a validation in {epochs} epochs for monitor={monitored[0]} but there is one every {every}; set "
+            "trainer.check_val_every_n_epoch=1."
+        )
+
+
+def _check_epochs(trainer: Trainer, resume_from: Path) -> None:
+    done = int(torch.load(resume_from, map_location="cpu", weights_only=True)["epoch"]) + 1
+    if trainer.max_epochs is not None and 0 <= trainer.max_epochs < done:
+        raise ConfigError(
+            f"Expected trainer.max_epochs of at least {done}, the epochs that {resume_from} has, but got "
+            f"{trainer.max_epochs}; more epochs extend the training."
+        )
