@@ -24,8 +24,10 @@ from distill.training.callbacks.json_lines import JsonLines
 from distill.training.callbacks.match_pictures import MatchPictures
 from distill.training.callbacks.same_buffers import SameBuffers
 from distill.training.callbacks.seeding import BatchSeed
+from distill.training.checks import check_fit
 from distill.training.module import Distillation
 from distill.training.optimiser import adamw
+from distill.training.train import resumed_from
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ def build(cfg: DictConfig) -> FitParts:
     checkpoint, trainer = _trainer(cfg)
     adamw(student, 1, cfg.lr, cfg.backbone_lr, cfg.weight_decay, cfg.warmup)  # raises now what it would after labelling
     data = PairDataModule(train, val, cfg.batch_size, cfg.num_workers, cfg.seed)  # type: ignore[arg-type]
+    check_fit(trainer, data, resumed_from(checkpoint, cfg.run.resume))
     metrics = instantiate(cfg.metrics)
     return FitParts(device, train, val, test, teacher, baseline, criteria, module, data, trainer, checkpoint, metrics)
 

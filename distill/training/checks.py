@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from distill.core.errors import ConfigError
 from distill.data.datamodule import PairDataModule
+from distill.training.checkpoint import read_checkpoint
 
 
 def check_fit(trainer: Trainer, data: PairDataModule, resume_from: Path | None) -> None:
@@ -21,6 +21,7 @@ def check_fit(trainer: Trainer, data: PairDataModule, resume_from: Path | None) 
     Raises:
         ConfigError: for fewer validation batches than processes, a precision that rounds coordinates, a monitored figure
             that no validation measures, or fewer epochs than the checkpoint has.
+        WeightsError: when the checkpoint is damaged.
     """
     _check_precision(trainer)
     _check_validation_batches(trainer, data)
@@ -62,7 +63,7 @@ def _check_monitor(trainer: Trainer) -> None:
 
 
 def _check_epochs(trainer: Trainer, resume_from: Path) -> None:
-    done = int(torch.load(resume_from, map_location="cpu", weights_only=True)["epoch"]) + 1
+    done = int(read_checkpoint(resume_from)["epoch"]) + 1
     if trainer.max_epochs is not None and 0 <= trainer.max_epochs < done:
         raise ConfigError(
             f"Expected trainer.max_epochs of at least {done}, the epochs that {resume_from} has, but got "

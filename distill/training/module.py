@@ -156,7 +156,7 @@ class Distillation(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves the length of the schedule to this training, which may have more epochs than the checkpoint's had."""
-        for state in checkpoint["lr_schedulers"]:
+        for state in checkpoint.get("lr_schedulers", []):
             for name in ("total_steps", "_schedule_phases"):
                 state.pop(name, None)
 

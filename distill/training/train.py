@@ -20,7 +20,7 @@ from distill.training.module import Distillation
 def filter_labels(
     module: Distillation, criteria: Mapping[str, Criterion], train: Benchmark, batch_size: int, device: str
 ) -> str | None:
-    """Weighs the training labels, if there are criteria or a curriculum; returns what was kept, for people."""
+    """Weighs the training labels, if there are criteria or a curriculum; returns a summary to print."""
     if not criteria and module.curriculum is None:
         return None
     labeller = MemoizedMatcher(Filtered(module.teacher, criteria))
@@ -44,6 +44,13 @@ def run_fit(trainer: Trainer, *arguments: Any, ckpt_path: str | None) -> None:
         raise
 
 
+def resumed_from(checkpoint: ModelCheckpoint, resume: bool) -> Path | None:
+    """Returns the file that a training goes on from; None for a new training, or one that has no whole epoch yet."""
+    assert checkpoint.dirpath is not None
+    last = Path(checkpoint.dirpath) / "last.ckpt"
+    return last if resume and last.is_file() else None
+
+
 def train(
     trainer: Trainer, module: Distillation, data: PairDataModule, checkpoint: ModelCheckpoint, resume: bool
 ) -> None:
@@ -61,15 +68,14 @@ def train(
     Raises:
         KeyboardInterrupt: after Ctrl-C.
         WeightsError: when the checkpoint to go on from is damaged, or holds more than tensors and plain values.
-        DataError: when nothing was validated, so that no weights were kept.
+        DataError: when no weights were kept.
     """
-    assert checkpoint.dirpath is not None
-    last = Path(checkpoint.dirpath) / "last.ckpt"
-    run_fit(trainer, module, data, ckpt_path=str(last) if resume and last.is_file() else None)
+    last = resumed_from(checkpoint, resume)
+    run_fit(trainer, module, data, ckpt_path=None if last is None else str(last))
     if distributed.is_initialized():
         trainer.strategy.barrier()
         distributed.destroy_process_group()
     best = Path(checkpoint.best_model_path)
     if not best.is_file():
-        raise DataError("Expected a validation during training but there was none; raise trainer.max_epochs.")
+        raise DataError("Expected weights that were kept but there are none; raise trainer.max_epochs.")
     module.load_state_dict(read_checkpoint(best)["state_dict"])
