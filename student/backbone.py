@@ -118,6 +118,40 @@ class Backbone(nn.Module):
                 f"px; set data.size={below} or data.size={below + self.patch}."
             )
 
+    @torch.no_grad()
+    def try_size(self, size: int) -> None:
+        """Computes the maps of one black image of ``size`` x ``size`` px, to find out whether the network can.
+
+        Raises:
+            ConfigError: when the network takes other sizes only, or gives other channels than timm announces.
+        """
+        self.check_size(size, size)
+        training, image = self.training, torch.zeros(1, 3, size, size, device=self.mean.device)
+        try:
+            maps = self.eval()(image)
+        except (AssertionError, RuntimeError, ValueError) as error:  # timm's ways to say that a size does not fit
+            reason = " ".join(str(error).split())[:120]
+            raise ConfigError(
+                f"Expected a backbone for images of {size} x {size} px but {self.name} takes none of this size ({reason}); "
+                f"set {self._other_size(size)}."
+            ) from error
+        finally:
+            self.train(training)
+        channels = tuple(feature_map.shape[1] for feature_map in maps)
+        if channels != self.channels:
+            raise ConfigError(
+                f"Expected {self.name} to give {_listed(self.channels)} channels, as timm says, but got "
+                f"{_listed(channels)}; choose another backbone."
+            )
+
+    def _other_size(self, size: int) -> str:
+        """Returns the settings with which a network of one image size works."""
+        native = (getattr(self.network, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))[-1]
+        settings = [f"data.size={native}"] if native != size else []
+        if "img_size" in inspect.signature(type(self.network)).parameters:
+            settings.append(f"student.options={{img_size: {size}}}")
+        return ", or ".join([*settings, "student.backbone=<another>"])
+
     def fix_size(self, size: int) -> None:
         """Fixes the image size to ``size`` px, so that an exported graph does not resample position embeddings."""
         absolute = getattr(self.network, "pos_embed", None) is not None and hasattr(self.network, "set_input_size")
@@ -141,6 +175,10 @@ class Backbone(nn.Module):
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         return self
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(str(number) for number in numbers)
 
 
 def _free_size(name: str) -> dict[str, bool]:

@@ -162,8 +162,8 @@ class StudentMatcher(nn.Module):
         return Matches(trg_kps, confidence, heatmap)
 
     def check_size(self, size: int) -> None:
-        """Raises a :class:`ConfigError` when images of ``size`` px a side cannot be described."""
-        self.backbone.check_size(size, size)
+        """Raises a :class:`ConfigError` when images of ``size`` x ``size`` px cannot be described; describes one to see."""
+        self.backbone.try_size(size)
 
     def freeze_for_export(self, size: int) -> None:
         """Prepares the student, in place, for export: adapters merged, images of ``size`` x ``size`` px only."""

@@ -123,6 +123,34 @@ def test_an_image_that_patches_do_not_divide_is_refused_with_sizes_that_work():
         student.describe(torch.rand(1, 3, 100, 100))
 
 
+@pytest.mark.parametrize(
+    "name", ["beit_base_patch16_224", "cait_xxs24_224", "mixer_s16_224", "nest_tiny_jx", "hiera_tiny_224"]
+)
+def test_a_backbone_of_one_image_size_is_refused_with_what_to_set_and_works_when_built_for_the_size(name):
+    strides = [max(level["reduction"] for level in Backbone(name, [16]).network.feature_info)]
+    with pytest.raises(
+        ConfigError, match=f"of 128 x 128 px but {name} .*data.size=224, or student.options=.img_size: 128"
+    ):
+        StudentMatcher(name, strides, 8).check_size(128)
+    student = StudentMatcher(name, strides, 8, options={"img_size": 128}).train()
+    student.check_size(128)
+    assert all(module.training for module in student.modules()), "the check leaves the mode as it was"
+
+
+def test_a_backbone_that_gives_other_channels_than_timm_announces_is_refused():
+    student = StudentMatcher("samvit_base_patch16", [16], 8, options={"img_size": 64})
+    with pytest.raises(ConfigError, match="samvit_base_patch16 to give 768 channels, as timm says, but got 256"):
+        student.check_size(64)
+
+
+def test_checking_the_size_leaves_statistics_and_gradients_alone():
+    student = StudentMatcher("test_resnet", [8], 8)
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    student.check_size(64)
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+    assert student.training and all(p.grad is None for p in student.parameters())
+
+
 def test_what_tuning_fixes_stays_fixed():
     images = torch.rand(4, 3, 64, 64)
     for tuning, trained, moved in (("full", True, True), ("fixed_norm", True, False), ("frozen", False, False)):
