@@ -4,6 +4,7 @@ import importlib
 import re
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from distill.__main__ import ACTIONS, VERBS
+from distill.cli.arguments import CommandLine, split
 from distill.cli.config import compose, defaults, options
 from distill.core.errors import ConfigError
 
@@ -20,37 +22,29 @@ PROGRAMS = {
 }
 
 
-def arguments(words: list[str]) -> tuple[str, list[str], str | None]:
-    """Returns verb, overrides and the user's folder of configurations of a command; raises for a word that is none."""
+def arguments(words: list[str]) -> tuple[str, CommandLine]:
+    """Returns the verb of a command and what follows it; of a sweep the first value of each key."""
     verb, *rest = words
     if verb in ACTIONS and rest and "=" not in rest[0] and not rest[0].startswith("-"):
         key, known = ACTIONS[verb]
         assert rest[0] in known, f"{verb} {rest[0]}"
         rest = [f"{key}={rest[0]}", *rest[1:]]
-    folder = None
-    overrides = []
-    sweeps = "--multirun" in rest
-    rest = [word for word in rest if word not in ("--help", "--multirun")]
-    while rest:
-        word = rest.pop(0)
-        if word == "--config-dir":
-            folder = rest.pop(0)
-        elif word.startswith("hydra/"):
-            assert Path(word.removeprefix("hydra/").partition("=")[0]).name in ("launcher", "sweeper")
-        else:
-            key, _, value = word.partition("=")
-            overrides.append(f"{key}={value.partition(',')[0]}" if sweeps else word)
-    return verb, overrides, folder
+    line = split(rest)
+    chosen = [word for word in line.overrides if not word.startswith("hydra/")]
+    if line.sweeps:
+        chosen = [f"{key}={value.partition(',')[0]}" for key, _, value in (word.partition("=") for word in chosen)]
+    return verb, replace(line, overrides=chosen)
 
 
 def test_every_command_line_composes(verbs):
     for words in verbs:
-        verb, overrides, folder = arguments(words)
-        assert verb in VERBS or (folder and Path(folder, f"{verb}.yaml").is_file()), f"no verb {verb}"
-        if verb in VERBS and "--help" in words:
+        verb, line = arguments(words)
+        own = line.config_dir and Path(line.config_dir, f"{verb}.yaml").is_file()
+        assert verb in VERBS or own, f"no verb {verb}"
+        if line.wants_help:
             continue
         try:
-            compose(verb, overrides, folder)
+            compose(verb, line.overrides, line.config_dir)
         except ConfigError as error:
             if "Expected a value for" not in str(error):  # commands in running text name some of their keys only
                 raise AssertionError(f"python -m distill {' '.join(words)}: {error}") from error
