@@ -12,7 +12,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from distill.core.errors import ConfigError, DataError, nearest
-from distill.core.types import PairBatch
+from distill.core.types import Original, PairBatch
 from distill.data.annotations import ImageAnnotation, PairAnnotation, check_annotation
 from distill.data.images import read_size
 from distill.data.pair_sampling import MAX_PAIRS
@@ -146,10 +146,17 @@ class PhotographPairs(Dataset[PairBatch], ABC):
         Raises:
             DataError: when a file cannot be read.
         """
-        pair, upright = self.pair_annotation(index), self.exif_orientation
-        height, width = read_size(pair.src.path, upright)
-        points = pair.src.points[pair.src.visible & pair.trg.visible] / (width, height)
-        return Query(original_hash(pair.src.path, upright), original_hash(pair.trg.path, upright), points)
+        pair = self.pair_annotation(index)
+        src, trg = (self._original(side.path) for side in (pair.src, pair.trg))
+        points = pair.src.points[pair.src.visible & pair.trg.visible] / src.size[::-1]
+        return Query(src.hash, trg.hash, points)
+
+    def _original(self, path: Path) -> Original:
+        """Returns what labels of a photograph are keyed by; its file is looked at once."""
+        if path not in self._originals:
+            upright = self.exif_orientation
+            self._originals[path] = Original(original_hash(path, upright), read_size(path, upright))
+        return self._originals[path]
 
     def views(self, index: int, size: int) -> tuple[ImageView, ImageView]:
         """Returns source and target of a pair squashed to ``size`` px a side, decoded from the originals.
@@ -216,6 +223,7 @@ class PhotographPairs(Dataset[PairBatch], ABC):
         self.ignored: dict[str, str] = {}
         self.notes: list[str] = []
         self._checked: dict[bytes, str | None] = {}
+        self._originals: dict[Path, Original] = {}
 
     def _start(self, pairs: Sequence[tuple], paths: Iterable[Path], image_config: ImageConfig) -> None:
         """Takes the pairs, and leaves out the broken ones if that was asked for."""

@@ -66,9 +66,13 @@ class LabelStore:
     def known(self, query: Query) -> NDArray[np.bool_]:
         """Returns (N,) which points of a pair have a label; a look into the indices that reads no label."""
         src, trg = (np.array([image_number(name)], np.uint64) for name in (query.src, query.trg))
-        keys = _keys_around(src, trg, query.points)
-        found = np.zeros(keys.shape[1], bool)
-        for folder in (self._main, *self._fallbacks):
+        folders = (self._main, *self._fallbacks)
+        first = point_keys(src, trg, on_grid(query.points))[None]
+        found = np.any([folder.find(first) >= 0 for folder in folders], axis=0)
+        if found.all():
+            return found
+        keys = _keys_around(src, trg, query.points)  # rounding may have led to the cells beside
+        for folder in folders:
             found |= folder.find(keys) >= 0
         if self._unwritten:
             found |= np.array([any(key in self._unwritten for key in column) for column in keys.T.tolist()], bool)
