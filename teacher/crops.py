@@ -1,4 +1,4 @@
-"""Square crops of an image, and the way back from what was seen in them.
+"""Square crops of an image, and pasting their maps back.
 
 Everything here is in fractions: points are x, y in [0, 1] of the image or of the crop, and a crop is a box
 ``(left, top, side)`` in fractions of the image's side. Crops are therefore exact at any resolution: nothing is rounded

@@ -1,4 +1,4 @@
-"""The files and the table that tell of a comparison; fit and compare share them."""
+"""The files and the table of a comparison; fit and compare share them."""
 
 from distill.cli.run_folder import RunFolder
 from distill.core.protocols import Benchmark

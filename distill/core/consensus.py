@@ -1,4 +1,4 @@
-"""Agreement among neighbouring matches: what sets a match apart from a lookalike.
+"""Neighbourhood consensus: agreement among neighbouring matches.
 
 All functions work on the scores between all cells of a source and all cells of a target, (B, h, w, h', w'). Points next
 to each other in one image lie next to each other in the other, so a match that its neighbours share, moved by the same

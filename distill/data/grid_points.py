@@ -1,4 +1,4 @@
-"""Pairs as they are where nobody has annotated anything: points on a grid, their counterparts unknown."""
+"""Pairs with points on a grid instead of annotated ones; their counterparts are unknown."""
 
 import hashlib
 from typing import Any

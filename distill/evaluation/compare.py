@@ -1,4 +1,4 @@
-"""Several matchers on the same pairs: who is right, how often, and how sure that order is."""
+"""Comparison of several matchers on the same pairs, with intervals of their differences."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

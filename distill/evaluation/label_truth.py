@@ -1,4 +1,4 @@
-"""A data set whose truth is a teacher's labels, for photographs that nobody annotated."""
+"""A data set whose truth is a teacher's labels, for photographs without annotation."""
 
 from typing import Any
 

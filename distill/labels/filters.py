@@ -1,4 +1,4 @@
-"""Which labels to believe: criteria that weigh a teacher's answers before a student learns from them.
+"""Filters of labels: criteria that weigh a teacher's answers before a student is trained on them.
 
 Each criterion gives a weight in [0, 1] that multiplies the label's confidence; 0 takes the label out. The tolerant ones
 fall off as a Gaussian of a distance: a strict cut also removes points that have no exact counterpart, and costs accuracy.

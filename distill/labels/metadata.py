@@ -1,4 +1,4 @@
-"""What files of labels say about themselves: JSON, checked before anything is believed."""
+"""Metadata of label files: JSON that is checked before it is used."""
 
 import json
 from collections.abc import Sequence

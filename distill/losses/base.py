@@ -1,4 +1,4 @@
-"""What a loss sees, and what it returns."""
+"""The contract of losses: what they are given, and what they return."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -14,7 +14,7 @@ class Example:
     """A batch of pairs with the teacher's answers and the student's.
 
     Attributes:
-        pairs: with their images as the student saw them.
+        pairs: with their images as the student was given them.
         label: of the teacher; its heatmap is non-negative, its confidence weighs the points.
         prediction: of the student; its heatmap holds logits.
         student: which made the prediction; None where there is none to ask further.
@@ -41,10 +41,10 @@ class Example:
 
 
 class Loss(Protocol):
-    """Says how far a student is from what it should say.
+    """A term of the training objective: a scalar for a batch of pairs, labels and predictions.
 
-    A loss that looks at descriptors says so by an attribute ``dense = True``; it then gets a student that satisfies
-    :class:`DenseStudent`, and its maps.
+    A loss that needs descriptors has an attribute ``dense = True``. It then gets a student that satisfies
+    :class:`DenseStudent`, and its descriptor maps.
     """
 
     def __call__(self, example: Example) -> Tensor:
@@ -54,7 +54,7 @@ class Loss(Protocol):
 
 @runtime_checkable
 class DenseStudent(Protocol):
-    """A student that describes whole images."""
+    """A student that gives descriptor maps of whole images."""
 
     def forward_with_descriptors(
         self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor
@@ -74,7 +74,7 @@ class DenseStudent(Protocol):
 
 
 def dense_parts(example: Example) -> tuple[Any, Tensor, Tensor]:
-    """Returns the student and both its maps, which a loss with ``dense = True`` is promised."""
+    """Returns the student and both its maps, which every loss with ``dense = True`` is given."""
     assert example.student is not None and example.src_map is not None and example.trg_map is not None
     return example.student, example.src_map, example.trg_map
 

@@ -1,4 +1,4 @@
-"""Matching descriptors near each other, all others apart."""
+"""Contrastive loss (InfoNCE) on descriptors."""
 
 import torch
 from torch import Tensor
@@ -10,10 +10,11 @@ from distill.losses.base import Example, dense_parts, weighted_mean
 
 
 class Contrastive:
-    """InfoNCE (van den Oord et al., 2018) between the descriptors of source points and of their labels' places.
+    """InfoNCE (van den Oord et al., 2018) between descriptors at source points and at the labelled target points.
 
-    A point's negatives are the labels' places of the same pair's other points, and of other pairs' points whose category
-    differs: those of the same category may show the same part. Places near the positive are neither.
+    The negatives of a point are the labelled target points of the same pair's other points, and those of pairs of other
+    categories. Pairs of the same category are left out, because they may show the same part, and so are target points
+    near the positive.
 
     Args:
         temperature: divides the cosines.

@@ -1,4 +1,4 @@
-"""There and back again."""
+"""Relaxed cycle-consistency loss."""
 
 from torch import Tensor
 
@@ -7,10 +7,10 @@ from distill.losses.base import Example, dense_parts, weighted_mean
 
 
 class RelaxedCycle:
-    """What leads from source to target and back should end near where it began.
+    """Distance between a source point and its match's match in the source, beyond a tolerance.
 
-    Only what lies beyond a tolerance is punished: a strict cycle punishes points that have no exact counterpart, and in
-    the literature it costs accuracy where a relaxed one gains it.
+    A strict cycle also penalises points without an exact counterpart. In the literature it costs accuracy where a relaxed
+    one gains it.
 
     Args:
         tolerance: as a fraction of the image's longer side.

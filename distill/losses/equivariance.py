@@ -1,4 +1,4 @@
-"""A picture and its warp, whose correspondence is known exactly."""
+"""Equivariance loss: an image and a warp of it, whose correspondence is known exactly."""
 
 import torch
 from torch import Tensor
@@ -11,11 +11,11 @@ from distill.transforms.warp import RandomWarp
 
 
 class Equivariance:
-    """Every point of a warped source image should be found where the warp took it from: no teacher, no label.
+    """Matches points of a warped source image with the original, where their true places are known; uses no label.
 
-    The target is a Gaussian around the true place; the loss is the cross entropy of the student's distribution over the
-    cells of the original, less the target's entropy, so that zero is perfect. The picture is really warped and described
-    again: a cached map is never moved instead.
+    The target is a Gaussian around the true place. The loss is the cross entropy of the student's distribution over the
+    cells of the original, minus the target's entropy, so that its minimum is zero. The image itself is warped and
+    described again; descriptor maps are not warped.
 
     Args:
         warp: draws warps. With ``flip`` above 0 descriptors are made the same for both sides of a symmetric object,

@@ -1,4 +1,4 @@
-"""The teacher's points as a target."""
+"""Huber loss on coordinates."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""How all parts of two images resemble each other, as another network sees it."""
+"""Distillation of the similarities between all cells of two images."""
 
 from typing import Protocol
 
@@ -12,7 +12,7 @@ from distill.losses.base import Example, dense_parts
 
 
 class Guide(Protocol):
-    """A network that describes images, such as the nearest neighbour's."""
+    """A network that gives descriptor maps, such as that of the nearest neighbour."""
 
     def describe(self, images: Tensor) -> Tensor:
         """Returns descriptors of length 1, (B, C, h, w), of images (B, 3, H, W)."""
@@ -20,7 +20,7 @@ class Guide(Protocol):
 
 
 class SimilarityDistillation:
-    """Brings the student's similarities between all cells of both images near a guide's (DistillDIFT, WACV 2025).
+    """Divergence of the student's similarities between all cells of both images from a guide's (DistillDIFT, WACV 2025).
 
     Each source cell's distribution over target cells is compared by its Kullback-Leibler divergence, and each target
     cell's over source cells. The guide sees the images as the student does, after augmentation; nothing of it is trained.

@@ -1,4 +1,4 @@
-"""How far two matchers agree, whatever the truth."""
+"""Agreement of two matchers, independent of the truth."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Whether a confidence means what it says (Guo et al., "On calibration of modern neural networks", ICML 2017)."""
+"""Calibration of confidences (Guo et al., "On calibration of modern neural networks", ICML 2017)."""
 
 from typing import Any
 

@@ -1,8 +1,4 @@
-"""Whether a matcher knows when it is wrong.
-
-A confidence is good when right points have more of it than wrong ones (AUROC), and when the least sure points can be
-left out to good effect (PCK of what is kept, against the share kept).
-"""
+"""How well a confidence separates right from wrong points: AUROC, and PCK of the points with the highest confidence."""
 
 from collections.abc import Sequence
 
@@ -31,7 +27,7 @@ def auroc(confidence: ArrayLike, right: ArrayLike) -> float:
 
 
 def kept_pck(confidence: ArrayLike, right: ArrayLike, shares: Sequence[float] = SHARES) -> dict[str, float]:
-    """Returns the percentage of right points among the surest ones, by the share that is kept: {"0.50": percent, ...}.
+    """Returns the percentage of right points among those of highest confidence, by the share that is kept: {"0.50": percent, ...}.
 
     Args:
         confidence: (P,), higher for surer; among equals the order given decides.

@@ -1,4 +1,4 @@
-"""The geometry-aware subset: points that looks alone cannot place, because another part of their symmetric group is visible too.
+"""PCK on the geometry-aware subset: points of which another part of their symmetric group is visible too.
 
 Zhang et al., "Telling Left from Right: Identifying Geometry-Aware Semantic Correspondence", CVPR 2024: a common point
 counts when at least two of its group of mirrored or repeated parts, itself included, are annotated in the target.

@@ -1,4 +1,4 @@
-"""How far a mean over pairs can be trusted."""
+"""95 % intervals of a mean over pairs."""
 
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple

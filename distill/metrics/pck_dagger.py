@@ -1,4 +1,4 @@
-"""PCK-dagger: PCK that a swap of two keypoints cannot pass.
+"""PCK-dagger: PCK that counts a swap of two keypoints as wrong.
 
 Aygün and Mac Aodha, "Demystifying unsupervised semantic correspondence estimation", ECCV 2022.
 A predicted point is right only if it is within the tolerance *and* the annotated target keypoint nearest to it is the
@@ -16,7 +16,7 @@ from distill.metrics.pck import pck_correct
 
 
 class Outcomes(NamedTuple):
-    """What became of each point; each (B, N) bool, exactly one of them true for a point that counts.
+    """The outcome of each point; each (B, N) bool, exactly one of them true for a point that counts.
 
     Attributes:
         right: within the tolerance of its keypoint, and that is the nearest one.
@@ -40,7 +40,7 @@ def pck_dagger_outcomes(
     others: Tensor | None = None,
     others_mask: Tensor | None = None,
 ) -> Outcomes:
-    """Sorts predictions by what became of them.
+    """Classifies predictions as right, jitter, swap or miss.
 
     Args:
         predicted: (B, N, 2) x, y in original target pixels.

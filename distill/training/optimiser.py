@@ -35,7 +35,7 @@ def groups(student: nn.Module, lr: float, backbone_lr: float) -> list[dict[str, 
 
 
 def adamw(student: nn.Module, steps: int, lr: float, backbone_lr: float, weight_decay: float, warmup: float) -> dict:
-    """Returns AdamW under a linear warm-up and a cosine decay to nothing, as Lightning wants it.
+    """Returns AdamW under a linear warm-up and a cosine decay to zero, in the form that Lightning expects.
 
     Args:
         student: whose parameters are trained.

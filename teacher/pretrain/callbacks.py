@@ -1,4 +1,4 @@
-"""What happens beside the training of the diffusion model: averaged weights, and what is written."""
+"""Callbacks of the diffusion model's training: averaged weights, and what is written."""
 
 from pathlib import Path
 from typing import Any

@@ -66,7 +66,7 @@ def baseline_config(ckpt: str) -> dict:
 
 
 def teacher_cost(teacher: PairMatcher, benchmark: Benchmark, n_pairs: int) -> dict[str, float | int | None]:
-    """Times a teacher that knows nothing yet: "latency_ms" per pair, and its "parameters"."""
+    """Times a teacher whose caches are empty: "latency_ms" per pair, and its "parameters"."""
     order = by_source(benchmark)
     step = max(1, len(order) // n_pairs)
     chosen = [benchmark[number] for number in order[::step][:n_pairs]]

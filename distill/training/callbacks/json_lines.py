@@ -1,4 +1,4 @@
-"""Training's figures as lines of JSON."""
+"""A logger that writes one line of JSON per step."""
 
 import json
 import os

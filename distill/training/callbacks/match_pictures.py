@@ -1,4 +1,4 @@
-"""Watching a student learn."""
+"""Pictures of matches on validation pairs."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Stopping when a loss is no number any more, and saying where."""
+"""Stops a training whose loss is NaN or infinite, and names the batch and the pair."""
 
 import torch
 from torch import Tensor

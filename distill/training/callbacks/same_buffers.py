@@ -1,4 +1,4 @@
-"""Keeping the processes of a distributed training alike."""
+"""Equal buffers in all processes of a distributed training."""
 
 from lightning import Callback, LightningModule, Trainer
 from torch import distributed

@@ -1,4 +1,4 @@
-"""Randomness that a resumed training finds again."""
+"""Random numbers that do not depend on whether a training was resumed."""
 
 from typing import Any
 

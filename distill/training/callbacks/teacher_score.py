@@ -1,4 +1,4 @@
-"""How a teacher does with a diffusion model, while that model trains."""
+"""The PCK of a teacher on a diffusion model, while that model trains."""
 
 from collections.abc import Callable
 from pathlib import Path

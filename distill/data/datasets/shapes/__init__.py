@@ -1,4 +1,4 @@
-"""A world of procedural objects: photographs of nothing, with exact answers."""
+"""Procedural objects with exact keypoints."""
 
 from distill.data.datasets.shapes.images import SPLITS, CaptionedShapes
 from distill.data.datasets.shapes.pairs import ShapesPairs

@@ -46,7 +46,7 @@ BACKGROUNDS: dict[str, tuple[tuple[float, float, float], tuple[float, float, flo
 
 @dataclass(frozen=True)
 class Difficulty:
-    """How varied the world is.
+    """How varied the scenes are.
 
     Attributes:
         yaw: degrees that the view may turn away from a pure side view; 180 is every direction.
@@ -86,7 +86,7 @@ DIFFICULTIES: dict[str, Difficulty] = {
 
 @dataclass(frozen=True)
 class Scene:
-    """All there is to draw and to know; P primitives (the object's first), K keypoints.
+    """Everything that is drawn, and its keypoints; P primitives (the object's first), K keypoints.
 
     Attributes:
         category: its name.
@@ -195,7 +195,7 @@ def sample_scene(seed: int, index: int, difficulty: str) -> Scene:
 
 
 def find_difficulty(name: str) -> Difficulty:
-    """Returns the world of that name; raises a :class:`ConfigError` that lists the names otherwise."""
+    """Returns the difficulty of that name; raises a :class:`ConfigError` that lists the names otherwise."""
     if name not in DIFFICULTIES:
         raise ConfigError(f"Expected data.difficulty to name a world but got {name!r}; {nearest(name, DIFFICULTIES)}.")
     return DIFFICULTIES[name]
