@@ -182,15 +182,28 @@ class PhotographPairs(Dataset[PairBatch], ABC):
 
     def problems(self) -> dict[str, str]:
         """Reads everything and returns what is wrong, by the name of the pair or the photograph."""
-        found: dict[str, str] = {}
         if self.names is not None:
-            for name in self.names:
-                _record(found, name, self.image_annotation, name)
-        else:
-            for index in range(len(self.pairs)):
-                _record(found, self.pair_name(index), self.pair_annotation, index)
+            return self._problems_of(self.names)
+        found: dict[str, str] = {}
+        for index in range(len(self.pairs)):
+            _record(found, self.pair_name(index), self.pair_annotation, index)
         for annotation in self.image_annotations():
             self._image_problem(found, annotation.name, annotation)
+        return found
+
+    def _problems_of(self, names: Iterable[str]) -> dict[str, str]:
+        """Reads photographs, each of which is annotated once for all pairs, and returns what is wrong, by their name."""
+        found: dict[str, str] = {}
+        for name in names:
+            if name not in self._problems:
+                own: dict[str, str] = {}
+                annotation = _record(own, name, self.image_annotation, name)
+                if annotation is not None:
+                    _record(own, name, self.image, annotation)
+                self._problems[name] = own.get(name)
+            message = self._problems[name]
+            if message is not None:
+                found[name] = message
         return found
 
     def pair_name(self, index: int) -> str:
@@ -224,6 +237,7 @@ class PhotographPairs(Dataset[PairBatch], ABC):
         self.notes: list[str] = []
         self._checked: dict[bytes, str | None] = {}
         self._originals: dict[Path, Original] = {}
+        self._problems: dict[str, str | None] = {}
 
     def _start(self, pairs: Sequence[tuple], paths: Iterable[Path], image_config: ImageConfig) -> None:
         """Takes the pairs, and leaves out the broken ones if that was asked for."""
@@ -234,16 +248,21 @@ class PhotographPairs(Dataset[PairBatch], ABC):
             self._skip_broken()
 
     def _skip_broken(self) -> None:
-        kept = []
-        for index, pair in enumerate(self.pairs):
-            name = self.pair_name(index)
-            known = _record(self.skipped, name, self.pair_annotation, index)
-            if known is not None and all(self._image_problem(self.skipped, name, n) for n in (known.src, known.trg)):
-                kept.append(pair)
+        kept = [pair for index, pair in enumerate(self.pairs) if self._pair_is_whole(index)]
         if not kept:
             first = next(iter(self.skipped.values()), "there are none")
             raise DataError(f"Expected pairs that can be read but all {len(self.pairs)} are broken; the first: {first}")
         self.pairs = kept
+
+    def _pair_is_whole(self, index: int) -> bool:
+        """Says whether a pair can be read, and writes down in ``skipped`` why it cannot."""
+        name = self.pair_name(index)
+        if self.names is not None:
+            found = self._problems_of(self.pairs[index])
+            self.skipped |= {name: message for message in list(found.values())[:1]}
+            return not found
+        known = _record(self.skipped, name, self.pair_annotation, index)
+        return known is not None and all(self._image_problem(self.skipped, name, n) for n in (known.src, known.trg))
 
     def _image_problem(self, found: dict[str, str], name: str, annotation: ImageAnnotation) -> bool:
         """Says whether a photograph is in order, and writes down under ``name`` what is wrong with it.

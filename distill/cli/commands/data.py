@@ -37,6 +37,9 @@ from distill.evaluation.pictures import contact_sheet
 from distill.system.progress import Shown, bar, track
 
 
+CHECK_CACHE_MIB = 64  # each photograph is read once or twice, so that keeping more of them serves nothing
+
+
 def run(cfg: DictConfig) -> dict:
     """Does what ``action`` says, prints what it found, and returns it."""
     actions = {"describe": describe, "check": check, "pair": pair, "download": fetch}
@@ -128,14 +131,17 @@ def check(cfg: DictConfig) -> dict:
     """
     settings = dict(cfg.data)
     if "root" in settings:  # all pairs of the files, and all that is wrong with them rather than the first
-        settings |= {"n_pairs": None, "on_error": "skip"}
+        settings |= {
+            "n_pairs": None,
+            "on_error": "skip",
+            "cache_mib": min(settings.get("cache_mib", 0), CHECK_CACHE_MIB),
+        }
     benchmark = scored_pairs(settings)
     problems: dict[str, str] = {}
     photographs = 0
     if isinstance(benchmark, PhotographPairs):
         problems = benchmark.skipped | benchmark.problems()
-        broken = set(problems)
-        photographs = sum(1 for annotation in benchmark.image_annotations() if annotation.name not in broken)
+        photographs = _count_photographs(benchmark, problems)
     messages = list(dict.fromkeys(problems.values()))
     print(
         f"{benchmark.name} {benchmark.split}: {len(benchmark)} pairs and {photographs} photographs are in order, "
@@ -155,6 +161,13 @@ def check(cfg: DictConfig) -> dict:
             "pairs out with data.on_error=skip."
         )
     return {"pairs": len(benchmark), "photographs": photographs, "problems": messages}
+
+
+def _count_photographs(benchmark: PhotographPairs, problems: Mapping[str, str]) -> int:
+    """Returns how many photographs have none of the ``problems``."""
+    if benchmark.names is not None:
+        return sum(name not in problems for name in benchmark.names)
+    return sum(annotation.name not in problems for annotation in benchmark.image_annotations())
 
 
 def _print_ignored(ignored: Mapping[str, str], most: int = 20) -> None:
