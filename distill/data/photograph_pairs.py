@@ -259,7 +259,8 @@ class PhotographPairs(Dataset[PairBatch], ABC):
         name = self.pair_name(index)
         if self.names is not None:
             found = self._problems_of(self.pairs[index])
-            self.skipped |= {name: message for message in list(found.values())[:1]}
+            if found:
+                self.skipped[name] = next(iter(found.values()))
             return not found
         known = _record(self.skipped, name, self.pair_annotation, index)
         return known is not None and all(self._image_problem(self.skipped, name, n) for n in (known.src, known.trg))

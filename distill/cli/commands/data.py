@@ -36,7 +36,6 @@ from distill.data.photograph_pairs import PhotographPairs
 from distill.evaluation.pictures import contact_sheet
 from distill.system.progress import Shown, bar, track
 
-
 CHECK_CACHE_MIB = 64  # each photograph is read once or twice, so that keeping more of them serves nothing
 
 
