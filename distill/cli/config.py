@@ -21,7 +21,7 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from distill.cli.keys import check_assignments, keys, section_of
+from distill.cli.keys import check_assignments, keys, section_of, too_small
 from distill.cli.overrides import is_path, parse
 from distill.cli.renamed import RENAMED
 from distill.cli.unread import unread
@@ -74,7 +74,7 @@ def compose(
         _raise_together(check_assignments(config, [override for _, override in assigned], verb))
         if assigned:
             config = _hydra_compose(verb, [*base, *(text for text, _ in parsed)])
-    _raise_together(unread(verb, config, [override.key_or_group for _, override in parsed]))
+    _raise_together([*unread(verb, config, [override.key_or_group for _, override in parsed]), *too_small(config)])
     expand_home(config)
     if complete:
         check_complete(config)
@@ -230,7 +230,9 @@ def _split(
         names = [] if override.key_or_group.startswith("hydra") else options(override.key_or_group, config_dir)
         (chosen if names else assigned).append((text, override))
         value, group = override.value(), override.key_or_group
-        if names and value is not None and str(value) not in names and not override.is_delete():
+        if names and (override.is_delete() or value is None):
+            problems.append(f"Expected a choice of {group} but got none; {nearest('', names)}.")
+        elif names and str(value) not in names:
             now = RENAMED.get(f"{group}={value}")
             hint = f"{group}={value} is now {now}" if now else nearest(str(value), names)
             problems.append(f"Expected a known choice of {group} but got {value}; {hint}.")

@@ -27,13 +27,52 @@ USUAL_NAMES = {
 }
 """Names that other programs have for our keys, which are spelt too differently to be found as mistypings."""
 
+LEAST = {
+    "batch_size": 1,
+    "images": 1,
+    "n_pairs": 0,
+    "num_workers": 0,
+    "pairs_per_image": 1,
+    "panels": 1,
+    "pictures": 0,
+    "repeats": 1,
+    "seed": 0,
+    "size": 1,
+    "teacher_pairs": 0,
+}
+"""The smallest whole numbers that make sense, by the last part of a key; whatever reads a setting may ask for more."""
+
+
+def too_small(config: DictConfig) -> list[str]:
+    """Returns an error message for each value that is below :data:`LEAST`."""
+    values = ((key, OmegaConf.select(config, key, throw_on_missing=False)) for key in _with_values(config))
+    return [
+        f"Expected {key} of at least {LEAST[key.rpartition('.')[2]]} but got {value}."
+        for key, value in values
+        if isinstance(value, int | float) and not isinstance(value, bool) and value < LEAST[key.rpartition(".")[2]]
+    ]
+
+
+def _with_values(config: DictConfig) -> list[str]:
+    """Returns those keys that :data:`LEAST` knows and that have a value of their own."""
+    known = (key for key in keys(config) if key.rpartition(".")[2] in LEAST)
+    return [
+        key for key in known if not section_of(config, key)[0]._get_node(key.rpartition(".")[2])._is_interpolation()
+    ]
+
 
 def check_assignments(config: DictConfig, overrides: Sequence[Override], verb: str) -> list[str]:
     """Returns what is wrong with the keys, and with the types of the values, that ``overrides`` assign."""
     problems = []
     for override in overrides:
         key = override.key_or_group
-        if override.is_delete() or key.startswith("hydra."):
+        if key.startswith("hydra."):
+            continue
+        if override.is_delete():
+            if "." not in key or not _exists(config, key):
+                problems.append(
+                    f"Expected a part of a section after ~ but got {key}; write {key}=null to leave it out."
+                )
             continue
         if override.is_add() or override.is_force_add():
             top = key.partition(".")[0]
@@ -81,6 +120,9 @@ def _nearest_key(config: DictConfig, key: str) -> str:
     siblings = [f"{path}.{name!s}" if path else str(name) for name in node]
     if close and close[0] not in siblings:
         return f"did you mean {close[0]!r}? see --help for all keys; +{key}=... adds one"
+    siblings = [name for name in siblings if not name.rpartition(".")[2].startswith("_")]
+    if not siblings:
+        return f"+{key}=... adds one"
     return f"{nearest(f'{path}.{last}' if path else last, siblings)}; +{key}=... adds one"
 
 

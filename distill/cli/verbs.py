@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from distill.cli.config import option_file, shipped
 from distill.core.errors import ConfigError
@@ -16,9 +17,14 @@ def run_verb(verb: str, config: DictConfig, config_dir: str | Path | None = None
     """Runs ``verb`` with its composed configuration.
 
     Raises:
-        ConfigError: when the configuration of a user's verb names no function.
+        ConfigError: when the configuration of a user's verb names no function, or lacks a key that the verb reads.
     """
-    verb_function(verb, config_dir)(config)
+    function = verb_function(verb, config_dir)
+    try:
+        function(config)
+    except OmegaConfBaseException as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"Expected a configuration of {verb} with all its keys but {reason}") from error
 
 
 def verb_function(verb: str, config_dir: str | Path | None = None) -> Callable[[DictConfig], object]:

@@ -148,3 +148,12 @@ def test_a_run_is_not_overwritten_but_may_be_resumed(fitted, tmp_path, capsys):
     assert main(["fit", f"run.dir={folder}", "run.resume=true", *again, "trainer.max_epochs=2"]) == 0
     state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["epoch"] == 1 and (folder / "student.safetensors").read_bytes() != before
+
+
+def test_a_finished_run_is_extended_and_not_shortened(tmp_path, capsys):
+    steps = ["trainer=default", "trainer.check_val_every_n_epoch=1", "+trainer.limit_train_batches=1", "batch_size=4"]
+    once = ["teacher=oracle", *SMALL, *steps, "test.n_pairs=0", "onnx=false", "pictures=0", f"run.dir={tmp_path}/r"]
+    for epochs, resume, code in ((2, "false", 0), (4, "true", 0), (4, "true", 0), (3, "true", 2)):
+        assert main(["fit", *once, f"trainer.max_epochs={epochs}", f"run.resume={resume}"]) == code
+    assert torch.load(tmp_path / "r" / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 3
+    assert "Expected trainer.max_epochs of at least 4, which are done" in capsys.readouterr().err

@@ -21,6 +21,7 @@ from distill.bench.loader import loader_rates
 from distill.bench.student import student_rates
 from distill.bench.teacher import measure_variants
 from distill.cli.config import instantiate
+from distill.cli.reporting import announce
 from distill.cli.run_folder import RunFolder
 from distill.core.errors import ConfigError
 from distill.core.protocols import Benchmark
@@ -40,9 +41,10 @@ def run(cfg: DictConfig) -> list[dict]:
     unknown = [what for what in wanted if what not in measured]
     if unknown or not wanted:
         raise ConfigError(f"Expected what to list {list(measured)} but got {unknown or wanted}; correct what=[...].")
-    choose_device(cfg.device)  # raises now what it would after some measurements
+    device = choose_device(cfg.device)
     benchmark: Benchmark = instantiate(cfg.data)
     folder = RunFolder.numbered(cfg)
+    announce("bench", ", ".join(wanted), device, folder.path)
     rows = [row for what in wanted for row in measured[what](cfg, benchmark)]
     folder.write_json("bench.json", {"rows": rows, "environment": describe()})
     columns = list(dict.fromkeys(key for row in rows for key in row))

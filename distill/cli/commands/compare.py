@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from distill.cli.config import instantiate
 from distill.cli.datasets import scored_pairs
-from distill.cli.reporting import report
+from distill.cli.reporting import announce, report
 from distill.cli.run_folder import RunFolder
 from distill.core.protocols import Benchmark, PairMatcher, match
 from distill.evaluation.compare import Comparison, check_reference, compare
@@ -38,6 +38,7 @@ def run(cfg: DictConfig) -> Comparison:
     benchmark: Benchmark = scored_pairs(cfg.data)
     teacher = Cached(cfg.labels.dir, instantiate(cfg.teacher), fallbacks=list(cfg.labels.fallbacks))
     folder = RunFolder.numbered(cfg)
+    announce("compare", f"{len(benchmark)} {benchmark.split} pairs of {benchmark.name}", device, folder.path)
     label(teacher, benchmark, device)
     matchers = dict(zip(MATCHERS, (teacher, student, baseline, BoxRelative()), strict=True))
     comparison = compare(matchers, benchmark, cfg.reference, cfg.batch_size, device, metrics=instantiate(cfg.metrics))

@@ -14,6 +14,7 @@ from torch import nn
 
 from distill.cli.config import instantiate
 from distill.cli.datasets import scored_pairs
+from distill.cli.reporting import announce
 from distill.cli.run_folder import RunFolder
 from distill.evaluation.evaluate import Evaluation, evaluate
 from distill.system.environment import choose_device, describe
@@ -27,6 +28,7 @@ def run(cfg: DictConfig) -> Evaluation:
         matcher = matcher.to(device)
     benchmark, metrics = scored_pairs(cfg.data), instantiate(cfg.metrics)
     folder = RunFolder.numbered(cfg)
+    announce("evaluate", f"{name} on {len(benchmark)} {benchmark.split} pairs of {benchmark.name}", device, folder.path)
     result = evaluate(matcher, benchmark, name, cfg.batch_size, device, metrics=metrics)
     folder.write_json("metrics.json", result.report | {"environment": describe()})
     report = result.report

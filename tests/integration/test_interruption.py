@@ -1,0 +1,36 @@
+"""Ctrl-C and SIGTERM end a training with the usual exit code, a word on how to go on, and a state to go on from."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+FIT = [
+    *("student.backbone=test_resnet", "student.strides=[8,16]", "student.width=16", "data.size=64", "teacher=oracle"),
+    *("train.n_pairs=32", "val.n_pairs=8", "test.n_pairs=0", "onnx=false", "pictures=0", "device=cpu"),
+    *("trainer.accelerator=cpu", "trainer.max_epochs=30", "trainer.check_val_every_n_epoch=10"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sent", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_training_that_is_stopped_can_be_resumed(sent, code, word, tmp_path, root):
+    command = [sys.executable, "-m", "distill", "fit", f"run.dir={tmp_path}/r", *FIT]
+    process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    last = tmp_path / "r" / "checkpoints" / "last.ckpt"
+    while not last.is_file() and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(sent)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == code and error.endswith(f"{word}, go on with run.resume=true\n")
+    assert "Traceback" not in error and not (tmp_path / "r" / "student.safetensors").exists()
+    epoch = torch.load(last, weights_only=True)["epoch"]
+    done = subprocess.run([*command, "run.resume=true"], cwd=root, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "r" / "student.safetensors").is_file() and epoch < 29
+    assert torch.load(last, weights_only=True)["epoch"] == 29
