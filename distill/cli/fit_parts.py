@@ -75,6 +75,7 @@ def build(cfg: DictConfig) -> FitParts:
         DistillError: for whatever is wrong with the settings, the files that they name, or this machine.
     """
     device = choose_device(cfg.device)
+    check_monitor(cfg)
     if cfg.trainer.get("max_epochs") == 0:
         raise ConfigError("Expected at least one epoch but got trainer.max_epochs=0; the default is 12.")
     student = started(instantiate(cfg.student), cfg.init_from)
@@ -128,6 +129,14 @@ def check_size(student: nn.Module, size: int) -> None:
     check = getattr(student, "check_size", None)
     if callable(check):
         check(size)
+
+
+def check_monitor(cfg: DictConfig) -> None:
+    """Raises a :class:`ConfigError` when no validation logs what ``monitor`` names; callbacks may log more."""
+    scores = [f"val/{name}@{alpha}" for name in ("pck", "pck_teacher") for alpha in ("0.05", "0.10")]
+    known = [*scores, "val/loss", *(f"val/{name}" for name, term in cfg.loss.terms.items() if term is not None)]
+    if cfg.monitor is not None and cfg.monitor not in known and not cfg.callbacks:
+        raise ConfigError(f"Expected monitor to name a figure but got {cfg.monitor!r}; {nearest(cfg.monitor, known)}.")
 
 
 def _module(cfg: DictConfig, student: nn.Module, teacher: Cached) -> Distillation:
