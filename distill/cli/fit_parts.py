@@ -12,7 +12,7 @@ from torchmetrics import Metric
 
 from distill.cli.config import instantiate
 from distill.cli.datasets import fit_pairs, has_truth
-from distill.core.errors import ConfigError, DataError
+from distill.core.errors import ConfigError, DataError, nearest
 from distill.core.protocols import Benchmark, Matcher
 from distill.data.datamodule import PairDataModule
 from distill.export.student_file import load_into, read_student_file
