@@ -26,7 +26,7 @@ class CropBatch(NamedTuple):
         boxes: (R, 3).
         crop_of: (R,) int64, their numbers in the pool; None when there is no pool.
         candidates: the numbers that ``crop_of`` may hold, known without a look at it.
-        names: of the prompts, which decide their noise when there is no pool.
+        names: of the prompts, which decide their noise when there is no pool; empty when there is one.
     """
 
     boxes: Tensor
@@ -68,7 +68,7 @@ class PoolCropSampler:
     """
 
     def __init__(self, boxes: Tensor, names: Sequence[tuple], settings: Settings, draws: int | None) -> None:
-        self.boxes, self.names, self.margin = boxes, names, settings.crop_margin
+        self.boxes, self.margin = boxes, settings.crop_margin
         self._replace = draws is not None
         self._priority = _uniform(names, settings.seed, (draws or 1, len(boxes))).to(boxes)
         self._excluded = torch.zeros(len(names), len(boxes), dtype=torch.bool, device=boxes.device)
@@ -78,7 +78,7 @@ class PoolCropSampler:
 
     def numbered(self, number: int) -> CropBatch:
         """Returns crop ``number`` of the pool for all prompts."""
-        return self._batch(self.boxes.new_full((len(self.names),), number, dtype=torch.int64), None, (number,))
+        return self._batch(self.boxes.new_full((len(self._excluded),), number, dtype=torch.int64), (number,))
 
     def at(self, points: Tensor, rows: Tensor | None = None) -> CropBatch:
         """Returns crops that show points (R, T, 2) off their border, for the prompts of ``rows`` (R,), or for all."""
@@ -86,12 +86,12 @@ class PoolCropSampler:
         self._calls += 1
         priority = priority.masked_fill(self._excluded, -torch.inf)
         priority = priority if rows is None else priority[rows]
-        return self._batch(choose_crops(points, self.boxes, priority, self.margin), rows, self._candidates)
+        return self._batch(choose_crops(points, self.boxes, priority, self.margin), self._candidates)
 
-    def _batch(self, crop_of: Tensor, rows: Tensor | None, candidates: Sequence[int]) -> CropBatch:
+    def _batch(self, crop_of: Tensor, candidates: Sequence[int]) -> CropBatch:
         if not self._replace:
             self._excluded.scatter_(1, crop_of[:, None], True)
-        return CropBatch(self.boxes[crop_of], crop_of, candidates, _chosen(self.names, rows))
+        return CropBatch(self.boxes[crop_of], crop_of, candidates, ())
 
 
 class RandomCropSampler:

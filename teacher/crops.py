@@ -23,7 +23,7 @@ def crop_pixels(image: Tensor, boxes: Tensor) -> Tensor:
     """Does the same for boxes of whole pixels, as released: nothing outside the crop touches its border."""
     side = image.shape[-1]
     pieces = []
-    for left, top, length in (boxes.double() * side).round().int().tolist():
+    for left, top, length in (boxes.cpu().double() * side).round().int().tolist():
         piece = image[None, :, top : top + length, left : left + length]
         pieces.append(F.interpolate(piece, (side, side), mode="bilinear", align_corners=False))
     return torch.cat(pieces)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from distill.core.checks import check_images, check_query
 from distill.core.errors import ConfigError
 from distill.core.geometry import image_size, sample_at
+from distill.core.precision import without_autocast
 from distill.core.readout import windowed_soft_argmax
 from distill.core.types import Matches, PairBatch
 from teacher import text
@@ -120,17 +121,17 @@ class DiffusionFeatures:
     def _match(
         self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor, src_keys: list[str], trg_keys: list[str]
     ) -> Matches:
-        src_map, trg_map = (
-            torch.stack([self.describe(image, key) for image, key in zip(images, keys, strict=True)])
-            for images, keys in ((src_img, src_keys), (trg_img, trg_keys))
-        )
-        points = src_kps.to(self.device, torch.float32)
-        queries = F.normalize(sample_at(src_map, points, image_size(src_img)), dim=-1)
-        heatmap = torch.einsum("bnc,bchw->bnhw", queries, trg_map)
-        size = image_size(trg_img)
-        found = windowed_soft_argmax(heatmap, size, self.settings.temperature, self.settings.radius_cells)
+        points, size, settings = src_kps.to(self.device, torch.float32), image_size(trg_img), self.settings
+        with without_autocast(points):
+            src_map, trg_map = (
+                torch.stack([self.describe(image, key) for image, key in zip(images, keys, strict=True)])
+                for images, keys in ((src_img, src_keys), (trg_img, trg_keys))
+            )
+            queries = F.normalize(sample_at(src_map, points, image_size(src_img)), dim=-1)
+            heatmap = torch.einsum("bnc,bchw->bnhw", queries, trg_map)
+            found = windowed_soft_argmax(heatmap, size, settings.temperature, settings.radius_cells)
         confidence = ((1 + heatmap.amax((-2, -1))) / 2).clamp(0, 1)
-        return Matches(found.to(src_kps), confidence.to(src_kps), heatmap.to(src_kps))
+        return Matches(*(values.to(src_kps.device) for values in (found, confidence, heatmap)))
 
     @torch.no_grad()
     def describe(self, image: Tensor, key: str) -> Tensor:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from distill.core.checks import check_images, check_query
 from distill.core.consensus import NeighbourhoodConsensus
 from distill.core.geometry import image_size
+from distill.core.precision import without_autocast
 from distill.core.types import Matches, PairBatch
 from teacher import confidence
 from teacher.feature_cache import FeatureCache, KeyedImage
@@ -153,11 +154,11 @@ class PromptOptimization:
         height, width = src_img.shape[-2:]
         points = src_kps.cpu().float() / torch.tensor([width, height])
         answers = {}
-        with torch.autocast(self.device.type, enabled=False):  # precision= decides; points and maps are in fp32
+        with without_autocast(torch.empty(0, device=self.device)):  # precision= decides; points and maps are in fp32
             for row in mask.any(1).nonzero()[:, 0].tolist():
                 src, trg = KeyedImage(src_img[row], src_keys[row]), KeyedImage(trg_img[row], trg_keys[row])
                 answers[row] = self._match_pair(src, trg, points[row, mask[row]])
-        return _padded(answers, mask, src_kps, image_size(trg_img))
+        return _padded(answers, mask, src_kps.device, image_size(trg_img))
 
     def _match_pair(self, src: KeyedImage, trg: KeyedImage, points: Tensor) -> Matches:
         """Matches points (N, 2) of one pair of images, in fractions of the sides."""
@@ -233,7 +234,7 @@ class PromptOptimization:
         return confidence.peak_mass(maps, found.points, FLIP_CONSISTENCY_POWER)[0]
 
 
-def _padded(answers: dict[int, Matches], mask: Tensor, like: Tensor, size: tuple[int, int]) -> Matches:
+def _padded(answers: dict[int, Matches], mask: Tensor, device: torch.device, size: tuple[int, int]) -> Matches:
     """Spreads the answers of rows over the points where ``mask`` is true, and turns fractions into target pixels."""
     height, width = size
     h, w = next((answer.heatmap.shape[-2:] for answer in answers.values()), (1, 1))
@@ -243,7 +244,7 @@ def _padded(answers: dict[int, Matches], mask: Tensor, like: Tensor, size: tuple
         points[row, mask[row]] = answer.trg_kps[0].float().cpu() * torch.tensor([width, height])
         confidence[row, mask[row]] = answer.confidence[0].float().cpu()
         heatmap[row, mask[row]] = answer.heatmap[0].float().cpu()
-    return Matches(points.to(like), confidence.to(like), heatmap.to(like))
+    return Matches(points.to(device), confidence.to(device), heatmap.to(device))
 
 
 def content_hashes(images: Tensor) -> list[str]:

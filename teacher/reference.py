@@ -107,7 +107,7 @@ class ReferencePromptOptimization:
         heatmap = torch.stack(maps)
         best = argmax(heatmap, image_size(trg_img))
         peak = heatmap.amax((-2, -1)) / heatmap.sum((-2, -1))
-        return Matches(best.to(src_kps), peak.to(src_kps), heatmap.to(src_kps))
+        return Matches(*(values.to(src_kps.device) for values in (best, peak, heatmap)))
 
     def _point(self, images: tuple[Tensor, Tensor], keys: tuple[str, str], point: Tensor) -> Tensor:
         """Returns (side, side), the target's map for one point (2,) of the source."""
@@ -151,7 +151,7 @@ class ReferencePromptOptimization:
                 box = sampler.numbered(1 + look).boxes
             else:
                 box = sampler.at(argmax((total / seen).mean(0)[None, None], (1, 1))).boxes
-            left, top, length = (box[0].double() * side).round().int().tolist()
+            left, top, length = (box[0].cpu().double() * side).round().int().tolist()
             part = (..., slice(top, top + length), slice(left, left + length))
             for layer, layer_map in enumerate(self._attend(image, key, box, prompt, timestep, (("locate",), look))):
                 enlarged = F.interpolate(layer_map[None], (length, length), mode="bilinear", align_corners=False)

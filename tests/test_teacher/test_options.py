@@ -381,3 +381,31 @@ def test_the_configurations_build_what_they_name(sd1_folder):
     )
     features = compose("evaluate", ["matcher=dift", f"matcher.model={sd1_folder}", "matcher.null_prompt=zeros"]).matcher
     assert isinstance(instantiate(features), DiffusionFeatures)
+
+
+def matchers(folder) -> list:
+    papers = papers_settings() | {"steps": 1, "embeddings": 1, "crops": 4}
+    return [
+        build(folder),
+        DiffusionFeatures(str(folder), device="cpu", prompt_length=7, null_prompt="zeros"),
+        ReferencePromptOptimization(str(folder), device="cpu", prompt_length=7, **papers),
+    ]
+
+
+def test_whole_number_points_are_answered_as_floats(sd1_folder, make_pairs):
+    pair, points = make_pairs(1, size=64), torch.tensor([[[20, 30], [40, 50]]])
+    for matcher in matchers(sd1_folder):
+        expected, answer = (matcher(pair.src_img, pair.trg_img, kps) for kps in (points.float(), points))
+        for found, wanted in zip(answer, expected, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+        assert not torch.equal(answer.confidence, answer.confidence.round())
+
+
+def test_diffusion_features_answer_the_same_under_autocast(sd1_folder, make_pairs):
+    pair = make_pairs(3, size=64)
+    answers = []
+    for enabled in (False, True):
+        matcher = DiffusionFeatures(str(sd1_folder), device="cpu", prompt_length=7, null_prompt="zeros")
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            answers.append(matcher.match_pairs(pair))
+    torch.testing.assert_close(answers[1], answers[0])

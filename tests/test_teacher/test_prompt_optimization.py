@@ -1,13 +1,15 @@
 import json
 import shutil
+from collections import Counter
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill.core.errors import ConfigError, DataError, WeightsError
 from distill.core.protocols import Fingerprinted, PairMatcher
 from distill.data.pairs import collate_pairs
-from teacher import PromptOptimization
+from teacher import PromptOptimization, frozen_model
 from teacher.crop_attention import crop_attention
 from teacher.feature_cache import KeyedImage
 from teacher.settings import Settings
@@ -193,3 +195,47 @@ def test_a_target_with_frozen_queries_is_encoded_at_the_crops_that_are_shown_onl
     teacher.match_pairs(pair)
     shown = [name[-2:] for name in teacher.features.cache if name[0] == "queries" and name[1] == pair.trg_hash[0]]
     assert sorted(shown) == [(0, 1), (1, 2), (2, 3), (3, 4)]  # number of the noise, corner
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_draws_no_random_number_and_copies_nothing_between_host_and_device(sd1_folder, make_pairs):
+    pair, counts = make_pairs(3, size=64), {}
+    for steps in (4, 10):
+        teacher = build(sd1_folder, queries="frozen", null_prompt="zeros", steps=steps, noise_draws=2)
+        with Operations() as operations:
+            teacher.prompts.at(KeyedImage(pair.src_img[0], "key"), pair.src_kps[0] / 64)
+        counts[steps] = operations.counts
+    per_step = {name: (counts[10][name] - counts[4][name]) / 6 for name in counts[10]}
+    assert per_step["_softmax"] == 2 * 3, "one a layer and step for each of three layers at two places"
+    for name in ("rand", "randn", "uniform_", "normal_", "lift_fresh", "nonzero", "_unique2", "unique_dim"):
+        assert per_step.get(name, 0) == 0, name
+    assert per_step["_local_scalar_dense"] == 1, "Adam's count of steps, which lies on the host"
+    assert counts[10]["rand"] + counts[10]["uniform_"] > 0, "they are drawn beforehand"
+
+
+def test_maps_points_and_consensus_are_in_single_precision_where_the_model_is_in_half(
+    sd1_folder, make_pairs, monkeypatch
+):
+    monkeypatch.setattr(frozen_model, "has_bf16", lambda: True)
+    teacher = build(sd1_folder, precision="bf16", queries="frozen", null_prompt="zeros", consensus=2.0)
+    pair = make_pairs(2, size=64)
+    src, trg = (KeyedImage(image[0], key) for image, key in ((pair.src_img, "a"), (pair.trg_img, "b")))
+    prompts = teacher.prompts.at(src, pair.src_kps[0] / 64)
+    with torch.no_grad():
+        found = teacher._localize_with_consensus(src, trg, pair.src_kps[0] / 64, prompts)
+    assert teacher.pipeline.unet.dtype == torch.bfloat16
+    for values in (prompts.embedding, found.points, found.heatmap, found.maps, found.consensus.maps):
+        assert values.dtype == torch.float32
+    cells = found.points * 64
+    assert not torch.equal(cells, cells.bfloat16().float()), "not on the grid of bfloat16"
