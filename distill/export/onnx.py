@@ -6,9 +6,8 @@ stands in the file's metadata.
 """
 
 import copy
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,16 +15,21 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-import distill
 from distill.core.errors import ConfigError, ExportError, WeightsError, nearest
 from distill.core.files import replacing
-from distill.core.types import Matches
+from distill.core.protocols import Benchmark
+from distill.core.types import Matches, PairBatch
+from distill.export import gate
+from distill.export.about import file_metadata
+from distill.export.gate import Gate
+from distill.export.onnx_matcher import OnnxMatcher
+from distill.export.precision import PRECISIONS, encoder_parts, in_half, nodes_of, to_int8
 from distill.export.runtime import INPUTS, OUTPUTS
 
 OPSET = 18
-PRECISIONS = ("fp32",)
 TRACED = (2, 3)  # pairs, points; neither 0 nor 1, which the exporter would take for constants
 CHECKED = ((1, 1), (3, 7), (2, 16))
 
@@ -38,59 +42,124 @@ class Deviation(NamedTuple):
         ties: share of the points that two equally good cells have pulled apart.
         confidence: of ``confidence``.
         heatmap: of ``heatmap``, relative to the range of its scores.
+        gate: PCK of both on pairs, where there were any.
     """
 
     points_px: float
     ties: float
     confidence: float
     heatmap: float
+    gate: Gate | None = None
 
 
 def export_student(
-    student: nn.Module, path: str | Path, size: int, config: Mapping[str, Any] | None = None, precision: str = "fp32"
+    student: nn.Module,
+    path: str | Path,
+    size: int,
+    config: Mapping[str, Any] | None = None,
+    precision: str = "fp32",
+    calibration: Benchmark | None = None,
+    pairs: Benchmark | None = None,
+    insist: bool = False,
+    about: Mapping[str, Any] | None = None,
 ) -> Deviation:
     """Writes ``student`` to an ONNX file and checks that the file gives the student's answers.
 
-    The file appears under its name only after the check; a failure leaves nothing behind.
+    The file appears under its name only after the check; a failure leaves nothing behind. In single precision its answers
+    must be the student's to within rounding; in every precision its PCK on ``pairs`` may be at most half a point lower.
 
     Args:
         student: a module with the contract's ``forward(src_img, trg_img, src_kps) -> Matches``; left as it is.
         path: the file to write; an older one is replaced.
         size: side of the square images, px.
         config: the student's configuration, kept in the metadata as JSON.
-        precision: "fp32".
+        precision: "fp32", "fp16" or "int8" of the encoder, see :mod:`distill.export.precision`.
+        calibration: training pairs of ``size`` px, which "int8" takes the range of activations from.
+        pairs: validation pairs of ``size`` px that student and file are compared on by PCK; None leaves that out.
+        insist: whether to write a file that loses more than half a point of PCK.
+        about: what else the metadata says of the student, see :mod:`distill.export.about`.
 
     Raises:
-        ConfigError: when ``precision`` or ``size`` is none that can be exported.
+        ConfigError: when ``precision`` or ``size`` is none that can be exported, or "int8" lacks pairs.
         DataError: when ``path`` cannot be written.
-        ExportError: when torch cannot export the student, or the file's answers differ from its own.
+        ExportError: when torch cannot export the student, or the file's answers differ too much from its own.
         WeightsError: when the student holds NaN or infinity.
     """
+    _check_settings(precision, size, calibration)
+    student = copy.deepcopy(student).cpu().float().eval()
+    prepare = getattr(student, "freeze_for_export", None)
+    if callable(prepare):
+        prepare(size)
+    metadata = file_metadata(student, size, precision, config or {}, about or {})
+    with replacing(path) as unfinished:
+        best: tuple[Deviation, onnx.ModelProto] | None = None
+        for model in _candidates(student, size, precision, calibration):
+            onnx.helper.set_model_props(model, metadata)
+            onnx.save(model, unfinished)
+            bounds = {} if precision == "fp32" else {"tolerance_px": 1.0, "tolerance": math.inf}
+            deviation = verify(unfinished, student, size, **bounds)
+            if pairs is not None:
+                deviation = deviation._replace(gate=gate.measure(student, OnnxMatcher(unfinished), pairs))
+            if best is None or _loss(deviation) < _loss(best[0]):
+                best = deviation, model
+        assert best is not None
+        deviation, model = best
+        if deviation.gate is not None:
+            if not insist:
+                gate.check(deviation.gate, precision)
+            onnx.helper.set_model_props(model, gate.with_figures(metadata, deviation.gate))
+        onnx.save(model, unfinished)
+    return deviation
+
+
+def _check_settings(precision: str, size: int, calibration: Benchmark | None) -> None:
     if precision not in PRECISIONS:
         raise ConfigError(
             f"Expected a precision that can be exported but got {precision!r}; " + nearest(precision, PRECISIONS) + "."
         )
     if size < 1:
         raise ConfigError(f"Expected size, the side of the images in px, to be positive but got {size}.")
-    student = copy.deepcopy(student).cpu().float().eval()
-    prepare = getattr(student, "freeze_for_export", None)
-    if callable(prepare):
-        prepare(size)
-    with replacing(path) as unfinished:
-        model = to_onnx(student, size)
-        metadata = {
-            "size": str(size),
-            "precision": precision,
-            "student": json.dumps(config or {}),
-            "version": distill.__version__,
-        }
-        onnx.helper.set_model_props(model, metadata)
-        onnx.save(model, unfinished)
-        return verify(unfinished, student, size)
+    if precision == "int8" and (calibration is None or not len(calibration)):
+        raise ConfigError("Expected training pairs to calibrate int8 on but got none; set calibration_pairs above 0.")
+
+
+def _candidates(
+    student: nn.Module, size: int, precision: str, calibration: Benchmark | None
+) -> Iterator[onnx.ModelProto]:
+    """Yields the graphs of which the best is kept: one, or for 8 bits one with and one without the head."""
+    traced, parts = _traced(in_half(student) if precision == "fp16" else student, size), encoder_parts(student)
+    if precision != "int8":
+        yield _finished(traced)
+    else:
+        assert calibration is not None
+        feeds = [_feed(calibration[number], size) for number in range(len(calibration))]
+        for chosen in (parts, [part for part in parts if part != "fusion"]):
+            copied = onnx.ModelProto.FromString(traced.SerializeToString())
+            yield _finished(to_int8(copied, nodes_of(traced, chosen), feeds))
+            if "fusion" not in parts:
+                return
+
+
+def _feed(pairs: PairBatch, size: int) -> dict[str, NDArray[np.float32]]:
+    if pairs.src_img.shape[-2:] != (size, size):
+        raise ConfigError(
+            f"Expected pairs of {size} px to calibrate on but got {pairs.src_img.shape[-1]}; set data.size."
+        )
+    query = (pairs.src_img, pairs.trg_img, pairs.src_kps)
+    return {name: value.float().numpy() for name, value in zip(INPUTS, query, strict=True)}
+
+
+def _loss(deviation: Deviation) -> float:
+    return deviation.gate.loss if deviation.gate is not None else deviation.points_px
 
 
 def to_onnx(student: nn.Module, size: int) -> onnx.ModelProto:
-    """Traces ``student`` (on the CPU, in evaluation mode) at images of ``size`` px; pairs and points stay free."""
+    """Returns the graph of ``student`` (on the CPU, in evaluation mode) for images of ``size`` px, in single precision."""
+    return _finished(_traced(student, size))
+
+
+def _traced(student: nn.Module, size: int) -> onnx.ModelProto:
+    """Traces ``student`` at images of ``size`` px; pairs and points stay free."""
     free = torch.export.Dim.DYNAMIC  # named dimensions are silently fixed by some networks
     try:
         program = torch.onnx.export(
@@ -114,6 +183,11 @@ def to_onnx(student: nn.Module, size: int) -> onnx.ModelProto:
     assert program is not None  # only the older exporter, dynamo=False, returns None
     model = program.model_proto
     _name_dimensions(model)
+    return model
+
+
+def _finished(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Strips a graph of the exporter's notes, in place, and checks it."""
     _strip(model)
     onnx.checker.check_model(model, full_check=True)
     return model
@@ -166,7 +240,7 @@ def verify(path: Path, student: nn.Module, size: int, tolerance_px: float = 0.05
     Raises:
         WeightsError: when the student gives NaN or infinity.
         ExportError: when the file does, or they differ by more than ``tolerance_px`` (points, px)
-            or ``tolerance`` (confidence; heatmap relative to its range).
+            or ``tolerance`` (confidence; heatmap relative to its range; infinity to measure without a bound).
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -186,7 +260,9 @@ def verify(path: Path, student: nn.Module, size: int, tolerance_px: float = 0.05
     distance = np.concatenate(apart)
     tied = ~(distance <= tolerance_px)
     deviation = Deviation(float(distance[~tied].max(initial=0)), float(tied.mean()), confidence, heatmap)
-    if deviation.ties > 0.02 or not (confidence <= tolerance and heatmap <= tolerance):
+    if not np.isfinite(distance).all():
+        raise ExportError("Expected the ONNX file to give finite answers but it gives NaN or infinity; export fp32.")
+    if math.isfinite(tolerance) and (deviation.ties > 0.02 or not (confidence <= tolerance and heatmap <= tolerance)):
         raise ExportError(
             f"Expected the ONNX file to give the student's answers but {deviation.ties:.0%} of the points differ by more "
             f"than {tolerance_px} px, the confidence by up to {confidence:.2g} and the heatmap by {heatmap:.2g} of its "

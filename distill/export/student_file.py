@@ -17,16 +17,20 @@ from distill.export.trusted import build_student, read_description, without_sour
 _FORMAT = "distill-student-2"
 
 
-def save_student(student: nn.Module, config: Mapping[str, Any], path: str | Path) -> None:
+def save_student(
+    student: nn.Module, config: Mapping[str, Any], path: str | Path, about: Mapping[str, Any] | None = None
+) -> None:
     """Writes a student's weights and configuration; an older file is replaced at once or not at all.
 
     Args:
         student: a module.
         config: what builds it, with its ``_target_``, and "size", the side of the images it was trained on, px.
         path: of the file.
+        about: "teacher", "data", "figures" and "licences", plain values, for people and for the metadata of exported files.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()}
     metadata = {"format": _FORMAT, "student": json.dumps(without_sources(config)), "version": distill.__version__}
+    metadata["about"] = json.dumps(dict(about or {}))
     with replacing(path) as unfinished:
         save_file(tensors, unfinished, metadata)
 
@@ -56,6 +60,24 @@ def read_student_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Tenso
             "read; give the student.safetensors of a fit with this version."
         )
     return read_description(metadata.get("student"), path), tensors
+
+
+def read_about(path: str | Path) -> dict[str, Any]:
+    """Returns what a student's file says of its "teacher", "data", "figures" and "licences"; empty if it does not.
+
+    Raises:
+        WeightsError: when it cannot be read, or what it says is no JSON object.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {}).get("about", "{}"))
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"Expected a student's file at {path} but what it says of itself cannot be read.") from error
+    if not isinstance(about, dict):
+        raise WeightsError(
+            f"Expected a student's file at {path} that says of itself a JSON object but got {about!r:.80}."
+        )
+    return about
 
 
 def load_into(student: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> nn.Module:

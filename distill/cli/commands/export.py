@@ -1,24 +1,46 @@
 """Write a student as an ONNX file, verified against torch.
 
-The number of pairs and of points is free; the side of the images is the one that the student was trained on.
+The number of pairs and of points is free; the side of the images is the one that the student was trained on. The file's
+answers are compared with the student's, and its PCK on validation pairs of data=; a file that loses more than half a point
+is refused. precision=fp16 halves the encoder, precision=int8 computes it on 8-bit whole numbers, calibrated on training
+pairs; give the data that the student was trained on.
 
 Examples:
   python -m distill export ckpt=runs/fit/student.safetensors file=student.onnx
+  python -m distill export ckpt=runs/fit/student.safetensors file=student-int8.onnx precision=int8 data=cub data.root=CUB_200_2011
 """
 
 from omegaconf import DictConfig
 
+from distill.cli.datasets import pairs_of
+from distill.core.protocols import Benchmark
 from distill.export.onnx import Deviation, export_student
-from distill.export.student_file import load_student, read_student_file
+from distill.export.student_file import load_student, read_about, read_student_file
 
 
 def run(cfg: DictConfig) -> Deviation:
     """Exports, verifies, and prints how far the file is from torch."""
     config, _ = read_student_file(cfg.ckpt)
+    student, size = load_student(cfg.ckpt, cfg.trust), config["size"]
+    calibration = _pairs(cfg, "train", cfg.calibration_pairs, size) if cfg.precision == "int8" else None
+    pairs = _pairs(cfg, "val", cfg.gate_pairs, size)
     print(f"{cfg.file}: is written and compared with torch, which takes up to a minute", flush=True)
-    deviation = export_student(load_student(cfg.ckpt, cfg.trust), cfg.file, config["size"], config, cfg.precision)
+    about = read_about(cfg.ckpt)
+    deviation = export_student(student, cfg.file, size, config, cfg.precision, calibration, pairs, cfg.insist, about)
     print(
         f"{cfg.file}: points within {deviation.points_px:.2g} px of torch ({deviation.ties:.1%} ties), confidence within "
         f"{deviation.confidence:.2g}, heatmap within {deviation.heatmap:.2g} of its range"
     )
+    gate = deviation.gate
+    if gate is not None:
+        print(
+            f"PCK@0.10 {gate.torch:.1f} of torch, {gate.file:.1f} of the file, on {gate.n_pairs} pairs ({gate.convention})"
+        )
     return deviation
+
+
+def _pairs(cfg: DictConfig, split: str, n_pairs: int, size: int) -> Benchmark | None:
+    """Returns pairs of the data at the student's size, or None for 0 of them."""
+    if not n_pairs:
+        return None
+    return pairs_of(DictConfig({**cfg.data, "size": size}), split, DictConfig({"n_pairs": n_pairs}))

@@ -1,0 +1,84 @@
+"""What an exported file says about itself, as ONNX metadata: text by key, JSON where it is more than a word.
+
+| key | value |
+|---|---|
+| format | ``distill-onnx-1`` |
+| version | of distill |
+| precision | fp32, fp16 or int8 |
+| size | side of the square images, px |
+| architecture | the class, its backbone and the number of parameters |
+| input | JSON: range, channels, layout and size of the images, and the convention of points |
+| student | JSON: the configuration that builds the student |
+| fingerprint | digest of the student's weights, the same for every precision |
+| teacher, data | JSON: whose answers it learned, and of which pairs; empty where the student's file does not say |
+| figures | JSON: PCK in percent, each naming its convention |
+| licences | JSON: of the backbone's weights as timm names it, and of the data |
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+import distill
+
+FORMAT = "distill-onnx-1"
+STORIES = ("teacher", "data", "figures", "licences")
+
+
+def file_metadata(
+    student: nn.Module, size: int, precision: str, config: Mapping[str, Any], about: Mapping[str, Any]
+) -> dict[str, str]:
+    """Returns the metadata of an exported student.
+
+    Args:
+        student: with the weights that are exported.
+        size: side of the square images, px.
+        precision: of the file.
+        config: what builds the student.
+        about: "teacher", "data", "figures", "licences" as far as they are known, see :func:`distill.export.student_file.read_about`.
+    """
+    count = sum(parameter.numel() for parameter in student.parameters())
+    backbone = config.get("backbone") or getattr(getattr(student, "backbone", None), "name", None)
+    described = {
+        "range": [0, 1],
+        "channels": "RGB",
+        "layout": "NCHW",
+        "size": [size, size],
+        "points": "x, y in px of the source image; the centre of the top-left pixel is (0.5, 0.5)",
+    }
+    stories = {key: about.get(key, {}) for key in STORIES}
+    licence = backbone_licence(student, config)
+    if licence is not None:
+        stories["licences"] = {"backbone": licence, **stories["licences"]}
+    return {
+        "format": FORMAT,
+        "version": distill.__version__,
+        "precision": precision,
+        "size": str(size),
+        "architecture": f"{type(student).__name__}{f' on {backbone}' if backbone else ''}, {count} parameters",
+        "input": json.dumps(described),
+        "student": json.dumps(dict(config)),
+        "fingerprint": fingerprint(student),
+        **{key: json.dumps(value) for key, value in stories.items()},
+    }
+
+
+def fingerprint(student: nn.Module) -> str:
+    """Returns 32 hexadecimal digits that name the weights of ``student``."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(student.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def backbone_licence(student: nn.Module, config: Mapping[str, Any]) -> str | None:
+    """Returns what timm says of the licence of the backbone's pretrained weights, if the student started from them."""
+    if config.get("weights") != "pretrained":
+        return None
+    known = getattr(getattr(getattr(student, "backbone", None), "network", None), "pretrained_cfg", None) or {}
+    return str(known.get("license") or "not named by timm")

@@ -1,0 +1,62 @@
+"""The gate of an exported file: its PCK may be at most half a point below the student's."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from distill.core.errors import ExportError
+from distill.core.protocols import Benchmark, Matcher
+from distill.evaluation.evaluate import evaluate
+
+LARGEST_LOSS = 0.5  # points of PCK
+ALPHA = "0.10"
+
+
+class Gate(NamedTuple):
+    """PCK at alpha 0.10, averaged per image, in percent, of a student and of its file on the same pairs.
+
+    Attributes:
+        torch: of the student.
+        file: of the file.
+        n_pairs: how many pairs were asked.
+        convention: of the benchmark, for people.
+    """
+
+    torch: float
+    file: float
+    n_pairs: int
+    convention: str
+
+    @property
+    def loss(self) -> float:
+        """In points."""
+        return self.torch - self.file
+
+    def figures(self) -> dict[str, Any]:
+        """Returns what the file's metadata says of it."""
+        return {
+            "pck@0.10": {"torch": self.torch, "file": self.file, "pairs": self.n_pairs, "convention": self.convention}
+        }
+
+
+def measure(student: nn.Module, matcher: Matcher, pairs: Benchmark) -> Gate:
+    """Evaluates ``student`` and ``matcher`` on ``pairs``."""
+    reports = [evaluate(asked, pairs, "student", progress=False).report for asked in (student, matcher)]
+    torch, file = (float(report["pck"]["image"][ALPHA]) for report in reports)
+    return Gate(torch, file, reports[0]["n_pairs"], f"per image, {pairs.threshold}, {pairs.name} {pairs.split}")
+
+
+def check(gate: Gate, precision: str) -> None:
+    """Raises an :class:`ExportError` when the file loses more than half a point."""
+    if gate.loss > LARGEST_LOSS:
+        raise ExportError(
+            f"Expected {precision} to keep PCK@{ALPHA} within {LARGEST_LOSS} points but it falls from {gate.torch:.1f} to "
+            f"{gate.file:.1f} on {gate.n_pairs} pairs ({gate.convention}); export precision=fp32, or add insist=true."
+        )
+
+
+def with_figures(metadata: Mapping[str, str], gate: Gate) -> dict[str, str]:
+    """Returns a file's metadata with the gate's figures added."""
+    return {**metadata, "figures": json.dumps({**json.loads(metadata["figures"]), **gate.figures()})}
