@@ -42,7 +42,12 @@ class Roles(griffe.Extension):
     def on_instance(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Rewrites the docstring of ``obj``."""
         if obj.docstring is not None:
-            obj.docstring.value = ROLE.sub(_link, obj.docstring.value)
+            obj.docstring.value = ROLE.sub(_link, _escaped(obj.docstring.value))
+
+
+def _escaped(text: str) -> str:
+    """Returns text whose placeholders, such as <run.dir>, are no HTML; code is left as it is."""
+    return re.sub(r"(`+[^`]*`+)|<(?=\w)", lambda found: found[1] or "&lt;", text)
 
 
 def _link(role: re.Match[str]) -> str:
@@ -103,7 +108,7 @@ def commands_page() -> str:
             continue
         chosen = yaml.safe_load((ROOT / f"configs/{verb}.yaml").read_text(encoding="utf-8")).get("defaults", [])
         said, _, examples = _docstring(file).partition("Examples:")
-        parts += [f"## {verb}", ROLE.sub(r"`\1`", said.strip())]
+        parts += [f"## {verb}", _escaped(ROLE.sub(r"`\1`", said.strip()))]
         if examples:
             parts.append("```sh\n" + "\n".join(line.strip() for line in examples.strip().splitlines()) + "\n```")
         links = [_choice(entry) for entry in chosen if isinstance(entry, dict)]
@@ -132,7 +137,7 @@ def group_page(group: str) -> str:
         parts[1] = f"Chosen by `{group}=<name>`."
     for file in sorted((ROOT / "configs" / group).glob("*.yaml")):
         head, indented = _header(file)
-        parts += [f"## {file.stem}", f"```text\n{head}\n```" if indented else head, _table(keys(file))]
+        parts += [f"## {file.stem}", f"```text\n{head}\n```" if indented else _escaped(head), _table(keys(file))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

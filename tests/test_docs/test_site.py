@@ -30,7 +30,8 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert done.returncode == 0, done.stderr
     losses = (tmp_path / "site/reference/python/distill.losses.html").read_text(encoding="utf-8")
     assert "HeatmapKL" in losses and ":class:" not in losses
-    assert "learning rate" in (tmp_path / "site/reference/commands.html").read_text(encoding="utf-8")
+    commands = (tmp_path / "site/reference/commands.html").read_text(encoding="utf-8")
+    assert "learning rate" in commands and "&lt;run.dir&gt;/" in commands
 
 
 @pytest.mark.parametrize(
