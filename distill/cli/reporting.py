@@ -10,7 +10,7 @@ from distill.system.tables import print_table
 
 
 def report(folder: RunFolder, comparison: Comparison, benchmark: Benchmark, panels: int = 6) -> None:
-    """Writes ``metrics.json``, ``report.md``, ``report.html`` and ``matches.png``, and prints the table.
+    """Writes ``metrics.json``, ``report.md``, ``report.html``, ``matches.png`` and each matcher's answers, and prints the table.
 
     Args:
         folder: of the run.
@@ -20,6 +20,8 @@ def report(folder: RunFolder, comparison: Comparison, benchmark: Benchmark, pane
     """
     pictures = example_panels(comparison, benchmark, panels)
     folder.write_json("metrics.json", comparison.report() | {"environment": describe()})
+    for name, evaluation in comparison.evaluations.items():
+        evaluation.answers.write(folder / "predictions" / f"{name}.npz")
     folder.write_text("report.md", markdown(comparison))
     folder.write_text("report.html", html_page(comparison, pictures))
     stack(pictures).save(folder / "matches.png")

@@ -48,7 +48,7 @@ _SPLITS = Unread(
 )
 _MATCHER = (
     Unread(("ckpt",), _lacks("matcher", "ckpt"), "it is read by matcher=student"),
-    Unread(("file",), _lacks("matcher", "file"), "it is read by matcher=onnx"),
+    Unread(("file",), _lacks("matcher", "file"), "it is read by matcher=onnx and matcher=predictions"),
 )
 UNREAD: dict[str, tuple[Unread, ...]] = {
     "fit": (_SPLITS,),

@@ -18,6 +18,7 @@ from distill.core.errors import DataError
 from distill.core.protocols import Benchmark, Matcher, PairMatcher, match
 from distill.core.types import PairBatch
 from distill.data.pairs import collate_pairs, to_device, to_original
+from distill.matchers.stored_predictions import Predictions, StoredPredictions
 from distill.metrics.calibration import calibration
 from distill.metrics.confidence import kept_pck
 from distill.metrics.geometry_aware import GeometryAwarePCK, Groups
@@ -45,6 +46,7 @@ class Evaluation:
         thresholds: tolerance base of each pair, px.
         image_pck: (P, A) in [0, 1], the share of right points of each pair.
         confidence: for each pair (n,) in [0, 1].
+        answers: to all points, whether their truth is known or not, in the form in which they are kept in a file.
     """
 
     report: dict[str, Any]
@@ -55,6 +57,7 @@ class Evaluation:
     thresholds: list[float]
     image_pck: Array
     confidence: list[Array]
+    answers: Predictions
 
 
 def evaluate(
@@ -69,7 +72,8 @@ def evaluate(
     """Runs ``matcher`` over all pairs and scores it by the benchmark's convention.
 
     That is in the original pixels of the target images, unless the benchmark says otherwise. Pairs without a common point
-    are left out and counted, and so are points without a truth. The time is that of the matcher alone, by the wall clock.
+    are left out and counted, and so are points without a truth. The time is that of the matcher alone, by the wall clock;
+    of stored predictions it is that of the matcher that gave them, and so is the name in the report.
 
     Args:
         matcher: on ``device`` already.
@@ -88,7 +92,8 @@ def evaluate(
     loader = DataLoader(cast(Dataset, benchmark), batch_size, collate_fn=collate_pairs)
     scores = _Scores(getattr(benchmark, "symmetric_groups", {}), metrics or {})
     found: dict[str, list] = defaultdict(list)
-    seconds, first = 0.0, 0
+    stored = matcher.predictions if isinstance(matcher, StoredPredictions) else None
+    answers, seconds, first = Predictions(stored.matcher if stored else name), 0.0, 0
     for pairs in track(loader, f"evaluate {name}", enabled=progress):
         numbers, first = range(first, first + len(pairs.category)), first + len(pairs.category)
         known = pairs.kps_mask & torch.isfinite(pairs.trg_kps).all(-1)
@@ -96,6 +101,7 @@ def evaluate(
             continue
         points, confidence, taken = _answer(matcher, pairs, name, device)
         seconds += taken
+        answers.add(pairs, points, confidence)
         predicted, truth = to_original(points, pairs), to_original(pairs.trg_kps, pairs)
         scores.add(pairs, predicted, truth, known)
         _collect(found, numbers, pairs, predicted, truth, known, confidence)
@@ -104,8 +110,9 @@ def evaluate(
             f"Expected pairs with common points in {benchmark.name} but found none; choose another split, or give points."
         )
     shares = np.stack(found.pop("image_pck"))
+    answers.seconds = seconds = stored.seconds if stored else seconds
     report = {
-        "matcher": name,
+        "matcher": answers.matcher,
         "data": benchmark.name,
         "split": benchmark.split,
         **_convention(benchmark),
@@ -117,7 +124,7 @@ def evaluate(
         "seconds": round(seconds, 3),
         "latency_ms": round(1000 * seconds / len(shares), 3),
     }
-    return Evaluation(report=report, image_pck=shares, **found)
+    return Evaluation(report=report, image_pck=shares, answers=answers, **found)
 
 
 def _answer(matcher: Matcher | PairMatcher, pairs: PairBatch, name: str, device: str) -> tuple[Tensor, Tensor, float]:

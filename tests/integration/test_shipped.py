@@ -15,6 +15,8 @@ from distill.cli.config import compose, instantiate
 from distill.cli.datasets import pairs_of
 from distill.data.datasets.shapes import ShapesPairs
 from distill.labels import LabelStore
+from distill.labels.generate import query_of
+from distill.labels.shard import open_shard
 
 MIB = 2**20
 
@@ -86,6 +88,15 @@ def test_the_shipped_labels_are_the_default_teachers_and_cover_the_default_fit()
         pairs = pairs_of(config.data, split, config[split])
         for number in range(0, len(pairs), 40):
             assert store.lookup(pairs[number])[1].all(), f"no labels for pair {number} of {split}"
+
+
+def test_the_shipped_labels_are_in_the_present_format_and_serve_other_sizes():
+    config = compose("fit", ["device=cpu", "data.size=96"])
+    store = LabelStore(config.labels.fallbacks[0])
+    assert [open_shard(path).converted for path in store.files] == [False]
+    pairs = pairs_of(config.data, "val", config.val)
+    for number in range(0, len(pairs), 10):
+        assert store.lookup(pairs[number])[1].all() and store.known(query_of(pairs, number)).all()
 
 
 @pytest.mark.slow

@@ -1,11 +1,13 @@
 """Measure the PCK of one matcher on a benchmark.
 
-Prints the figures and writes them to metrics.json. Any matcher will do: a student (ckpt=), an ONNX file (file=), the
+Prints the figures and writes them to metrics.json, and all answers to predictions.npz; matcher=predictions scores these again
+without the matcher. Any matcher will do: a student (ckpt=), an ONNX file (file=), the
 teacher itself, stored labels, a baseline.
 
 Examples:
   python -m distill evaluate ckpt=runs/fit/student.safetensors
   python -m distill evaluate matcher=onnx file=runs/fit/student.onnx data.n_pairs=100 run.dir=runs/onnx
+  python -m distill evaluate matcher=predictions file=runs/onnx/predictions.npz data.n_pairs=100 run.dir=runs/again
   python -m distill evaluate matcher=box_relative data=cub data.root=CUB_200_2011 run.dir=runs/boxes
 """
 
@@ -31,6 +33,7 @@ def run(cfg: DictConfig) -> Evaluation:
     announce("evaluate", f"{name} on {len(benchmark)} {benchmark.split} pairs of {benchmark.name}", device, folder.path)
     result = evaluate(matcher, benchmark, name, cfg.batch_size, device, metrics=metrics)
     folder.write_json("metrics.json", result.report | {"environment": describe()})
+    result.answers.write(folder / "predictions.npz")
     report = result.report
     print(
         f"{report['data']} {report['split']}, {report['n_pairs']} pairs, {report['n_points']} points, threshold {report['threshold']}"

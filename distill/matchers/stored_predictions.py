@@ -1,0 +1,167 @@
+"""Answers kept in a file, so that they are scored again without the matcher that gave them."""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distill.core.errors import ConfigError, DataError
+from distill.core.files import replacing
+from distill.core.types import Matches, Original, PairBatch
+
+FORMAT = "distill-predictions-1"
+TOLERANCE = 1e-5
+"""Points count as the same within this fraction of the image's sides."""
+
+
+@dataclass
+class Predictions:
+    """A matcher's answers to P pairs with K points together, relative to the original images.
+
+    Attributes:
+        matcher: its name.
+        seconds: that it took.
+        src: P fingerprints of original source images.
+        trg: P fingerprints of original target images.
+        src_point: for each pair (n, 2) x / W, y / H in the source.
+        trg_point: for each pair (n, 2) x / W, y / H in the target.
+        confidence: for each pair (n,) in [0, 1].
+    """
+
+    matcher: str = ""
+    seconds: float = 0.0
+    src: list[str] = field(default_factory=list)
+    trg: list[str] = field(default_factory=list)
+    src_point: list[NDArray[np.float64]] = field(default_factory=list)
+    trg_point: list[NDArray[np.float64]] = field(default_factory=list)
+    confidence: list[NDArray[np.float64]] = field(default_factory=list)
+
+    def add(self, pairs: PairBatch, points: Tensor, confidence: Tensor) -> None:
+        """Adds the answers, (B, N, 2) x, y in px of ``pairs.trg_img`` and (B, N), to the points in ``kps_mask``."""
+        for row in pairs.kps_mask.any(1).nonzero()[:, 0].tolist():
+            mask = pairs.kps_mask[row]
+            self.src.append(pairs.src_original[row].hash)
+            self.trg.append(pairs.trg_original[row].hash)
+            self.src_point.append(_relative(pairs.src_kps[row, mask], pairs.src_content[row]))
+            self.trg_point.append(_relative(points[row, mask], pairs.trg_content[row]))
+            self.confidence.append(confidence[row, mask].double().cpu().numpy())
+
+    def write(self, path: str | Path) -> None:
+        """Writes all to an ``.npz`` file of arrays, none of them pickled, whole or not at all."""
+        lists = (self.src_point, self.trg_point, self.confidence)
+        src_point, trg_point, confidence = (np.concatenate(values) for values in lists)
+        with replacing(path) as unfinished, open(unfinished, "wb") as file:
+            np.savez_compressed(
+                file,
+                allow_pickle=False,
+                format=np.array(FORMAT),
+                matcher=np.array(self.matcher),
+                seconds=np.array(self.seconds),
+                src=np.array(self.src),
+                trg=np.array(self.trg),
+                count=np.array([len(values) for values in self.confidence], np.int64),
+                src_point=src_point,
+                trg_point=trg_point,
+                confidence=confidence,
+            )
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Predictions":
+        """Returns what :meth:`write` wrote.
+
+        Raises:
+            DataError: when the file is missing, damaged or something else.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            if str(arrays["format"]) != FORMAT:
+                raise ValueError(f"its format is {arrays['format']}, not {FORMAT}")
+            _check_arrays(arrays)
+            ends = np.cumsum(arrays["count"])[:-1]
+            points = (np.split(arrays[name], ends) for name in ("src_point", "trg_point", "confidence"))
+            names = arrays["src"].tolist(), arrays["trg"].tolist()
+            return cls(str(arrays["matcher"]), float(arrays["seconds"]), *names, *points)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, BadZipFile) as error:
+            raise DataError(
+                f"Expected predictions in {path} but it cannot be read ({error}); python -m distill evaluate writes a "
+                "predictions.npz."
+            ) from error
+
+
+class StoredPredictions:
+    """Answers from a file of predictions. The images may have another size than when the matcher was asked.
+
+    Args:
+        file: ``predictions.npz`` of an evaluation.
+
+    Raises:
+        ConfigError: without a file.
+        DataError: when the file is missing, damaged or something else.
+    """
+
+    def __init__(self, file: str | Path | None) -> None:
+        if file is None:
+            raise ConfigError("Expected a file of predictions but got none; add file=runs/evaluate/predictions.npz.")
+        self.file, self.predictions = Path(file), Predictions.read(file)
+        self._rows: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for row, pair in enumerate(zip(self.predictions.src, self.predictions.trg, strict=True)):
+            self._rows[pair].append(row)
+
+    def __call__(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
+        """Raises a :class:`ConfigError`: two images and points alone do not say which answers are theirs."""
+        raise ConfigError(
+            "Expected pairs of a data set for stored predictions but got images and points alone; predictions are found by "
+            "the fingerprints of a data set's images: use python -m distill evaluate matcher=predictions"
+        )
+
+    def match_pairs(self, pairs: PairBatch) -> Matches:
+        """See :class:`distill.core.protocols.PairMatcher`; the heatmaps have one empty cell.
+
+        Raises:
+            DataError: when the file has no answer to a point.
+        """
+        points, confidence = torch.zeros_like(pairs.src_kps), torch.zeros_like(pairs.src_kps[..., 0])
+        for row in pairs.kps_mask.any(1).nonzero()[:, 0].tolist():
+            mask = pairs.kps_mask[row]
+            asked = _relative(pairs.src_kps[row, mask], pairs.src_content[row])
+            found, sure = self._find(pairs.src_original[row], pairs.trg_original[row], asked, pairs.src_id[row])
+            x0, y0, x1, y1 = pairs.trg_content[row].tolist()
+            pixels = found * (x1 - x0, y1 - y0) + (x0, y0)
+            points[row, mask] = torch.from_numpy(pixels).to(points)
+            confidence[row, mask] = torch.from_numpy(sure).to(confidence)
+        return Matches(points, confidence, points.new_zeros(*confidence.shape, 1, 1))
+
+    def _find(self, src: Original, trg: Original, asked: NDArray, name: str) -> tuple[NDArray, NDArray]:
+        for row in self._rows.get((src.hash, trg.hash), []):
+            apart = np.abs(self.predictions.src_point[row] - asked[:, None]).max(-1)
+            if (apart.min(1) <= TOLERANCE).all():
+                nearest = apart.argmin(1)
+                return self.predictions.trg_point[row][nearest], self.predictions.confidence[row][nearest]
+        raise DataError(
+            f"Expected predictions for all points in {self.file} but it has none for points of {name}; it is of other pairs "
+            "or other photographs: evaluate the matcher again."
+        )
+
+
+def _relative(points: Tensor, content: Tensor) -> NDArray[np.float64]:
+    """Returns points (n, 2), x, y px, as fractions of the sides of ``content`` (4,) from its corner."""
+    x0, y0, x1, y1 = content.tolist()
+    return (points.double().cpu().numpy() - (x0, y0)) / (x1 - x0, y1 - y0)
+
+
+def _check_arrays(arrays: dict[str, NDArray]) -> None:
+    """Raises a ValueError unless the arrays are those of predictions."""
+    count = arrays["count"]
+    total = int(count.sum()) if count.ndim == 1 and count.dtype.kind == "i" and (count > 0).all() else -1
+    shapes = {"src": count.shape, "trg": count.shape, "src_point": (total, 2), "trg_point": (total, 2)}
+    shapes |= {"confidence": (total,), "matcher": (), "seconds": ()}
+    for name, shape in shapes.items():
+        kind = "U" if name in ("src", "trg", "matcher") else "f"
+        if arrays[name].shape != shape or arrays[name].dtype.kind != kind:
+            raise ValueError(f"its array {name} has {arrays[name].dtype}, {arrays[name].shape}")

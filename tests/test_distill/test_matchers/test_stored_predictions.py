@@ -1,0 +1,131 @@
+"""Answers are kept in a file and scored again without the matcher."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from distill.__main__ import main
+from distill.core.errors import ConfigError, DataError
+from distill.core.types import Matches
+from distill.data.datasets.shapes.pairs import ShapesPairs
+from distill.data.pairs import collate_pairs
+from distill.evaluation.compare import compare
+from distill.evaluation.evaluate import evaluate
+from distill.matchers.oracle import Oracle
+from distill.matchers.stored_predictions import StoredPredictions
+
+
+class Rough:
+    """Answers near the truth, with a confidence that differs between points."""
+
+    def match_pairs(self, pairs):
+        noise = torch.sin(pairs.src_kps * 12.9) * pairs.trg_img.shape[-1] / 12
+        confidence = (0.5 + 0.5 * torch.cos(pairs.src_kps.sum(-1))).clamp(0, 1)
+        return Matches(pairs.trg_kps + noise, confidence, noise.new_ones(*noise.shape[:2], 4, 4))
+
+
+@pytest.fixture
+def stored(tmp_path):
+    result = evaluate(Rough(), ShapesPairs("val", 6), "rough", batch_size=4, progress=False)
+    result.answers.write(tmp_path / "predictions.npz")
+    return result, tmp_path / "predictions.npz"
+
+
+def test_the_figures_are_the_same_without_the_matcher(stored):
+    first, path = stored
+    again = evaluate(StoredPredictions(path), ShapesPairs("val", 6), "again", batch_size=3, progress=False)
+    assert again.report == first.report and again.report["matcher"] == "rough"
+    for name in ("predictions", "confidence", "truth"):
+        for one, other in zip(getattr(first, name), getattr(again, name), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_answers_hold_at_another_size_and_for_some_of_the_pairs(stored):
+    first, path = stored
+    pairs = ShapesPairs("val", 6, size=64)
+    few = collate_pairs([pairs[n] for n in (4, 1)])
+    answer = StoredPredictions(path).match_pairs(few)
+    for row, number in enumerate((4, 1)):
+        points = answer.trg_kps[row, few.kps_mask[row]].numpy() * 2
+        np.testing.assert_allclose(points, first.predictions[number], atol=1e-3)
+
+
+def test_stored_answers_are_compared_like_matchers(stored):
+    matchers = {"teacher": Oracle(), "student": StoredPredictions(stored[1])}
+    comparison = compare(matchers, ShapesPairs("val", 6), progress=False)
+    assert comparison.evaluations["student"].report["pck"] == stored[0].report["pck"]
+
+
+def test_answers_to_other_pairs_or_points_are_refused(stored, few):
+    matcher = StoredPredictions(stored[1])
+    with pytest.raises(DataError, match=r"it has none for points of source; it is of other pairs"):
+        matcher.match_pairs(few[0])
+    pair = ShapesPairs("val", 6)[0]
+    with pytest.raises(DataError, match="it has none for points of medium/val"):
+        matcher.match_pairs(pair._replace(src_kps=pair.src_kps + 0.5))
+
+
+def test_bare_images_and_a_missing_name_are_refused_in_words(stored):
+    with pytest.raises(ConfigError, match="evaluate matcher=predictions"):
+        StoredPredictions(stored[1])(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8), torch.ones(1, 1, 2))
+    with pytest.raises(ConfigError, match="add file="):
+        StoredPredictions(None)
+
+
+class Harm:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.write_text, (self.path, "harmed")
+
+
+def arrays_of(path: Path) -> dict:
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a, tmp: a | {"src": np.array([Harm(tmp / "harmed")] * len(a["src"]), object)},
+        lambda a, tmp: a | {"format": np.array([Harm(tmp / "harmed")], object)},
+        lambda a, tmp: a | {"format": np.array("something else")},
+        lambda a, tmp: a | {"count": a["count"] + 1},
+        lambda a, tmp: a | {"count": -a["count"]},
+        lambda a, tmp: a | {"src_point": a["src_point"][:, :1]},
+        lambda a, tmp: a | {"confidence": a["confidence"].astype(np.int64)},
+        lambda a, tmp: a | {"trg": a["trg"][:-1]},
+        lambda a, tmp: {name: value for name, value in a.items() if name != "trg_point"},
+    ],
+)
+def test_a_hostile_or_foreign_file_runs_nothing_and_is_named(stored, tmp_path, change):
+    np.savez(tmp_path / "hostile.npz", **change(arrays_of(stored[1]), tmp_path))
+    with pytest.raises(DataError, match=r"Expected predictions in .*hostile\.npz but it cannot be read"):
+        StoredPredictions(tmp_path / "hostile.npz")
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_a_missing_a_cut_and_another_file_are_named(stored, tmp_path):
+    cut = tmp_path / "cut.npz"
+    cut.write_bytes(stored[1].read_bytes()[:-100])
+    (tmp_path / "text.npz").write_text("no archive")
+    (tmp_path / "empty.npz").write_bytes(b"")
+    for name in ("missing", "cut", "text", "empty"):
+        with pytest.raises(DataError, match=rf"Expected predictions in .*{name}\.npz but it cannot be read"):
+            StoredPredictions(tmp_path / f"{name}.npz")
+
+
+def test_evaluate_writes_its_answers_and_scores_them_again(tmp_path):
+    shared = ["evaluate", "data.split=val", "data.n_pairs=6", "data.size=64", "device=cpu"]
+    assert main([*shared, "matcher=box_relative", f"run.dir={tmp_path}/a"]) == 0
+    again = [*shared, "matcher=predictions", f"file={tmp_path}/a/predictions.npz", f"run.dir={tmp_path}/b"]
+    assert main(again) == 0
+    first, second = (json.loads((tmp_path / run / "metrics.json").read_text()) for run in "ab")
+    first.pop("environment"), second.pop("environment")
+    assert first == second and first["matcher"] == "BoxRelative"
