@@ -56,8 +56,9 @@ def plain(text: str, sweeps: bool = False) -> str:
 
 
 def is_path(key: str) -> bool:
-    """Says whether a dotted key holds a path."""
-    return key.lstrip("+").rpartition(".")[2] in PATHS
+    """Says whether a dotted key holds a path; what stands below ``loss.weights`` are numbers, named after losses."""
+    section, _, last = key.lstrip("+").rpartition(".")
+    return last in PATHS and section != "loss.weights"
 
 
 def quoted(value: str) -> str:
