@@ -1,79 +1,115 @@
-"""Match points between two image files.
+"""Match points of one image with one or many others.
 
-Writes matches.json (points in pixels of the files, with confidence) and match.png. Points are pixels of
-the image as viewers show it: its EXIF orientation is applied.
+Writes matches.json (points in pixels of the files, with confidence), a picture of each target, and points.csv, which
+data=folder reads as data.points. Points are pixels of the image as viewers show it: its EXIF orientation is applied.
+
+trg is a file, a list of files, or a folder, whose images are matched one after the other. points is a list of pairs, or a
+file: JSON that holds such a list, CSV with the columns x, y or part, x, y, or a data set's file of points.
 
 Examples:
   python -m distill match src=a.jpg trg=b.jpg points=[[120,80],[60,200]] ckpt=runs/fit/student.safetensors
   python -m distill match matcher=onnx file=student.onnx src=a.jpg trg=b.jpg points=points.json
+  python -m distill match src=photos/cat/1.jpg trg=photos/cat points=photos/points.csv ckpt=runs/fit/student.safetensors
 """
 
-import json
+import csv
+import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from distill.cli.config import instantiate
+from distill.cli.match_input import Points, read_points, targets
 from distill.cli.run_folder import RunFolder
 from distill.core.checks import check_points
 from distill.core.errors import DataError
+from distill.core.protocols import Matcher
 from distill.data.images import read_image
 from distill.evaluation.pictures import match_panel
 from distill.matchers.match_images import match_images
 from distill.system.environment import choose_device
+from distill.system.progress import track
+
+Rows = list[dict[str, Any]]
 
 
 def run(cfg: DictConfig) -> dict:
-    """Matches, writes ``matches.json`` and ``match.png``, and returns what the former holds."""
-    src_img, trg_img = (read_image(path) for path in (cfg.src, cfg.trg))
-    points = read_points(cfg.points)
-    check_points(points, src_img, "points")
-    device, matcher = choose_device(cfg.device), instantiate(cfg.matcher)
+    """Matches, writes ``matches.json``, ``points.csv`` and pictures, and returns what the first holds."""
+    src = Path(cfg.src)
+    src_img, points = read_image(src), read_points(cfg.points, src)
+    check_points(points.xy, src_img, "points")
+    files, from_folder = targets(cfg.trg, src)
+    device = choose_device(cfg.device)
+    images = {file: read_image(file) for file in files} if not from_folder else None  # an error before anything is made
+    matcher = instantiate(cfg.matcher)
     if isinstance(matcher, nn.Module):
         matcher = matcher.to(device)
-    folder = RunFolder.numbered(cfg)
-    answer = match_images(matcher, src_img, trg_img, points, cfg.size, device)
-    found = answer.trg_kps[0]
-    rows = [
-        {"src": _rounded(s), "trg": _rounded(t), "confidence": round(float(c), 4)}
-        for s, t, c in zip(points[0], found, answer.confidence[0], strict=True)
-    ]
-    matches = {
-        "src": str(cfg.src),
-        "trg": str(cfg.trg),
-        "matches": rows,
-    }
-    folder.write_json("matches.json", matches)
-    panel = match_panel(src_img[0], trg_img[0], points[0].numpy(), {"target": found.numpy()}, side=384)
-    panel.save(folder / "match.png")
-    for row in rows:
-        print(f"{row['src']} -> {row['trg']}  confidence {row['confidence']:.2f}")
-    print(f"{folder / 'match.png'}")
+    found: dict[Path, Rows] = {}
+    with RunFolder.numbered(cfg) as folder:
+        for number, file in enumerate(track(files, "match", enabled=len(files) > 1), start=1):
+            try:
+                trg_img = images[file] if images is not None else read_image(file)
+            except DataError as error:
+                print(f"left out: {error}")
+                continue
+            path = folder / ("match.png" if len(files) == 1 else f"pictures/{number:04d}_{file.stem}.png")
+            found[file] = answer(matcher, src_img, trg_img, points, cfg.size, device)
+            picture(path, src_img, trg_img, points.xy[0], found[file])
+        if not found:
+            raise DataError(f"Expected images that can be read in {cfg.trg} but none of {len(files)} can; see above.")
+        matches = write(folder, src, found, points)
+    tell(folder, found)
     return matches
 
 
-def read_points(points: ListConfig | str) -> Tensor:
-    """Returns points, given as a list or as the name of a JSON file that holds one, as (1, N, 2).
+def answer(matcher: Matcher, src_img: Tensor, trg_img: Tensor, points: Points, size: int | None, device: str) -> Rows:
+    """Returns "src", "trg" (x, y px), "confidence" and "part" of each point."""
+    found = match_images(matcher, src_img, trg_img, points.xy, size, device)
+    return [
+        {"part": name, "src": _rounded(s), "trg": _rounded(t), "confidence": round(float(c), 4)}
+        for name, s, t, c in zip(points.names, points.xy[0], found.trg_kps[0], found.confidence[0], strict=True)
+    ]
 
-    Raises:
-        DataError: unless they are pairs of numbers.
+
+def picture(path: Path, src_img: Tensor, trg_img: Tensor, points: Tensor, rows: Rows) -> None:
+    """Draws the source with its points (N, 2) and the target with the answers into the file ``path``."""
+    answers = {"target": np.array([row["trg"] for row in rows])}
+    path.parent.mkdir(exist_ok=True)
+    match_panel(src_img[0], trg_img[0], points.numpy(), answers, side=384).save(path)
+
+
+def write(folder: RunFolder, src: Path, found: dict[Path, Rows], points: Points) -> dict[str, Any]:
+    """Writes ``matches.json`` and ``points.csv``; returns what the former holds.
+
+    Of one target it holds "src", "trg" and "matches", of several "src" and "targets", a list of "trg" and "matches".
     """
-    try:
-        given = json.loads(Path(points).read_text()) if isinstance(points, str) else OmegaConf.to_container(points)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"Expected points as [[x,y],...] or a JSON file but {points} cannot be read ({error})."
-        ) from error
-    try:
-        array = np.array(given, dtype=np.float32)
-    except (TypeError, ValueError):
-        array = np.zeros(0, dtype=np.float32)
-    if array.ndim != 2 or array.shape[1] != 2:
-        raise DataError(f"Expected points as [[x,y],...], x and y in pixels of the source, but got {given}.")
-    return torch.from_numpy(array)[None]
+    several = [{"trg": str(file), "matches": rows} for file, rows in found.items()]
+    content = {"src": str(src), **(several[0] if len(several) == 1 else {"targets": several})}
+    folder.write_json("matches.json", content)
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["image", "part", "x", "y"])
+    known = [(name, *_rounded(point)) for name, point in zip(points.names, points.xy[0], strict=True)]
+    table.writerows((f"{src.parent.name}/{src.name}", *row) for row in known)
+    for file, rows in found.items():
+        table.writerows((f"{file.parent.name}/{file.name}", row["part"], *row["trg"]) for row in rows)
+    folder.write_text("points.csv", text.getvalue())
+    return content
+
+
+def tell(folder: RunFolder, found: dict[Path, Rows]) -> None:
+    """Prints each point of one target, or a line for each of several."""
+    if len(found) == 1:
+        for row in next(iter(found.values())):
+            print(f"{row['src']} -> {row['trg']}  confidence {row['confidence']:.2f}")
+        print(folder / "match.png" if (folder.path / "match.png").is_file() else folder / "pictures")
+        return
+    for file, rows in found.items():
+        print(f"{file}  mean confidence {sum(row['confidence'] for row in rows) / len(rows):.2f}")
+    print(folder / "matches.json")
 
 
 def _rounded(point: Tensor) -> list[float]:

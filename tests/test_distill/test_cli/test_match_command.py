@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from distill.__main__ import main
-from distill.cli.commands.match import read_points
+from distill.cli.match_input import read_points
 from distill.core.errors import DataError
 from distill.data.datasets.shapes.render import render
 from distill.data.datasets.shapes.scene import sample_scene
@@ -39,9 +39,73 @@ def test_an_image_matches_itself_in_its_own_pixels(images):
     assert abs(row["trg"][0] - 31) < 4 and abs(row["trg"][1] - 21) < 3
 
 
-def test_points_may_come_from_a_file(images):
-    (images / "p.json").write_text("[[1, 2], [3, 4]]")
-    assert read_points(str(images / "p.json")).tolist() == [[[1, 2], [3, 4]]]
+@pytest.mark.parametrize(
+    ("name", "text", "names", "points"),
+    [
+        ("p.json", "[[1, 2], [3, 4]]", ["0", "1"], [[1, 2], [3, 4]]),
+        ("p.csv", "x,y\n1,2\n3,4\n", ["0", "1"], [[1, 2], [3, 4]]),
+        ("p.csv", "part,x,y\neye,1,2\nnose,3,4.5\n", ["eye", "nose"], [[1, 2], [3, 4.5]]),
+        ("p.csv", "image,part,x,y\nb.png,eye,9,9\na.png,eye,1,2\n", ["eye"], [[1, 2]]),
+        ("p.json", '{"a.png": {"points": {"eye": [1, 2]}}, "b.png": {"points": {"eye": [3, 4]}}}', ["eye"], [[1, 2]]),
+    ],
+)
+def test_points_may_come_from_a_file(name, text, names, points, images):
+    (images / name).write_text(text)
+    found = read_points(str(images / name), images / "a.png")
+    assert found.xy.tolist() == [points] and found.names == names
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("p.csv", "a,b\n1,2\n", "Expected the columns x, y"),
+        ("p.csv", "x,y\n1,nan\n", "p.csv"),
+        ("p.csv", "image,part,x,y\nc.png,eye,9,9\n", "Expected points of a.png"),
+        ("p.json", '{"c.png": {"points": {"eye": [1, 2]}}}', "Expected points of a.png"),
+        ("p.json", "[[1, 2, 3]]", "Expected points as"),
+        ("p.json", "[[1, NaN]]", "Expected points as"),
+    ],
+)
+def test_a_file_without_points_of_the_source_is_named(name, text, message, images, capsys):
+    (images / name).write_text(text)
+    assert run(images, f"points={images}/{name}") == 2
+    assert message in capsys.readouterr().err and not (images / "out").exists()
+
+
+def test_a_folder_of_targets_is_matched_and_carries_the_points_over(images, capsys):
+    for name in "cd":
+        (images / f"{name}.png").write_bytes((images / "b.png").read_bytes())
+    (images / "broken.png").write_text("no image")
+    (images / "p.csv").write_text("part,x,y\neye,10,10\nnose,20,15\n")
+    assert run(images, f"trg={images}", f"points={images}/p.csv") == 0
+    shown = capsys.readouterr().out
+    assert shown.count("mean confidence") == 3 and "left out: Expected an image file but" in shown
+    written = json.loads((images / "out" / "matches.json").read_text())["targets"]
+    assert [target["trg"].rpartition("/")[2] for target in written] == ["b.png", "c.png", "d.png"]
+    assert {path.name[4:] for path in (images / "out" / "pictures").iterdir()} == {"_b.png", "_c.png", "_d.png"}
+    again = read_points(str(images / "out" / "points.csv"), images / "c.png")
+    assert again.names == ["eye", "nose"] and again.xy[0].tolist() == [
+        pytest.approx(row["trg"]) for row in written[1]["matches"]
+    ]
+
+
+def test_a_list_of_targets_must_be_readable_as_a_whole(images, capsys):
+    assert run(images, f"trg=[{images}/b.png,{images}/none.png]", "points=[[1,1]]") == 2
+    assert "none.png cannot be read" in capsys.readouterr().err and not (images / "out").exists()
+    assert run(images, f"trg=[{images}/b.png,{images}/a.png]", "points=[[1,1]]") == 0
+    assert len(json.loads((images / "out" / "matches.json").read_text())["targets"]) == 2
+
+
+def test_a_folder_without_images_is_refused(images, capsys):
+    (images / "empty").mkdir()
+    assert run(images, f"trg={images}/empty", "points=[[1,1]]") == 2
+    assert "Expected images in the folder" in capsys.readouterr().err
+
+
+def test_a_second_call_writes_beside_the_first(images):
+    assert run(images, "points=[[1,1]]") == 0 and run(images, "points=[[2,2]]") == 0
+    first, second = (json.loads((images / name / "matches.json").read_text()) for name in ("out", "out_2"))
+    assert first["matches"][0]["src"] == [1, 1] and second["matches"][0]["src"] == [2, 2]
 
 
 @pytest.mark.parametrize(

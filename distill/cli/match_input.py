@@ -1,0 +1,112 @@
+"""What ``match`` is asked: target files, and points from the command line, CSV or JSON."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import ListConfig, OmegaConf
+from torch import Tensor
+
+from distill.core.errors import DataError
+from distill.data.images import readable_suffixes
+from distill.data.points_file import read_points_file
+from distill.data.readers import numbers, read_csv, read_json
+
+COLUMNS = (["x", "y"], ["part", "x", "y"], ["image", "part", "x", "y"])
+"""The headers that a CSV file of points may have."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """Points of the source image.
+
+    Attributes:
+        xy: (1, N, 2) x, y in pixels of the source.
+        names: of the parts, or their numbers from 0 on.
+    """
+
+    xy: Tensor
+    names: list[str]
+
+
+def targets(given: str | ListConfig, src: Path) -> tuple[list[Path], bool]:
+    """Returns the target files, and whether they are those of a folder, of which damaged ones may be left out.
+
+    Args:
+        given: a file, a list of files, or a folder, whose images are taken except the source.
+        src: the source image.
+
+    Raises:
+        DataError: when the list is empty, or the folder has no other image.
+    """
+    if isinstance(given, ListConfig):
+        if not given:
+            raise DataError("Expected target images in trg but got an empty list; name one.")
+        return [Path(str(path)) for path in given], False
+    folder = Path(given)
+    if not folder.is_dir():
+        return [folder], False
+    files = (file for file in sorted(folder.iterdir()) if file.is_file() and not file.name.startswith("."))
+    images = [file for file in files if file.suffix.lower() in readable_suffixes() and file.resolve() != src.resolve()]
+    if not images:
+        raise DataError(f"Expected images in the folder trg={folder} but found none besides the source; name another.")
+    return images, True
+
+
+def read_points(given: ListConfig | str, src: Path) -> Points:
+    """Returns points, given as a list of pairs or as the name of a file.
+
+    The file is JSON that holds such a list; or CSV with the columns x, y or part, x, y; or a file of points of a
+    data set, see :mod:`distill.data.points_file`, of which the entry of the source image is taken.
+
+    Args:
+        given: the list, or the path.
+        src: the source image, which a file may name by its own name or with its folder's.
+
+    Raises:
+        DataError: unless there are points that are pairs of numbers.
+    """
+    if not isinstance(given, str):
+        return _pairs(OmegaConf.to_container(given))
+    file = Path(given)
+    if file.suffix.lower() != ".csv":
+        content = read_json(file, lambda content: content, "points as [[x,y],...], or by image,")
+        return _of_image(file, src, list(content)) if isinstance(content, dict) else _pairs(content)
+    header, rows = read_csv(file)
+    if header not in COLUMNS:
+        raise DataError(
+            f"Expected the columns x, y, before them part or image, part, in {file} but got {', '.join(header)}; rename them."
+        )
+    if "image" in header:
+        return _of_image(file, src, [row[0] for row in rows])
+    xy = np.stack([numbers(row[-2:], file, number) for number, row in enumerate(rows, start=2)])
+    names = [row[0] if "part" in header else str(index) for index, row in enumerate(rows)]
+    return Points(torch.from_numpy(xy).float()[None], names)
+
+
+def _of_image(file: Path, src: Path, images: list[str]) -> Points:
+    """Returns the points that a data set's file has of the source image."""
+    known = [*images, src.name, f"{src.parent.name}/{src.name}"]
+    found = read_points_file(file, known).images
+    mine = [name for name in found if name == str(src) or name == src.name or name == f"{src.parent.name}/{src.name}"]
+    if len(mine) != 1 or not found[mine[0]].points:
+        raise DataError(
+            f"Expected points of {src.name} in {file} but found {len(mine)} entries; it has {sorted(found)[:5]}."
+        )
+    points = found[mine[0]].points
+    return Points(torch.tensor([list(points.values())], dtype=torch.float32), list(points))
+
+
+def _pairs(given: Any) -> Points:
+    try:
+        array = np.array(given, dtype=np.float32)
+    except (TypeError, ValueError):
+        array = np.zeros(0, dtype=np.float32)
+    if array.ndim != 2 or array.shape[1] != 2 or not np.isfinite(array).all():
+        raise DataError(
+            f"Expected points as [[x,y],...], x and y in pixels of the source, but got {json.dumps(given, default=str)[:200]}."
+        )
+    return Points(torch.from_numpy(array)[None], [str(number) for number in range(len(array))])

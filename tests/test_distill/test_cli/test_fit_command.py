@@ -1,0 +1,49 @@
+"""Parts of fit that need no training."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from distill.cli.commands import fit
+from distill.cli.run_folder import RunFolder
+
+
+@pytest.mark.parametrize("annotated", [True, False])
+def test_the_final_comparison_is_made_on_the_chosen_device(annotated, few, tmp_path, monkeypatch):
+    asked = {}
+
+    def compare(matchers, pairs, reference="teacher", device="cpu", metrics=None):
+        asked.update(device=device, pairs=pairs, reference=reference, matchers=matchers)
+        return SimpleNamespace(notes=[])
+
+    monkeypatch.setattr(fit, "compare", compare)
+    monkeypatch.setattr(fit, "report", lambda *arguments: None)
+    parts = SimpleNamespace(
+        device="meta",
+        test=few if annotated else None,
+        val=few,
+        teacher=object(),
+        baseline=torch.nn.Linear(2, 2),
+        metrics={},
+    )
+    student = torch.nn.Linear(2, 2)
+    fit.finish(OmegaConf.create({"test": {"n_pairs": 4}}), parts, student, RunFolder(tmp_path))
+    assert asked["device"] == "meta" and student.weight.device.type == parts.baseline.weight.device.type == "meta"
+    assert ("teacher" in asked["matchers"]) == annotated
+    assert asked["reference"] == ("teacher" if annotated else "student")
+
+
+def test_without_test_pairs_nothing_is_compared(tmp_path):
+    config = OmegaConf.create({"test": {"n_pairs": 0}})
+    assert fit.finish(config, SimpleNamespace(), torch.nn.Linear(1, 1), RunFolder(tmp_path)) is None
+
+
+@pytest.mark.parametrize(
+    ("device", "training", "text"),
+    [("cpu", "cpu", "cpu"), ("cuda:1", "cuda", "cuda:1"), ("cpu", "cuda", "cpu, training on cuda")],
+)
+def test_the_opening_line_names_the_devices(device, training, text):
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(training)))
+    assert fit.devices(SimpleNamespace(device=device, trainer=trainer)) == text
