@@ -40,7 +40,10 @@ def read_csv(file: Path, hint: str = "restore the file") -> tuple[list[str], lis
     Raises:
         DataError: when it cannot be read, has no rows, or a row is shorter or longer than the header.
     """
-    header, *rows = [row for row in csv.reader(read_text(file, hint).splitlines()) if row]
+    try:
+        header, *rows = [row for row in csv.reader(read_text(file, hint).splitlines(), strict=True) if row]
+    except csv.Error as error:
+        raise DataError(f"Expected CSV in {file} but it cannot be read ({error}); restore the file.") from error
     if not rows:
         raise DataError(f"Expected rows below the header of {file} but there are none; restore the file.")
     for number, row in enumerate(rows, start=2):
@@ -64,7 +67,16 @@ def read_json(file: Path, parse: Callable[[Any], T], what: str) -> T:
     """
     try:
         return parse(json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=_unique))
-    except (OSError, RecursionError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (
+        OSError,
+        RecursionError,
+        OverflowError,
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+        AttributeError,
+    ) as error:
         raise DataError(
             f"Expected {what} in {file} but it cannot be read ({type(error).__name__}: {error}); restore the file."
         ) from error

@@ -1,8 +1,8 @@
-"""Which parts of an object mirror or repeat each other, by the part's number from 0 on.
+"""Symmetric groups: parts of an object that mirror or repeat each other, by the part's number from 0 on.
 
-A point is geometry-aware when a twin of it is visible in the target too, so that looks alone cannot tell them apart
-(Zhang et al., "Telling Left from Right", CVPR 2024). The groups of SPair-71k and AP-10K are those of that work; those
-of CUB-200-2011 are its parts named left and right.
+A point is geometry-aware when another part of its group is visible in the target too, so that appearance alone cannot
+tell them apart (Zhang et al., "Telling Left from Right", CVPR 2024). The groups of SPair-71k and AP-10K are those of that
+work; those of CUB-200-2011 are its parts named left and right.
 """
 
 from collections.abc import Mapping, Sequence

@@ -203,13 +203,14 @@ class Annotations:
 
 FILES = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "bounding_boxes.txt", "parts/part_locs.txt")
 WIDTHS = (2, 2, 2, 5, 5)
+N_WHOLE = (1, 2, 2, 1, 2)  # how many of the first cells of a line are whole numbers
 
 
 def _tables(root: Path) -> list[list[list[str]]]:
     tables, problems = [], []
-    for name, width in zip(FILES, WIDTHS, strict=True):
+    for name, width, n_whole in zip(FILES, WIDTHS, N_WHOLE, strict=True):
         try:
-            rows = _rows(root / name, width, free_text=name == "images.txt")
+            rows = _rows(root / name, width, n_whole, free_text=name == "images.txt")
             if name != FILES[-1]:
                 _check_ids(rows, root / name)
             tables.append(rows)
@@ -229,14 +230,15 @@ def _check_ids(rows: list[list[str]], file: Path) -> None:
         )
 
 
-def _rows(file: Path, width: int, free_text: bool) -> list[list[str]]:
+def _rows(file: Path, width: int, n_whole: int, free_text: bool) -> list[list[str]]:
     rows = []
     hint = "give in data.root the folder that holds images.txt"
     for number, line in enumerate(read_text(file, hint).splitlines(), start=1):
         row = line.split()
         if not row:
             continue
-        if len(row) < width or not row[0].isdigit() or not _finite(row[1:] if not free_text else []):
+        whole, numbers = row[:n_whole], [] if free_text else row[n_whole:]
+        if len(row) < width or not all(cell.isdecimal() and len(cell) < 19 for cell in whole) or not _finite(numbers):
             raise DataError(f"Expected {width} values in line {number} of {file} but got {line!r}; restore the file.")
         rows.append(row)
     return rows

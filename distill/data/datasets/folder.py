@@ -234,7 +234,9 @@ def find_photographs(root: Path) -> tuple[list[str], dict[str, str]]:
             continue
         for file in _visible(entry.path):
             name = f"{entry.name}/{file.name}"
-            if file.is_dir():
+            if not _is_text(name):
+                ignored[name.encode("ascii", "backslashreplace").decode()] = "its name is not UTF-8"
+            elif file.is_dir():
                 ignored[f"{name}/"] = "folders in a sub-folder are not read"
             elif Path(file.name).suffix.lower() in readable:
                 names.append((entry.name, file.name))
@@ -257,6 +259,14 @@ def _visible(folder: str | Path) -> Iterable[os.DirEntry[str]]:
             return [entry for entry in entries if not entry.name.startswith(".")]
     except OSError:
         return []
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _reason(name: str, otherwise: str) -> str:

@@ -6,7 +6,7 @@ benchmark's pairs are all ordered pairs within a folder, 900 in all. A list of t
 the folders or above them; otherwise the pairs are made. Coordinates are taken as they stand.
 """
 
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,6 +133,8 @@ class PFWillowPairs(PhotographPairs):
                 "restore the file, or remove it and the pairs are made."
             )
         for number, row in enumerate(rows, start=2):
+            if not (PurePath(row[0].strip()).name and PurePath(row[1].strip()).name):
+                raise DataError(f"Expected two images in row {number} of {file} but got {row[:2]}; restore the file.")
             pair = _name(row[0]), _name(row[1])
             if pair in self._listed:
                 self.ignored[f"row {number} of {file.name}"] = f"repeats the pair {pair[0]} -> {pair[1]}"

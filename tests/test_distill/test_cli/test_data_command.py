@@ -1,3 +1,5 @@
+import importlib
+import inspect
 import json
 
 import numpy as np
@@ -204,3 +206,15 @@ def test_fit_compares_on_annotated_photographs_as_far_as_there_are_any(tmp_path,
         (root / "points.csv").write_text("\n".join(["image,part,x,y", *rows]))
         test = fit_pairs(compose("fit", ["data=folder", f"data.root={root}", "data.size=32"]))[2]
         assert tested in capsys.readouterr().out and (test is None) == (count == 6)
+
+
+@pytest.mark.parametrize("name", ["ap10k", "cub", "folder", "pf_pascal", "pf_willow", "spair71k"])
+def test_the_defaults_of_a_class_are_those_of_its_configuration(name):
+    """A setting stands in one place; that class and file agree is checked here."""
+    data = compose("evaluate", [f"data={name}", "data.root=x"]).data
+    path, _, target = data._target_.rpartition(".")
+    parameters = inspect.signature(getattr(importlib.import_module(path), target)).parameters
+    configured = {key: value for key, value in data.items() if key not in ("_target_", "root")}
+    assert set(configured) == set(parameters) - {"root"}
+    different = {key for key, value in configured.items() if parameters[key].default != value}
+    assert different <= ({"split", "n_pairs"} if name == "cub" else set())

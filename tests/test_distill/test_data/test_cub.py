@@ -227,3 +227,21 @@ def test_an_image_without_visible_parts_is_ignored_and_named(layout):
 def test_more_pairs_than_there_are_give_all_of_them_and_a_note(layout):
     pairs = CUBPairs(str(layout), "test", 1000, size=32)
     assert len(pairs) == 24 and pairs.notes == ["split test has 24 pairs, 1000 were asked for"]
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("image_class_labels.txt", "² 1"),
+        ("image_class_labels.txt", "3 1.5"),
+        ("image_class_labels.txt", "3 " + "9" * 5000),
+        ("parts/part_locs.txt", "3 1.5 9.0 9.0 1"),
+        ("train_test_split.txt", "1² 1"),
+        ("bounding_boxes.txt", "-3 1 1 5 5"),
+    ],
+)
+def test_a_number_that_is_no_whole_number_is_named(layout, file, line):
+    with (layout / file).open("a") as opened:
+        opened.write(line + "\n")
+    with pytest.raises(DataError, match=f"line .* of .*{file.rpartition('/')[2]} but got '{line}'"):
+        CUBPairs(str(layout), "test", 4)

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,10 @@ def test_no_image_is_in_two_splits_and_new_images_move_few():
             "the key 'cat/2.PNG' comes twice",
         ),
         ("points.json", '{"cat/2.PNG": {"points": {}, "box": [1, 1, 2, 2]}}', "unknown key 'box'"),
+        ("points.csv", "image,part,x,y\ncat/2.PNG,a,1,\0", "in row 2|cannot be read"),
+        ("points.csv", "image,part,x,y\ncat/2.PNG," + "a" * 200_000 + ",1,2", "cannot be read"),
+        ("points.json", '{"cat/2.PNG": {"points": {"a": [1' + "0" * 400 + ", 1]}}}", "OverflowError"),
+        ("points.json", "[" * 100_000, "RecursionError"),
         ("points.json", "{", "JSONDecodeError"),
         ("points.json", '{"cat/2.PNG": {}}', "KeyError"),
         ("points.json", '{"cat/2.PNG": {"points": {"a": [1]}}}', "ValueError"),
@@ -282,3 +287,9 @@ def test_names_with_quotation_marks_survive_a_list_of_pairs(layout, tmp_path):
     pairs = FolderPairs(str(layout))
     (tmp_path / "list.csv").write_text(pair_list(pairs.pairs))
     assert FolderPairs(str(layout), pairs=str(tmp_path / "list.csv")).pairs == pairs.pairs
+
+
+def test_a_file_name_that_is_no_text_is_ignored_and_named(layout):
+    (layout / "dog" / "b.jpg").rename(os.fsdecode(os.fsencode(layout / "dog") + b"/\xff.jpg"))
+    pairs = FolderPairs(str(layout))
+    assert len(pairs) == 6 and pairs.ignored["dog/\\udcff.jpg"] == "its name is not UTF-8"

@@ -115,6 +115,8 @@ def test_a_list_of_pairs_is_followed_and_says_the_same_as_the_annotations(layout
     [
         ([], "rows below the header"),
         ([["a.png", "b.png", *[1] * 39]], "42 cells in row 2"),
+        ([["", "b.png", *[1] * 40]], "two images in row 2"),
+        ([[".", "b.png", *[1] * 40]], "two images in row 2"),
         ([["car(S)/photo 0.png", "car(S)/photo 1.png", "x", *[1] * 39]], "numbers in row 2"),
     ],
 )

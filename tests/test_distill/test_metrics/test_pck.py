@@ -126,7 +126,7 @@ def test_a_keypoint_that_only_the_target_shows_can_be_confused_too():
     assert pck_dagger_outcomes(*arguments, 0.1, others, exist).swap.all()
 
 
-def test_a_point_is_geometry_aware_when_a_twin_of_it_is_in_the_target():
+def test_a_point_is_geometry_aware_when_another_part_of_its_group_is_in_the_target():
     from distill.metrics.geometry_aware import geometry_aware
 
     # Parts 0 and 1 are symmetric, 2 has no counterpart. The first target shows both, the second only one of them.
