@@ -15,12 +15,9 @@ from lightning import Trainer
 from safetensors.torch import load_file
 
 from distill.__main__ import main
-from distill.cli.commands.fit import _distillation as distillation
-from distill.cli.config import compose, instantiate
-from distill.cli.datasets import pairs_of
-from distill.data.datamodule import PairDataModule
+from distill.cli.config import compose
+from distill.cli.fit_parts import build
 from distill.labels.audit import audit
-from distill.labels.cached import Cached
 from distill.labels.store import LabelStore
 
 FORK = multiprocessing.get_context("fork")  # so that what is killed need not import torch again
@@ -75,41 +72,61 @@ def test_on_two_processes_fit_validates_as_one_process_does(tmp_path):
     settings = [*FIT, *TRAINER, "loss=distillation", "trainer.max_epochs=2", f"run.dir={tmp_path}/two"]
     run("fit", *settings, "trainer.devices=2")
     assert (tmp_path / "two" / "student.onnx").exists()
-    cfg = compose("fit", settings)
-    teacher = Cached(cfg.labels.dir, instantiate(cfg.teacher), read_only=True)
-    module = distillation(cfg, instantiate(cfg.student), teacher)
+    parts = build(compose("fit", [*settings, f"run.dir={tmp_path}/one", f"labels.dir={tmp_path}/two/labels"]))
     state = torch.load(tmp_path / "two" / "checkpoints" / "last.ckpt", weights_only=True)
-    module.load_state_dict(state["state_dict"])
-    val = pairs_of(cfg.data, "val", cfg.val)
+    parts.module.load_state_dict(state["state_dict"])
     trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
-    (one,) = trainer.validate(module, PairDataModule(val, val, cfg.batch_size), verbose=False)
+    (one,) = trainer.validate(parts.module, parts.data, verbose=False)
     two = [row for row in rows(tmp_path / "two") if "val/loss" in row][-1]
     assert state["global_step"] == 6 and one.keys() == two.keys() - {"step"} - {"epoch"} and len(one) > 4
     for name, value in one.items():
         assert two[name] == pytest.approx(value, rel=1e-4), name
 
 
-@pytest.mark.slow
-def test_a_killed_fit_resumes_and_ends_with_the_same_weights_bit_for_bit(tmp_path, one_thread):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    settings = [*FIT, *TRAINER, "trainer.max_epochs=4"]
-    process = FORK.Process(target=main, args=(["fit", f"run.dir={killed}", *settings],))
+def interrupted(folder: Path, settings: list[str], number: signal.Signals) -> int | None:
+    """Starts a fit, sends it a signal in its second epoch, and returns its exit code.
+
+    Six steps make an epoch: when there are more than eight rows, the second has begun, and the first one's checkpoint is
+    there.
+    """
+    process = FORK.Process(target=lambda: sys.exit(main(["fit", f"run.dir={folder}", *settings])))
     process.start()
     deadline = time.monotonic() + 200
-    # Six steps make an epoch: the second has begun, and the checkpoint of the first is there.
-    while time.monotonic() < deadline and not ((killed / "metrics.jsonl").exists() and len(rows_so_far(killed)) > 8):
+    while time.monotonic() < deadline and not ((folder / "metrics.jsonl").exists() and len(rows_so_far(folder)) > 8):
         time.sleep(0.005)
-    process.kill()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL and not (killed / "student.safetensors").exists()
-    assert main(["fit", f"run.dir={killed}", "run.resume=true", *settings]) == 0
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join(60)
+    return process.exitcode
+
+
+@pytest.mark.slow
+def test_a_fit_that_was_killed_terminated_or_interrupted_resumes_bit_for_bit(tmp_path, one_thread):
+    """The labels of the second epoch are already the student's own, of its averaged weights."""
+    settings = [*FIT, *TRAINER, "trainer.max_epochs=4", "self_distillation.start_epoch=1", "onnx=false", "pictures=0"]
+    whole = tmp_path / "whole"
     assert main(["fit", f"run.dir={whole}", *settings]) == 0
-    one, two = (torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (whole, killed))
-    assert one["global_step"] == two["global_step"] == 24
-    assert all(torch.equal(value, two["state_dict"][name]) for name, value in one["state_dict"].items())
-    best, same = (load_file(folder / "student.safetensors") for folder in (whole, killed))
-    assert all(torch.equal(value, same[name]) for name, value in best.items())
-    assert rows(whole) == rows(killed)
+    expected = torch.load(whole / "checkpoints" / "last.ckpt", weights_only=True)
+    for number, code in ((signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        folder = tmp_path / number.name
+        assert interrupted(folder, settings, number) == code
+        assert not (folder / "student.safetensors").exists()
+        assert main(["fit", f"run.dir={folder}", "run.resume=true", *settings]) == 0
+        found = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+        assert found["global_step"] == expected["global_step"] == 24
+        assert all(torch.equal(value, found["state_dict"][name]) for name, value in expected["state_dict"].items())
+        kept, same = (load_file(path / "student.safetensors") for path in (whole, folder))
+        assert all(torch.equal(value, same[name]) for name, value in kept.items())
+        assert rows(whole) == rows(folder)
+
+
+@pytest.mark.slow
+def test_more_processes_than_validation_batches_are_refused_before_labels_are_made(tmp_path):
+    """11 pairs in batches of 4 are 3 batches."""
+    arguments = ["fit", *FIT, *TRAINER, "trainer.devices=4", f"run.dir={tmp_path}/r"]
+    done = subprocess.run(command(*arguments), env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and "batch for each of 4 processes but got 3 of 4 pairs" in done.stderr
+    assert not (tmp_path / "r").exists()
 
 
 def rows_so_far(folder: Path) -> list[str]:
