@@ -120,8 +120,8 @@ def load_pipeline(
     vae_config, unet_config = read_config(folder, "vae"), read_config(folder, "unet")
     image_size = check_image_size(image_size, unet_config, vae_config)
     prompt_length = prompt_length or tokenizer_length(folder)
-    vae = _load_part(_AUTOENCODERS[vae_config["_class_name"]], folder, "vae", variant, dtype)
-    unet = _load_part(UNet2DConditionModel, folder, "unet", variant, dtype)
+    vae = load_part(_AUTOENCODERS[vae_config["_class_name"]], folder, "vae", variant, dtype)
+    unet = load_part(UNet2DConditionModel, folder, "unet", variant, dtype)
     width = unet.config.cross_attention_dim
     width = width if isinstance(width, int) else max(width)
     return Pipeline(
@@ -141,7 +141,12 @@ def as_device(name: str) -> torch.device:
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
-def _load_part(kind: Any, folder: Path, part: str, variant: str | None, dtype: torch.dtype) -> Any:
+def load_part(kind: Any, folder: Path, part: str, variant: str | None, dtype: torch.dtype) -> Any:
+    """Returns a model that diffusers loads from a pipeline folder, frozen and in evaluation mode.
+
+    Raises:
+        WeightsError: when its weights are damaged, or not those that its configuration describes.
+    """
     try:
         module, info = kind.from_pretrained(
             folder,

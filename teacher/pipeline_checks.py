@@ -41,7 +41,7 @@ def check_folder(folder: Path, variant: str | None = None) -> None:
     _check_channels(unet, vae, folder)
     latent_statistics(vae, folder)
     for file in (file for part in _PARTS for file in weight_files(folder, part, variant)):
-        _check_tensors(file)
+        check_tensors(file)
 
 
 def _check_files(folder: Path, variant: str | None) -> None:
@@ -65,7 +65,13 @@ def check_not_quantised(config: dict[str, Any], part: Path) -> None:
         )
 
 
-def _check_tensors(file: Path) -> None:
+def check_tensors(file: Path, others: tuple[str, ...] = ()) -> None:
+    """Refuses a file that is cut or holds quantised tensors.
+
+    Args:
+        file: in safetensors.
+        others: kinds of tensors that may be there beside floating point.
+    """
     try:
         with safe_open(file, "pt") as weights:
             kinds = {key: weights.get_slice(key).get_dtype() for key in weights.keys()}  # noqa: SIM118
@@ -73,7 +79,7 @@ def _check_tensors(file: Path) -> None:
         raise WeightsError(
             f"Expected whole weights in {file} but it is truncated or damaged ({error}); copy it again."
         ) from error
-    strange = sorted(f"{key} ({kind})" for key, kind in kinds.items() if kind not in _FLOATING)
+    strange = sorted(f"{key} ({kind})" for key, kind in kinds.items() if kind not in {*_FLOATING, *others})
     if strange:
         raise WeightsError(
             f"Expected weights of 16, 32 or 64 bit floating point in {file} but {len(strange)} tensors are not, first "

@@ -1,6 +1,7 @@
 """A pipeline's text side, for the few uses that want a real prompt."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,8 +9,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from distill.core.errors import WeightsError
 from teacher.pipeline import Pipeline
-from teacher.pipeline_checks import check_not_quantised
-from teacher.pipeline_files import CONFIGS, missing_files, part_variant, read_config
+from teacher.pipeline_checks import check_not_quantised, check_tensors
+from teacher.pipeline_files import CONFIGS, missing_files, part_variant, read_config, weight_files
 
 _ADVICE = "use null_prompt=zeros, or queries=conditioned and consensus=0, which need no text."
 
@@ -32,6 +33,8 @@ def check_text(folder: Path, variant: str | None = None) -> None:
             f"Expected a text encoder of CLIP in {folder / 'text_encoder'} but got {config['model_type']!r}; {_ADVICE}"
         )
     check_not_quantised(config, folder / "text_encoder")
+    for file in weight_files(folder, "text_encoder", variant):
+        check_tensors(file, others=("I64",))  # positions
     if (folder / "text_encoder" / "adapter_config.json").exists():  # transformers would follow it to other weights
         raise WeightsError(
             f"Expected plain weights in {folder / 'text_encoder'} but it has an adapter_config.json, which leads to others; "
@@ -47,6 +50,21 @@ def null_prompt(pipeline: Pipeline, kind: str) -> Tensor:
     return encode_text(pipeline.folder, "", length, pipeline.variant).to(pipeline.vae.device)
 
 
+def load_text_part(kind: Any, folder: Path, part: str, **options: Any) -> Any:
+    """Returns a part that transformers loads from a pipeline folder.
+
+    Raises:
+        WeightsError: when its files are missing or damaged.
+    """
+    try:
+        return kind.from_pretrained(folder / part, local_files_only=True, **options)
+    except Exception as error:  # the tokenizers' errors have no class of their own
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(
+            f"Expected a {kind.__name__} in {folder / part} but it cannot be loaded ({reason}); copy it again."
+        ) from error
+
+
 @torch.no_grad()
 def encode_text(folder: Path, text: str, length: int, variant: str | None = None) -> Tensor:
     """Returns the prompt embedding (L, D) that a pipeline's own text encoder gives ``text``, padded to ``length``.
@@ -55,13 +73,8 @@ def encode_text(folder: Path, text: str, length: int, variant: str | None = None
         WeightsError: when the pipeline folder has no single CLIP text encoder with its tokenizer.
     """
     check_text(folder, variant)
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    encoder = CLIPTextModel.from_pretrained(
-        folder / "text_encoder",
-        variant=part_variant(folder, "text_encoder", variant) or None,
-        dtype=torch.float32,
-        use_safetensors=True,
-        local_files_only=True,
-    ).eval()
+    tokenizer = load_text_part(CLIPTokenizer, folder, "tokenizer")
+    options = {"variant": part_variant(folder, "text_encoder", variant) or None, "dtype": torch.float32}
+    encoder = load_text_part(CLIPTextModel, folder, "text_encoder", use_safetensors=True, **options).eval()
     tokens = tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     return encoder(tokens.input_ids).last_hidden_state[0]

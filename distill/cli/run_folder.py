@@ -134,10 +134,14 @@ def read_config(file: Path) -> DictConfig:
     return config
 
 
-def check_unchanged(config: DictConfig) -> None:
+def check_unchanged(config: DictConfig, free: tuple[str, ...] = FREE_ON_RESUME) -> None:
     """Checks that a run which is to be resumed has the settings of its first start.
 
     Its ``config.yaml`` is compared with ``config`` only; nothing in it is built.
+
+    Args:
+        config: of the run as it is asked for now.
+        free: settings, and sections of settings, that may change.
 
     Raises:
         ConfigError: naming every setting that differs and may not.
@@ -149,7 +153,7 @@ def check_unchanged(config: DictConfig) -> None:
     differing = sorted(
         key
         for key in before.keys() | now.keys()
-        if before.get(key) != now.get(key) and not any(key == f or key.startswith(f"{f}.") for f in FREE_ON_RESUME)
+        if before.get(key) != now.get(key) and not any(key == f or key.startswith(f"{f}.") for f in free)
     )
     if differing:
         told = ", ".join(f"{key}={now.get(key)} ({before.get(key)} before)" for key in differing[:5])

@@ -7,6 +7,7 @@ their side, as Stable Diffusion does where the paper reads it.
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
@@ -14,7 +15,10 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from distill.core.errors import ConfigError
+from distill.core.errors import ConfigError, WeightsError
+from teacher.pipeline import load_part
+from teacher.pipeline_files import missing_files
+from teacher.text import check_text, load_text_part
 
 
 def build_tokenizer(captions: Iterable[str], length: int, init_from: str | None = None) -> CLIPTokenizer:
@@ -26,7 +30,7 @@ def build_tokenizer(captions: Iterable[str], length: int, init_from: str | None 
         init_from: a pipeline folder whose tokenizer is taken instead.
     """
     if init_from is not None:
-        return CLIPTokenizer.from_pretrained(init_from, subfolder="tokenizer", local_files_only=True)
+        return load_text_part(CLIPTokenizer, Path(init_from).expanduser(), "tokenizer")
     first, last = "<|startoftext|>", "<|endoftext|>"
     words = Counter(word for caption in captions for word in caption.lower().split())
     merges = _learn_merges(words)
@@ -76,9 +80,10 @@ def build_text_encoder(
 ) -> CLIPTextModel:
     """Returns a CLIP text transformer with random weights, or the one of the pipeline folder ``init_from``."""
     if init_from is not None:
-        return CLIPTextModel.from_pretrained(
-            init_from, subfolder="text_encoder", dtype=torch.float32, use_safetensors=True, local_files_only=True
-        )
+        folder = Path(init_from).expanduser()
+        check_text(folder)
+        options = {"dtype": torch.float32, "use_safetensors": True}
+        return load_text_part(CLIPTextModel, folder, "text_encoder", **options).train()
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -154,10 +159,10 @@ def build_unet(
             nn.init.zeros_(module.proj_out.weight)
             nn.init.zeros_(module.proj_out.bias)
     if init_from is not None:
-        given = UNet2DConditionModel.from_pretrained(
-            init_from, subfolder="unet", torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
-        )
-        _start_from(given, unet)
+        folder = Path(init_from).expanduser()
+        if missing := missing_files(folder, ("unet",)):
+            raise WeightsError(f"Expected a pipeline in {folder} but it lacks {', '.join(missing)}; copy it again.")
+        _start_from(load_part(UNet2DConditionModel, folder, "unet", None, torch.float32), unet)
     return unet
 
 

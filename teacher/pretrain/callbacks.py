@@ -113,16 +113,18 @@ class Snapshot(Callback):
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Writes what there is so far."""
-        self._write(trainer, pl_module)
+        assert isinstance(pl_module, DiffusionTraining)
+        self.write(pl_module, trainer.global_step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the result."""
-        self._write(trainer, pl_module)
-
-    def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, DiffusionTraining)
-        save_pipeline(pl_module, self.folder / "pipeline")
+        self.write(pl_module, trainer.global_step)
+
+    def write(self, module: DiffusionTraining, step: int) -> None:
+        """Writes the pipeline of the module's parts, and what it draws after ``step`` steps."""
+        save_pipeline(module, self.folder / "pipeline")
         samples = self.folder / "samples"
         samples.mkdir(parents=True, exist_ok=True)
-        grid = draw_grid(assemble(pl_module), self.captions, self.seed)
-        grid.save(samples / f"{trainer.global_step:06d}.png")
+        grid = draw_grid(assemble(module), self.captions, self.seed)
+        grid.save(samples / f"{step:06d}.png")

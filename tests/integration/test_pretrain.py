@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -148,6 +149,47 @@ def test_an_interrupted_run_ends_with_the_weights_of_one_that_was_not(tmp_path, 
         for f in ("whole", "parts")
     ]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_a_finished_run_stays_as_it_is(trained, tmp_path):
+    given = [f"autoencoder.init_from={trained}/pipeline/vae", "diffusion.averaging.decay=0.99"]
+    command = ["pretrain", f"run.dir={tmp_path}/run", "diffusion.steps=2", *UNSCORED, *given]
+    assert main(command) == 0
+    file = tmp_path / "run" / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"
+    before = load_file(file)
+    shutil.rmtree(tmp_path / "run" / "pipeline")  # as if it had been stopped just before
+    assert main(command) == 0
+    after = load_file(file)
+    assert all(torch.equal(before[key], after[key]) for key in before), "the averaged weights are written again"
+
+
+@pytest.mark.parametrize("setting", ["diffusion.unet.channels=[16,32,48]", "autoencoder.model.channels=16", "seed=1"])
+def test_a_run_is_not_continued_with_another_model(trained, setting, capsys):
+    before = (trained / "config.yaml").read_text()
+    assert main(["pretrain", f"run.dir={trained}", "diffusion.steps=7", *SMALL, setting]) == 2
+    error = capsys.readouterr().err
+    assert setting.split("=")[0] in error and "start anew with run.dir" in error
+    assert (trained / "config.yaml").read_text() == before
+
+
+def test_fewer_steps_than_are_done_are_refused(trained, capsys):
+    assert main(["pretrain", f"run.dir={trained}", "diffusion.steps=1", *SMALL]) == 2
+    assert "Expected diffusion.steps of at least" in capsys.readouterr().err
+
+
+def test_an_autoencoder_that_does_not_fit_the_unet_is_refused(root, tmp_path, capsys):
+    given = f"autoencoder.init_from={root}/checkpoints/sd-mini/vae"
+    assert main(["pretrain", f"run.dir={tmp_path}/run", "diffusion.steps=2", *UNSCORED, given]) == 2
+    assert "latents of 12 channels and 4 cells a side" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "tokenizer"])
+def test_a_pipeline_to_start_from_that_lacks_a_part_is_refused(trained, part, tmp_path, capsys):
+    folder = shutil.copytree(trained / "pipeline", tmp_path / "pipeline")
+    shutil.rmtree(folder / part)
+    given = [f"diffusion.init_from={folder}", f"autoencoder.init_from={folder}/vae"]
+    assert main(["pretrain", f"run.dir={tmp_path}/run", "diffusion.steps=2", *given, *UNSCORED]) == 2
+    assert part in capsys.readouterr().err
 
 
 def test_the_frozen_autoencoder_is_in_no_checkpoint(trained):

@@ -272,6 +272,17 @@ def test_a_configuration_of_which_no_unet_can_be_built_is_named(folder, changes)
         load(folder)
 
 
+@pytest.mark.parametrize(
+    "name", ["text_encoder/model.safetensors", "text_encoder/config.json", "tokenizer/tokenizer.json"]
+)
+def test_a_cut_file_of_the_text_side_is_named(root, tmp_path, name):
+    folder = Path(shutil.copytree(root / "checkpoints" / "sd-mini", tmp_path / "mini"))
+    file = folder / name
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(WeightsError, match=rf"{Path(name).parent}.*copy it again"):
+        DiffusionFeatures(str(folder), device="cpu")._null_prompt  # noqa: B018
+
+
 def write_shards(part: Path, name: str, index: str) -> list[Path]:
     file = part / "diffusion_pytorch_model.safetensors"
     weights = list(load_file(file).items())

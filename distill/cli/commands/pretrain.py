@@ -1,7 +1,7 @@
 """Train the small Stable Diffusion that the default teacher uses, on the project's own pictures.
 
 First an autoencoder, then UNet and text encoder on its latents, which processes of their own make alongside. The folder
-gets pipeline/, which diffusers loads, samples/, the curve (metrics.jsonl, curve.png), latents/ and checkpoints; a run that is
+gets pipeline/, which diffusers loads, samples/, the curve (diffusion.jsonl, curve.png), latents/ and checkpoints; a run that is
 there is continued exactly, at whatever moment it was stopped. The defaults suit a GPU; without one, take smaller batches.
 
 Examples:
@@ -25,7 +25,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from distill.cli.config import instantiate
-from distill.cli.run_folder import RunFolder
+from distill.cli.run_folder import RunFolder, check_unchanged
 from distill.core.errors import ConfigError
 from distill.system.environment import choose_device
 from distill.training.callbacks.json_lines import JsonLines
@@ -33,6 +33,18 @@ from distill.training.callbacks.step_progress import StepProgress
 from distill.training.checkpoint import read_checkpoint
 from distill.training.train import run_fit
 
+FREE_ON_RESUME = (
+    "run",
+    "device",
+    "data.device",
+    "num_workers",
+    "autoencoder.steps",
+    "diffusion.steps",
+    "diffusion.checkpoint_every",
+    "diffusion.validate_every",
+    "teacher_score",
+)
+"""Settings that may change when a run is continued; with other steps, the learning rate falls at another time."""
 VALIDATION_START = 10**8  # pictures that training never reaches
 VALIDATION_PICTURES = 64
 MOST_WORKERS = 12
@@ -45,6 +57,7 @@ def run(cfg: DictConfig) -> Path:
         ConfigError: when a folder to start from is not there, or a number cannot work.
     """
     _check(cfg)
+    check_unchanged(cfg, FREE_ON_RESUME)
     device, source = choose_device(cfg.device), _pictures(cfg, VALIDATION_PICTURES)
     folder = RunFolder.create(cfg, resume=True)
     pictures = source.batch(VALIDATION_START, VALIDATION_PICTURES)
@@ -117,6 +130,11 @@ def _diffusion(cfg: DictConfig, autoencoder: nn.Module) -> LightningModule:
 def _train_diffusion(cfg: DictConfig, folder: RunFolder, module: Any, pictures: dict[str, Any], device: str) -> None:
     part, last = cfg.diffusion, folder.path / "checkpoints" / "diffusion.ckpt"
     seen = _steps_done(last)
+    if seen > part.steps:
+        raise ConfigError(
+            f"Expected diffusion.steps of at least {seen}, which are done, but got {part.steps}; raise it."
+        )
+    _check_latents(module, pictures["image"][:1])
     blocks = instantiate(
         part.latents.blocks,
         pictures=_pictures(cfg, 1),
@@ -128,12 +146,14 @@ def _train_diffusion(cfg: DictConfig, folder: RunFolder, module: Any, pictures: 
     workers = num_workers(cfg.num_workers)
     store = instantiate(part.latents.store, folder=folder / "latents", blocks=blocks, num_workers=workers, about=about)
     batches = instantiate(part.latents.batches, store=store, batch_size=part.batch_size, first_step=seen)
-    callbacks = [
-        instantiate(part.snapshot, folder=folder.path, captions=pictures["caption"][:8]),
-        instantiate(part.averaging),
-    ]
+    snapshot = instantiate(part.snapshot, folder=folder.path, captions=pictures["caption"][:8])
+    callbacks = [snapshot, instantiate(part.averaging)]
     if cfg.teacher_score is not None:
         callbacks.append(instantiate(cfg.teacher_score, folder=folder / "pipeline"))
+    if seen == part.steps:  # nothing is left to train; the checkpoint holds the averaged weights
+        module.load_state_dict(read_checkpoint(last)["state_dict"])
+        snapshot.write(module, seen)
+        return
     trainer = _trainer(cfg, folder, part, "diffusion", device, callbacks)
     try:
         run_fit(
@@ -145,6 +165,18 @@ def _train_diffusion(cfg: DictConfig, folder: RunFolder, module: Any, pictures: 
         )
     finally:
         store.close()
+
+
+@torch.no_grad()
+def _check_latents(module: Any, image: torch.Tensor) -> None:
+    latents, unet = module.autoencoder.encode(image.to(module.device)).latents, module.unet.config
+    (_, channels, side, _), wanted = latents.shape, (unet.in_channels, unet.sample_size)
+    if (channels, side) != wanted:
+        raise ConfigError(
+            f"Expected an autoencoder that makes latents of {wanted[0]} channels and {wanted[1]} cells a side, as diffusion.unet "
+            f"says, but got latents of {channels} channels and {side} cells a side; correct autoencoder.init_from, or "
+            "autoencoder.model.latent_channels and diffusion.unet.latent_side."
+        )
 
 
 def _trainer(
