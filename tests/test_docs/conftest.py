@@ -17,12 +17,6 @@ PAGES = (
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "checkpoints").rglob("*.md")),
 )
-AWAITED = (
-    "docs/concepts/teacher.md",
-    "docs/learn/spair71k.md",
-    "docs/results/teacher.md",
-    "checkpoints/sd-mini/README.md",
-)
 FENCE = re.compile(r"^```(?P<language>\w*)(?P<rest>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -98,13 +92,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     }
     for name, chosen in pages.items():
         if name in metafunc.fixturenames:
-            names = [str(page.relative_to(ROOT)) for page in chosen]
-            marks = [
-                [pytest.mark.xfail(reason="names of the teacher that are on their way")] if n in AWAITED else []
-                for n in names
-            ]
-            values = [pytest.param(page, marks=mark) for page, mark in zip(chosen, marks, strict=True)]
-            metafunc.parametrize(name, values, ids=names)
+            metafunc.parametrize(name, chosen, ids=[str(page.relative_to(ROOT)) for page in chosen])
 
 
 def python_blocks(page: Path) -> list[Block]:
