@@ -1,6 +1,7 @@
 """Nearest-neighbour baseline on the features of an untrained or pretrained backbone."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,11 +15,15 @@ from distill.core.readout import argmax
 from distill.core.types import Matches
 from student.backbone import Backbone
 
+CHANNELS = 64  # of descriptors that are enlarged at a time
+
 
 class NearestNeighbour(nn.Module):
-    """Takes the target cell whose feature has the highest cosine similarity.
+    """Takes the target cell, or the target pixel, whose descriptor has the highest cosine similarity.
 
-    With random weights it is the baseline of a student trained from scratch.
+    With random weights it is the baseline of a student trained from scratch. With ``enlarge`` the target's descriptors are
+    interpolated bilinearly to the image and normalised again before the maximum is taken, as in the evaluation of DIFT
+    (Tang et al., "Emergent Correspondence from Image Diffusion", NeurIPS 2023).
 
     Args:
         backbone: name of a timm model.
@@ -28,6 +33,7 @@ class NearestNeighbour(nn.Module):
         std: see there.
         options: see there.
         seed: of random weights.
+        enlarge: whether an answer is the best pixel, and not the centre of the best cell.
     """
 
     def __init__(
@@ -39,8 +45,10 @@ class NearestNeighbour(nn.Module):
         std: Sequence[float] | None = None,
         options: dict[str, Any] | None = None,
         seed: int = 0,
+        enlarge: bool = False,
     ) -> None:
         super().__init__()
+        self.enlarge = enlarge
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.backbone = Backbone(backbone, strides, weights, mean, std, options)
@@ -49,7 +57,7 @@ class NearestNeighbour(nn.Module):
     def forward(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
         """Matches B pairs at N points each; see :class:`distill.core.protocols.Matcher`.
 
-        The heatmap holds cosines; the confidence is the best cosine, (1 + cos) / 2.
+        The heatmap holds the cells' cosines; the confidence is the best cosine, (1 + cos) / 2.
         """
         check_query(src_img, trg_img, src_kps, min_points=0, same_size=True)
         descriptors = in_single(self.describe(torch.cat([src_img, trg_img])))
@@ -57,8 +65,11 @@ class NearestNeighbour(nn.Module):
         queries = F.normalize(sample_at(src_map, src_kps, image_size(src_img)), dim=-1)
         with without_autocast(queries):
             heatmap = torch.einsum("bnc,bchw->bnhw", queries, trg_map)
-        points = argmax(heatmap, image_size(trg_img))
-        return Matches(points, ((1 + heatmap.amax((-2, -1))) / 2).clamp(0, 1), heatmap)
+        size = image_size(trg_img)
+        points, best = argmax(heatmap, size), heatmap.amax((-2, -1))
+        if self.enlarge and src_kps.shape[1]:
+            points, best = _best_pixels(heatmap, trg_map, size)
+        return Matches(points, ((1 + best) / 2).clamp(0, 1), heatmap)
 
     def describe(self, images: Tensor) -> Tensor:
         """Returns descriptors of length 1, (B, C, h, w), of ``images`` (B, 3, H, W) in [0, 1]."""
@@ -66,3 +77,24 @@ class NearestNeighbour(nn.Module):
         size = maps[0].shape[-2:]
         joined = torch.cat([F.interpolate(m, size, mode="bilinear", align_corners=False) for m in maps], dim=1)
         return F.normalize(joined, dim=1)
+
+
+def _best_pixels(heatmap: Tensor, descriptors: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Returns the pixels' centres (B, N, 2), x, y px, with the highest cosines, and these cosines (B, N).
+
+    Interpolation is linear: an enlarged descriptor's product with a query is the enlarged product. Only the lengths of
+    the enlarged descriptors are computed from these, some channels at a time.
+
+    Args:
+        heatmap: (B, N, h, w) products of queries with the cells' descriptors.
+        descriptors: (B, C, h, w).
+        size: (H, W) of the image, px.
+    """
+    large = partial(F.interpolate, size=size, mode="bilinear", align_corners=False)
+    points, best = [], []
+    for products, cells in zip(heatmap.split(1), descriptors.split(1), strict=True):
+        squared = torch.stack([large(part).square().sum(1) for part in cells.split(CHANNELS, dim=1)]).sum(0)
+        cosines = large(products) / squared.sqrt().clamp_min(1e-12)[:, None]
+        points.append(argmax(cosines, size))
+        best.append(cosines.amax((-2, -1)))
+    return torch.cat(points), torch.cat(best)

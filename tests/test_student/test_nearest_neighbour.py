@@ -1,0 +1,50 @@
+"""The nearest neighbour by hard cells, and by maps enlarged to the image."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from distill.cli.config import compose, instantiate
+from distill.core.geometry import cell_centres, sample_at
+from student import NearestNeighbour
+
+IMAGES = torch.rand(2, 2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+POINTS = torch.tensor([[[10.0, 20.0], [50.5, 31.25], [96.0, 64.0]], [[0.0, 0.0], [70.0, 3.0], [33.0, 60.0]]])
+
+
+@pytest.mark.parametrize("strides", [[16], [8, 16]])
+def test_enlarged_descriptors_are_compared_at_every_pixel(strides):
+    matcher = NearestNeighbour("test_resnet", strides, enlarge=True)
+    found = matcher(*IMAGES, POINTS)
+    src_map, trg_map = matcher.describe(IMAGES.flatten(0, 1)).split(2)
+    queries = F.normalize(sample_at(src_map, POINTS, (64, 96)), dim=-1)
+    large = F.normalize(F.interpolate(trg_map, (64, 96), mode="bilinear", align_corners=False), dim=1)
+    cosines = torch.einsum("bnc,bchw->bnhw", queries, large)
+    best, place = cosines.flatten(2).max(-1)
+    centres = cell_centres((64, 96), (64, 96), POINTS).flatten(0, 1)
+    reached = cosines.flatten(2).gather(
+        -1, (found.trg_kps[..., 1].long() * 96 + found.trg_kps[..., 0].long())[..., None]
+    )
+    torch.testing.assert_close(reached[..., 0], best, rtol=0, atol=1e-6)
+    assert (found.trg_kps == centres[place]).all(-1).float().mean() > 0.8, "other than by rounding"
+    torch.testing.assert_close(found.confidence, (1 + best) / 2)
+    assert found.heatmap.shape == NearestNeighbour("test_resnet", strides)(*IMAGES, POINTS).heatmap.shape
+
+
+def test_a_point_is_found_again_in_its_own_image_to_the_pixel():
+    hard, enlarged = (NearestNeighbour("test_resnet", [8], enlarge=enlarge) for enlarge in (False, True))
+    points = torch.tensor([[[17.5, 22.5], [46.5, 49.5]]])
+    image = IMAGES[0, :1]
+    assert (enlarged(image, image, points).trg_kps - points).norm(dim=-1).max() < 1
+    assert (hard(image, image, points).trg_kps - points).norm(dim=-1).max() > 1
+
+
+def test_no_points_get_no_answers():
+    found = NearestNeighbour("test_resnet", [16], enlarge=True)(IMAGES[0], IMAGES[1], torch.zeros(2, 0, 2))
+    assert found.trg_kps.shape == (2, 0, 2) and found.confidence.shape == (2, 0)
+
+
+def test_enlarging_is_a_setting_of_the_matcher():
+    changes = ["matcher=nearest_neighbour", "matcher.backbone=test_resnet", "matcher.enlarge=true"]
+    assert instantiate(compose("evaluate", changes).matcher).enlarge
+    assert not instantiate(compose("evaluate", changes[:2]).matcher).enlarge
