@@ -66,6 +66,11 @@ RECIPES: Mapping[str, Recipe] = {
         [Source("https://cvlab.postech.ac.kr/research/SPair-71k/data/SPair-71k.tar.gz")],
         "https://cvlab.postech.ac.kr/research/SPair-71k/; afterwards data.root is the folder SPair-71k.",
     ),
+    "spair_u": Recipe(
+        [],
+        "download SPair-71k with data=spair71k, then the annotations from https://github.com/VICO-UoE/JamaisVu, and put them into "
+        "its folder as ExtraPairAnnotation and ExtraImageAnnotation.",
+    ),
     "pf_pascal": Recipe(
         [
             Source(f"{_WILLOW}/proposalflow/dataset/PF-dataset-PASCAL.zip"),

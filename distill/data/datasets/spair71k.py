@@ -6,9 +6,9 @@ Files of the layout: ``Layout/large/{trn,val,test}.txt`` (a line a pair, ``numbe
 on a file system without colons, the colon in their names may be an underscore. Coordinates are taken as they stand.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -50,8 +50,9 @@ class SPairPairs(PhotographPairs):
     """
 
     name = "spair71k"
+    prefix: ClassVar[str] = ""  # of the folders with annotations
     threshold: Threshold = "bbox"
-    symmetric_groups = symmetry.SPAIR71K
+    symmetric_groups: ClassVar[Mapping[str, Sequence[Sequence[int]]]] = symmetry.SPAIR71K
 
     def __init__(
         self,
@@ -79,6 +80,7 @@ class SPairPairs(PhotographPairs):
                     f"Expected data.categories of split {split} but got {unknown[0]!r}; {nearest(unknown[0], known)}."
                 )
             names = {pair: line for pair, line in names.items() if pair[0].partition("/")[0] in categories}
+        names = self._annotated_lines(names)
         self._lines = names
         self._all_points: dict[Path, dict[int, tuple[float, float]]] = {}
         pairs = self._subsample(list(names), n_pairs, seed)
@@ -87,10 +89,7 @@ class SPairPairs(PhotographPairs):
     def pair_annotation(self, index: int) -> PairAnnotation:
         """See :class:`PhotographPairs`."""
         pair = self.pairs[index]
-        folder = self.root / "PairAnnotation" / SPLITS[self.split]
-        line = self._lines[pair]
-        without_colon = folder / f"{line.replace(':', '_')}.json"
-        file = without_colon if without_colon.is_file() else folder / f"{line}.json"
+        file = self._pair_file(self._lines[pair])
 
         def parse(content: dict[str, Any]) -> PairAnnotation:
             ids = [int(point) for point in content["kps_ids"]]
@@ -103,6 +102,15 @@ class SPairPairs(PhotographPairs):
             return PairAnnotation(src, trg, (viewpoint, scale, truncation, occlusion))
 
         return read_json(file, parse, "the points, boxes and flags of a pair")
+
+    def _annotated_lines(self, lines: dict[tuple[str, str], str]) -> dict[tuple[str, str], str]:
+        """Returns those lines of the layout that are annotated, here all of them."""
+        return lines
+
+    def _pair_file(self, line: str) -> Path:
+        folder = self.root / f"{self.prefix}PairAnnotation" / SPLITS[self.split]
+        without_colon = folder / f"{line.replace(':', '_')}.json"
+        return without_colon if without_colon.is_file() else folder / f"{line}.json"
 
     def paper_threshold(self, pair: PairAnnotation, sizes: tuple[tuple[int, int], tuple[int, int]]) -> float:
         """See :class:`PhotographPairs`."""
@@ -128,7 +136,7 @@ class SPairPairs(PhotographPairs):
 
     def _others(self, name: str) -> dict[int, tuple[float, float]]:
         """Returns all points that are annotated in a photograph, as far as ``ImageAnnotation`` says."""
-        file = self.root / "ImageAnnotation" / f"{name}.json"
+        file = self.root / f"{self.prefix}ImageAnnotation" / f"{name}.json"
         if file not in self._all_points:
             self._all_points[file] = read_json(file, _slots, "30 points or nulls under kps") if file.is_file() else {}
         return self._all_points[file]

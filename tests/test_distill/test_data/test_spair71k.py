@@ -7,6 +7,7 @@ from PIL import Image
 
 from distill.core.errors import ConfigError, DataError
 from distill.data.datasets.spair71k import SPairPairs
+from distill.data.datasets.spair_u import SPairUPairs
 from distill.evaluation.evaluate import evaluate
 from distill.matchers.oracle import Oracle
 
@@ -184,3 +185,22 @@ def test_a_box_far_outside_its_image_is_an_error_and_one_pixel_is_none(layout):
     with pytest.raises(DataError, match=r"2008_b.jpg inside its 50 x 48 px but .* says \[1, 4, 5000, 34\]"):
         SPairPairs(str(layout))[0]
     assert len(SPairPairs(str(layout)).problems()) == 1
+
+
+def test_spair_u_asks_for_other_points_of_the_same_pairs(layout):
+    with pytest.raises(DataError, match="ExtraPairAnnotation/test but found none"):
+        SPairUPairs(str(layout))
+    (layout / "ExtraPairAnnotation" / "test").mkdir(parents=True)
+    for name in NAMES[:2]:
+        text = (layout / "PairAnnotation" / "test" / f"{name}.json").read_text()
+        changed = text.replace('"kps_ids": ["4", "17"]', '"kps_ids": ["0", "1"]')
+        (layout / "ExtraPairAnnotation" / "test" / f"{name.replace(':', '_')}.json").write_text(changed)
+    (layout / "ExtraImageAnnotation" / "cat").mkdir(parents=True)
+    slots = {str(k): None for k in range(30)} | {"0": [33, 25], "9": [3, 4]}
+    (layout / "ExtraImageAnnotation" / "cat" / "2008_b.json").write_text(json.dumps({"kps": slots}))
+    pairs = SPairUPairs(str(layout), size=64)
+    assert len(pairs) == 2 and pairs.ignored == {NAMES[2]: "SPair-U has no annotation of it"}
+    assert pairs[0].kps_id[0].tolist() == [0, 1] and pairs[0].trg_all_id[0].tolist() == [0, 1, 9]
+    assert SPairPairs(str(layout))[0].kps_id[0].tolist() == [4, 17] and not pairs.symmetric_groups
+    report = evaluate(Oracle(), pairs, "oracle", progress=False).report
+    assert report["pck"]["image"]["0.10"] == 100 and "geometry_aware" not in report
