@@ -101,11 +101,8 @@ class StudentMatcher(nn.Module):
         images = (src_img, trg_img, *((trg_img.flip(-1),) if with_consensus else ()))
         descriptors, pairs = self.describe(torch.cat(images)), len(src_img)
         src_map, trg_map = descriptors[:pairs], descriptors[pairs : 2 * pairs]
-        if with_consensus:
-            maps = (src_map, trg_map, descriptors[2 * pairs :])
-            answer = self._correlate_with_consensus(*maps, src_kps, image_size(src_img), image_size(trg_img))
-        else:
-            answer = self.correlate(src_map, trg_map, src_kps, image_size(src_img), image_size(trg_img))
+        flipped_map = descriptors[2 * pairs :] if with_consensus else None
+        answer = self.correlate(src_map, trg_map, src_kps, image_size(src_img), image_size(trg_img), flipped_map)
         if self.refinement is not None:
             answer = answer._replace(trg_kps=self.refinement(src_img, trg_img, src_kps, answer.trg_kps))
         return answer, src_map, trg_map
@@ -115,7 +112,13 @@ class StudentMatcher(nn.Module):
         return F.normalize(self.fusion(self.backbone(images)), dim=1)
 
     def correlate(
-        self, src_map: Tensor, trg_map: Tensor, src_kps: Tensor, src_size: tuple[int, int], trg_size: tuple[int, int]
+        self,
+        src_map: Tensor,
+        trg_map: Tensor,
+        src_kps: Tensor,
+        src_size: tuple[int, int],
+        trg_size: tuple[int, int],
+        flipped_map: Tensor | None = None,
     ) -> Matches:
         """Matches points by descriptors that were computed before.
 
@@ -125,7 +128,10 @@ class StudentMatcher(nn.Module):
             src_kps: (B, N, 2) x, y, px of the sources.
             src_size: (H, W) of the source images, px.
             trg_size: (H, W) of the target images, px.
+            flipped_map: of the horizontally flipped targets, which consensus needs; None leaves consensus out.
         """
+        if flipped_map is not None:
+            return self._correlate_with_consensus(src_map, trg_map, flipped_map, src_kps, src_size, trg_size)
         src_map, trg_map = in_single(src_map), in_single(trg_map)
         with without_autocast(src_map):
             return self._read_out(self._scores(src_map, trg_map, src_kps, src_size), trg_size)

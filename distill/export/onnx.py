@@ -25,11 +25,11 @@ from distill.core.types import Matches, PairBatch
 from distill.export import gate
 from distill.export.about import file_metadata
 from distill.export.gate import Gate
+from distill.export.graph import finish, trace
 from distill.export.onnx_matcher import OnnxMatcher
 from distill.export.precision import PRECISIONS, encoder_parts, in_half, nodes_of, to_int8
 from distill.export.runtime import INPUTS, OUTPUTS
 
-OPSET = 18
 TRACED = (2, 3)  # pairs, points; neither 0 nor 1, which the exporter would take for constants
 CHECKED = ((1, 1), (3, 7), (2, 16))
 
@@ -129,13 +129,13 @@ def _candidates(
     """Yields the graphs of which the best is kept: one, or for 8 bits one with and one without the head."""
     traced, parts = _traced(in_half(student) if precision == "fp16" else student, size), encoder_parts(student)
     if precision != "int8":
-        yield _finished(traced)
+        yield finish(traced)
     else:
         assert calibration is not None
         feeds = [_feed(calibration[number], size) for number in range(len(calibration))]
         for chosen in (parts, [part for part in parts if part != "fusion"]):
             copied = onnx.ModelProto.FromString(traced.SerializeToString())
-            yield _finished(to_int8(copied, nodes_of(traced, chosen), feeds))
+            yield finish(to_int8(copied, nodes_of(traced, chosen), feeds))
             if "fusion" not in parts:
                 return
 
@@ -155,42 +155,19 @@ def _loss(deviation: Deviation) -> float:
 
 def to_onnx(student: nn.Module, size: int) -> onnx.ModelProto:
     """Returns the graph of ``student`` (on the CPU, in evaluation mode) for images of ``size`` px, in single precision."""
-    return _finished(_traced(student, size))
+    return finish(_traced(student, size))
 
 
 def _traced(student: nn.Module, size: int) -> onnx.ModelProto:
     """Traces ``student`` at images of ``size`` px; pairs and points stay free."""
-    free = torch.export.Dim.DYNAMIC  # named dimensions are silently fixed by some networks
-    try:
-        program = torch.onnx.export(
-            _AnyNumberOfPoints(student).eval(),
-            example(*TRACED, size, seed=0),
-            input_names=list(INPUTS),
-            output_names=list(OUTPUTS),
-            dynamic_shapes=({0: free}, {0: free}, {0: free, 1: free}),
-            opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
-        )
-    except Exception as error:  # the exporter raises whatever a network's code stumbles on
-        name = getattr(getattr(student, "backbone", None), "name", type(student).__name__)
-        cause = error.__cause__ or error
-        raise ExportError(
-            f"Expected a student that torch exports to ONNX but {name} is none: {type(cause).__name__}, "
-            f"{_first_line(cause)}; the student itself works without the file. Backbones that export: resnet, mobilenet, "
-            "convnext, swin, fastvit, dinov2."
-        ) from error
-    assert program is not None  # only the older exporter, dynamo=False, returns None
-    model = program.model_proto
-    _name_dimensions(model)
-    return model
+    inputs = dict(zip(INPUTS, example(*TRACED, size, seed=0), strict=True))
+    free = {name: {0: "pairs"} for name in INPUTS} | {INPUTS[2]: {0: "pairs", 1: "points"}}
+    return trace(_AnyNumberOfPoints(student), network_name(student), inputs, OUTPUTS, free)
 
 
-def _finished(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Strips a graph of the exporter's notes, in place, and checks it."""
-    _strip(model)
-    onnx.checker.check_model(model, full_check=True)
-    return model
+def network_name(student: nn.Module) -> str:
+    """Returns the name of a student's backbone, or of its class."""
+    return str(getattr(getattr(student, "backbone", None), "name", type(student).__name__))
 
 
 class _AnyNumberOfPoints(nn.Module):
@@ -206,29 +183,6 @@ class _AnyNumberOfPoints(nn.Module):
     def forward(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
         points = torch.cat([src_kps, src_kps.new_zeros(src_kps.shape[0], 1, 2)], dim=1)
         return Matches(*(field[:, :-1] for field in self.student(src_img, trg_img, points)))
-
-
-def _strip(model: onnx.ModelProto) -> None:
-    """Removes the exporter's notes on nodes and values, and lowers the IR version to what the operator sets need."""
-    for item in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output, model.graph):
-        item.ClearField("metadata_props")
-        item.ClearField("doc_string")
-    used = {node.domain for node in model.graph.node}
-    kept = [entry for entry in model.opset_import if entry.domain in used]
-    del model.opset_import[:]
-    model.opset_import.extend(kept)
-    model.ir_version = onnx.helper.find_min_ir_version_for(kept)
-
-
-def _name_dimensions(model: onnx.ModelProto) -> None:
-    """Gives the free dimensions the names that a reader of the file understands."""
-    *images, points = model.graph.input
-    names = {tensor.type.tensor_type.shape.dim[0].dim_param: "pairs" for tensor in (*images, points)}
-    names[points.type.tensor_type.shape.dim[1].dim_param] = "points"
-    for tensor in (*model.graph.input, *model.graph.output, *model.graph.value_info):
-        for dimension in tensor.type.tensor_type.shape.dim:
-            if dimension.dim_param:
-                dimension.dim_param = names.get(dimension.dim_param, dimension.dim_param)
 
 
 def verify(path: Path, student: nn.Module, size: int, tolerance_px: float = 0.05, tolerance: float = 1e-3) -> Deviation:
@@ -281,10 +235,6 @@ def example(pairs: int, points: int, size: int, seed: int) -> tuple[Tensor, Tens
     noise = torch.rand(2, pairs, 3, size, size, generator=generator)
     images = torch.where(torch.rand(2, pairs, 1, size, size, generator=generator) < 0.3, noise, images)
     return images[0].contiguous(), images[1].contiguous(), torch.rand(pairs, points, 2, generator=generator) * size
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0][:160].rstrip(".")
 
 
 def _largest(answer: Any, expected: Any) -> float:

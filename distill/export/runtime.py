@@ -23,6 +23,8 @@ from distill.data.images import read_rgb
 
 INPUTS = ("src_img", "trg_img", "src_kps")
 OUTPUTS = ("trg_kps", "confidence", "heatmap")
+ENCODE, CORRELATE = "encode.onnx", "correlate.onnx"
+MAPS = ("src_map", "trg_map", "src_kps", "flipped_map")
 LARGEST_SIZE = 8192  # px, of the images that a file may ask for
 MAX_POINTS = 10_000  # in one call
 Floats = NDArray[np.float32]
@@ -63,28 +65,7 @@ class OnnxFile:
     """
 
     def __init__(self, file: str | Path | None, threads: int = 0, providers: Sequence[str] | None = None) -> None:
-        if file is None:
-            raise ConfigError("Expected an ONNX file but got none; add file=<student.onnx>.")
-        if not os.path.isfile(file):
-            raise WeightsError(
-                f"Expected an ONNX file but there is none at {file}; write it with: python -m distill export."
-            )
-        wanted, present = list(providers or ["CPUExecutionProvider"]), onnxruntime.get_available_providers()
-        if not set(wanted) <= set(present):
-            raise ConfigError(
-                f"Expected providers of ONNX Runtime among {present} but got {wanted}; choose one of these."
-            )
-        self.file = Path(file)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 4  # what is wrong is raised
-        try:
-            self.session = onnxruntime.InferenceSession(self.file.read_bytes(), options, providers=wanted)
-        except Exception as error:  # ONNX Runtime raises classes of its own that share no base but this
-            raise WeightsError(
-                f"Expected a whole ONNX file at {file}, which needs no other, but it cannot be read "
-                f"({_one_line(error)}); export it again."
-            ) from error
+        self.file, self.session = open_session(file, threads, providers)
         self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
         self.size = self._checked_size()
 
@@ -92,7 +73,7 @@ class OnnxFile:
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         names = tuple(i.name for i in inputs), tuple(o.name for o in outputs)
         text = self.metadata.get("size", "")
-        size = int(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0
+        size = _side(text)
         shapes = [list(i.shape)[1:] for i in inputs]
         fits = names == (INPUTS, OUTPUTS) and shapes[:2] == [[3, size, size]] * 2 and shapes[2][-1:] == [2]
         if not (fits and 1 <= size <= LARGEST_SIZE and all(i.type == "tensor(float)" for i in inputs)):
@@ -131,6 +112,20 @@ class OnnxFile:
         return found, confidence, heatmap
 
 
+class Descriptors(NamedTuple):
+    """What is kept of one image, for any number of matches.
+
+    Attributes:
+        size: width, height of the image, px.
+        map: (1, C, h, w).
+        flipped_map: of the horizontally flipped image.
+    """
+
+    size: Floats
+    map: Floats
+    flipped_map: Floats
+
+
 class Matcher:
     """Matches points between two images with an exported student; may be called from several threads.
 
@@ -165,6 +160,79 @@ class Matcher:
         inside = (asked[None] * (self.size / src_size)).astype(np.float32)
         found, confidence, heatmap = self.file.run(stacks[0], stacks[1], inside)
         return Answer((found[0] * (trg_size / self.size)).astype(np.float32), confidence[0], heatmap[0])
+
+
+class SplitMatcher:
+    """Matches with the two files ``encode.onnx`` and ``correlate.onnx``: an image is described once.
+
+    Args:
+        encode: path of the first.
+        correlate: path of the second.
+        threads: of ONNX Runtime; 0 for its own choice.
+        providers: see :class:`OnnxFile`.
+
+    Raises:
+        ConfigError: see :class:`OnnxFile`.
+        WeightsError: when a file is missing, truncated, no such file, or they are of two students.
+    """
+
+    def __init__(
+        self, encode: str | Path, correlate: str | Path, threads: int = 0, providers: Sequence[str] | None = None
+    ) -> None:
+        self.encode, self.correlate = (open_session(file, threads, providers)[1] for file in (encode, correlate))
+        said = [dict(session.get_modelmeta().custom_metadata_map) for session in (self.encode, self.correlate)]
+        self.size = _side(said[0].get("size", ""))
+        self._maps = [i.name for i in self.correlate.get_inputs()]
+        images = [(i.name, list(i.shape)[1:]) for i in self.encode.get_inputs()]
+        same = all(said[0].get(key) == said[1].get(key) for key in ("size", "fingerprint"))
+        fits = images == [("images", [3, self.size, self.size])] and set(MAPS[:3]) <= set(self._maps) <= set(MAPS)
+        if not (same and fits and 1 <= self.size <= LARGEST_SIZE):
+            raise WeightsError(
+                f"Expected {ENCODE} and {CORRELATE} of one student but {encode} takes {images} and {correlate} takes "
+                f"{self._maps}; export both again."
+            )
+
+    def describe(self, image: Any) -> Descriptors:
+        """Describes an image, given as to :meth:`Matcher.match`."""
+        pixels = as_floats(image, "image")
+        stack = _squash(pixels, self.size)
+        both = np.concatenate([stack, stack[..., ::-1]]) if "flipped_map" in self._maps else stack
+        (maps,) = self.encode.run(["descriptors"], {"images": both})
+        return Descriptors(np.array(pixels.shape[1::-1], np.float32), maps[:1], maps[-1:])
+
+    def match(self, src: Descriptors, trg: Descriptors, points: ArrayLike) -> Answer:
+        """Matches points (N, 2), x, y in pixels of the image ``src`` was made of, in that of ``trg``."""
+        asked = _checked_points(points, src.size)
+        inside = (asked[None] * (self.size / src.size)).astype(np.float32)
+        feed = {"src_map": src.map, "trg_map": trg.map, "src_kps": inside, "flipped_map": trg.flipped_map}
+        answer = self.correlate.run(list(OUTPUTS), {name: feed[name] for name in self._maps})
+        found, confidence, heatmap = (field[0] for field in answer)
+        return Answer((found * (trg.size / self.size)).astype(np.float32), confidence, heatmap)
+
+
+def open_session(
+    file: str | Path | None, threads: int = 0, providers: Sequence[str] | None = None
+) -> tuple[Path, onnxruntime.InferenceSession]:
+    """Opens an ONNX file, which may need no other; see :class:`OnnxFile`."""
+    if file is None:
+        raise ConfigError("Expected an ONNX file but got none; add file=<student.onnx>.")
+    if not os.path.isfile(file):
+        raise WeightsError(
+            f"Expected an ONNX file but there is none at {file}; write it with: python -m distill export."
+        )
+    wanted, present = list(providers or ["CPUExecutionProvider"]), onnxruntime.get_available_providers()
+    if not set(wanted) <= set(present):
+        raise ConfigError(f"Expected providers of ONNX Runtime among {present} but got {wanted}; choose one of these.")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4  # what is wrong is raised
+    try:
+        return Path(file), onnxruntime.InferenceSession(Path(file).read_bytes(), options, providers=wanted)
+    except Exception as error:  # ONNX Runtime raises classes of its own that share no base but this
+        raise WeightsError(
+            f"Expected a whole ONNX file at {file}, which needs no other, but it cannot be read "
+            f"({_one_line(error)}); export it again."
+        ) from error
 
 
 def read_image(path: str | Path) -> NDArray[np.uint8]:
@@ -232,6 +300,11 @@ def _squash(image: Floats, side: int) -> Floats:
         resized = [np.asarray(c.resize((side, side), Image.Resampling.BILINEAR)) for c in channels]
         image = np.stack(resized, axis=-1).clip(0, 1).astype(np.float32)
     return np.ascontiguousarray(image.transpose(2, 0, 1)[None])
+
+
+def _side(text: str) -> int:
+    """Returns the side of images, px, that metadata name, or 0 for none."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0
 
 
 def _one_line(error: Exception) -> str:

@@ -10,18 +10,28 @@ Examples:
   python -m distill export ckpt=runs/fit/student.safetensors file=student-int8.onnx precision=int8 data=cub data.root=CUB_200_2011
 """
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 from distill.cli.datasets import pairs_of
 from distill.core.protocols import Benchmark
 from distill.export.onnx import Deviation, export_student
+from distill.export.runtime import CORRELATE, ENCODE
+from distill.export.split import export_split
 from distill.export.student_file import load_student, read_about, read_student_file
 
 
-def run(cfg: DictConfig) -> Deviation:
-    """Exports, verifies, and prints how far the file is from torch."""
+def run(cfg: DictConfig) -> Deviation | float:
+    """Exports, verifies, and prints how far the file is from torch; returns it, for two files that of the heatmap."""
     config, _ = read_student_file(cfg.ckpt)
     student, size = load_student(cfg.ckpt, cfg.trust), config["size"]
+    if cfg.split:
+        folder = Path(cfg.file).parent
+        print(f"{folder / ENCODE}, {folder / CORRELATE}: are written, which takes up to a minute", flush=True)
+        differs = export_split(student, folder, size, config, cfg.precision, read_about(cfg.ckpt))
+        print(f"{folder / ENCODE}, {folder / CORRELATE}: heatmap within {differs:.2g} of its range of torch")
+        return differs
     calibration = _pairs(cfg, "train", cfg.calibration_pairs, size) if cfg.precision == "int8" else None
     pairs = _pairs(cfg, "val", cfg.gate_pairs, size)
     print(f"{cfg.file}: is written and compared with torch, which takes up to a minute", flush=True)

@@ -1,0 +1,139 @@
+"""A student as two ONNX files: descriptors once an image, then any number of matches.
+
+``encode.onnx``: ``images`` (images, 3, size, size) in [0, 1] in, ``descriptors`` (images, C, h, w) of length 1 out.
+
+``correlate.onnx``: ``src_map``, ``trg_map`` and, for a student with neighbourhood consensus, ``flipped_map``, the descriptors
+of the horizontally flipped target, each (pairs, C, h, w), and ``src_kps`` (pairs, points, 2) in; the fields of
+:class:`distill.core.types.Matches` out.
+"""
+
+import copy
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from distill.core.errors import ConfigError, ExportError
+from distill.core.files import replacing
+from distill.core.types import Matches
+from distill.export.about import file_metadata
+from distill.export.graph import finish, trace
+from distill.export.onnx import TRACED, example, network_name
+from distill.export.precision import in_half
+from distill.export.runtime import CORRELATE, ENCODE, OUTPUTS, Descriptors, SplitMatcher
+
+TOLERANCE = {"fp32": 1e-3, "fp16": 0.02}  # of the heatmap, relative to its range
+
+
+def export_split(
+    student: nn.Module,
+    folder: str | Path,
+    size: int,
+    config: Mapping[str, Any] | None = None,
+    precision: str = "fp32",
+    about: Mapping[str, Any] | None = None,
+) -> float:
+    """Writes ``encode.onnx`` and ``correlate.onnx`` to ``folder`` and checks that they give the student's answers.
+
+    Args:
+        student: has ``describe`` and ``correlate`` as :class:`student.StudentMatcher`; left as it is.
+        folder: where to; older files are replaced.
+        size: side of the square images, px.
+        config: the student's configuration, kept in the metadata as JSON.
+        precision: of the encoder, "fp32" or "fp16".
+        about: see :func:`distill.export.onnx.export_student`.
+
+    Returns:
+        The largest difference of a heatmap, relative to its range.
+
+    Raises:
+        ConfigError: for another precision, or a student that compares pixels after its descriptors, or has none.
+        ExportError: when torch cannot export the student, or the files' answers differ from its own.
+    """
+    if precision not in TOLERANCE:
+        raise ConfigError(f"Expected precision of two files to be fp32 or fp16 but got {precision!r}; or split=false.")
+    if not (hasattr(student, "describe") and hasattr(student, "correlate")) or getattr(student, "refinement", None):
+        raise ConfigError(
+            "Expected a student whose answer depends on descriptors alone but this one also compares pixels, or gives no "
+            "descriptors; set split=false, or train with student.refinement=0."
+        )
+    student = copy.deepcopy(student).cpu().float().eval()
+    prepare = getattr(student, "freeze_for_export", None)
+    if callable(prepare):
+        prepare(size)
+    written = in_half(student) if precision == "fp16" else student
+    metadata = file_metadata(student, size, precision, config or {}, about or {})
+    graphs = {ENCODE: _encoder(written, size), CORRELATE: _correlation(student, size)}
+    with ExitStack() as stack:
+        files = {name: stack.enter_context(replacing(Path(folder, name))) for name in graphs}
+        for name, model in graphs.items():
+            onnx.helper.set_model_props(model, metadata)
+            onnx.save(model, files[name])
+        return _verified(SplitMatcher(files[ENCODE], files[CORRELATE]), student, size, TOLERANCE[precision])
+
+
+class _Encode(nn.Module):
+    """Descriptors of images."""
+
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.student.describe(images)  # type: ignore[operator]
+
+
+class _Correlate(nn.Module):
+    """Matches by descriptors, at one point more, whose answer is dropped; see :mod:`distill.export.onnx`."""
+
+    def __init__(self, student: nn.Module, size: int) -> None:
+        super().__init__()
+        self.student, self.size = student, (size, size)
+
+    def forward(self, src_map: Tensor, trg_map: Tensor, src_kps: Tensor, flipped_map: Tensor | None = None) -> Matches:
+        points = torch.cat([src_kps, src_kps.new_zeros(src_kps.shape[0], 1, 2)], dim=1)
+        answer = self.student.correlate(  # type: ignore[operator]
+            src_map, trg_map, points, self.size, self.size, flipped_map
+        )
+        return Matches(*(field[:, :-1] for field in answer))
+
+
+def _encoder(student: nn.Module, size: int) -> onnx.ModelProto:
+    inputs = {"images": example(TRACED[0], 1, size, seed=0)[0]}
+    free = {"images": {0: "images"}}
+    return finish(trace(_Encode(student), network_name(student), inputs, ["descriptors"], free))
+
+
+def _correlation(student: nn.Module, size: int) -> onnx.ModelProto:
+    src_img, trg_img, points = example(*TRACED, size, seed=0)
+    with torch.inference_mode(False), torch.no_grad():
+        src_map, trg_map, flipped_map = (student.describe(i) for i in (src_img, trg_img, trg_img.flip(-1)))  # type: ignore[operator]
+    inputs = {"src_map": src_map, "trg_map": trg_map, "src_kps": points}
+    if getattr(student, "consensus", None) is not None:
+        inputs["flipped_map"] = flipped_map
+    free = {name: {0: "pairs"} for name in inputs} | {"src_kps": {0: "pairs", 1: "points"}}
+    return finish(trace(_Correlate(student, size), network_name(student), inputs, OUTPUTS, free))
+
+
+def _verified(matcher: SplitMatcher, student: nn.Module, size: int, tolerance: float) -> float:
+    """Returns the largest difference of a heatmap, relative to its range, over pairs and numbers of points."""
+    largest = 0.0
+    for seed, points in enumerate((1, 7, 16), start=1):
+        src_img, trg_img, kps = example(1, points, size, seed)
+        with torch.inference_mode():
+            expected = student(src_img, trg_img, kps).heatmap[0].numpy()
+        src, trg = (matcher.describe(image[0].permute(1, 2, 0).numpy()) for image in (src_img, trg_img))
+        assert isinstance(src, Descriptors)
+        found = matcher.match(src, trg, kps[0].numpy()).heatmap
+        largest = max(largest, float(np.abs(found - expected).max()) / (float(np.ptp(expected)) or 1.0))
+    if not largest <= tolerance:
+        raise ExportError(
+            f"Expected the two files to give the student's scores but they differ by {largest:.2g} of their range; export "
+            "one file with split=false."
+        )
+    return largest

@@ -1,0 +1,87 @@
+"""A student as two files: descriptors once an image, then matches."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from distill.core.errors import ConfigError, DataError, WeightsError
+from distill.export.onnx import example
+from distill.export.runtime import SplitMatcher
+from distill.export.split import export_split
+from student import StudentMatcher
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    torch.manual_seed(0)
+    student = StudentMatcher("test_resnet", [8, 16], 16, consensus=3.0).eval()
+    folder = tmp_path_factory.mktemp("split")
+    return student, folder, export_split(student, folder, 64, {"backbone": "test_resnet"})
+
+
+def matcher(folder):
+    return SplitMatcher(folder / "encode.onnx", folder / "correlate.onnx")
+
+
+def test_descriptors_once_an_image_give_the_students_answers_for_several_targets(exported):
+    student, folder, difference = exported
+    assert difference < 1e-4
+    src, trg, points = example(3, 5, 64, seed=9)
+    images = [[image.permute(1, 2, 0).numpy() for image in stack] for stack in (src, trg)]
+    runtime = matcher(folder)
+    source = runtime.describe(images[0][0])
+    for target in range(3):
+        with torch.no_grad():
+            expected = student(src[:1], trg[target : target + 1], points[:1])
+        answer = runtime.match(source, runtime.describe(images[1][target]), points[0].numpy())
+        np.testing.assert_allclose(answer.heatmap, expected.heatmap[0], atol=1e-3)
+        np.testing.assert_allclose(answer.points, expected.trg_kps[0], atol=0.05)
+
+
+def test_answers_are_in_the_pixels_of_the_images_and_no_points_get_none(exported):
+    runtime = matcher(exported[1])
+    wide = np.random.default_rng(0).random((40, 200, 3))
+    source, target = runtime.describe(wide), runtime.describe(wide.transpose(1, 0, 2))
+    answer = runtime.match(source, target, [(150.0, 20.0)])
+    assert (answer.points <= [40, 200]).all() and (answer.points >= 0).all()
+    assert runtime.match(source, target, []).points.shape == (0, 2)
+    with pytest.raises(DataError, match="inside the source of 200 x 40 px"):
+        runtime.match(source, target, [(20.0, 150.0)])
+
+
+def test_the_graphs_have_names_opset_18_and_no_grid_sample(exported):
+    names = {
+        "encode": (["images"], ["descriptors"]),
+        "correlate": (["src_map", "trg_map", "src_kps", "flipped_map"], None),
+    }
+    for name, (inputs, outputs) in names.items():
+        model = onnx.load(exported[1] / f"{name}.onnx")
+        onnx.checker.check_model(model, full_check=True)
+        assert model.ir_version == 8 and [(e.domain, e.version) for e in model.opset_import] == [("", 18)]
+        assert [value.name for value in model.graph.input] == inputs
+        assert [value.name for value in model.graph.output] == (outputs or ["trg_kps", "confidence", "heatmap"])
+        assert "GridSample" not in {node.op_type for node in model.graph.node}
+    dims = [d.dim_param for d in onnx.load(exported[1] / "correlate.onnx").graph.input[2].type.tensor_type.shape.dim]
+    assert dims[:2] == ["pairs", "points"]
+
+
+def test_files_of_two_students_are_refused(exported, tmp_path):
+    model = onnx.load(exported[1] / "correlate.onnx")
+    next(entry for entry in model.metadata_props if entry.key == "fingerprint").value = "another"
+    onnx.save(model, tmp_path / "correlate.onnx")
+    with pytest.raises(WeightsError, match="of one student"):
+        SplitMatcher(exported[1] / "encode.onnx", tmp_path / "correlate.onnx")
+    with pytest.raises(WeightsError, match="of one student"):
+        SplitMatcher(exported[1] / "correlate.onnx", exported[1] / "encode.onnx")
+
+
+def test_what_cannot_be_split_is_refused_before_anything_is_traced(tmp_path):
+    refined = StudentMatcher("test_resnet", [8, 16], 16, refinement=8).eval()
+    with pytest.raises(ConfigError, match="also compares pixels"):
+        export_split(refined, tmp_path, 64)
+    with pytest.raises(ConfigError, match="fp32 or fp16 but got 'int8'"):
+        export_split(refined, tmp_path, 64, precision="int8")
+    assert not list(tmp_path.iterdir())
