@@ -1,4 +1,4 @@
-"""One table from many trainings: what each change gains, and how much of that is luck."""
+"""The table of an ablation: the gain of each change, with standard deviations over seeds."""
 
 import statistics
 from collections.abc import Mapping, Sequence

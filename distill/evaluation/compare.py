@@ -17,7 +17,7 @@ from distill.metrics.pck import ALPHAS, alpha_key
 
 HEADLINE = 0.10
 DIFFERENCES = (0.05, HEADLINE)
-"""At which tolerances matchers are held against each other."""
+"""Tolerances at which matchers are compared."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def compare(
     seed: int = 0,
     metrics: Mapping[str, Metric] | None = None,
 ) -> Comparison:
-    """Evaluates each matcher on the same pairs and holds them against ``reference``.
+    """Evaluates each matcher on the same pairs and compares the others with ``reference``.
 
     A teacher that answers from stored labels is not timed: reading labels is not matching.
 

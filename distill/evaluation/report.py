@@ -1,4 +1,4 @@
-"""A comparison on paper: a table for the terminal, Markdown, and one self-contained HTML file."""
+"""Reports of a comparison: a table for the terminal, Markdown, and one self-contained HTML file."""
 
 import base64
 import html
@@ -118,7 +118,7 @@ def convention(comparison: Comparison) -> str:
 
 
 def intervals(comparison: Comparison) -> list[str]:
-    """Returns a line for each matcher: its PCK@0.10 per image and how far it can be trusted."""
+    """Returns a line for each matcher: its PCK@0.10 per image with the interval."""
     lines = []
     for name, evaluation in comparison.evaluations.items():
         score, (low, high) = evaluation.report["pck"]["image"][alpha_key(HEADLINE)], evaluation.report["interval@0.10"]

@@ -1,4 +1,4 @@
-"""Looking through a folder of labels: is all of it there, whole, and of one teacher?"""
+"""Checking a folder of labels: whether it is complete, undamaged, and of one teacher."""
 
 import fcntl
 from collections import Counter
@@ -21,15 +21,15 @@ class Audit:
     """What was found in a folder.
 
     Attributes:
-        folder: that was looked through.
+        folder: that was checked.
         shards: the files that can be read and are of the same teacher.
         labels: how many there are in these, each point counted once.
         fingerprint: of the teacher that made most of them.
         refused: files that cannot be read or are of another teacher, and why.
-        bad: of files that can be read, (R,) bool which labels cannot be trusted.
-        problems: all that is wrong, in words.
-        notes: what is worth knowing and harms nobody.
-        unfinished: what killed processes left.
+        bad: for each file that can be read, (R,) bool which labels are damaged, impossible or contradicted.
+        problems: all that is wrong, as sentences.
+        notes: what is unusual but no problem.
+        unfinished: files that killed processes left.
     """
 
     folder: Path
@@ -169,7 +169,7 @@ def _differences(index: Index, truth: Index) -> int:
 
 
 def _is_left(path: Path) -> bool:
-    """Says whether an unfinished file is no longer being written: its writer's lock is gone."""
+    """Returns whether an unfinished file is no longer being written, because its writer's lock is gone."""
     try:
         with open(path, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

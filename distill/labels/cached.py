@@ -60,7 +60,7 @@ class Cached:
         return cache
 
     def fingerprint(self) -> dict[str, str]:
-        """The teacher's."""
+        """Returns the teacher's fingerprint."""
         return dict(self.store.fingerprint or {})
 
     def __call__(self, src_img: torch.Tensor, trg_img: torch.Tensor, src_kps: torch.Tensor) -> Matches:

@@ -1,4 +1,4 @@
-"""From the cleanest labels to all of them."""
+"""Curriculum: training on the most confident labels first."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from distill.core.types import Matches
 
 
 class Curriculum:
-    """Trains on the most confident share of the labels first, and lets in the others as training goes on.
+    """Trains on the most confident share of the labels first, and on a growing share as training goes on.
 
     Args:
         start: share of the labels at the beginning, in (0, 1].
@@ -28,7 +28,7 @@ class Curriculum:
         self._sorted = torch.zeros(0)
 
     def calibrate(self, confidence: Sequence[float] | Tensor) -> None:
-        """Takes note of the confidences (R,) of all training labels, in any order."""
+        """Sets the confidences (R,) of all training labels, in any order."""
         self._sorted = torch.as_tensor(confidence, dtype=torch.float32).sort().values
 
     def least(self, progress: float) -> float:

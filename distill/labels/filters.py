@@ -28,7 +28,7 @@ class Criterion(Protocol):
 
 
 class MinConfidence:
-    """Takes out labels that the teacher itself is unsure of.
+    """Removes labels of low confidence.
 
     Args:
         least: confidence that counts, in [0, 1].
@@ -45,10 +45,10 @@ class MinConfidence:
 
 
 class RelaxedCycle:
-    """Weighs labels by how near to the source point another matcher leads back from them.
+    """Weighs labels by relaxed cycle consistency: the distance between the source point and another matcher's way back.
 
     Args:
-        matcher: that leads back; a cheap one will do.
+        matcher: that matches the labels back to the source; a fast one suffices.
         tolerance: as a fraction of the image's longer side.
     """
 
@@ -62,7 +62,7 @@ class RelaxedCycle:
 
 
 class Agreement:
-    """Weighs labels by how near another matcher's answers are: what two methods say is seldom wrong in the same way.
+    """Weighs labels by the distance to another matcher's answers: two methods seldom make the same error.
 
     Args:
         matcher: that is asked too.
@@ -79,7 +79,7 @@ class Agreement:
 
 
 class FlipAgreement:
-    """Weighs labels by how near another matcher's answer is when both images are flipped.
+    """Weighs labels by the distance to another matcher's answer on the flipped images.
 
     The flipped images are matched; no stored heatmap is flipped.
 

@@ -38,7 +38,7 @@ class LabelFolder:
         self.refresh()
 
     def is_old(self, path: Path) -> bool:
-        """Says whether a file is of the format before, so that its bytes are not those of its labels."""
+        """Returns whether a file is of the format before, and was converted when it was opened."""
         return self._shard(path).converted
 
     def refresh(self) -> None:
@@ -149,11 +149,11 @@ class LabelFolder:
             )
 
     def cannot_write(self, error: Exception) -> LabelError:
-        """Returns the error that says so."""
+        """Returns the error of a folder that cannot be written to."""
         return LabelError(f"Expected to write labels to {self.path} but got: {error}; make room or set labels.dir.")
 
     def __getstate__(self) -> dict[str, object]:
-        """Leaves the open files behind: another process opens them itself."""
+        """Leaves out the open files, which another process opens itself."""
         return self.__dict__ | {"_open": {}}
 
 

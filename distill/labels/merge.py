@@ -1,4 +1,4 @@
-"""Joining folders of labels that one teacher made."""
+"""Merging folders of labels of one teacher."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Making a folder of labels whole again."""
+"""Repairing a folder of labels."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ ASIDE = "damaged"
 
 
 def repair(folder: Path) -> list[str]:
-    """Sets aside what cannot be trusted, keeps every label that can, and makes the index again.
+    """Moves damaged files away, keeps every undamaged label, and makes the index again.
 
     Files that cannot be read or are of another teacher go to the folder ``damaged`` inside; so do files with single
     damaged labels, after their other labels were written to a new file. Where labels of one point disagree, none is

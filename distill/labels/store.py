@@ -51,7 +51,7 @@ class LabelStore:
 
     @property
     def fingerprint(self) -> dict[str, str] | None:
-        """Of the teacher; None while it is not known."""
+        """The teacher's fingerprint; None while it is not known."""
         return self._main.fingerprint
 
     def __len__(self) -> int:
@@ -60,7 +60,7 @@ class LabelStore:
 
     @property
     def files(self) -> list[Path]:
-        """Of the folder's labels, in no particular order."""
+        """The files of the folder's labels, in no particular order."""
         return list(self._main.index.files)
 
     def known(self, query: Query) -> NDArray[np.bool_]:

@@ -1,4 +1,4 @@
-"""The truth as a matcher: the upper end of every scale, and a check of the benchmark itself."""
+"""The annotation as a matcher: the upper bound of every figure, and a check of the benchmark."""
 
 import torch
 from torch import Tensor

@@ -327,3 +327,22 @@ def test_the_words_after_label_look_after_a_store(tmp_path, few, capsys):
 def test_mistakes_are_named_and_nothing_is_written(arguments, message, tmp_path, capsys):
     assert main([argument.format(tmp=tmp_path) for argument in arguments]) == 2
     assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_what_is_no_number_is_null_in_json(tmp_path, few, suffix):
+    pair = few[0]
+    answer = Oracle(heatmap_side=4).match_pairs(pair)
+    store = LabelStore(tmp_path / "labels", Oracle(heatmap_side=4).fingerprint())
+    store.add(pair, answer._replace(trg_kps=answer.trg_kps * torch.tensor([float("nan"), 1.0])), pair.kps_mask)
+    store.flush()
+    export(tmp_path / "labels", tmp_path / f"a.{suffix}")
+
+    def refused(text: str):
+        raise AssertionError(f"{text} is no JSON")
+
+    text = (tmp_path / f"a.{suffix}").read_text()
+    texts = [text] if suffix == "json" else text.splitlines()
+    rows = [json.loads(each, parse_constant=refused) for each in texts]
+    rows = rows[0] if suffix == "json" else rows
+    assert [row["trg_x"] for row in rows] == [None] * 3 and all(row["trg_y"] > 0 for row in rows)
