@@ -47,7 +47,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one comes by a benchmark.
+    """How a benchmark is obtained.
 
     Attributes:
         sources: what can be fetched.

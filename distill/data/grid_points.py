@@ -16,7 +16,7 @@ class GridPoints(Dataset[PairBatch]):
     """Replaces a data set's annotated points by one at random in each cell of a grid over the source image.
 
     The points of an image are the same every time and in every pair, so their labels can be stored. Their counterparts
-    are NaN: whatever would learn from them, or be scored by them, finds out.
+    are NaN, so that a loss or a score that uses them is NaN too.
 
     Args:
         pairs: a benchmark, whose annotation is not used.

@@ -69,7 +69,7 @@ def read_rgb(path: str | Path, exif_orientation: bool = True) -> Image.Image:
     except Image.DecompressionBombError as error:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         raise _unreadable(path, f"it has more than {limit:.1f} megapixels", "make it smaller") from error
-    except Exception as error:  # Pillow's readers raise whatever they stumble on in a damaged file
+    except Exception as error:  # Pillow's readers raise exceptions of many types for damaged files
         advice = TO_8_BITS if isinstance(error, _UnknownRange) else "restore or remove it"
         raise _unreadable(path, f"{' '.join(str(error).split()) or type(error).__name__}", advice) from error
     if min(rgb.size) < MIN_SIDE:

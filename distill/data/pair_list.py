@@ -1,4 +1,4 @@
-"""Lists of pairs in a file, so that others can score the very same ones."""
+"""Lists of pairs in CSV files, so that the same pairs can be scored again."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -100,7 +100,7 @@ def read_mat(file: Path, key: str) -> NDArray[np.float64]:
     """
     try:
         return np.asarray(loadmat(file)[key], np.float64)
-    except Exception as error:  # a truncated file raises whatever its reader stumbles on
+    except Exception as error:  # a truncated file raises exceptions of many types
         raise DataError(f"Expected {key} in {file} but it cannot be read ({error}); restore the file.") from error
 
 

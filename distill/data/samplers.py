@@ -1,4 +1,4 @@
-"""Which process of a distributed training sees which pairs, and when."""
+"""Samplers: which process of a distributed training gets which pairs, and in which order."""
 
 from collections.abc import Iterator
 
@@ -8,10 +8,10 @@ from distill.core.types import PairBatch
 
 
 class WholeBatches(DistributedSampler[PairBatch]):
-    """Deals batches out to processes, in the data set's order, each pair once.
+    """Shares whole batches among processes, in the data set's order, each pair once.
 
-    Lightning's own sampler deals out pairs and repeats some until all processes have equally many. This one makes the
-    very batches that one process would make, so that validation gives the same figures on any number of processes.
+    Lightning's own sampler shares pairs and repeats some until all processes have equally many. This one makes the
+    batches that one process would make, so that validation gives the same figures on any number of processes.
 
     Args:
         pairs: to validate on.

@@ -78,7 +78,7 @@ class AP10KPairs(PhotographPairs):
         self._configure(image_config)
         self.root, self.split, self.across = Path(root), split, across
         folder = self.root / "PairAnnotation" / f"{SPLITS[split]}{ACROSS[across]}"
-        files = sorted(folder.glob("*.json"))
+        files = sorted(file for file in folder.glob("*.json") if not file.name.startswith("."))
         if not files:
             raise DataError(
                 f"Expected pairs of AP-10K in {folder} but found none; give in data.root the folder that holds "

@@ -109,7 +109,9 @@ class PFWillowPairs(PhotographPairs):
         return self.root / f"{name}.png"
 
     def _made(self, n_pairs: int | None, seed: int) -> list[tuple[str, str]]:
-        names = [f"{annotation.parent.name}/{annotation.stem}" for annotation in sorted(self.root.glob("*/*.mat"))]
+        names = self._visible("mat")
+        without = set(self._visible("png")) - set(names)
+        self.ignored |= {f"{name}.png": "has no points beside it" for name in sorted(without)}
         if not names:
             raise DataError(
                 f"Expected PF-WILLOW's folders of .png and .mat files in data.root but found none in {self.root}; give "
@@ -118,6 +120,12 @@ class PFWillowPairs(PhotographPairs):
         folders = [name.partition("/")[0] for name in names]
         count = self._limited(n_pairs, count_pairs(folders))
         return [(names[s], names[t]) for s, t in sample_pairs(folders, count, seed)]
+
+    def _visible(self, suffix: str) -> list[str]:
+        """Returns "folder/photograph" of the files with a suffix, hidden ones left out, in the order of their names."""
+        files = sorted(self.root.glob(f"*/*.{suffix}"))
+        names = [(file.parent.name, file.stem) for file in files]
+        return [f"{folder}/{stem}" for folder, stem in names if not folder.startswith(".") and not stem.startswith(".")]
 
     def _points_of(self, name: str) -> NDArray[np.float64]:
         """Returns (10, 2) x, y in the photograph's pixels."""

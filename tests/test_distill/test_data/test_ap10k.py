@@ -107,3 +107,15 @@ def test_what_is_wrong_is_named(layout, tmp_path):
         AP10KPairs(str(layout), convention="paper")
     with pytest.raises(DataError, match="data download"):
         AP10KPairs(str(tmp_path / "nowhere"))
+
+
+def test_hidden_files_do_not_count(layout):
+    (layout / "PairAnnotation" / "test" / "._000-1-2:cat.json").write_bytes(b"\0\5\26\7")
+    assert len(AP10KPairs(str(layout))) == 1
+
+
+def test_a_pair_that_is_listed_twice_is_taken_once_and_named(layout):
+    folder = layout / "PairAnnotation" / "test"
+    (folder / "001-1-2:cat.json").write_text((folder / "000-1-2:cat.json").read_text())
+    pairs = AP10KPairs(str(layout))
+    assert len(pairs) == 1 and list(pairs.ignored) == ["001-1-2:cat.json"]

@@ -152,3 +152,16 @@ def test_a_row_that_repeats_a_pair_is_ignored_and_named(layout):
     write_list(layout, rows=rows)
     pairs = PFWillowPairs(str(layout))
     assert len(pairs) == 1 and list(pairs.ignored) == ["row 3 of test_pairs_pf.csv"]
+
+
+def test_hidden_files_and_folders_do_not_count(layout):
+    (layout / "car(S)" / "._photo 0.mat").write_bytes(b"\0\5\26\7")
+    (layout / ".checkpoints").mkdir()
+    (layout / ".checkpoints" / "photo 0.mat").write_bytes(b"\0")
+    assert len(PFWillowPairs(str(layout))) == 12
+
+
+def test_photographs_without_points_and_points_without_photographs_are_named(layout):
+    (layout / "car(S)" / "photo 9.png").write_bytes((layout / "car(S)" / "photo 0.png").read_bytes())
+    pairs = PFWillowPairs(str(layout))
+    assert len(pairs) == 12 and pairs.ignored == {"car(S)/photo 9.png": "has no points beside it"}

@@ -1,4 +1,4 @@
-"""The kinds of objects. Each function grows one individual with proportions of its own.
+"""The kinds of objects. Each function samples one individual with its own proportions.
 
 ``stretch(low, high)`` draws a length. A category's palette names the colours that its groups usually have, the
 most usual one first.

@@ -1,4 +1,4 @@
-"""Endless captioned pictures, to pretrain on."""
+"""An endless stream of captioned images for pretraining."""
 
 from collections.abc import Iterator, Sequence
 from itertools import count
