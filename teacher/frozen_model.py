@@ -46,7 +46,12 @@ class FrozenModel:
     def pipeline(self) -> Pipeline:
         """The parts of the pipeline, in the precision of the settings."""
         dtype = DTYPES[self.settings.precision]
-        return load_pipeline(str(self.folder), self._image_size, self._prompt_length, dtype, self.device, self._variant)
+        pipeline = load_pipeline(
+            str(self.folder), self._image_size, self._prompt_length, dtype, self.device, self._variant
+        )
+        for part in (pipeline.vae, pipeline.unet):
+            part.to(memory_format=torch.channels_last)  # convolutions are faster, on processors too
+        return pipeline
 
     @cached_property
     def unet(self) -> PromptedUNet:
