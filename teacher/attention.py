@@ -1,6 +1,6 @@
-"""Cross-attention layers of a UNet: which there are, which to read, and what their maps are.
+"""Cross-attention layers of a UNet: their names, and the attention maps of tokens.
 
-A layer is named by where it lies and how coarse it is: ``up@1/4`` are all cross-attention layers of the decoder at a
+A layer is named by its block and its resolution: ``up@1/4`` are all cross-attention layers of the decoder at a
 quarter of the latents' side, ``up@1/4:0`` is the first of them. Blocks are ``down``, ``mid`` and ``up``.
 """
 
@@ -69,7 +69,7 @@ def choose_layers(unet: UNet2DConditionModel, names: Sequence[str]) -> list[Laye
 
 
 def read_tokens(query: Tensor, key: Tensor, scale: float, tokens: int = 1, upper: bool = False) -> Tensor:
-    """Returns where the tokens after the start of the prompt are attended to.
+    """Returns the attention maps of the tokens after the start of the prompt.
 
     All tokens compete in the softmax; the maps of tokens 1 to T are kept and averaged over the heads. Computed in single
     precision whatever the UNet runs in.

@@ -20,7 +20,7 @@ def crop(image: Tensor, boxes: Tensor) -> Tensor:
 
 
 def crop_pixels(image: Tensor, boxes: Tensor) -> Tensor:
-    """Does the same for boxes of whole pixels, as released: nothing outside the crop touches its border."""
+    """Does the same for boxes of whole pixels, as released: pixels outside a crop do not influence its border."""
     side = image.shape[-1]
     pieces = []
     for left, top, length in (boxes.cpu().double() * side).round().int().tolist():
@@ -35,12 +35,12 @@ def into_crop(points: Tensor, boxes: Tensor) -> Tensor:
 
 
 def paste(maps: Tensor, boxes: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Lays maps seen in crops back over the whole image.
+    """Resamples maps of crops onto the grid of the whole image.
 
     Args:
-        maps: (R, h, w), what was seen.
-        boxes: (R, 3), where.
-        side: of the grid laid over the image.
+        maps: (R, h, w), of the crops.
+        boxes: (R, 3), of the crops.
+        side: of the image's grid, cells.
 
     Returns:
         (R, side, side) bilinearly resampled, 0 outside the crop, and (R, side, side), 1 where the centre of the cell

@@ -1,7 +1,7 @@
 """The method in plain loops, for measuring the optimisations of the fast implementation.
 
-One prompt at a time, one crop at a time, the whole UNet, every crop encoded anew, every pair from the beginning: what
-the released code does, on a current stack. Given the same settings it draws the same numbers as
+One prompt and one crop at a time, the whole UNet, every crop encoded anew, no caches: what the released code does, on
+current libraries. Given the same settings it draws the same numbers as
 :class:`teacher.PromptOptimization` and gives the same answers.
 """
 
