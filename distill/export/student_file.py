@@ -15,6 +15,8 @@ from distill.core.files import replacing
 from distill.export.trusted import build_student, read_description, without_sources
 
 _FORMAT = "distill-student-2"
+BUNDLED = "model.safetensors"
+"""The name of a student's file in a bundle, see :mod:`distill.export.bundle`."""
 
 
 def save_student(
@@ -28,11 +30,23 @@ def save_student(
         path: of the file.
         about: "teacher", "data", "figures" and "licences", plain values, for people and for the metadata of exported files.
     """
-    tensors = {name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()}
+    save_tensors({name: value.detach() for name, value in student.state_dict().items()}, config, path, about)
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor], config: Mapping[str, Any], path: str | Path, about: Mapping[str, Any] | None = None
+) -> None:
+    """Writes a student's file of weights by name; see :func:`save_student`."""
     metadata = {"format": _FORMAT, "student": json.dumps(without_sources(config)), "version": distill.__version__}
     metadata["about"] = json.dumps(dict(about or {}))
     with replacing(path) as unfinished:
-        save_file(tensors, unfinished, metadata)
+        save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, unfinished, metadata)
+
+
+def add_about(path: str | Path, about: Mapping[str, Any]) -> None:
+    """Adds to what a student's file says of itself, see :func:`save_student`; the weights stay as they are."""
+    config, tensors = read_student_file(path)
+    save_tensors(tensors, config, path, {**read_about(path), **about})
 
 
 def read_student_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -41,7 +55,7 @@ def read_student_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Tenso
     Raises:
         WeightsError: when the file is missing, truncated, or no student, or its configuration is none.
     """
-    path = Path(path)
+    path = _file(path)
     if not path.is_file():
         raise WeightsError(
             f"Expected a student's file but there is none at {path}; give the student.safetensors of a fit."
@@ -69,7 +83,7 @@ def read_about(path: str | Path) -> dict[str, Any]:
         WeightsError: when it cannot be read, or what it says is no JSON object.
     """
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(_file(path), "pt") as file:
             about = json.loads((file.metadata() or {}).get("about", "{}"))
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"Expected a student's file at {path} but what it says of itself cannot be read.") from error
@@ -78,6 +92,11 @@ def read_about(path: str | Path) -> dict[str, Any]:
             f"Expected a student's file at {path} that says of itself a JSON object but got {about!r:.80}."
         )
     return about
+
+
+def _file(path: str | Path) -> Path:
+    """Returns a student's file, or that in the folder of a bundle."""
+    return Path(path, BUNDLED) if Path(path).is_dir() else Path(path)
 
 
 def load_into(student: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> nn.Module:
@@ -104,7 +123,7 @@ def load_student(path: str | Path | None, trusted: Sequence[str] = ()) -> nn.Mod
     none; ``student.requires_grad_(True).train()`` trains it further.
 
     Args:
-        path: of the file.
+        path: of the file, or of the folder of a bundle.
         trusted: packages of your own whose classes the file may name, besides ``student``. A file decides which of their
             classes is called and with which arguments.
 

@@ -16,14 +16,25 @@ from omegaconf import DictConfig
 
 from distill.cli.datasets import pairs_of
 from distill.core.protocols import Benchmark
+from distill.export.bundle import write_bundle
 from distill.export.onnx import Deviation, export_student
 from distill.export.runtime import CORRELATE, ENCODE
 from distill.export.split import export_split
 from distill.export.student_file import load_student, read_about, read_student_file
 
 
-def run(cfg: DictConfig) -> Deviation | float:
-    """Exports, verifies, and prints how far the file is from torch; returns it, for two files that of the heatmap."""
+def run(cfg: DictConfig) -> Deviation | float | Path:
+    """Exports, verifies, and prints how far the file is from torch.
+
+    Returns:
+        The deviation; for two files that of the heatmap; for a bundle its folder.
+    """
+    if cfg.bundle is not None:
+        write_bundle(cfg.ckpt, cfg.bundle)
+        print(
+            f"{cfg.bundle}: model.safetensors, config.json and README.md; distill.load_student({str(cfg.bundle)!r}) reads it"
+        )
+        return Path(cfg.bundle)
     config, _ = read_student_file(cfg.ckpt)
     student, size = load_student(cfg.ckpt, cfg.trust), config["size"]
     if cfg.split:

@@ -11,6 +11,8 @@ Examples:
   python -m distill fit data=cub data.root=CUB_200_2011 student.backbone=mobilenetv2_100 train.n_pairs=500
 """
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lightning import seed_everything
@@ -26,7 +28,7 @@ from distill.core.protocols import Benchmark, Matcher, PairMatcher
 from distill.evaluation.compare import Comparison, compare
 from distill.evaluation.label_truth import LabelTruth
 from distill.export.onnx import export_student
-from distill.export.student_file import save_student
+from distill.export.student_file import add_about, save_student
 from distill.labels.generate import label
 from distill.matchers.box_relative import BoxRelative
 from distill.training.train import filter_labels, train
@@ -48,7 +50,7 @@ def run(cfg: DictConfig) -> Comparison | None:
         train(parts.trainer, parts.module, parts.data, parts.checkpoint, cfg.run.resume)
         if not first:
             return None
-        return finish(cfg, parts, keep(cfg, parts.student, folder), folder)
+        return finish(cfg, parts, keep(cfg, parts.student, folder, origin(cfg, parts)), folder)
 
 
 def devices(parts: FitParts) -> str:
@@ -66,15 +68,22 @@ def make_labels(cfg: DictConfig, parts: FitParts, taught: bool, first: bool) -> 
         print(f"labels:  {kept}")
 
 
-def keep(cfg: DictConfig, student: nn.Module, folder: RunFolder) -> nn.Module:
+def origin(cfg: DictConfig, parts: FitParts) -> dict[str, Any]:
+    """Returns what a student's file says of its teacher and data; of paths only the last part, which is no secret."""
+    teacher = {"class": cfg.teacher["_target_"], "model": Path(str(cfg.teacher.get("model") or "")).name}
+    data = {"name": parts.train.name, "split": parts.train.split, "n_pairs": len(parts.train)}
+    return {"teacher": {key: value for key, value in teacher.items() if value}, "data": data}
+
+
+def keep(cfg: DictConfig, student: nn.Module, folder: RunFolder, about: Mapping[str, Any]) -> nn.Module:
     """Writes the trained student, as weights and as ONNX, and returns it as it is kept."""
     student, config = finished(student, cfg)
-    save_student(student, config, folder / "student.safetensors")
+    save_student(student, config, folder / "student.safetensors", about)
     print(f"student: {folder / 'student.safetensors'}")
     if cfg.onnx:
         print("ONNX:    is written and compared with torch, which takes up to a minute", flush=True)
         try:
-            deviation = export_student(student, folder / "student.onnx", cfg.data.size, config)
+            deviation = export_student(student, folder / "student.onnx", cfg.data.size, config, about=about)
             print(f"ONNX:    {folder / 'student.onnx'} (differs from torch by at most {deviation.points_px:.2g} px)")
         except ExportError as error:  # the student and its figures are what the run was for
             print(f"ONNX:    none. {error}")
@@ -112,4 +121,12 @@ def finish(cfg: DictConfig, parts: FitParts, student: nn.Module, folder: RunFold
         note = "Nothing is annotated: PCK says how often an answer is near the teacher's label, on validation pairs."
     comparison.notes.append(note)
     report(folder, comparison, pairs)
+    add_about(folder / "student.safetensors", {"figures": figures(comparison)})
     return comparison
+
+
+def figures(comparison: Comparison) -> dict[str, Any]:
+    """Returns the student's PCK in percent, with what it was measured on."""
+    found = comparison.evaluations["student"].report
+    convention = f"per image, {found['threshold']}, {found['data']} {found['split']}, {found['n_pairs']} pairs"
+    return {f"pck@{alpha}": value for alpha, value in found["pck"]["image"].items()} | {"convention": convention}

@@ -1,0 +1,82 @@
+"""A student as a folder for sharing, in the layout of the Hugging Face hub.
+
+``model.safetensors`` is the student's file, which ``load_student(folder)`` reads; ``config.json`` holds its configuration for
+people and tools, and is not read back; ``README.md`` is the model card.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from distill.core.files import replacing
+from distill.export.student_file import BUNDLED, read_about, read_student_file, save_tensors
+
+LIBRARY = "distill"
+
+
+def write_bundle(ckpt: str | Path, folder: str | Path) -> Path:
+    """Writes the bundle of the student in ``ckpt``; files of these names in ``folder`` are replaced.
+
+    Returns:
+        The folder.
+
+    Raises:
+        WeightsError: when ``ckpt`` is missing, damaged or no student.
+        DataError: when the folder cannot be written to.
+    """
+    folder = Path(folder)
+    config, tensors = read_student_file(ckpt)
+    about = read_about(ckpt)
+    save_tensors(tensors, config, folder / BUNDLED, about)
+    texts = {
+        "config.json": json.dumps({"library_name": LIBRARY, **config}, indent=2) + "\n",
+        "README.md": model_card(config, about, sum(value.numel() for value in tensors.values())),
+    }
+    for name, text in texts.items():
+        with replacing(folder / name) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
+    return folder
+
+
+def model_card(config: Mapping[str, Any], about: Mapping[str, Any], n_values: int) -> str:
+    """Returns a model card: front matter of the hub, use, origin, figures with their conventions, limits, licences."""
+    licence = about.get("licences", {}).get("student", "other")
+    backbone = config.get("backbone", "see config.json")
+    head = f"---\nlibrary_name: {LIBRARY}\nlicense: {json.dumps(licence)}\ntags: [semantic-correspondence, keypoint-matching]\n---\n"
+    parts = [
+        head,
+        "# Semantic matcher",
+        f"Finds where points of one image lie in another. Backbone {backbone}, {n_values} values, images of {config['size']} x "
+        f"{config['size']} px.",
+        '```python\nimport distill\n\nstudent = distill.load_student("this-folder")\nanswer = distill.match_images(\n    student, '
+        'distill.read_image("a.jpg"), distill.read_image("b.jpg"), [[120, 80]]\n)\n```',
+        "## Origin",
+        _listed(about, ("teacher", "data")),
+        "## Figures",
+        _listed(about, ("figures",)),
+        "## Limits",
+        "- Every point gets an answer, also one that is hidden in the target; the confidence says how sure it is.\n"
+        "- Objects unlike those of the data above, and the two sides of symmetric objects, are matched worse.",
+        "## Licences",
+        _listed(about, ("licences",)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _listed(about: Mapping[str, Any], keys: tuple[str, ...]) -> str:
+    """Returns what is known under ``keys`` as a list, or that it was not recorded."""
+    lines = []
+    for key in keys:
+        value = about.get(key) or {}
+        told = (
+            ", ".join(f"{name} {_plain(inner)}" for name, inner in value.items())
+            if isinstance(value, dict)
+            else str(value)
+        )
+        lines.append(f"- {key}: {told or 'not recorded in the file'}")
+    return "\n".join(lines)
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
