@@ -15,9 +15,11 @@ from distill.cli.datasets import fit_pairs, has_truth
 from distill.core.errors import ConfigError, DataError, nearest
 from distill.core.protocols import Benchmark, Matcher
 from distill.data.datamodule import PairDataModule
+from distill.data.pairs import collate_pairs
 from distill.export.student_file import load_into, read_student_file
 from distill.labels.cached import Cached
 from distill.labels.filters import Criterion
+from distill.labels.labelled_pairs import LabelledCollate
 from distill.system.environment import choose_device
 from distill.training.callbacks.build import callbacks, checkpoints
 from distill.training.callbacks.json_lines import JsonLines
@@ -94,7 +96,10 @@ def build(cfg: DictConfig) -> FitParts:
     criteria = instantiate(cfg.filter.criteria) or {}
     checkpoint, trainer = _trainer(cfg)
     adamw(student, 1, cfg.lr, cfg.backbone_lr, cfg.weight_decay, cfg.warmup)  # raises now what it would after labelling
-    data = PairDataModule(train, val, cfg.batch_size, cfg.num_workers, cfg.seed)  # type: ignore[arg-type]
+    labelled = LabelledCollate(teacher.store.folder, teacher.fingerprint(), list(cfg.labels.fallbacks))
+    learns_all = is_taught(cfg) and not criteria and module.curriculum is None  # else labels are weighed, or not read
+    collate = (labelled if learns_all else collate_pairs, labelled)
+    data = PairDataModule(train, val, cfg.batch_size, cfg.num_workers, cfg.seed, *collate)  # type: ignore[arg-type]
     check_fit(trainer, data, resumed_from(checkpoint, cfg.run.resume))
     metrics = instantiate(cfg.metrics)
     return FitParts(device, train, val, test, teacher, baseline, criteria, module, data, trainer, checkpoint, metrics)

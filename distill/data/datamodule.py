@@ -1,5 +1,6 @@
 """The Lightning data module of training and validation pairs."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning import LightningDataModule
@@ -10,12 +11,16 @@ from distill.core.types import PairBatch
 from distill.data.pairs import collate_pairs
 from distill.data.samplers import WholeBatches
 
+Collate = Callable[[Sequence[PairBatch]], Any]
+"""Makes a batch of pairs."""
+
 
 class PairDataModule(LightningDataModule):
     """Batches of training pairs in an order that the seed decides, and of validation pairs in their own order.
 
     The order of an epoch depends on the seed and the epoch alone, so that a resumed training goes on as it would have.
-    Several processes share the pairs: training pairs evenly, validation batches as one process would make them.
+    Several processes share the pairs: training pairs evenly, validation batches as one process would make them. Memory
+    is pinned where batches go to a GPU.
 
     Args:
         train: training pairs.
@@ -23,39 +28,57 @@ class PairDataModule(LightningDataModule):
         batch_size: pairs at a time.
         num_workers: processes that load; 0 loads in the training process.
         seed: of the order.
+        train_collate: makes a batch of training pairs, in the loading processes.
+        val_collate: the same for validation pairs.
 
     Raises:
         ConfigError: for a batch size below 1 or negative workers.
     """
 
     def __init__(
-        self, train: Dataset[PairBatch], val: Dataset[PairBatch], batch_size: int, num_workers: int = 0, seed: int = 0
+        self,
+        train: Dataset[PairBatch],
+        val: Dataset[PairBatch],
+        batch_size: int,
+        num_workers: int = 0,
+        seed: int = 0,
+        train_collate: Collate = collate_pairs,
+        val_collate: Collate = collate_pairs,
     ) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0:
             raise ConfigError(f"Expected batch_size >= 1 and num_workers >= 0 but got {batch_size} and {num_workers}.")
         self.train, self.val = train, val
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.train_collate, self.val_collate = train_collate, val_collate
 
     def train_dataloader(self) -> DataLoader[PairBatch]:
         """Shuffled."""
         world_size, rank = self._place()
-        return self._loader(self.train, DistributedSampler(self.train, world_size, rank, seed=self.seed))
+        sampler: DistributedSampler[Any] = DistributedSampler(self.train, world_size, rank, seed=self.seed)
+        return self._loader(self.train, sampler, self.train_collate)
 
     def val_dataloader(self) -> DataLoader[PairBatch]:
         """In the data set's order."""
-        return self._loader(self.val, WholeBatches(self.val, self.batch_size, *self._place()))
+        sampler = WholeBatches(self.val, self.batch_size, *self._place())
+        return self._loader(self.val, sampler, self.val_collate)
 
     def _place(self) -> tuple[int, int]:
         """Returns how many processes there are and which of them this is."""
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
 
-    def _loader(self, pairs: Dataset[PairBatch], sampler: DistributedSampler[Any]) -> DataLoader[PairBatch]:
+    def _on_gpu(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+    def _loader(
+        self, pairs: Dataset[PairBatch], sampler: DistributedSampler[Any], collate: Collate
+    ) -> DataLoader[PairBatch]:
         return DataLoader(
             pairs,
             self.batch_size,
             sampler=sampler,
-            collate_fn=collate_pairs,
+            collate_fn=collate,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            pin_memory=self._on_gpu(),
         )

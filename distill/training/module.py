@@ -13,6 +13,7 @@ from distill.core.protocols import Matcher, PairMatcher, match
 from distill.core.types import Matches, PairBatch
 from distill.data.pairs import to_original
 from distill.labels.curriculum import Curriculum
+from distill.labels.labelled_pairs import LabelledPairs, split_labelled
 from distill.losses import DenseStudent, Example, Loss
 from distill.metrics.pck import PCK
 from distill.training.callbacks.nan_check import check_finite
@@ -110,34 +111,39 @@ class Distillation(LightningModule):
         """Takes training labels from ``labeller`` from now on. A setter would register a network as a part of this one."""
         self._labeller.content = labeller
 
-    def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
-        """Returns the weighted sum of the losses on a batch of pairs.
+    def training_step(self, batch: PairBatch | LabelledPairs, batch_idx: int) -> Tensor:
+        """Returns the weighted sum of the losses on a batch of pairs, with labels or without.
+
+        The labels of the batch are used as long as the labeller is the teacher.
 
         Pairs without a common point add nothing to losses on points. A batch of nothing else is not logged.
 
         Raises:
             DataError: when a loss is NaN or infinite.
         """
+        pairs, label = split_labelled(batch)
         with torch.no_grad():
-            label = match(self.labeller, batch)
+            if label is None or self.labeller is not self.teacher:
+                label = match(self.labeller, pairs)
             if self.curriculum is not None:
                 label = self.curriculum(label, self.progress())
             if self.augment is not None:
-                batch, label = self.augment(batch, label)
-        terms, _ = self._losses(batch, label, batch_idx)
-        if batch.kps_mask.any():
-            self.log_dict({f"train/{name}": term for name, term in terms.items()}, batch_size=len(batch.category))
+                pairs, label = self.augment(pairs, label)
+        terms, _ = self._losses(pairs, label, batch_idx)
+        if pairs.kps_mask.any():
+            self.log_dict({f"train/{name}": term for name, term in terms.items()}, batch_size=len(pairs.category))
         return terms[TOTAL]
 
-    def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: PairBatch | LabelledPairs, batch_idx: int) -> None:
         """Scores the student against ground truth and against the teacher's labels, both as PCK per image."""
-        label = match(self.teacher, batch)
-        terms, points = self._losses(batch, label, batch_idx)
+        pairs, label = split_labelled(batch)
+        label = match(self.teacher, pairs) if label is None else label
+        terms, points = self._losses(pairs, label, batch_idx)
         for name, term in terms.items():
-            self._val_loss(name).update(term.detach(), batch.kps_mask.any(1).sum())
-        predicted = to_original(points, batch)
-        self.pck_truth.update(predicted, to_original(batch.trg_kps, batch), batch.kps_mask, batch.pck_threshold)
-        self.pck_teacher.update(predicted, to_original(label.trg_kps, batch), batch.kps_mask, batch.pck_threshold)
+            self._val_loss(name).update(term.detach(), pairs.kps_mask.any(1).sum())
+        predicted = to_original(points, pairs)
+        self.pck_truth.update(predicted, to_original(pairs.trg_kps, pairs), pairs.kps_mask, pairs.pck_threshold)
+        self.pck_teacher.update(predicted, to_original(label.trg_kps, pairs), pairs.kps_mask, pairs.pck_threshold)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the losses, ``val/pck@0.10`` (ground truth) and ``val/pck_teacher@0.10`` in percent, over all processes.
@@ -145,14 +151,16 @@ class Distillation(LightningModule):
         A loss is the mean over batches, weighted by their pairs with a common point; without any such pair it is left out.
         """
         for name in self.val_losses:
-            loss = (mean := self._val_loss(name)).compute()
+            loss = self._val_loss(name).compute()
             if not torch.isnan(loss):
                 self.log(f"val/{name}", loss, sync_dist=False)
-            mean.reset()
-        for name, metric in (("pck", self.pck_truth), ("pck_teacher", self.pck_teacher)):
+        scores = {"pck": self.pck_truth, "pck_teacher": self.pck_teacher}
+        for name, metric in scores.items():
             for alpha, value in metric.compute()["image"].items():
                 self.log(f"val/{name}@{alpha}", value, prog_bar=alpha == "0.10", sync_dist=False)
-            metric.reset()
+        with torch.inference_mode(False):  # the new states are added to in place, by a training too
+            for state in (*scores.values(), *map(self._val_loss, self.val_losses)):
+                state.reset()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves the length of the schedule to this training, which may have more epochs than the checkpoint's had."""

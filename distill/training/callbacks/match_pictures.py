@@ -11,6 +11,7 @@ from distill.core.protocols import match
 from distill.core.types import PairBatch
 from distill.data.pairs import to_device
 from distill.evaluation.pictures import match_panel, stack
+from distill.labels.labelled_pairs import LabelledPairs, split_labelled
 from distill.training.module import Distillation
 
 
@@ -29,21 +30,28 @@ class MatchPictures(Callback):
         self.folder, self.count = folder / "matches", count
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PairBatch, batch_idx: int, *args: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: PairBatch | LabelledPairs,
+        batch_idx: int,
+        *args: int,
     ) -> None:
         """Draws after the first batch."""
         if batch_idx or trainer.sanity_checking or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, Distillation)
+        pairs, label = split_labelled(batch)
         with torch.no_grad():
-            answers = {"student": pl_module.student(batch.src_img, batch.trg_img, batch.src_kps).trg_kps}
-            answers["teacher"] = match(pl_module.teacher, batch).trg_kps
-        batch = to_device(batch, "cpu")
+            answers = {"student": pl_module.student(pairs.src_img, pairs.trg_img, pairs.src_kps).trg_kps}
+            answers["teacher"] = (match(pl_module.teacher, pairs) if label is None else label).trg_kps
+        pairs = to_device(pairs, "cpu")
         panels = []
-        for row in range(min(self.count, len(batch.category))):
-            mask = batch.kps_mask[row]
+        for row in range(min(self.count, len(pairs.category))):
+            mask = pairs.kps_mask[row]
             found = {name: points[row].detach().float().cpu()[mask].numpy() for name, points in answers.items()}
-            panels.append(match_panel(batch.src_img[row], batch.trg_img[row], batch.src_kps[row][mask].numpy(), found))
+            panels.append(match_panel(pairs.src_img[row], pairs.trg_img[row], pairs.src_kps[row][mask].numpy(), found))
         sheet = stack(panels)
         self.folder.mkdir(parents=True, exist_ok=True)
         sheet.save(self.folder / f"{trainer.current_epoch:04d}.png")
