@@ -16,7 +16,6 @@ RENAMED: dict[str, str] = {
     "data.bad=error": "data.on_error=raise",
     # augmentation
     "augment.tilt": "augment.rotation",
-    "augment.bend": "augment.elastic",
     "augment.mirror": "augment.flip",
     # filters and matchers
     "filter=mirror": "filter=flip_agreement",
