@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from lightning import Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -31,6 +32,8 @@ from distill.training.module import Distillation
 from distill.training.optimiser import adamw
 from distill.training.train import resumed_from
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class FitParts:
@@ -42,7 +45,7 @@ class FitParts:
         val: validation pairs.
         test: annotated pairs of the final comparison; None for none.
         teacher: behind its label store.
-        baseline: the untouched backbone's nearest neighbours.
+        baseline: the untouched backbone's nearest neighbours; None leaves them out of the comparison.
         criteria: of the filter, by name.
         module: student and losses.
         data: loads the pairs.
@@ -56,7 +59,7 @@ class FitParts:
     val: Benchmark
     test: Benchmark | None
     teacher: Cached
-    baseline: Matcher
+    baseline: Matcher | None
     criteria: Mapping[str, Criterion]
     module: Distillation
     data: PairDataModule
@@ -95,13 +98,13 @@ def build(cfg: DictConfig) -> FitParts:
     module = _module(cfg, student, teacher)
     criteria = instantiate(cfg.filter.criteria) or {}
     checkpoint, trainer = _trainer(cfg)
+    metrics = built_by_name(cfg, "metrics", Metric)
     adamw(student, 1, cfg.lr, cfg.backbone_lr, cfg.weight_decay, cfg.warmup)  # raises now what it would after labelling
     labelled = LabelledCollate(teacher.store.folder, teacher.fingerprint(), list(cfg.labels.fallbacks))
     learns_all = is_taught(cfg) and not criteria and module.curriculum is None  # else labels are weighed, or not read
     collate = (labelled if learns_all else collate_pairs, labelled)
     data = PairDataModule(train, val, cfg.batch_size, cfg.num_workers, cfg.seed, *collate)  # type: ignore[arg-type]
     check_fit(trainer, data, resumed_from(checkpoint, cfg.run.resume))
-    metrics = instantiate(cfg.metrics)
     return FitParts(device, train, val, test, teacher, baseline, criteria, module, data, trainer, checkpoint, metrics)
 
 
@@ -144,6 +147,22 @@ def check_monitor(cfg: DictConfig) -> None:
         raise ConfigError(f"Expected monitor to name a figure but got {cfg.monitor!r}; {nearest(cfg.monitor, known)}.")
 
 
+def built_by_name(cfg: DictConfig, key: str, kind: type[T]) -> dict[str, T]:
+    """Returns what the section ``key`` describes, by name.
+
+    Raises:
+        ConfigError: when something in it is not of the expected kind.
+    """
+    built = instantiate(cfg[key]) or {}
+    for name, value in built.items():
+        if value is not None and not isinstance(value, kind):
+            raise ConfigError(
+                f"Expected {key}.{name} to describe a {kind.__module__.partition('.')[0]} {kind.__name__} by its _target_ but "
+                f"got {value!r}; correct it, or leave it out."
+            )
+    return {name: value for name, value in built.items() if value is not None}
+
+
 def _module(cfg: DictConfig, student: nn.Module, teacher: Cached) -> Distillation:
     if cfg.compile:
         for child in student.children():
@@ -173,7 +192,7 @@ def _trainer(cfg: DictConfig) -> tuple[ModelCheckpoint, Trainer]:
         cfg.find_lr,
         instantiate(cfg.self_distillation),
         MatchPictures(folder, cfg.pictures) if cfg.pictures else None,
-        instantiate(cfg.callbacks),
+        built_by_name(cfg, "callbacks", Callback),
     )
     beside += [BatchSeed(cfg.seed), SameBuffers()]
     trainer = instantiate(cfg.trainer, logger=loggers, callbacks=beside, default_root_dir=str(folder))

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hydra.core.override_parser.types import Override
-from omegaconf import Container, DictConfig, OmegaConf
+from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 
 from distill.cli.renamed import new_name
 from distill.core.errors import nearest
@@ -26,6 +26,9 @@ USUAL_NAMES = {
     "gpus": "trainer.devices",
 }
 """Names that other programs have for our keys, which are spelt too differently to be found as mistypings."""
+
+LISTS_OR_WORDS = ("what",)
+"""Keys whose default is a list, but that take a single word as well."""
 
 LEAST = {
     "batch_size": 1,
@@ -144,6 +147,8 @@ def _type_problem(config: DictConfig, key: str, value: Any) -> str | None:
     if default._is_missing() or default._is_interpolation() or value is None or _is_reference(value):
         return None
     old = default if isinstance(default, Container) else default._value()
+    if isinstance(old, ListConfig) and not isinstance(value, list) and key not in LISTS_OR_WORDS:
+        return f"Expected a list for {key} but got {value}; write {key}=[{value}]."
     rules: list[tuple[type | tuple[type, ...], tuple[type, ...], str]] = [
         (bool, (bool,), "true or false"),
         (int, (int,), "a whole number"),

@@ -108,7 +108,7 @@ def finish(cfg: DictConfig, parts: FitParts, student: nn.Module, folder: RunFold
     """
     if not cfg.test.n_pairs:
         return None
-    networks = {"student": student, "nearest_neighbour": parts.baseline}
+    networks = {"student": student} | ({} if parts.baseline is None else {"nearest_neighbour": parts.baseline})
     on_device = {name: net.to(parts.device) if isinstance(net, nn.Module) else net for name, net in networks.items()}
     others: dict[str, Matcher | PairMatcher] = {**on_device, "box_relative": BoxRelative()}
     if parts.test is not None:

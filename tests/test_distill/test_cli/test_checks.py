@@ -62,6 +62,9 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("~teacher", "Expected a choice of teacher but got none"),
         ("~augment", "write augment=null to leave it out"),
         ("callbacks.x=3", "got callbacks.x; +callbacks.x=... adds one."),
+        ("+callbacks.x=3", "Expected callbacks.x to describe a lightning Callback"),
+        ("+metrics.x=3", "Expected metrics.x to describe a torchmetrics Metric"),
+        ("student.strides=8", "Expected a list for student.strides but got 8; write student.strides=[8]."),
     ],
 )
 def test_fit_refuses_before_it_labels_and_leaves_no_folder(extra, message, tmp_path, capsys, monkeypatch):

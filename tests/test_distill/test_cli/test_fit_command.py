@@ -35,6 +35,18 @@ def test_the_final_comparison_is_made_on_the_chosen_device(annotated, few, tmp_p
     assert asked["reference"] == ("teacher" if annotated else "student")
 
 
+def test_a_baseline_may_be_left_out(few, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        fit, "compare", lambda matchers, *others, **settings: SimpleNamespace(notes=[], names=[*matchers])
+    )
+    monkeypatch.setattr(fit, "report", lambda *arguments: None)
+    parts = SimpleNamespace(device="cpu", test=few, val=few, teacher=object(), baseline=None, metrics={})
+    comparison = fit.finish(
+        OmegaConf.create({"test": {"n_pairs": 4}}), parts, torch.nn.Linear(1, 1), RunFolder(tmp_path)
+    )
+    assert comparison.names == ["teacher", "student", "box_relative"]
+
+
 def test_without_test_pairs_nothing_is_compared(tmp_path):
     config = OmegaConf.create({"test": {"n_pairs": 0}})
     assert fit.finish(config, SimpleNamespace(), torch.nn.Linear(1, 1), RunFolder(tmp_path)) is None
