@@ -6,6 +6,7 @@ step sees depends on the seed and the step's number only: a training that was in
 
 import copy
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from itertools import count
 from pathlib import Path
@@ -83,7 +84,7 @@ class LatentStore:
         about: what the latents depend on, by name.
 
     Raises:
-        ConfigError: when ``folder`` holds latents that depend on something else.
+        ConfigError: when ``folder`` holds latents that depend on something else or are damaged, and when the disk is too small.
     """
 
     def __init__(
@@ -100,12 +101,13 @@ class LatentStore:
         folder.mkdir(parents=True, exist_ok=True)
         if not note.is_file():
             _, latents, tokens = blocks[0]
+            _check_room(folder, self.capacity * (latents[0].nbytes + 4 * tokens.shape[1]))
             _create(folder / "latents.npy", np.float16, (self.capacity, *latents.shape[1:]))
             _create(folder / "tokens.npy", np.int32, (self.capacity, *tokens.shape[1:]))
             _create(folder / "made.npy", np.bool_, (self.capacity // BLOCK,))
             note.write_text(told, encoding="utf-8")
         self._latents, self._tokens, self._made = (
-            np.lib.format.open_memmap(folder / f"{name}.npy", mode="r+") for name in ("latents", "tokens", "made")
+            _open(folder / f"{name}.npy") for name in ("latents", "tokens", "made")
         )
         blocks.blocks = np.flatnonzero(~self._made).tolist()
         device = str(getattr(blocks.pictures, "device", "cpu"))
@@ -169,6 +171,23 @@ class LatentBatches(IterableDataset[dict[str, Tensor]]):
             stock = min(self.store.capacity, self.at_start + step * self.fresh)
             self.store.ensure(stock)
             yield self.store.rows(np.random.default_rng([self.seed, step, 4]).integers(stock, size=self.batch_size))
+
+
+def _check_room(folder: Path, size: int) -> None:
+    """Refuses a disk that would become full, which ends a process that writes to mapped memory without an error."""
+    free = shutil.disk_usage(folder)[2]
+    if free < size:
+        raise ConfigError(
+            f"Expected {size / 2**20:.0f} MiB for latents in {folder} but {free / 2**20:.0f} are free; lower "
+            "diffusion.latents.store.capacity, or choose another run.dir."
+        )
+
+
+def _open(file: Path) -> np.ndarray:
+    try:
+        return np.lib.format.open_memmap(file, mode="r+")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"Expected an array in {file} but it is damaged ({error}); remove that folder.") from error
 
 
 def _create(file: Path, kind: type, shape: tuple[int, ...]) -> None:

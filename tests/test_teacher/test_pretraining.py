@@ -226,6 +226,22 @@ def test_latents_of_other_settings_are_refused(parts):
         make(zoom=0.7)
 
 
+def test_damaged_files_of_latents_are_refused(parts, tmp_path):
+    *_, make = parts
+    make()
+    (tmp_path / "latents" / "tokens.npy").write_bytes(b"cut")
+    with pytest.raises(ConfigError, match="damaged.*remove that folder"):
+        make()
+
+
+def test_a_disk_that_is_too_small_for_the_latents_is_named_before_they_are_made(parts, tmp_path, monkeypatch):
+    *_, make = parts
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: (10**6, 10**6, 1000))
+    with pytest.raises(ConfigError, match=r"Expected \d+ MiB.*diffusion\.latents\.store\.capacity"):
+        make()
+    assert not (tmp_path / "latents" / "latents.npy").exists()
+
+
 def test_batches_depend_on_the_step_alone_and_come_from_a_growing_stock(parts):
     *_, make = parts
     store = make(capacity=3 * BLOCK)
@@ -314,6 +330,23 @@ def test_weights_that_were_never_finite_end_the_training():
     next(module.unet.parameters()).data.fill_(float("nan"))
     with pytest.raises(ConfigError, match="Expected finite weights"):
         fit(module, 2, Steps(), FiniteWeightAveraging(0.5, every=1, check_every=1))
+
+
+def test_training_lowers_the_loss():
+    class Same(Steps):
+        def __iter__(self):
+            batch = next(super().__iter__())
+            while True:
+                yield batch
+
+    module = training(lr=3e-3, warmup=5, drop_caption=0.0)
+    batch = next(iter(Same()))
+    given = batch["latents"].float(), batch["tokens"], torch.randn(4, 4, 8, 8), torch.tensor([100, 300, 600, 900])
+    with torch.no_grad():
+        before = module.denoising_loss(*given)
+    fit(module, 120, Same(), FiniteWeightAveraging(0.9, every=2))
+    with torch.no_grad():
+        assert module.denoising_loss(*given) < 0.7 * before
 
 
 def test_the_rate_warms_up_stays_and_falls():
