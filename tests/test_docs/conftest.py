@@ -153,6 +153,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two photographs, and a miniature student where ``fit`` leaves one."""
     from distill.export.onnx import export_student
+    from distill.export.split import export_split
     from distill.export.student_file import save_student
     from student import StudentMatcher
 
@@ -164,6 +165,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         student, {"_target_": "student.StudentMatcher", **settings, "size": 32}, folder / "runs/fit/student.safetensors"
     )
     export_student(student, folder / "runs/fit/student.onnx", 32)
+    export_split(student, folder / "runs/fit", 32)
     for name, size in (("a.jpg", (300, 260)), ("b.jpg", (200, 320))):
         Image.effect_noise(size, 60).convert("RGB").save(folder / name)
     return folder
