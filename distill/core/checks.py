@@ -61,6 +61,8 @@ def check_images(images: Tensor, name: str = "image") -> None:
         raise DataError(f"Expected {name} to hold pixels but its shape is {shape}; give at least one image.")
     if not images.is_floating_point():
         raise DataError(f"Expected {name} as floats in [0, 1] but got {images.dtype}; divide by 255.")
+    if images.is_meta:  # shapes without values, as when a network is only traced
+        return
     low, high = torch.stack(torch.aminmax(images.detach())).tolist()  # either is NaN where there is one
     if not (low > -float("inf") and high < float("inf")):
         raise DataError(f"Expected {name} to be finite but it holds NaN or infinity; check how it was read.")
@@ -93,6 +95,8 @@ def check_points(points: Tensor, images: Tensor, name: str = "src_kps", min_poin
         raise DataError(f"Expected {name} as numbers but got {points.dtype}; give x, y in pixels.")
     if points.shape[1] < min_points:
         raise DataError(f"Expected at least one point in {name} but got none; name a point to match.")
+    if points.is_meta:
+        return
     height, width = images.shape[-2:]
     size = points.new_tensor([width, height])
     outside = ~((points >= 0) & (points <= size)).all(-1)
