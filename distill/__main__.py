@@ -98,7 +98,7 @@ def _run(verb: str, line: CommandLine) -> None:
     if line.wants_help:
         from distill.cli.help import describe_verb
 
-        print(describe_verb(verb, line.config_dir))
+        print(describe_verb(verb, line.config_dir, line.overrides))
     elif line.hydra_flags:
         from distill.cli.hydra_app import run_hydra
 

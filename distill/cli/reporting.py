@@ -26,6 +26,8 @@ def report(folder: RunFolder, comparison: Comparison, benchmark: Benchmark, pane
     folder.write_text("report.html", html_page(comparison, pictures))
     stack(pictures).save(folder / "matches.png")
     print_figures(comparison)
+    for note in comparison.notes:
+        print(f"note: {note}")
     print(f"report: {folder / 'report.html'}")
 
 

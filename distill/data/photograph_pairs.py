@@ -60,7 +60,8 @@ class PhotographPairs(Dataset[PairBatch], ABC):
         threshold: what PCK's tolerance is a fraction of.
         convention: how it is scored.
         resize: how images are brought to one size.
-        symmetric_groups: by category, groups of parts that mirror or repeat each other; "" stands for all other categories.
+        symmetric_groups: by category, groups of parts that mirror or repeat each other, each part by its number from 0 on among
+            the points; "" stands for all other categories.
         exif_orientation: whether the EXIF orientation of a photograph is applied. Benchmarks were annotated on the
             pixels as they are stored (27 of 178 photographs of CUB-200-2011 at hand have an orientation, and all their
             boxes and points suit the stored pixels), so it is false for all of them.
@@ -230,6 +231,7 @@ class PhotographPairs(Dataset[PairBatch], ABC):
             raise ConfigError(
                 f"Expected data.convention=canonical but got 'paper'; the teacher's released code does not read {self.name}."
             )
+        self._check_symmetric_groups()
         PhotographReader([], image_config.size, image_config.resize, image_config.cache_mib)  # checks them
         self.convention, self.resize, self.size = image_config.convention, image_config.resize, image_config.size
         self.skipped: dict[str, str] = {}
@@ -238,6 +240,16 @@ class PhotographPairs(Dataset[PairBatch], ABC):
         self._checked: dict[bytes, str | None] = {}
         self._originals: dict[Path, Original] = {}
         self._problems: dict[str, str | None] = {}
+
+    def _check_symmetric_groups(self) -> None:
+        """Raises for parts that are not named by their number, which otherwise only the final comparison would notice."""
+        for category, groups in self.symmetric_groups.items():
+            for group in groups:
+                if isinstance(group, str | int) or not all(isinstance(part, int) for part in group):
+                    raise ConfigError(
+                        f"Expected each group of {type(self).__name__}.symmetric_groups to list parts by their number among the "
+                        f"points, from 0 on, but got {group!r} for {category!r}; write for example [[0, 1], [2, 3]]."
+                    )
 
     def _start(self, pairs: Sequence[tuple], paths: Iterable[Path], image_config: ImageConfig) -> None:
         """Takes the pairs, and leaves out the broken ones if that was asked for."""

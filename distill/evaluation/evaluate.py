@@ -87,8 +87,9 @@ def evaluate(
             in px, and computes a number or a dictionary of numbers. The given objects stay as they are.
 
     Raises:
-        DataError: when no pair has a point, or the matcher answers with NaN or infinity.
+        DataError: when nothing is annotated, no pair has a point, or the matcher answers with NaN or infinity.
     """
+    check_annotated(benchmark)
     loader = DataLoader(cast(Dataset, benchmark), batch_size, collate_fn=collate_pairs)
     scores = _Scores(getattr(benchmark, "symmetric_groups", {}), metrics or {})
     found: dict[str, list] = defaultdict(list)
@@ -125,6 +126,15 @@ def evaluate(
         "latency_ms": round(1000 * seconds / len(shares), 3),
     }
     return Evaluation(report=report, image_pck=shares, answers=answers, **found)
+
+
+def check_annotated(benchmark: Benchmark) -> None:
+    """Raises a :class:`DataError` when the benchmark says that no target point is known, before a matcher is asked."""
+    if not getattr(benchmark, "has_truth", True):
+        raise DataError(
+            f"Expected annotated points in {benchmark.name}, without which nothing can be scored, but found none; annotate some, "
+            "for data=folder in points.csv in data.root."
+        )
 
 
 def _answer(matcher: Matcher | PairMatcher, pairs: PairBatch, name: str, device: str) -> tuple[Tensor, Tensor, float]:

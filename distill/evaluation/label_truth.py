@@ -14,11 +14,16 @@ class LabelTruth(Dataset[PairBatch]):
     Args:
         benchmark: the pairs.
         teacher: that answers them.
+
+    Attributes:
+        has_truth: true, whether or not ``benchmark`` is annotated.
+        truth_name: what pictures call the target's points.
     """
 
     def __init__(self, benchmark: Benchmark, teacher: Matcher | PairMatcher) -> None:
         self.benchmark, self.teacher = benchmark, teacher
         self.name, self.split, self.threshold = benchmark.name, benchmark.split, benchmark.threshold
+        self.has_truth, self.truth_name = True, "teacher's label"
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["benchmark"], name)

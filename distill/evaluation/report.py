@@ -92,7 +92,7 @@ td:first-child, th:first-child {{ text-align: left }} img {{ max-width: 100%; di
 <p>{INTERVALS}</p><ul>{sure}</ul>
 <h2>Differences</h2><p>From {html.escape(comparison.reference)}, in points. {BOTH}</p><ul>{items}</ul>{notes}
 <h2>Matches</h2><p>The best, middle and worst pairs of {html.escape(list(comparison.evaluations)[min(1, len(comparison.evaluations) - 1)])};
-lines lead from each answer to the truth.</p>{pictures}
+lines lead from each answer to the point in the last column.</p>{pictures}
 </html>
 """
 
@@ -146,7 +146,7 @@ def example_panels(comparison: Comparison, benchmark: Benchmark, count: int = 6)
 
 
 def pair_panel(comparison: Comparison, benchmark: Benchmark, place: int) -> Image.Image:
-    """Draws the evaluated pair number ``place``: source, each matcher's answer, truth."""
+    """Draws the evaluated pair number ``place``: source, each matcher's answer, truth (or the labels that stand for it)."""
     first = next(iter(comparison.evaluations.values()))
     pairs = benchmark[first.pairs[place]]
 
@@ -155,7 +155,7 @@ def pair_panel(comparison: Comparison, benchmark: Benchmark, place: int) -> Imag
 
     answers = {name: resized(e.predictions[place]) for name, e in comparison.evaluations.items() if name not in HIDDEN}
     truth = to_original(pairs.trg_kps, pairs)[0, pairs.kps_mask[0]].numpy()
-    answers["ground truth"] = resized(truth)
+    answers[getattr(benchmark, "truth_name", "ground truth")] = resized(truth)
     points = pairs.src_kps[0, pairs.kps_mask[0]].numpy()
     return match_panel(pairs.src_img[0], pairs.trg_img[0], points, answers, resized(truth))
 

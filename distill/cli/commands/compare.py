@@ -19,6 +19,7 @@ from distill.cli.reporting import announce, report
 from distill.cli.run_folder import RunFolder
 from distill.core.protocols import Benchmark, PairMatcher, match
 from distill.evaluation.compare import Comparison, check_reference, compare
+from distill.evaluation.evaluate import check_annotated
 from distill.export.student_file import load_student, read_student_file
 from distill.export.trusted import plain_arguments
 from distill.labels.cached import Cached
@@ -36,6 +37,7 @@ def run(cfg: DictConfig) -> Comparison:
     student = load_student(cfg.ckpt, cfg.trust).to(device)
     baseline = instantiate(baseline_config(cfg.ckpt)).to(device)
     benchmark: Benchmark = scored_pairs(cfg.data)
+    check_annotated(benchmark)
     teacher = Cached(cfg.labels.dir, instantiate(cfg.teacher), fallbacks=list(cfg.labels.fallbacks))
     folder = RunFolder.numbered(cfg)
     announce("compare", f"{len(benchmark)} {benchmark.split} pairs of {benchmark.name}", device, folder.path)

@@ -83,6 +83,8 @@ def describe(cfg: DictConfig) -> dict:
     sheet.draw().save(folder / "contact_sheet.png")
     for key, value in description.items():
         print(f"{key}: {value}")
+    if not getattr(benchmark, "has_truth", True):
+        print("note: nothing is annotated; points are those of the source that a teacher is asked for")
     print(f"{folder / 'contact_sheet.png'} shows {sheet}")
     return description
 

@@ -18,17 +18,18 @@ from distill.cli.config import instantiate
 from distill.cli.datasets import scored_pairs
 from distill.cli.reporting import announce
 from distill.cli.run_folder import RunFolder
-from distill.evaluation.evaluate import Evaluation, evaluate
+from distill.evaluation.evaluate import Evaluation, check_annotated, evaluate
 from distill.system.environment import choose_device, describe
 
 
 def run(cfg: DictConfig) -> Evaluation:
     """Evaluates, writes ``metrics.json`` and prints the figures."""
-    device, name = choose_device(cfg.device), cfg.matcher["_target_"].rpartition(".")[2]
+    device, name = choose_device(cfg.device), matcher_name(cfg.matcher)
     matcher = instantiate(cfg.matcher)
     if isinstance(matcher, nn.Module):
         matcher = matcher.to(device)
     benchmark, metrics = scored_pairs(cfg.data), instantiate(cfg.metrics)
+    check_annotated(benchmark)
     folder = RunFolder.numbered(cfg)
     announce("evaluate", f"{name} on {len(benchmark)} {benchmark.split} pairs of {benchmark.name}", device, folder.path)
     result = evaluate(matcher, benchmark, name, cfg.batch_size, device, metrics=metrics)
@@ -45,3 +46,8 @@ def run(cfg: DictConfig) -> Evaluation:
         print(f"{metric}  {value}")
     print(f"{report['latency_ms']:.1f} ms per pair\n{folder / 'metrics.json'}")
     return result
+
+
+def matcher_name(matcher: DictConfig) -> str:
+    """Returns what figures call a matcher: the class that builds it, and "student" where a function ``load_student`` does."""
+    return str(matcher["_target_"]).rpartition(".")[2].removeprefix("load_")

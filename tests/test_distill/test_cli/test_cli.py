@@ -36,6 +36,19 @@ def test_help_says_what_a_verb_does_and_what_it_takes(verb, capsys):
     assert f"python -m distill {verb}" in shown and "#" in shown and "_target_: distill.cli.commands" not in shown
 
 
+def test_help_shows_the_keys_of_the_choice_that_is_named_and_of_the_files_that_it_includes(capsys):
+    assert main(["data", "check", "data=folder", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "shapes being the default; the keys of folder:" in shown and "pairs_per_image: 4" in shown
+    assert "on_error: raise" in shown and "_here_" not in shown
+
+
+def test_help_names_the_choices_of_a_group_that_stands_under_another_key(capsys):
+    assert main(["data", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "matcher@describer=<box_relative, " in shown and "(written describer.<key>=<value>)" in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -11,7 +11,7 @@ from distill.__main__ import main
 from distill.bench.loader import loader_rates
 from distill.cli.config import compose
 from distill.cli.datasets import fit_pairs, pairs_of
-from distill.core.errors import DataError
+from distill.core.errors import ConfigError, DataError
 from distill.data.datasets.folder import FolderPairs
 from distill.data.pair_mining import nearest_pairs
 
@@ -45,6 +45,21 @@ def test_describe_writes_the_list_of_pairs_that_can_be_given_again(folder, tmp_p
     description = json.loads((tmp_path / "d" / "description.json").read_text())
     again = FolderPairs(str(folder), pairs=str(tmp_path / "d" / "pairs.csv"), size=32)
     assert len(again) == 7 and again.fingerprint() == description["pairs_fingerprint"]
+    assert "note: nothing is annotated" in capsys.readouterr().out
+
+
+def test_photographs_without_annotation_are_not_scored_and_nothing_is_written(folder, tmp_path, capsys):
+    arguments = ["evaluate", "matcher=box_relative", "data=folder", f"data.root={folder}", "data.size=32"]
+    assert main([*arguments, f"run.dir={tmp_path}/e"]) == 2
+    assert "Expected annotated points in folder" in capsys.readouterr().err and not (tmp_path / "e").exists()
+
+
+def test_symmetric_groups_list_parts_by_number(folder):
+    class Named(FolderPairs):
+        symmetric_groups = {"cat": (("left ear", "right ear"),)}
+
+    with pytest.raises(ConfigError, match="Named.symmetric_groups to list parts by their number"):
+        Named(str(folder))
 
 
 def test_pair_writes_a_list_in_which_photographs_meet_those_that_look_like_them(tmp_path, capsys):

@@ -1,6 +1,9 @@
 import pytest
 import torch
 
+from distill.core.errors import DataError
+from distill.evaluation import report
+from distill.evaluation.compare import compare
 from distill.evaluation.evaluate import evaluate
 from distill.evaluation.label_truth import LabelTruth
 from distill.matchers.box_relative import BoxRelative
@@ -16,3 +19,22 @@ def test_pck_against_labels_is_agreement_with_the_teacher(few):
     moved = LabelTruth(few, lambda src, trg, kps: BoxRelative().match_pairs(few[0])._replace(trg_kps=kps + 9))
     report = evaluate(Oracle(), moved, "oracle", progress=False).report
     assert report["pck"]["point"]["0.01"] == pytest.approx(100), "the oracle reads the labels"
+
+
+def test_pictures_call_a_label_a_label(few, monkeypatch):
+    captions = []
+    monkeypatch.setattr(report, "match_panel", lambda *given: captions.append(list(given[3])))
+    for pairs in (few, LabelTruth(few, BoxRelative())):
+        report.pair_panel(compare({"oracle": Oracle()}, pairs, "oracle", progress=False), pairs, 0)
+    assert captions == [["oracle", "ground truth"], ["oracle", "teacher's label"]]
+
+
+def test_what_is_not_annotated_is_refused_before_a_matcher_is_asked(few):
+    few.has_truth = False
+
+    def never(*given):
+        raise AssertionError
+
+    with pytest.raises(DataError, match="Expected annotated points in few"):
+        evaluate(never, few, "never", progress=False)
+    assert evaluate(BoxRelative(), LabelTruth(few, BoxRelative()), "itself", progress=False).report["n_pairs"] == 4
