@@ -136,6 +136,8 @@ def _quiet() -> None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("onnx_ir", "onnxscript"):  # dozens of lines an export where Hydra has logging at INFO
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"lightning\..*|torch\..*|diffusers\..*|transformers\..*")
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning import seed_everything
+from lightning import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -50,6 +50,7 @@ def run(cfg: DictConfig) -> Comparison | None:
         train(parts.trainer, parts.module, parts.data, parts.checkpoint, cfg.run.resume)
         if not first:
             return None
+        say_if_nothing_was_logged(parts.trainer, folder)
         return finish(cfg, parts, keep(cfg, parts.student, folder, origin(cfg, parts)), folder)
 
 
@@ -66,6 +67,15 @@ def make_labels(cfg: DictConfig, parts: FitParts, taught: bool, first: bool) -> 
     kept = filter_labels(parts.module, parts.criteria, parts.train, cfg.batch_size, parts.device) if taught else None
     if kept is not None:
         print(f"labels:  {kept}")
+
+
+def say_if_nothing_was_logged(trainer: Trainer, folder: RunFolder) -> None:
+    """Prints why a run has no training curve, which happens with very few steps, and what gives it one."""
+    if not (folder / "metrics.jsonl").is_file():
+        print(
+            f"note: no metrics.jsonl: there were fewer than trainer.log_every_n_steps={trainer.log_every_n_steps} steps and fewer than "
+            f"trainer.check_val_every_n_epoch={trainer.check_val_every_n_epoch} epochs; set both to 1, or trainer=smoke"
+        )
 
 
 def origin(cfg: DictConfig, parts: FitParts) -> dict[str, Any]:

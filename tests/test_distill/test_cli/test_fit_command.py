@@ -19,7 +19,8 @@ def test_the_final_comparison_is_made_on_the_chosen_device(annotated, few, tmp_p
         return SimpleNamespace(notes=[])
 
     monkeypatch.setattr(fit, "compare", compare)
-    monkeypatch.setattr(fit, "report", lambda *arguments: None)
+    for name in ("report", "figures", "add_about"):
+        monkeypatch.setattr(fit, name, lambda *arguments: None)
     parts = SimpleNamespace(
         device="meta",
         test=few if annotated else None,
@@ -39,7 +40,8 @@ def test_a_baseline_may_be_left_out(few, tmp_path, monkeypatch):
     monkeypatch.setattr(
         fit, "compare", lambda matchers, *others, **settings: SimpleNamespace(notes=[], names=[*matchers])
     )
-    monkeypatch.setattr(fit, "report", lambda *arguments: None)
+    for name in ("report", "figures", "add_about"):
+        monkeypatch.setattr(fit, name, lambda *arguments: None)
     parts = SimpleNamespace(device="cpu", test=few, val=few, teacher=object(), baseline=None, metrics={})
     comparison = fit.finish(
         OmegaConf.create({"test": {"n_pairs": 4}}), parts, torch.nn.Linear(1, 1), RunFolder(tmp_path)
@@ -59,3 +61,12 @@ def test_without_test_pairs_nothing_is_compared(tmp_path):
 def test_the_opening_line_names_the_devices(device, training, text):
     trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(training)))
     assert fit.devices(SimpleNamespace(device=device, trainer=trainer)) == text
+
+
+def test_a_run_too_short_for_a_training_curve_says_so(tmp_path, capsys):
+    trainer, folder = SimpleNamespace(log_every_n_steps=10, check_val_every_n_epoch=2), RunFolder(tmp_path)
+    fit.say_if_nothing_was_logged(trainer, folder)
+    assert "fewer than trainer.log_every_n_steps=10 steps" in capsys.readouterr().out
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    fit.say_if_nothing_was_logged(trainer, folder)
+    assert capsys.readouterr().out == ""
