@@ -214,6 +214,11 @@ def _hydra_compose(verb: str, overrides: Sequence[str], return_hydra_config: boo
     try:
         return hydra.compose(verb, list(overrides), return_hydra_config=return_hydra_config)
     except (HydraException, OmegaConfBaseException) as error:
+        group = re.search(r"Could not override '([^']+)'", str(error))
+        if group:
+            raise ConfigError(
+                f"Expected settings that {verb} takes but {group[1]}= is none of them; python -m distill {verb} --help shows them."
+            ) from error
         raise ConfigError(_one_line(error)) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"Expected valid YAML in the configuration but {_one_line(error)}") from error

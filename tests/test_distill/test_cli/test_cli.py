@@ -53,6 +53,8 @@ def test_help_names_the_choices_of_a_group_that_stands_under_another_key(capsys)
     ("arguments", "message"),
     [
         (["fitt"], "did you mean 'fit'"),
+        (["evaluate", "teacher=oracle"], "settings that evaluate takes but teacher= is none of them"),
+        (["label", "experiment=spair71k_sd15"], "python -m distill label --help shows them"),
         (["fit", "--epochs", "3"], "written without dashes"),
         (["fit", "--config-dir"], "folder after --config-dir"),
         (["evaluate", "run.dir={tmp}/r"], "add ckpt="),
