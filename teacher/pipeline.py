@@ -137,8 +137,22 @@ def load_pipeline(
 
 
 def as_device(name: str) -> torch.device:
-    """Returns the device of that name; for "auto" a GPU where there is one."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    """Returns the device of that name; for "auto" a GPU where there is one.
+
+    Raises:
+        ConfigError: when torch knows no such device, or there is no such GPU.
+    """
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"Expected device to name a device but got {name!r}; auto, cpu, cuda and mps are some."
+        ) from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"Expected the GPU that device={name} names but torch finds {torch.cuda.device_count()}; choose auto or cpu."
+        )
+    return device
 
 
 def load_part(kind: Any, folder: Path, part: str, variant: str | None, dtype: torch.dtype) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 
+from distill.cli.overrides import is_path
 from distill.cli.renamed import new_name
 from distill.core.errors import nearest
 
@@ -44,6 +45,9 @@ LEAST = {
     "teacher_pairs": 0,
 }
 """The smallest whole numbers that make sense, by the last part of a key; whatever reads a setting may ask for more."""
+
+NULL_MEANS_SOMETHING = ("ema", "shares")
+"""The last parts of a verb's own keys whose default is a value, but that may be null; so may any ``n_pairs``."""
 
 
 def too_small(config: DictConfig) -> list[str]:
@@ -144,8 +148,12 @@ def _type_problem(config: DictConfig, key: str, value: Any) -> str | None:
     """Compares a new value with the type of the default that it replaces, as far as that says anything."""
     node, _, last = section_of(config, key)
     default = node._get_node(last)
-    if default._is_missing() or default._is_interpolation() or value is None or _is_reference(value):
+    if value is None:
+        return _null_problem(node, key, last)
+    if default._is_missing() or default._is_interpolation() or _is_reference(value):
         return None
+    if default._is_none() and last in LEAST and isinstance(value, bool | float | str):
+        return f"Expected a whole number for {key} but got {value}."
     old = default if isinstance(default, Container) else default._value()
     if isinstance(old, ListConfig) and not isinstance(value, list) and key not in LISTS_OR_WORDS:
         return f"Expected a list for {key} but got {value}; write {key}=[{value}]."
@@ -160,6 +168,24 @@ def _type_problem(config: DictConfig, key: str, value: Any) -> str | None:
             right = isinstance(value, accepted) and (bool in accepted or not isinstance(value, bool))
             return None if right else f"Expected {wanted} for {key} but got {value}; the default is {_shown(old)}."
     return None
+
+
+def _null_problem(section: Any, key: str, last: str) -> str | None:
+    """Returns what is wrong with null for ``key`` of ``section``.
+
+    It is taken where the default is null, for what is built by a ``_target_``, for any ``n_pairs``, and for those other
+    settings of what is built that are neither paths nor in :data:`LEAST`.
+    """
+    default = section._get_node(last)
+    if default._is_missing():
+        return f"Expected a value for {key} but got null; write {key}=<{last}>."
+    is_built = isinstance(default, DictConfig) and "_target_" in default
+    if default._is_none() or is_built or last == "n_pairs" or last in NULL_MEANS_SOMETHING:
+        return None
+    if "_target_" in section and not (is_path(key) or last in LEAST):
+        return None
+    usual = "" if isinstance(default, Container) else f" for {OmegaConf.select(section, last)}"
+    return f"Expected a value for {key} but got null; leave it out{usual}."
 
 
 def _is_reference(value: Any) -> bool:

@@ -97,10 +97,11 @@ def sample_at(feature_map: Tensor, points: Tensor, image_size: tuple[int, int]) 
     """
     if torch.compiler.is_exporting():
         return gather_at(feature_map, points, image_size)
-    feature_map, points = in_single(feature_map), in_single(points)
+    feature_map = in_single(feature_map)
+    points = points.to(feature_map.dtype)
     height, width = image_size
     with without_autocast(feature_map):
-        grid = points.to(feature_map.dtype) / points.new_tensor([width, height]) * 2 - 1
+        grid = points / points.new_tensor([width, height]) * 2 - 1
         sampled = F.grid_sample(feature_map, grid[:, None], padding_mode="border", align_corners=False)
     return sampled[:, :, 0].transpose(1, 2)
 
@@ -111,7 +112,8 @@ def gather_at(feature_map: Tensor, points: Tensor, image_size: tuple[int, int]) 
     Values and gradients are those of ``grid_sample`` with border padding, but for rounding. Runtimes have computed
     GridSample wrongly (TensorRT) or lack it.
     """
-    feature_map, points = in_single(feature_map), in_single(points)
+    feature_map = in_single(feature_map)
+    points = points.to(feature_map.dtype)
     (height, width), (b, c, h, w) = image_size, feature_map.shape
     last = points.new_tensor([w - 1, h - 1])
     place = torch.minimum((points / points.new_tensor([width / w, height / h]) - 0.5).clamp_min(0), last)

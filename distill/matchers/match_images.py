@@ -39,13 +39,17 @@ def match_images(
         On the CPU; ``trg_kps`` (1, N, 2) x, y in pixels of ``trg_img``.
 
     Raises:
-        DataError: unless the images are single ones in [0, 1] and all points lie in the source.
+        DataError: unless the images are single ones in [0, 1], all points lie in the source, and ``size`` is at least 1.
     """
     for name, image in (("src_img", src_img), ("trg_img", trg_img)):
         check_images(image, name)
         if len(image) != 1:
             raise DataError(f"Expected one {name} but got {len(image)}; call match_images once for each pair.")
-    src_kps = torch.as_tensor(points, dtype=torch.float32)
+    if size is not None and (not isinstance(size, int) or size < 1):
+        raise DataError(
+            f"Expected size, the side of the squares in px, as a whole number of at least 1 but got {size!r}."
+        )
+    src_kps = _as_tensor(points)
     src_kps = src_kps[None] if src_kps.ndim == 2 else src_kps
     check_points(src_kps, src_img, "points")
     side = size or getattr(matcher, "size", None) or DEFAULT_SIZE
@@ -57,6 +61,15 @@ def match_images(
         found = matcher(*(value.to(device) for value in query))
     answer = Matches(*(value.cpu() for value in found))
     return answer._replace(trg_kps=resize_points(answer.trg_kps, square, trg_size))
+
+
+def _as_tensor(points: Tensor | Sequence[Sequence[float]]) -> Tensor:
+    try:
+        return torch.as_tensor(points, dtype=torch.float32)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"Expected points as numbers (N, 2), x and y in pixels, but got {repr(points)[:100]}."
+        ) from error
 
 
 def squash(image: Tensor, size: int) -> Tensor:

@@ -1,5 +1,6 @@
 """The optimiser and its schedule."""
 
+import math
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ def groups(student: nn.Module, lr: float, backbone_lr: float) -> list[dict[str, 
     Raises:
         ConfigError: for rates that are not positive, or when nothing is trainable.
     """
-    if min(lr, backbone_lr) <= 0:
+    if not (0 < lr < math.inf and 0 < backbone_lr < math.inf):
         raise ConfigError(
             f"Expected lr and backbone_lr to be positive but got {lr} and {backbone_lr}; student.tuning=frozen keeps the "
             "backbone as it is."
@@ -50,7 +51,7 @@ def adamw(student: nn.Module, steps: int, lr: float, backbone_lr: float, weight_
     """
     if not 0 < warmup < 1:
         raise ConfigError(f"Expected warmup, the share of steps until the peak rate, in (0, 1) but got {warmup}.")
-    if weight_decay < 0:
+    if not 0 <= weight_decay < math.inf:
         raise ConfigError(f"Expected weight_decay of at least 0 but got {weight_decay}; 0.05 is usual.")
     parts = groups(student, lr, backbone_lr)
     optimizer = torch.optim.AdamW(parts, lr=lr, weight_decay=weight_decay)

@@ -14,6 +14,7 @@ from teacher.attention import Layer, read_tokens
 from teacher.crop_sampling import CORNERS, PoolCropSampler, RandomCropSampler, crop_boxes
 from teacher.dift import DiffusionFeaturesSettings
 from teacher.feature_cache import KeyedImage
+from teacher.pipeline import as_device
 from teacher.prompts import grouped
 from teacher.settings import COST_ONLY, Settings
 from teacher.source_image import Convergence, attention_loss, token_for
@@ -409,3 +410,13 @@ def test_diffusion_features_answer_the_same_under_autocast(sd1_folder, make_pair
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             answers.append(matcher.match_pairs(pair))
     torch.testing.assert_close(answers[1], answers[0])
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("gpu", "Expected device to name a device but got 'gpu'"), ("cuda", "device=cuda names but torch finds 0")],
+)
+def test_a_device_that_there_is_not_is_named(device, message, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(ConfigError, match=message):
+        as_device(device)

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from distill.cli.config import compose, defaults, instantiate, options, shipped
 from distill.core.errors import ConfigError
@@ -38,6 +39,41 @@ def test_every_choice_composes_in_some_verb(group):
 def test_what_a_user_mistypes_is_named(overrides, message):
     with pytest.raises(ConfigError, match=message):
         compose("fit", overrides)
+
+
+@pytest.mark.parametrize(
+    ("verb", "overrides", "message"),
+    [
+        ("match", ["src=null"], "Expected a value for src but got null; write src=<src>"),
+        ("match", ["points=null", "trg=null"], "Expected a value for points .*Expected a value for trg"),
+        ("match", ["run.dir=null"], "Expected a value for run.dir but got null; leave it out for runs/match"),
+        ("match", ["size=64.5"], "Expected a whole number for size but got 64.5"),
+        ("evaluate", ["data=folder", "data.root=null"], "Expected a value for data.root"),
+        ("export", ["ckpt=null"], "Expected a value for ckpt"),
+        ("label", ["label.shard=null"], "Expected a value for label.shard"),
+        ("label", ["labels.dir=null"], "Expected a value for labels.dir"),
+        ("fit", ["labels.dir=null"], "Expected a value for labels.dir"),
+        ("fit", ["lr=null"], "Expected a value for lr but got null; leave it out for 0.001"),
+        ("fit", ["seed=null"], "Expected a value for seed"),
+        ("fit", ["data.size=null"], "Expected a value for data.size"),
+        ("fit", ["run=null"], "Expected a value for run but got null; leave it out"),
+        ("fit", ["labels=null"], "Expected a value for labels"),
+        ("fit", ["labels.fallbacks=null"], "Expected a value for labels.fallbacks"),
+    ],
+)
+def test_null_is_refused_where_a_value_is_needed(verb, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        compose(verb, overrides, complete=False)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["ema=null", "augment=null", "self_distillation=null", "train.n_pairs=null", "init_from=null", "data.n_pairs=null"],
+)
+def test_null_is_taken_where_it_means_something(override):
+    key = override.partition("=")[0]
+    verb = "evaluate" if key.startswith("data.") else "fit"
+    assert OmegaConf.select(compose(verb, [override]), key) is None
 
 
 def test_several_mistakes_are_told_together():

@@ -69,6 +69,15 @@ def test_gathering_agrees_with_grid_sample_and_so_do_its_gradients(channels_last
         torch.testing.assert_close(gathered, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("read", [sample_at, gather_at])
+def test_points_in_double_precision_are_read_as_those_in_single(read):
+    feature_map = torch.rand(1, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    points = torch.tensor([[[3.0, 2.0], [9.5, 7.25]]])
+    answer = read(feature_map, points.double(), (8, 10))
+    assert answer.dtype == torch.float32
+    torch.testing.assert_close(answer, read(feature_map, points, (8, 10)))
+
+
 def test_no_points_are_read_as_no_descriptors():
     for read in (sample_at, gather_at):
         assert read(torch.rand(2, 4, 5, 7), torch.zeros(2, 0, 2), (40, 70)).shape == (2, 0, 4)

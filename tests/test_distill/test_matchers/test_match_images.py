@@ -40,6 +40,18 @@ def test_the_size_can_be_chosen():
         ((SRC, (TRG * 255).byte(), [[1, 1]]), "trg_img as floats"),
         ((SRC.repeat(2, 1, 1, 1), TRG, [[1, 1]]), "one src_img but got 2"),
         ((SRC, TRG, [[101, 1]]), "every point of points inside"),
+        (
+            (SRC, TRG, [[1, 2], [3]]),
+            r"Expected points as numbers \(N, 2\), x and y in pixels, but got \[\[1, 2\], \[3\]\]",
+        ),
+        ((SRC, TRG, "points.csv"), "Expected points as numbers .* but got 'points.csv'"),
+        ((SRC, TRG, None), "Expected points as numbers"),
+        (
+            (SRC, TRG, [[1, 1]], -1),
+            "Expected size, the side of the squares in px, as a whole number of at least 1 but got -1",
+        ),
+        ((SRC, TRG, [[1, 1]], 0), "at least 1 but got 0"),
+        ((SRC, TRG, [[1, 1]], "64"), "at least 1 but got '64'"),
     ],
 )
 def test_what_cannot_be_matched_is_named(arguments, message):
