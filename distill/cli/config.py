@@ -5,6 +5,7 @@ wheel. ``configs/<verb>.yaml`` is the root of a command; every folder beside it 
 a user can name. A folder of the user's own adds groups and choices to these, it does not replace them.
 """
 
+import inspect
 import os
 import re
 import traceback
@@ -152,6 +153,7 @@ def instantiate(config: Any, **kwargs: Any) -> Any:
             cause = cause.__cause__
         named = re.search(r"Error in call to target '([^']+)'", str(error))
         if isinstance(cause, Exception) and not _is_call_error(cause):
+            _check_nulls(config, cause)
             raise (_in_words(cause, named[1] if named else target) or cause) from cause.__cause__
         raise ConfigError(f"Expected a working configuration but {_one_line(cause or error)}") from error
     except OmegaConfBaseException as error:
@@ -159,10 +161,25 @@ def instantiate(config: Any, **kwargs: Any) -> Any:
     except Exception as error:
         if isinstance(error, TypeError) and partial and _is_call_error(error):
             raise ConfigError(f"Expected settings that {target} takes but {_one_line(error)}.") from error
+        _check_nulls(config, error)
         told = _in_words(error, target)
         if told is None:
             raise
         raise told from error
+
+
+def _check_nulls(config: Any, error: Exception) -> None:
+    """Raises a :class:`ConfigError` if null for an argument that takes none explains ``error``."""
+    if not (isinstance(error, TypeError | AttributeError) and isinstance(config, DictConfig) and "_target_" in config):
+        return
+    parameters = inspect.signature(hydra.utils.get_object(config["_target_"])).parameters
+    for name, parameter in parameters.items():
+        if (
+            name in config
+            and config[name] is None
+            and not re.search("None|Any|Optional|_empty", str(parameter.annotation))
+        ):
+            raise ConfigError(f"Expected a value for {name} of {config['_target_']} but got null.") from error
 
 
 def _in_words(error: Exception, target: str) -> DistillError | None:

@@ -49,6 +49,9 @@ LEAST = {
 NULL_MEANS_SOMETHING = ("ema", "shares")
 """The last parts of a verb's own keys whose default is a value, but that may be null; so may any ``n_pairs``."""
 
+ONE_PATH = ("ckpt", "data_root", "dir", "file", "folder", "init_from", "path", "root", "src")
+"""The last parts of keys that hold one path, never a list."""
+
 
 def too_small(config: DictConfig) -> list[str]:
     """Returns an error message for each value that is below :data:`LEAST`."""
@@ -150,6 +153,8 @@ def _type_problem(config: DictConfig, key: str, value: Any) -> str | None:
     default = node._get_node(last)
     if value is None:
         return _null_problem(node, key, last)
+    if last in ONE_PATH and isinstance(value, list | dict):
+        return f"Expected one path for {key} but got {value}."
     if default._is_missing() or default._is_interpolation() or _is_reference(value):
         return None
     if default._is_none() and last in LEAST and isinstance(value, bool | float | str):

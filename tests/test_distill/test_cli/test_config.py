@@ -47,6 +47,8 @@ def test_what_a_user_mistypes_is_named(overrides, message):
         ("match", ["src=null"], "Expected a value for src but got null; write src=<src>"),
         ("match", ["points=null", "trg=null"], "Expected a value for points .*Expected a value for trg"),
         ("match", ["run.dir=null"], "Expected a value for run.dir but got null; leave it out for runs/match"),
+        ("match", ["src=[a,b]"], r"Expected one path for src but got \['a', 'b'\]"),
+        ("evaluate", ["data=folder", "data.root=[a,b]"], "Expected one path for data.root"),
         ("match", ["size=64.5"], "Expected a whole number for size but got 64.5"),
         ("evaluate", ["data=folder", "data.root=null"], "Expected a value for data.root"),
         ("export", ["ckpt=null"], "Expected a value for ckpt"),
@@ -64,6 +66,12 @@ def test_what_a_user_mistypes_is_named(overrides, message):
 def test_null_is_refused_where_a_value_is_needed(verb, overrides, message):
     with pytest.raises(ConfigError, match=message):
         compose(verb, overrides, complete=False)
+
+
+@pytest.mark.parametrize("name", ["backbone", "width"])
+def test_null_for_a_setting_that_a_class_needs_is_named(name):
+    with pytest.raises(ConfigError, match=f"Expected a value for {name} of student.StudentMatcher but got null"):
+        instantiate(compose("fit", [f"student.{name}=null"]).student)
 
 
 @pytest.mark.parametrize(
