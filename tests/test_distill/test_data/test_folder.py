@@ -62,7 +62,7 @@ def test_without_points_some_are_drawn_in_the_source_and_the_truth_is_not_known(
         assert pair.kps_mask.sum() == 7 and torch.isnan(pair.trg_kps).all()
         assert ((pair.src_kps > 0) & (pair.src_kps < 64)).all()
         torch.testing.assert_close(by_source.setdefault(source, pair.src_kps), pair.src_kps)
-    with pytest.raises(DataError, match="or give points"):
+    with pytest.raises(DataError, match="Expected annotated points in folder.*annotate some"):
         evaluate(Oracle(), pairs, "oracle", progress=False)
 
 
