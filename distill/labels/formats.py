@@ -1,7 +1,6 @@
 """Labels as tables that other programs read: Parquet, CSV, JSON."""
 
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pyarrow.parquet as pq
 
 from distill.core.errors import ConfigError, LabelError, nearest
 from distill.core.files import replacing
+from distill.core.jsonable import jsonable
 from distill.labels.folder import LabelFolder
 from distill.labels.records import Columns
 
@@ -86,13 +86,8 @@ def _write(path: Path, suffix: str, tables: Iterator[pa.Table], fingerprint: dic
                 writer.write_table(table)
     else:
         before, between, after = ("[\n", ",\n", "\n]\n") if suffix == ".json" else ("", "\n", "\n")
-        rows = (json.dumps(_plain(row), ensure_ascii=False) for table in everything for row in table.to_pylist())
+        rows = (json.dumps(jsonable(row), ensure_ascii=False) for table in everything for row in table.to_pylist())
         with open(path, "w", encoding="utf-8") as file:
             file.write(before + next(rows))
             file.writelines(between + row for row in rows)
             file.write(after)
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """Returns a row with None, which is null in JSON, for NaN and infinity."""
-    return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}

@@ -1,7 +1,6 @@
 """A logger that writes one line of JSON per step."""
 
 import json
-import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from distill.core.files import replacing
 from distill.core.jsonable import jsonable
 
 
@@ -56,6 +56,5 @@ class JsonLines(Logger):
             return
         whole = [line for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1:] == "\n"]
         kept = [line for line in whole if (json.loads(line)["step"] or 0) < step]
-        unfinished = self.path.with_name(f".{self.path.name}.unfinished")
-        unfinished.write_text("".join(kept), encoding="utf-8")
-        os.replace(unfinished, self.path)
+        with replacing(self.path) as unfinished:
+            unfinished.write_text("".join(kept), encoding="utf-8")
