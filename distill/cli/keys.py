@@ -49,6 +49,9 @@ LEAST = {
 NULL_MEANS_SOMETHING = ("ema", "shares")
 """The last parts of a verb's own keys whose default is a value, but that may be null; so may any ``n_pairs``."""
 
+LEFT_OUT_BY_NULL = ("loss.weights.",)
+"""Beginnings of keys whose entries null leaves out: a loss without its weight, as ``loss.terms.<name>=null`` with it."""
+
 ONE_PATH = ("ckpt", "data_root", "dir", "file", "folder", "init_from", "path", "root", "src")
 """The last parts of keys that hold one path, never a list."""
 
@@ -185,7 +188,13 @@ def _null_problem(section: Any, key: str, last: str) -> str | None:
     if default._is_missing():
         return f"Expected a value for {key} but got null; write {key}=<{last}>."
     is_built = isinstance(default, DictConfig) and "_target_" in default
-    if default._is_none() or is_built or last == "n_pairs" or last in NULL_MEANS_SOMETHING:
+    if (
+        default._is_none()
+        or is_built
+        or last == "n_pairs"
+        or last in NULL_MEANS_SOMETHING
+        or key.startswith(LEFT_OUT_BY_NULL)
+    ):
         return None
     if "_target_" in section and not (is_path(key) or last in LEAST):
         return None

@@ -15,13 +15,20 @@ FIT = [
 ]
 
 
+def take_interrupts() -> None:
+    """A shell starts what runs in the background with Ctrl-C ignored, and a child inherits that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("sent", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
 def test_a_training_that_is_stopped_can_be_resumed(sent, code, word, tmp_path, root):
     command = [sys.executable, "-m", "distill", "fit", f"run.dir={tmp_path}/r", *FIT]
-    process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=take_interrupts
+    )
     last = tmp_path / "r" / "checkpoints" / "last.ckpt"
     while not last.is_file() and process.poll() is None:
         time.sleep(0.1)

@@ -89,7 +89,12 @@ def interrupted(folder: Path, settings: list[str], number: signal.Signals) -> in
     Six steps make an epoch: when there are more than eight rows, the second has begun, and the first one's checkpoint is
     there.
     """
-    process = FORK.Process(target=lambda: sys.exit(main(["fit", f"run.dir={folder}", *settings])))
+
+    def run() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
+        sys.exit(main(["fit", f"run.dir={folder}", *settings]))
+
+    process = FORK.Process(target=run)
     process.start()
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and not ((folder / "metrics.jsonl").exists() and len(rows_so_far(folder)) > 8):
