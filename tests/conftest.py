@@ -1,9 +1,10 @@
-"""What several tests share: small pairs, and random miniatures of pipelines."""
+"""What several tests share: small pairs, random miniatures of pipelines, and a headless browser."""
 
 from pathlib import Path
 
 import pytest
 import torch
+from browser import browser, browser_page  # noqa: F401 - fixtures
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
 from distill.core.types import PairBatch
@@ -27,7 +28,10 @@ def photographs() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what is marked ``gpu`` where there is no card."""
+    """Skips what is marked ``gpu`` where there is no card; tests with a browser run in one process, which starts one."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("browser"))
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:
