@@ -1,6 +1,5 @@
 """What ``match`` is asked: target files, and points from the command line, CSV or JSON."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from distill.core.errors import DataError
 from distill.data.images import readable_suffixes
+from distill.data.json_values import is_number, shown
 from distill.data.points_file import read_points_file
 from distill.data.readers import numbers, read_csv, read_json
 
@@ -74,7 +74,7 @@ def read_points(given: ListConfig | str, src: Path) -> Points:
     file = Path(given)
     if file.suffix.lower() != ".csv":
         content = read_json(file, lambda content: content, "points as [[x,y],...], or by image,")
-        return _of_image(file, src, list(content)) if isinstance(content, dict) else _pairs(content)
+        return _of_image(file, src, list(content)) if isinstance(content, dict) else _pairs(content, file)
     header, rows = read_csv(file)
     if header not in COLUMNS:
         raise DataError(
@@ -100,13 +100,11 @@ def _of_image(file: Path, src: Path, images: list[str]) -> Points:
     return Points(torch.tensor([list(points.values())], dtype=torch.float32), list(points))
 
 
-def _pairs(given: Any) -> Points:
-    try:
-        array = np.array(given, dtype=np.float32)
-    except (TypeError, ValueError):
-        array = np.zeros(0, dtype=np.float32)
-    if array.ndim != 2 or array.shape[1] != 2 or not np.isfinite(array).all():
+def _pairs(given: Any, file: Path | None = None) -> Points:
+    pairs = given if isinstance(given, list) else []
+    if not pairs or not all(isinstance(p, list) and len(p) == 2 and all(map(is_number, p)) for p in pairs):
+        place = "" if file is None else f" in {file}"
         raise DataError(
-            f"Expected points as [[x,y],...], x and y in pixels of the source, but got {json.dumps(given, default=str)[:200]}."
+            f"Expected points as [[x,y],...], x and y in pixels of the source,{place} but got {shown(given)}; correct them."
         )
-    return Points(torch.from_numpy(array)[None], [str(number) for number in range(len(array))])
+    return Points(torch.tensor([pairs], dtype=torch.float32), [str(number) for number in range(len(pairs))])

@@ -26,6 +26,8 @@ class ImageAnnotation:
         name: of the photograph, for people.
         source: the file that says so, for error messages.
         size: height, width of the photograph as far as that file says.
+        box_has_size: whether boxes are written as x, y, width, height, as messages then do.
+        box_source: the file that holds the boxes; without it ``source``.
     """
 
     path: Path
@@ -36,6 +38,8 @@ class ImageAnnotation:
     name: str
     source: Path
     size: tuple[int, int] | None = None
+    box_has_size: bool = False
+    box_source: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -86,9 +90,12 @@ def _check_box(
 ) -> None:
     height, width = size
     box = annotation.bbox
-    said = f"{annotation.source} says [{', '.join(f'{value:g}' for value in box)}]"
-    format_ = "a box is x0, y0, x1, y1 in px"
     low, high = box[:2], box[2:]
+    written = np.concatenate([low, high - low]) if annotation.box_has_size else box
+    said = f"{annotation.box_source or annotation.source} says [{', '.join(f'{value:g}' for value in written)}]"
+    formats = ["x0, y0, x1, y1", "x, y, width, height"]
+    right, other = reversed(formats) if annotation.box_has_size else formats
+    format_ = f"a box is {right} in px"
     if not (low <= high).all() or not np.isfinite(box).all():
         raise DataError(f"Expected a box around the object of {annotation.path} but {said}; {format_}.")
     if (low < -slack).any() or (high > np.array([width, height]) + slack).any():
@@ -101,5 +108,5 @@ def _check_box(
         x, y = points[outside][0]
         raise DataError(
             f"Expected the points of {annotation.path} inside its box but {said} and the point ({x:g}, {y:g}); {format_}, "
-            "not x, y, width, height; correct it, or leave such pairs out with data.on_error=skip."
+            f"not {other}; correct it, or leave such pairs out with data.on_error=skip."
         )

@@ -14,9 +14,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
+from distill.data.json_values import by_id, entry_of, is_number, numbers_in, objects_in, shown
 
 PIXEL_CENTRE = 0.5  # px, from a pixel's index to its centre
+VISIBILITIES = (0, 1, 2)  # not labelled, labelled but not visible, labelled and visible
 
 
 @dataclass
@@ -54,25 +55,26 @@ def read_coco_images(content: Mapping[str, Any], known: Iterable[str]) -> dict[s
         known: names of the images that there are.
 
     Raises:
-        ValueError: when an image has several objects, an image is not known or ambiguous, or a keypoint is malformed.
+        ValueError: when an image has several objects, an image is not known or ambiguous, an id is repeated or not listed, or
+            a keypoint is malformed.
     """
-    categories = {entry["id"]: (str(entry["name"]), _part_names(entry)) for entry in content["categories"]}
-    entries = {entry["id"]: entry for entry in content["images"]}
+    categories = by_id(objects_in(content["categories"], "categories"), "categories")
+    entries = by_id(objects_in(content["images"], "images"), "images")
     find = _NameFinder(known)
     found: dict[str, CocoImage] = {}
-    for annotation in content["annotations"]:
-        category, parts = categories[annotation["category_id"]]
-        points = _points(annotation, parts)
+    for annotation in objects_in(content["annotations"], "annotations"):
+        category = _listed(annotation, "category", categories, "categories")
+        points = _points(annotation, _part_names(category))
         if not points:
             continue
-        entry = entries[annotation["image_id"]]
-        name = find(str(entry["file_name"]))
+        entry = _listed(annotation, "image", entries, "images")
+        name = find(str(entry_of(entry, "file_name", f"image {entry['id']}")))
         if name in found:
             raise ValueError(
                 f"{name} has two objects with keypoints, of which one can be matched; crop one image for each object"
             )
-        size = (int(entry["height"]), int(entry["width"])) if {"height", "width"} <= entry.keys() else None
-        found[name] = CocoImage(points, _box(annotation), size, category=category)
+        label = str(category.get("name", category["id"]))
+        found[name] = CocoImage(points, _box(annotation), _size(entry), category=label)
     if not found:
         raise ValueError("no annotation has keypoints with a visibility above 0")
     return found
@@ -120,32 +122,59 @@ def _keypoint(image: CocoImage, part: str) -> tuple[float, float, int]:
     return x - PIXEL_CENTRE, y - PIXEL_CENTRE, 1 if part in image.unsure else 2
 
 
+def _listed(annotation: dict[str, Any], kind: str, entries: Mapping[Any, dict[str, Any]], where: str) -> dict[str, Any]:
+    """Returns the entry of ``where`` that an annotation is of."""
+    name = f"annotation {annotation.get('id')}"
+    key = entry_of(annotation, f"{kind}_id", name)
+    if not isinstance(key, int | str) or key not in entries:
+        raise ValueError(f"{name} is of {kind} {shown(key)}, which {where} does not list")
+    return entries[key]
+
+
+def _size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
+    if not {"height", "width"} <= entry.keys():
+        return None
+    sides = entry["height"], entry["width"]
+    if not all(is_number(side) and side == int(side) > 0 for side in sides):
+        raise ValueError(f"width and height of image {entry['id']} are {shown(sides[::-1])}, which are no sides in px")
+    return int(sides[0]), int(sides[1])
+
+
 def _part_names(category: Mapping[str, Any]) -> list[str]:
-    names = [str(name) for name in category.get("keypoints", [])]
+    name = f"category {category.get('name', category['id'])}"
+    given = category.get("keypoints") or []
+    if not isinstance(given, list):
+        raise ValueError(f"keypoints of {name} is {shown(given)} where a list of names is expected")
+    names = [str(part) for part in given]
     if len(set(names)) < len(names):
-        raise ValueError(f"category {category['name']} names a keypoint twice")
+        raise ValueError(f"{name} names a keypoint twice")
     return names
 
 
 def _points(annotation: Mapping[str, Any], parts: list[str]) -> dict[str, tuple[float, float]]:
-    values = np.asarray(annotation.get("keypoints") or [], np.float64)
-    if not values.size:
+    if not annotation.get("keypoints"):
         return {}
-    if values.shape != (3 * len(parts),) or not np.isfinite(values).all():
-        raise ValueError(
-            f"annotation {annotation.get('id')} has {values.size} keypoint values, x, y and visibility of {len(parts)} parts "
-            "are expected"
-        )
-    rows = zip(parts, values.reshape(-1, 3).tolist(), strict=True)
-    return {part: (x + PIXEL_CENTRE, y + PIXEL_CENTRE) for part, (x, y, visibility) in rows if visibility > 0}
+    name = f"annotation {annotation.get('id')}"
+    meaning = f"x, y and visibility of {len(parts)} parts"
+    values = numbers_in(annotation["keypoints"], 3 * len(parts), f"keypoints of {name}", meaning)
+    points = {}
+    for part, x, y, visibility in zip(parts, values[::3], values[1::3], values[2::3], strict=True):
+        if visibility not in VISIBILITIES:
+            raise ValueError(
+                f"the visibility {visibility:g} of {part} in {name} is unknown: it is 0, 1 or 2, behind x and y"
+            )
+        if visibility > 0:
+            points[part] = x + PIXEL_CENTRE, y + PIXEL_CENTRE
+    return points
 
 
 def _box(annotation: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
     if not annotation.get("bbox"):
         return None
-    x, y, width, height = (float(value) for value in annotation["bbox"])
+    name = f"annotation {annotation.get('id')}"
+    x, y, width, height = numbers_in(annotation["bbox"], 4, f"bbox of {name}", "x, y, width, height in px")
     if not (width > 0 and height > 0):
-        raise ValueError(f"the bbox {annotation['bbox']} of annotation {annotation.get('id')} is empty")
+        raise ValueError(f"the bbox {shown(annotation['bbox'])} of {name} has no area; it is x, y, width, height in px")
     return x, y, x + width, y + height
 
 

@@ -1,14 +1,12 @@
 """Points of a user's photographs: ``points.csv``, ``points.json``, or COCO's keypoint format."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from distill.core.errors import DataError
 from distill.data.coco import is_coco, read_coco_images
+from distill.data.json_values import entry_of, numbers_in, object_in, shown
 from distill.data.readers import numbers, read_csv, read_json
 
 DEFAULT_NAMES = ("points.csv", "points.json")
@@ -75,7 +73,8 @@ def read_points_file(file: Path, known: list[str]) -> PointsFile:
     if file.suffix.lower() != ".json":
         found = PointsFile(file, _read_csv(file))
     else:
-        found = read_json(file, lambda content: _parse(file, content, known), "points by image, or COCO keypoints")
+        what = 'points as {"<folder>/<image>": {"points": {"<part>": [x, y]}}}, or COCO keypoints,'
+        found = read_json(file, lambda content: _parse(file, content, known), what, "correct it")
     unknown = sorted(found.images.keys() - set(known))
     if unknown:
         raise DataError(
@@ -84,26 +83,29 @@ def read_points_file(file: Path, known: list[str]) -> PointsFile:
     return found
 
 
-def _parse(file: Path, content: dict[str, Any], known: list[str]) -> PointsFile:
+def _parse(file: Path, content: Any, known: list[str]) -> PointsFile:
     if is_coco(content):
         images = {
             name: AnnotatedFile(image.points, image.bbox, image.size)
             for name, image in read_coco_images(content, known).items()
         }
         return PointsFile(file, images, exact_boxes=False)
-    return PointsFile(file, {name: _entry(name, entry) for name, entry in content.items()})
+    entries = object_in(content, "the file")
+    return PointsFile(file, {name: _entry(name, entry) for name, entry in entries.items()})
 
 
-def _entry(name: str, entry: dict[str, Any]) -> AnnotatedFile:
-    points = {part: (float(x), float(y)) for part, (x, y) in entry["points"].items()}
-    if not all(np.isfinite(point).all() for point in points.values()):
-        raise ValueError(f"the points of {name} are not all finite")
-    box = entry.get("bbox")
-    if box is not None:
-        x0, y0, x1, y1 = (float(value) for value in box)
+def _entry(name: str, content: Any) -> AnnotatedFile:
+    entry = object_in(content, f"the entry of {name}")
+    points = {}
+    for part, value in object_in(entry_of(entry, "points", f"the entry of {name}"), f"points of {name}").items():
+        x, y = numbers_in(value, 2, f"the point {part} of {name}", "x, y in px")
+        points[part] = x, y
+    box = None
+    if entry.get("bbox") is not None:
+        x0, y0, x1, y1 = numbers_in(entry["bbox"], 4, f"the bbox of {name}", "x0, y0, x1, y1 in px")
         box = x0, y0, x1, y1
         if not (x1 > x0 and y1 > y0):
-            raise ValueError(f"the bbox {json.dumps(entry['bbox'])} of {name} is empty; it is x0, y0, x1, y1")
+            raise ValueError(f"the bbox {shown(entry['bbox'])} of {name} is empty; it is x0, y0, x1, y1")
     unknown = entry.keys() - {"points", "bbox"}
     if unknown:
         raise ValueError(f"the entry of {name} has the unknown key {min(unknown)!r} beside points and bbox")

@@ -54,13 +54,14 @@ def read_csv(file: Path, hint: str = "restore the file") -> tuple[list[str], lis
     return [name.strip() for name in header], rows
 
 
-def read_json(file: Path, parse: Callable[[Any], T], what: str) -> T:
+def read_json(file: Path, parse: Callable[[Any], T], what: str, hint: str = "restore the file") -> T:
     """Returns what ``parse`` makes of a JSON file.
 
     Args:
         file: to read.
         parse: takes the content apart; what it raises is reported with the file's name.
         what: the file should hold, for the error message.
+        hint: what to do when it does not.
 
     Raises:
         DataError: when the file cannot be read, is no JSON, repeats a key, or does not hold ``what``.
@@ -77,9 +78,22 @@ def read_json(file: Path, parse: Callable[[Any], T], what: str) -> T:
         IndexError,
         AttributeError,
     ) as error:
-        raise DataError(
-            f"Expected {what} in {file} but it cannot be read ({type(error).__name__}: {error}); restore the file."
-        ) from error
+        raise DataError(f"Expected {what} in {file} but {_found(error)}; {hint}.") from error
+
+
+def _found(error: Exception) -> str:
+    """Returns in words what was found instead of what a JSON file should hold."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, json.JSONDecodeError):
+        return f"it is no JSON ({error})"
+    if isinstance(error, OSError | UnicodeDecodeError):
+        return f"it cannot be read ({error})"
+    if isinstance(error, KeyError):
+        return f"the key {error.args[0]!r} is missing"
+    if isinstance(error, ValueError):
+        return str(error)
+    return f"its structure is another ({error})"
 
 
 def _unique(items: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from distill.core.errors import DataError
 from distill.core.geometry import image_size, resize_points
 from distill.core.protocols import Matcher
 from distill.core.types import Matches
+from distill.system.environment import choose_device
 
 DEFAULT_SIZE = 128
 
@@ -39,6 +40,7 @@ def match_images(
         On the CPU; ``trg_kps`` (1, N, 2) x, y in pixels of ``trg_img``.
 
     Raises:
+        ConfigError: when there is no such device.
         DataError: unless the images are single ones in [0, 1], all points lie in the source, and ``size`` is at least 1.
     """
     for name, image in (("src_img", src_img), ("trg_img", trg_img)):
@@ -49,6 +51,7 @@ def match_images(
         raise DataError(
             f"Expected size, the side of the squares in px, as a whole number of at least 1 but got {size!r}."
         )
+    device = device if device is None else choose_device(str(device))
     src_kps = _as_tensor(points)
     src_kps = src_kps[None] if src_kps.ndim == 2 else src_kps
     check_points(src_kps, src_img, "points")
@@ -64,12 +67,14 @@ def match_images(
 
 
 def _as_tensor(points: Tensor | Sequence[Sequence[float]]) -> Tensor:
+    wrong = DataError(f"Expected points as numbers (N, 2), x and y in pixels, but got {repr(points)[:100]}.")
     try:
-        return torch.as_tensor(points, dtype=torch.float32)
-    except (TypeError, ValueError) as error:
-        raise DataError(
-            f"Expected points as numbers (N, 2), x and y in pixels, but got {repr(points)[:100]}."
-        ) from error
+        given = torch.as_tensor(points)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise wrong from error
+    if given.dtype == torch.bool or given.is_complex():
+        raise wrong
+    return given.float()
 
 
 def squash(image: Tensor, size: int) -> Tensor:

@@ -16,6 +16,7 @@ import numpy as np
 from distill.core.errors import ConfigError, DataError, nearest
 from distill.data import symmetry
 from distill.data.annotations import ImageAnnotation, PairAnnotation
+from distill.data.json_values import numbers_in, object_in
 from distill.data.pairs import Threshold
 from distill.data.photograph_pairs import (
     ImageConfig,
@@ -108,14 +109,17 @@ class AP10KPairs(PhotographPairs):
     def _image_annotation(self, name: str, category: str) -> ImageAnnotation:
         file = self.root / "ImageAnnotation" / f"{name}.json"
 
-        def parse(content: dict[str, Any]) -> ImageAnnotation:
-            points = np.asarray(content["keypoints"], np.float64).reshape(N_POINTS, 3)
-            x, y, width, height = (float(value) for value in content["bbox"])
-            if not np.isfinite(points).all() or not (width > 0 and height > 0):
-                raise ValueError(f"keypoints are not all finite, or bbox {content['bbox']} is empty")
-            bbox = np.array([x, y, x + width, y + height])
+        def parse(content: Any) -> ImageAnnotation:
+            content = object_in(content, "the file")
+            meaning = f"x, y and visibility of {N_POINTS} parts"
+            values = numbers_in(content["keypoints"], 3 * N_POINTS, "keypoints", meaning)
+            points = np.array(values).reshape(N_POINTS, 3)
+            x, y, width, height = numbers_in(content["bbox"], 4, "bbox", "x, y, width, height in px")
+            if not (width > 0 and height > 0):
+                raise ValueError(f"bbox {content['bbox']} has no area; it is x, y, width, height in px")
+            bbox, path = np.array([x, y, x + width, y + height]), self._image_file(name)
             return ImageAnnotation(
-                self._image_file(name), points[:, :2], points[:, 2] > 0, bbox, category, f"{name}.jpg", file
+                path, points[:, :2], points[:, 2] > 0, bbox, category, f"{name}.jpg", file, box_has_size=True
             )
 
         return read_json(file, parse, f"{N_POINTS} keypoints and a bbox")
@@ -124,13 +128,16 @@ class AP10KPairs(PhotographPairs):
         return self.root / "JPEGImages" / f"{name}.jpg"
 
 
-def _pair(content: dict[str, Any]) -> tuple[str, str]:
-    return _name(content["src_json_path"]), _name(content["trg_json_path"])
+def _pair(content: Any) -> tuple[str, str]:
+    found = object_in(content, "the file")
+    return _name(found["src_json_path"]), _name(found["trg_json_path"])
 
 
-def _name(path: str) -> str:
+def _name(path: Any) -> str:
     """Returns "family/species/number" of "anything/ImageAnnotation/family/species/number.json"."""
-    parts = PurePosixPath(path.replace("\\", "/")).with_suffix("").parts
+    parts = PurePosixPath(str(path).replace("\\", "/")).with_suffix("").parts
+    if "ImageAnnotation" not in parts[:-1] or ".." in parts:
+        raise ValueError(f"the path {path!r} names no file below ImageAnnotation")
     return "/".join(parts[parts.index("ImageAnnotation") + 1 :])
 
 

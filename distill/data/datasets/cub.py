@@ -140,6 +140,8 @@ class CUBPairs(PhotographPairs):
             category=annotations.category[image],
             name=name,
             source=self.root / "parts" / "part_locs.txt",
+            box_has_size=True,
+            box_source=self.root / "bounding_boxes.txt",
         )
 
     def _image_file(self, name: str) -> Path:

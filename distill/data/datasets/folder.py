@@ -178,7 +178,9 @@ class FolderPairs(PhotographPairs):
             points[number] = known.points[self.parts[number]]
         height, width = read_size(self.root / name, self.exif_orientation)
         bbox = np.array(known.bbox or (0.0, 0.0, width, height))
-        return ImageAnnotation(self.root / name, points, visible, bbox, _category(name), name, file.path, known.size)
+        has_size = not file.exact_boxes and known.bbox is not None
+        path = self.root / name
+        return ImageAnnotation(path, points, visible, bbox, _category(name), name, file.path, known.size, has_size)
 
     def _unknown(self, name: str) -> ImageAnnotation:
         """Returns a target image, whose points are not known."""

@@ -15,6 +15,7 @@ import numpy as np
 from distill.core.errors import ConfigError, DataError, nearest
 from distill.data import symmetry
 from distill.data.annotations import ImageAnnotation, PairAnnotation
+from distill.data.json_values import numbers_in, object_in
 from distill.data.pairs import Threshold
 from distill.data.photograph_pairs import (
     PAPER_SIDE,
@@ -91,7 +92,8 @@ class SPairPairs(PhotographPairs):
         pair = self.pairs[index]
         file = self._pair_file(self._lines[pair])
 
-        def parse(content: dict[str, Any]) -> PairAnnotation:
+        def parse(content: Any) -> PairAnnotation:
+            content = object_in(content, "the file")
             ids = [int(point) for point in content["kps_ids"]]
             if not set(ids) <= set(range(N_POINTS)) or len(set(ids)) < len(ids):
                 raise ValueError(f"kps_ids {ids} are not all in 0 to {N_POINTS - 1}, or one comes twice")
@@ -125,11 +127,15 @@ class SPairPairs(PhotographPairs):
         if side == "trg":  # what else is annotated there may be confused with what is asked for
             for number, point in self._others(name).items():
                 points[number], visible[number] = point, True
-        points[ids] = np.asarray(content[f"{side}_kps"], np.float64).reshape(len(ids), 2)
+        given = content[f"{side}_kps"]
+        if len(given) != len(ids):
+            raise ValueError(f"{side}_kps holds {len(given)} points where kps_ids names {len(ids)}")
+        for number, point in zip(ids, given, strict=True):
+            points[number] = numbers_in(point, 2, f"the point {number} of {side}_kps", "x, y in px")
         visible[ids] = True
-        bbox = np.asarray(content[f"{side}_bndbox"], np.float64).reshape(4)
-        if not (np.isfinite(points).all() and (bbox[2:] > bbox[:2]).all()):
-            raise ValueError(f"{side}_kps are not all finite, or {side}_bndbox {bbox.tolist()} is empty")
+        bbox = np.array(numbers_in(content[f"{side}_bndbox"], 4, f"{side}_bndbox", "x0, y0, x1, y1 in px"))
+        if not (bbox[2:] > bbox[:2]).all():
+            raise ValueError(f"{side}_bndbox {bbox.tolist()} has no area; it is x0, y0, x1, y1 in px")
         return ImageAnnotation(
             self._image_file(name), points, visible, bbox, name.partition("/")[0], f"{name}.jpg", file
         )
@@ -148,11 +154,13 @@ class SPairPairs(PhotographPairs):
 SIDES = ("src", "trg")
 
 
-def _slots(content: dict[str, Any]) -> dict[int, tuple[float, float]]:
-    slots = {int(number): point for number, point in content["kps"].items() if point is not None}
+def _slots(content: Any) -> dict[int, tuple[float, float]]:
+    kps = object_in(object_in(content, "the file")["kps"], "kps")
+    slots = {int(number): point for number, point in kps.items() if point is not None}
     if not set(slots) <= set(range(N_POINTS)):
         raise ValueError(f"kps {sorted(slots)} are not all in 0 to {N_POINTS - 1}")
-    return {number: (float(x), float(y)) for number, (x, y) in slots.items()}
+    each = {number: numbers_in(point, 2, f"the point {number} of kps", "x, y in px") for number, point in slots.items()}
+    return {number: (x, y) for number, (x, y) in each.items()}
 
 
 def _read_names(file: Path, ignored: dict[str, str]) -> dict[tuple[str, str], str]:

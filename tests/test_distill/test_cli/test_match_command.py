@@ -64,6 +64,10 @@ def test_points_may_come_from_a_file(name, text, names, points, images):
         ("p.json", '{"c.png": {"points": {"eye": [1, 2]}}}', "Expected points of a.png"),
         ("p.json", "[[1, 2, 3]]", "Expected points as"),
         ("p.json", "[[1, NaN]]", "Expected points as"),
+        ("p.json", "[[true, false]]", "Expected points as [[x,y],...], x and y in pixels of the source, in"),
+        ("p.json", '[["1", "2"]]', "Expected points as"),
+        ("p.json", '{"a.png": {"point": {"eye": [1, 2]}}}', "the key 'points' is missing from the entry of a.png"),
+        ("p.json", "5", "Expected points as"),
     ],
 )
 def test_a_file_without_points_of_the_source_is_named(name, text, message, images, capsys):
@@ -114,6 +118,9 @@ def test_a_second_call_writes_beside_the_first(images):
         (["points=[[61,10]]"], "inside its image of 60 x 40 px"),
         (["points=[]"], "Expected points as [[x,y],...]"),
         (["points=[1,2]"], "Expected points as [[x,y],...]"),
+        (["points=[[true,false]]"], "Expected points as [[x,y],...]"),
+        (['points=[["5","6"]]'], "Expected points as [[x,y],...]"),
+        (["points=[[1,null]]"], "Expected points as [[x,y],...]"),
         (["points=nowhere.json"], "cannot be read"),
         (["points=[[1,1]]", "src=nothing.png"], "nothing.png cannot be read"),
     ],

@@ -72,16 +72,30 @@ def test_a_file_system_without_colons_will_do(layout):
 @pytest.mark.parametrize(
     ("file", "damage", "message"),
     [
-        ("PairAnnotation/test/000-1-2:cat.json", lambda text: "", "JSONDecodeError"),
-        ("PairAnnotation/test/000-1-2:cat.json", lambda text: "{}", "KeyError"),
-        ("PairAnnotation/test/000-1-2:cat.json", lambda text: text.replace("ImageAnnotation", "X"), "ValueError"),
-        ("ImageAnnotation/Felidae/cat/2.json", lambda text: text[:40], "JSONDecodeError"),
-        ("ImageAnnotation/Felidae/cat/2.json", lambda text: text.replace("[0.0, ", "[", 1), "ValueError"),
-        ("ImageAnnotation/Felidae/cat/2.json", lambda text: text.replace("30, 33", "0, 33"), "is empty"),
-        ("ImageAnnotation/Felidae/cat/2.json", None, "FileNotFoundError"),
+        ("PairAnnotation/test/000-1-2:cat.json", lambda text: "", "it is no JSON"),
+        ("PairAnnotation/test/000-1-2:cat.json", lambda text: "{}", "the key 'src_json_path' is missing"),
+        (
+            "PairAnnotation/test/000-1-2:cat.json",
+            lambda text: text.replace("ImageAnnotation", "X"),
+            "names no file below ImageAnnotation",
+        ),
+        ("ImageAnnotation/Felidae/cat/2.json", lambda text: text[:40], "it is no JSON"),
+        (
+            "ImageAnnotation/Felidae/cat/2.json",
+            lambda text: text.replace("[0.0, ", "[", 1),
+            "keypoints is .* where 51 numbers",
+        ),
+        ("ImageAnnotation/Felidae/cat/2.json", lambda text: text.replace("30, 33", "0, 33"), "has no area"),
+        ("ImageAnnotation/Felidae/cat/2.json", lambda text: "[]", "the file is .* where an object is expected"),
+        ("PairAnnotation/test/000-1-2:cat.json", lambda text: text.replace("Felidae", ".."), "names no file below"),
+        ("ImageAnnotation/Felidae/cat/2.json", None, "cannot be read"),
         ("ImageAnnotation/Felidae/cat/2.json", lambda text: text.replace("20.0", "51.0"), "inside its 50 x 50 px"),
         ("ImageAnnotation/Felidae/cat/2.json", lambda text: text.replace("30, 33", "300, 33"), "inside its 50 x 50 px"),
-        ("ImageAnnotation/Felidae/cat/2.json", lambda text: text.replace("30, 33", "3, 3"), "not x, y, width"),
+        (
+            "ImageAnnotation/Felidae/cat/2.json",
+            lambda text: text.replace("30, 33", "3, 3"),
+            "a box is x, y, width, height in px, not x0",
+        ),
         (
             "ImageAnnotation/Felidae/cat/2.json",
             lambda text: text.replace("{", '{"bbox": [1, 1, 2, 2], ', 1),

@@ -85,9 +85,41 @@ def test_an_unsure_point_is_written_as_labelled_but_not_visible():
     ("change", "message"),
     [
         (lambda c: c["annotations"][2].update(keypoints=[1, 1, 2] * 3), "cat/b.jpg has two objects"),
-        (lambda c: c["annotations"][0].update(keypoints=[1, 1]), "2 keypoint values"),
-        (lambda c: c["annotations"][0].update(bbox=[1, 1, 0, 5]), "bbox .* is empty"),
-        (lambda c: c["annotations"][0].update(category_id=4), "KeyError"),
+        (
+            lambda c: c["annotations"][0].update(keypoints=[1, 1]),
+            "keypoints of annotation 1 is .* where 9 numbers are expected: x, y and visi",
+        ),
+        (
+            lambda c: c["annotations"][0].update(bbox=[1, 1, 0, 5]),
+            r"the bbox \[1, 1, 0, 5\] of annotation 1 .* x, y, width, height",
+        ),
+        (lambda c: c["annotations"][0].update(bbox=[1, 1, "9", 5]), "bbox of annotation 1 is .* where 4 numbers"),
+        (lambda c: c["annotations"][0].update(bbox=[1, 1, 5]), "bbox of annotation 1 is .* where 4 numbers"),
+        (
+            lambda c: c["annotations"][0].update(category_id=4),
+            "annotation 1 is of category 4, which categories does not list",
+        ),
+        (lambda c: c["annotations"][0].update(image_id=1), "annotation 1 is of image 1, which images does not list"),
+        (lambda c: c["annotations"][0].pop("image_id"), "the key 'image_id' is missing from annotation 1"),
+        (
+            lambda c: c["annotations"][0]["keypoints"].__setitem__(2, 7),
+            "visibility 7 of nose in annotation 1 .* 0, 1 or 2",
+        ),
+        (lambda c: c["annotations"][0]["keypoints"].__setitem__(2, -1), "visibility -1 of nose"),
+        (lambda c: c["annotations"][0]["keypoints"].__setitem__(2, 1.5), "visibility 1.5 of nose"),
+        (
+            lambda c: c["annotations"][0]["keypoints"].__setitem__(0, "10"),
+            "keypoints of annotation 1 is .* where 9 numbers",
+        ),
+        (
+            lambda c: c["annotations"][0]["keypoints"].__setitem__(0, True),
+            "keypoints of annotation 1 is .* where 9 numbers",
+        ),
+        (lambda c: c["images"][1].update(id=7), "the id 7 comes twice in images"),
+        (lambda c: c["categories"].append(c["categories"][0]), "the id 3 comes twice in categories"),
+        (lambda c: c["images"][0].update(width="60"), "width and height of image 7"),
+        (lambda c: c["images"].append("a.jpg"), 'images holds "a.jpg" where an object is expected'),
+        (lambda c: c.update(categories={}), "categories is {} where a list is expected"),
         (lambda c: c["images"][1].update(file_name="a.jpg"), "may be cat/a.jpg or dog/a.jpg"),
         (lambda c: c["images"][1].update(file_name="c.jpg"), "c.jpg is not in the folder"),
         (lambda c: c["categories"][0].update(keypoints=["nose", "nose", "tail"]), "names a keypoint twice"),
@@ -101,6 +133,14 @@ def test_what_is_wrong_is_named(layout, change, message):
     with pytest.raises(DataError, match=message) as caught:
         FolderPairs(str(layout), points="person_keypoints.json")
     assert "person_keypoints.json" in str(caught.value)
+
+
+def test_a_box_that_does_not_suit_is_told_as_the_file_has_it(layout):
+    changed = content()
+    changed["annotations"][0]["bbox"] = [30, 20, 35, 24]  # x0, y0, x1, y1 by mistake
+    (layout / "person_keypoints.json").write_text(json.dumps(changed))
+    with pytest.raises(DataError, match=r"says \[30, 20, 35, 24\]; a box is x, y, width, height in px, correct it"):
+        FolderPairs(str(layout), points="person_keypoints.json")[0]
 
 
 def test_annotations_of_a_photograph_of_another_size_are_refused(layout):

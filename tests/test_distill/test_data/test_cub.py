@@ -199,8 +199,8 @@ def test_a_line_that_comes_twice_is_named(layout, file, line, message):
 @pytest.mark.parametrize(
     ("box", "message"),
     [
-        ("4.0 6.0 34.0 260.0", r"inside its \d+ x 30 px but .* says \[4, 6, 38, 266\]"),
-        ("0.0 0.0 3.0 3.0", "x0, y0, x1, y1 in px, not x, y, width, height"),
+        ("4.0 6.0 34.0 260.0", r"inside its \d+ x 30 px but .*bounding_boxes.txt says \[4, 6, 34, 260\]"),
+        ("0.0 0.0 3.0 3.0", "x, y, width, height in px, not x0, y0, x1, y1"),
         ("4.0 6.0 0.0 20.0", "a box with an area for image"),
     ],
 )

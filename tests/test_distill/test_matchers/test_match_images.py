@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from distill import Matches, match_images
-from distill.core.errors import DataError
+from distill.core.errors import ConfigError, DataError
 
 
 class Shift(torch.nn.Module):
@@ -44,6 +44,9 @@ def test_the_size_can_be_chosen():
             (SRC, TRG, [[1, 2], [3]]),
             r"Expected points as numbers \(N, 2\), x and y in pixels, but got \[\[1, 2\], \[3\]\]",
         ),
+        ((SRC, TRG, [[True, False]]), "Expected points as numbers"),
+        ((SRC, TRG, torch.tensor([[True, False]])), "Expected points as numbers"),
+        ((SRC, TRG, [["5", "6"]]), "Expected points as numbers"),
         ((SRC, TRG, "points.csv"), "Expected points as numbers .* but got 'points.csv'"),
         ((SRC, TRG, None), "Expected points as numbers"),
         (
@@ -57,3 +60,16 @@ def test_the_size_can_be_chosen():
 def test_what_cannot_be_matched_is_named(arguments, message):
     with pytest.raises(DataError, match=message):
         match_images(Shift(), *arguments)
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("cuda", "the GPU that device=cuda names"), ("gpu", "did you mean 'cuda'"), (torch.device("cuda", 7), "cuda:7")],
+)
+def test_a_device_that_is_not_there_is_named(device, message):
+    if torch.cuda.device_count() > 7:
+        pytest.skip("all of these cards are there")
+    if torch.cuda.is_available() and str(device) == "cuda":
+        pytest.skip("there is a card")
+    with pytest.raises(ConfigError, match=message):
+        match_images(Shift(), SRC, TRG, [[1.0, 1.0]], device=device)
