@@ -1,6 +1,6 @@
 """Building data sets of pairs from their configuration, for a split and a number of pairs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -50,6 +50,8 @@ def fit_pairs(cfg: DictConfig) -> tuple[Benchmark, Benchmark, Benchmark | None]:
     photographs aside for testing.
     """
     train, val = (pairs_of(cfg.data, split, cfg[split]) for split in ("train", "val"))
+    for pairs in (val,) if cfg.points is not None else (train, val):  # which places points where none are annotated
+        check_common_points(pairs)
     test, reason = None, "test.n_pairs=0"
     if cfg.test.n_pairs and not getattr(train, "has_truth", True):
         reason = "nothing is annotated"
@@ -64,6 +66,27 @@ def fit_pairs(cfg: DictConfig) -> tuple[Benchmark, Benchmark, Benchmark | None]:
         for note in getattr(val, "notes", []):
             print(f"note: {note}")
     return train, val, test
+
+
+def n_without_common_points(benchmark: Benchmark) -> int:
+    """Returns how many pairs have no point that is known in both images."""
+    return sum(not shared for shared in _shared(benchmark))
+
+
+def check_common_points(benchmark: Benchmark) -> None:
+    """Raises a :class:`DataError` when no pair has a point that is known in both images, with which nothing can be learned."""
+    if not any(_shared(benchmark)):
+        raise DataError(
+            f"Expected pairs of split {benchmark.split} of {benchmark.name} whose images have an annotated part in common but "
+            f"none of the {len(benchmark)} has; name the same parts in several images of a category."
+        )
+
+
+def _shared(benchmark: Benchmark) -> Iterator[bool]:
+    """Yields whether the images of each pair have a point in common, from annotations alone where the data set can."""
+    count = getattr(benchmark, "n_common_points", None)
+    for number in range(len(benchmark)):
+        yield bool(count(number)) if count is not None else bool(benchmark[number].kps_mask.any())
 
 
 def has_truth(benchmark: Benchmark) -> bool:

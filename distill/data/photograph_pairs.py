@@ -141,6 +141,15 @@ class PhotographPairs(Dataset[PairBatch], ABC):
             scoring = Scoring((PAPER_SIDE, PAPER_SIDE), base)
         return make_pair(src, trg, self.threshold, pair.variation, scoring)
 
+    def n_common_points(self, index: int) -> int:
+        """Returns how many parts are annotated in both images of a pair; no image is read.
+
+        Raises:
+            DataError: when the annotation is missing or malformed.
+        """
+        pair = self.pair_annotation(index)
+        return int((pair.src.visible & pair.trg.visible).sum())
+
     def query(self, index: int) -> Query:
         """Returns which labels a pair has, from annotations, headers and the files' bytes; nothing is decoded.
 

@@ -25,7 +25,7 @@ from rich.progress import TaskID
 from torch import Tensor
 
 from distill.cli.config import instantiate
-from distill.cli.datasets import scored_pairs
+from distill.cli.datasets import check_common_points, n_without_common_points, scored_pairs
 from distill.cli.run_folder import RunFolder
 from distill.core.errors import ConfigError, DataError, nearest
 from distill.data.datasets.folder import FolderPairs
@@ -143,6 +143,14 @@ def check(cfg: DictConfig) -> dict:
     if isinstance(benchmark, PhotographPairs):
         problems = benchmark.skipped | benchmark.problems()
         photographs = _count_photographs(benchmark, problems)
+        if not problems:
+            apart = n_without_common_points(benchmark)
+            if apart == len(benchmark):
+                problems = _common_points_problem(benchmark)
+            elif apart:
+                print(
+                    f"note: {apart} of the {len(benchmark)} pairs have no annotated part in common, and weigh nothing"
+                )
     messages = list(dict.fromkeys(problems.values()))
     print(
         f"{benchmark.name} {benchmark.split}: {len(benchmark)} pairs and {photographs} photographs are in order, "
@@ -150,10 +158,7 @@ def check(cfg: DictConfig) -> dict:
     )
     _print_ignored(getattr(benchmark, "ignored", {}))
     if isinstance(benchmark, FolderPairs) and benchmark.split == "all":
-        sizes = benchmark.split_sizes()
-        print(
-            f"fit uses {sizes['train']} photographs for training, {sizes['val']} for validation and {sizes['test']} for testing"
-        )
+        print(_split_sizes(benchmark))
     for message in messages:
         print(f"problem: {message}")
     if messages:
@@ -162,6 +167,23 @@ def check(cfg: DictConfig) -> dict:
             "pairs out with data.on_error=skip."
         )
     return {"pairs": len(benchmark), "photographs": photographs, "problems": messages}
+
+
+def _common_points_problem(benchmark: PhotographPairs) -> dict[str, str]:
+    try:
+        check_common_points(benchmark)
+    except DataError as error:
+        return {benchmark.name: str(error)}
+    return {}
+
+
+def _split_sizes(benchmark: FolderPairs) -> str:
+    """Says which photographs ``fit`` uses for what."""
+    train, val, test = benchmark.split_sizes().values()
+    if benchmark.has_truth:
+        return f"fit uses {train} photographs for training, {val} for validation and {test} for testing"
+    aside = f"; {test} are set aside for a test, which needs annotated points" if test else ""
+    return f"fit uses {train} photographs for training and {val} for validation{aside}"
 
 
 def _count_photographs(benchmark: PhotographPairs, problems: Mapping[str, str]) -> int:

@@ -24,10 +24,11 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from distill.cli.config import instantiate
-from distill.cli.datasets import pairs_of
-from distill.cli.processes import launch
+from distill.cli.datasets import check_common_points, pairs_of
+from distill.cli.processes import is_first_process, launch
 from distill.cli.reporting import announce
 from distill.core.errors import ConfigError, LabelError, nearest
+from distill.data.photograph_pairs import EmptySplit
 from distill.labels.audit import audit, summary
 from distill.labels.cached import Cached
 from distill.labels.folder import check_folder
@@ -59,6 +60,8 @@ def run(cfg: DictConfig) -> int:
 def _make(cfg: DictConfig) -> int:
     """Labels, prints a summary, and returns how many points were labelled, by all processes of this run."""
     share, datasets, device = parse_shard(cfg.label.shard), _datasets(cfg), choose_device(cfg.device)
+    for pairs in datasets:
+        check_common_points(pairs)
     fabric = launch(cfg)
     every = slice(share.start + share.step * fabric.global_rank, None, share.step * fabric.world_size)
     teacher = Cached(
@@ -136,7 +139,17 @@ def _datasets(cfg: DictConfig) -> list:
     unknown = [split for split in cfg.splits if split not in ("train", "val", "test")]
     if unknown:
         raise ConfigError(f"Expected splits among train, val and test but got {unknown}; correct splits=[...].")
-    return [pairs_of(cfg.data, split, cfg[split]) for split in cfg.splits if cfg[split].n_pairs != 0]
+    wanted, found, empty = [split for split in cfg.splits if cfg[split].n_pairs != 0], [], None
+    for split in wanted:
+        try:
+            found.append(pairs_of(cfg.data, split, cfg[split]))
+        except EmptySplit as error:  # of a folder too small to set photographs aside, which fit takes, too
+            empty = error
+            if is_first_process() and len(wanted) > 1:
+                print(f"note: split {split} is left out: {error}")
+    if empty is not None and not found:
+        raise empty
+    return found
 
 
 def parse_shard(text: str) -> slice:

@@ -227,6 +227,9 @@ def find_photographs(root: Path) -> tuple[list[str], dict[str, str]]:
     Raises:
         DataError: when there is no photograph.
     """
+    if not root.is_dir():
+        found = f"{root} is a file" if root.exists() else f"there is none at {root}"
+        raise DataError(f"Expected a folder of photographs in data.root but {found}; correct data.root.")
     names: list[tuple[str, ...]] = []
     ignored: dict[str, str] = {}
     readable = readable_suffixes()

@@ -13,6 +13,7 @@ from distill.__main__ import main
 from distill.cli.config import compose
 from distill.cli.unread import UNREAD
 from distill.core.errors import ConfigError
+from distill.data.datasets.folder import of_split
 
 SMALL = [
     *("trainer=smoke", "student.backbone=test_resnet", "student.strides=[8,16]", "student.width=16", "data.size=64"),
@@ -185,8 +186,56 @@ def test_test_pairs_without_a_common_point_are_refused_before_labels_are_made(ph
     (photos / "points.csv").write_text("\n".join(["image,part,x,y", *rows]))
     arguments = ["fit", "data=folder", f"data.root={photos}", f"run.dir={tmp_path}/r", "teacher=oracle"]
     student = [setting for setting in SMALL if setting.startswith(("trainer", "student", "data", "test"))]
-    assert "test.n_pairs=0 leaves the final comparison out" in refused([*arguments, *student], capsys)
-    assert not (tmp_path / "r").exists()
+    message = (
+        "Expected pairs of split train of folder whose images have an annotated part in common but none of the 12 has"
+    )
+    assert message in refused([*arguments, *student], capsys)
+    assert message in refused([*arguments, *student, "test.n_pairs=0"], capsys), "which failed only after the training"
+    label = ["label", "data=folder", f"data.root={photos}", f"labels.dir={tmp_path}/l", "teacher=oracle", "device=cpu"]
+    assert message in refused(label, capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+    assert main(["data", "check", "data=folder", f"data.root={photos}"]) == 2
+    assert "problem: Expected pairs of split all of folder" in capsys.readouterr().out
+    parts = [f"cat/{n}.png,{'ear' if f'{n}' in train(photos) else 'tail'},10,10" for n in range(8)]
+    (photos / "points.csv").write_text("\n".join(["image,part,x,y", *parts]))
+    assert main(["data", "check", "data=folder", f"data.root={photos}"]) == 0
+    assert "note: 32 of the 56 pairs have no annotated part in common" in capsys.readouterr().out
+
+
+def train(root) -> set[str]:
+    """The numbers of the photographs that are for training."""
+    return {name[4:-4] for name in of_split([f"cat/{number}.png" for number in range(8)], "train")}
+
+
+def test_label_takes_a_folder_that_is_too_small_to_test_on(tmp_path, capsys):
+    for number in range(5):
+        Image.new("RGB", (40, 30), (number * 40, 9, 9)).save(tmp_path / f"{number}.png")
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    for number in range(5):
+        (tmp_path / f"{number}.png").rename(tmp_path / "photos" / "cat" / f"{number}.png")
+    data = ["data=folder", f"data.root={tmp_path}/photos", "data.size=32", "data.n_points=2", "device=cpu"]
+    teacher = ["teacher=nearest_neighbour", "teacher.model.backbone=test_resnet", f"labels.dir={tmp_path}/l"]
+    assert main(["label", *data, *teacher]) == 0
+    shown = capsys.readouterr().out
+    assert "note: split test is left out: Expected 8 photographs of one category" in shown
+    assert "label: 6 train pairs of folder, 2 val pairs of folder" in shown
+    assert "Expected 8 photographs of one category" in refused(["label", *data, *teacher, "splits=[test]"], capsys)
+
+
+@pytest.mark.parametrize("verb", [["data", "check"], ["fit"], ["label", "labels.dir=l"]])
+def test_a_folder_that_is_not_there_is_said_to_be_missing(verb, tmp_path, capsys):
+    message = f"Expected a folder of photographs in data.root but there is none at {tmp_path}/none"
+    assert message in refused([*verb, "data=folder", f"data.root={tmp_path}/none"], capsys)
+    (tmp_path / "file").write_text("")
+    assert f"{tmp_path}/file is a file" in refused([*verb, "data=folder", f"data.root={tmp_path}/file"], capsys)
+
+
+def test_check_says_what_fit_does_with_photographs_that_are_not_annotated(photos, capsys):
+    assert main(["data", "check", "data=folder", f"data.root={photos}"]) == 0
+    assert (
+        "fit uses 4 photographs for training and 2 for validation; 2 are set aside for a test, which needs annotated points"
+        in capsys.readouterr().out
+    )
 
 
 def test_label_leaves_a_split_out_that_has_no_pairs(tmp_path, capsys):

@@ -163,7 +163,10 @@ def test_check_counts_and_names_what_is_ignored(folder, capsys):
 def test_check_says_how_fit_would_share_the_photographs(tmp_path, capsys):
     root = photographs(tmp_path / "photos", 40)
     assert main(["data", "check", "data=folder", f"data.root={root}", "data.size=32"]) == 0
-    assert "fit uses 32 photographs for training, 4 for validation and 4 for testing" in capsys.readouterr().out
+    assert (
+        "fit uses 32 photographs for training and 4 for validation; 4 are set aside for a test"
+        in capsys.readouterr().out
+    )
 
 
 def test_check_finds_boxes_that_do_not_suit_their_photographs(folder, capsys):
