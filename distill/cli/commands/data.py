@@ -28,6 +28,7 @@ from distill.cli.config import instantiate
 from distill.cli.datasets import check_common_points, n_without_common_points, scored_pairs
 from distill.cli.run_folder import RunFolder
 from distill.core.errors import ConfigError, DataError, nearest
+from distill.core.protocols import Benchmark
 from distill.data.datasets.folder import FolderPairs
 from distill.data.download import RECIPES, download
 from distill.data.pair_list import pair_list
@@ -169,7 +170,7 @@ def check(cfg: DictConfig) -> dict:
     return {"pairs": len(benchmark), "photographs": photographs, "problems": messages}
 
 
-def _common_points_problem(benchmark: PhotographPairs) -> dict[str, str]:
+def _common_points_problem(benchmark: Benchmark) -> dict[str, str]:
     try:
         check_common_points(benchmark)
     except DataError as error:
