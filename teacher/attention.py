@@ -96,16 +96,22 @@ def split_heads(features: Tensor, heads: int) -> Tensor:
     return features.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def _in_order(unet: UNet2DConditionModel) -> Iterator[tuple[str, Attention]]:
+def named_blocks(unet: UNet2DConditionModel) -> Iterator[tuple[str, nn.Module]]:
+    """Yields the blocks in the order in which they run, each with its place, such as ``up@1/4``."""
     divisor = 1
     for block in unet.down_blocks:
-        yield from _in_block(block, f"down@1/{divisor}")
+        yield f"down@1/{divisor}", block
         divisor *= 2 if getattr(block, "downsamplers", None) else 1
     if unet.mid_block is not None:
-        yield from _in_block(unet.mid_block, f"mid@1/{divisor}")
+        yield f"mid@1/{divisor}", unet.mid_block
     for block in unet.up_blocks:
-        yield from _in_block(block, f"up@1/{divisor}")
+        yield f"up@1/{divisor}", block
         divisor //= 2 if getattr(block, "upsamplers", None) else 1
+
+
+def _in_order(unet: UNet2DConditionModel) -> Iterator[tuple[str, Attention]]:
+    for place, block in named_blocks(unet):
+        yield from _in_block(block, place)
 
 
 def _in_block(block: nn.Module, place: str) -> Iterator[tuple[str, Attention]]:

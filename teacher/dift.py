@@ -2,73 +2,102 @@
 
 Tang et al., "Emergent Correspondence from Image Diffusion" (DIFT), NeurIPS 2023: a noisy image is passed once through
 the frozen UNet, and the output of one block of the decoder describes its pixels. Several draws of noise are averaged.
+Which layers are read, with which weights and how much noise, are settings: CleanDIFT's weights want no noise
+(:mod:`teacher.unet_weights`), and SDXL's inner layers describe better than its blocks (:mod:`teacher.feature_layers`).
 """
 
-from contextlib import suppress
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import Annotated, Any, NamedTuple
 
 import torch
+from annotated_types import Ge
+from diffusers import UNet2DConditionModel
+from pydantic import Strict
 from torch import Tensor
-from torch.nn import functional as F
 
-from distill.core.checks import check_images, check_query
-from distill.core.errors import ConfigError
-from distill.core.geometry import image_size, sample_at
-from distill.core.precision import without_autocast
-from distill.core.readout import windowed_soft_argmax
-from distill.core.types import Matches, PairBatch
 from teacher import text
+from teacher.attention import named_blocks
 from teacher.crop_sampling import generator
-from teacher.memory import AdaptiveBatch, TensorCache
+from teacher.feature_layers import FeatureLayer, choose_features, feature_layers, record
+from teacher.feature_matcher import FeatureMatcher, joined
+from teacher.frozen_model import DTYPES, settle_precision
+from teacher.memory import AdaptiveBatch
 from teacher.pipeline import Pipeline, as_device, check_folder, load_pipeline, locate_folder, weights_digest
-from teacher.prompt_optimization import content_hashes
-from teacher.settings import Amount, CheckedSettings, Count, NullPrompt, Positive, Seed, Timestep
+from teacher.settings import (
+    Amount,
+    CheckedSettings,
+    Count,
+    Names,
+    NullPrompt,
+    Positive,
+    Precision,
+    Seed,
+    Timestep,
+)
 from teacher.unet import added_conditions
+from teacher.unet_weights import check_unet_weights, file_digest, load_unet_weights, locate_unet_weights, meta_unet
 
-VERSION = "1"
+VERSION = "2"
 
 
 class DiffusionFeaturesSettings(CheckedSettings):
     """Settings of diffusion features.
 
     Attributes:
-        block: number of the decoder's block, from 0, the coarsest. The paper's 1 of Stable Diffusion 2.1.
-        timestep: diffusion time. The paper's 261.
-        draws: draws of noise that are averaged. The paper's 8.
+        layers: what is read, see :mod:`teacher.feature_layers`; several are joined after normalisation. None for what
+            suits the model, see :func:`default_features`.
+        timestep: diffusion time; None for what suits the model.
+        draws: draws of noise that are averaged. The paper's 8. 0 for no noise and a single pass, as CleanDIFT's weights want.
         null_prompt: what the UNet is given: the text encoder's "empty" prompt, or "zeros".
         temperature: of the soft-argmax over cosines in a window around the best cell.
         radius_cells: of that window.
+        precision: "fp32", or "bf16" or "fp16" for weights and activations of the model.
         seed: of the noise; with the image's content it decides each draw.
         batch_size: draws that run together, at most. When memory runs out, the cache is emptied first, then it is halved.
         feature_cache_size: bound on the memory of kept features of images, GiB, on the model's device.
     """
 
-    block: Timestep = 1
-    timestep: Timestep = 261
-    draws: Count = 8
+    layers: Names | None = None
+    timestep: Timestep | None = None
+    draws: Annotated[int, Strict(), Ge(0)] = 8
     null_prompt: NullPrompt = "empty"
     temperature: Positive = 0.05
     radius_cells: Positive = 2.0
+    precision: Precision = "fp32"
     seed: Seed = 0
     batch_size: Count = 8
     feature_cache_size: Amount = 1.0
 
 
-class DiffusionFeatures:
-    """Compares the features of a Stable Diffusion's decoder by their cosine.
+class FeatureChoice(NamedTuple):
+    """Which layers are read, and at which diffusion time."""
+
+    layers: tuple[str, ...]
+    timestep: int
+
+
+SDXL = FeatureChoice(("up@1/4:5.transformer", "up@1/4:7.transformer", "up@1/2:0.cross_q", "up@1/2:0.transformer"), 50)
+"""What is read of SDXL: ``config_xl_practical.json`` and the time of Meng et al., NeurIPS 2024
+(github.com/Darkbblue/generic-diffusion-feature)."""
+
+
+class DiffusionFeatures(FeatureMatcher):
+    """Compares the features of a Stable Diffusion's UNet by their cosine.
 
     Args:
         model: a pipeline folder as diffusers saves it, or a hub id.
         variant: of its weight files, such as "fp16"; None for the plain files or the only variant there is.
-        image_size: side in px of what the UNet sees; None for what it was trained at.
+        unet_weights: a safetensors file with other weights of the same UNet, here or as ``organisation/repository/file`` of the
+            hub; None for the pipeline's.
+        image_size: side in px of what the UNet sees; None for what it was trained at (1024 for SDXL).
         prompt_length: tokens of a prompt; None for what the tokenizer says.
         device: "auto" takes a GPU where there is one.
         settings: see :class:`DiffusionFeaturesSettings`.
 
     Raises:
-        ConfigError: for settings that cannot work, before weights are read.
-        WeightsError: for a folder that is not a whole pipeline, before weights are read.
+        ConfigError: for settings that cannot work, and layers that the UNet does not have, before weights are read.
+        WeightsError: for a folder that is not a whole pipeline, or weights of another UNet, before weights are read.
     """
 
     def __init__(
@@ -78,92 +107,62 @@ class DiffusionFeatures:
         prompt_length: int | None = None,
         device: str = "auto",
         variant: str | None = None,
+        unet_weights: str | None = None,
         **settings: Any,
     ) -> None:
-        self.device = as_device(device)
-        self.settings = DiffusionFeaturesSettings(**settings)
+        asked = DiffusionFeaturesSettings(**settings)
+        super().__init__(as_device(device), asked.temperature, asked.radius_cells, asked.feature_cache_size)
+        self.settings = asked.model_copy(update={"precision": settle_precision(asked.precision, self.device)})
         self.model, self.image_size, self.prompt_length = model, image_size, prompt_length
         self.variant, self.folder = variant, locate_folder(model, variant)
         check_folder(self.folder, variant)
         if self.settings.null_prompt == "empty":
             text.check_text(self.folder, variant)
-        self._cache = TensorCache(self.settings.feature_cache_size)
+        unet = meta_unet(self.folder)
+        self.choice = _chosen(unet, self.settings)
+        self.unet_weights = None if unet_weights is None else locate_unet_weights(unet_weights)
+        if self.unet_weights is not None:
+            check_unet_weights(self.unet_weights, unet)
         self._batch = AdaptiveBatch(self.settings.batch_size, (self._cache,))
+        self.passes = 0  # images and draws run so far
 
     def fingerprint(self) -> dict[str, str]:
         """Returns all that decides an answer besides images and points, by field name."""
         settings = self.settings.model_dump(exclude={"batch_size", "feature_cache_size"})
+        settings |= {"layers": " ".join(self.choice.layers), "timestep": self.choice.timestep}
+        other = {} if self.unet_weights is None else {"unet_weights": file_digest(self.unet_weights)}
         return {name: str(value) for name, value in settings.items()} | {
             "method": f"diffusion_features {VERSION}",
             "weights": weights_digest(self.folder, self.settings.null_prompt == "empty", self.variant),
             "image_size": str(self.image_size or "the model's"),
             "prompt_length": str(self.prompt_length or "the model's"),
+            **other,
         }
 
-    def __call__(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
-        """Matches B pairs at N points each; see :class:`distill.core.protocols.Matcher`.
+    def _compute(self, image: Tensor, key: str) -> Tensor:
+        """See :meth:`teacher.feature_matcher.FeatureMatcher._compute`."""
+        noisy = self._noisy(self.pipeline.encode(self.pipeline.squash(image)), key)
+        batches = self._batch.run(lambda rows: self._features(noisy[rows]), len(noisy))
+        return joined([torch.cat(of_layer).float().mean(0) for of_layer in zip(*batches, strict=True)])
 
-        The heatmap holds cosines; the confidence is the best cosine, as (1 + cos) / 2.
-
-        Raises:
-            DataError: for images or points that are not as the contract says.
-        """
-        check_query(src_img, trg_img, src_kps)
-        return self._match(src_img, trg_img, src_kps, *map(content_hashes, (src_img, trg_img)))
-
-    def match_pairs(self, pairs: PairBatch) -> Matches:
-        """Matches all points of ``pairs``, which name their images' content."""
-        check_images(pairs.src_img, "src_img")
-        check_images(pairs.trg_img, "trg_img")
-        return self._match(pairs.src_img, pairs.trg_img, pairs.src_kps, pairs.src_hash, pairs.trg_hash)
-
-    @torch.no_grad()
-    def _match(
-        self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor, src_keys: list[str], trg_keys: list[str]
-    ) -> Matches:
-        points, size, settings = src_kps.to(self.device, torch.float32), image_size(trg_img), self.settings
-        with without_autocast(points):
-            src_map, trg_map = (
-                torch.stack([self.describe(image, key) for image, key in zip(images, keys, strict=True)])
-                for images, keys in ((src_img, src_keys), (trg_img, trg_keys))
-            )
-            queries = F.normalize(sample_at(src_map, points, image_size(src_img)), dim=-1)
-            heatmap = torch.einsum("bnc,bchw->bnhw", queries, trg_map)
-            found = windowed_soft_argmax(heatmap, size, settings.temperature, settings.radius_cells)
-        confidence = ((1 + heatmap.amax((-2, -1))) / 2).clamp(0, 1)
-        return Matches(*(values.to(src_kps.device) for values in (found, confidence, heatmap)))
-
-    @torch.no_grad()
-    def describe(self, image: Tensor, key: str) -> Tensor:
-        """Returns descriptors of length 1, (C, h, w), of ``image`` (3, H, W) in [0, 1]; ``key`` names its content."""
-        if key in self._cache:
-            return self._cache[key]
+    def _noisy(self, latent: Tensor, key: str) -> Tensor:
+        """Returns the latent (1, C, h, w) at the diffusion time with each draw of noise; as it is where there are none."""
         settings = self.settings
-        latent = self.pipeline.encode(self.pipeline.squash(image))
+        if not settings.draws:
+            return latent
         generators = [generator(settings.seed, key, draw) for draw in range(settings.draws)]
         noise = torch.cat([torch.randn(latent.shape, generator=random) for random in generators])
-        noisy = self.pipeline.add_noise(latent, noise.to(latent), settings.timestep)
-        features = torch.cat(self._batch.run(lambda rows: self._features(noisy[rows]), settings.draws))
-        self._cache[key] = descriptors = F.normalize(features.float().mean(0), dim=0)
-        return descriptors
+        return self.pipeline.add_noise(latent, noise.to(latent), self.choice.timestep)
 
-    def _features(self, noisy: Tensor) -> Tensor:
-        """Returns what the block puts out, (R, C, h, w), for noisy latents; nothing after it is computed."""
-        unet, kept = self.pipeline.unet, []
-
-        def leave(module: torch.nn.Module, arguments: object, output: Tensor) -> NoReturn:
-            kept.append(output)
-            raise _BlockReached
-
-        prompts = self._null_prompt.expand(len(noisy), -1, -1)
+    def _features(self, noisy: Tensor) -> list[Tensor]:
+        """Returns what the layers put out, one (R, C, h, w) each, for noisy latents; nothing after them is computed."""
+        unet, noisy = self.pipeline.unet, noisy.to(self.pipeline.unet.dtype)
+        prompts = self._null_prompt.to(noisy.dtype).expand(len(noisy), -1, -1)
         conditions = added_conditions(unet, noisy, self.pipeline.image_size)
-        handle = unet.up_blocks[self.settings.block].register_forward_hook(leave)
-        try:
-            with suppress(_BlockReached):
-                unet(noisy, self.settings.timestep, prompts, added_cond_kwargs=conditions or None)
-        finally:
-            handle.remove()
-        return kept[0]
+        self.passes += len(noisy)
+        return record(
+            self._layers, lambda: unet(noisy, self.choice.timestep, prompts, added_cond_kwargs=conditions or None)
+        )
 
     @property
     def size(self) -> int:
@@ -173,20 +172,43 @@ class DiffusionFeatures:
     @cached_property
     def pipeline(self) -> Pipeline:
         """The frozen model, loaded at the first use."""
+        dtype = DTYPES[self.settings.precision]
         pipeline = load_pipeline(
-            str(self.folder), self.image_size, self.prompt_length, device=self.device, variant=self.variant
+            str(self.folder), self.image_size, self.prompt_length, dtype, self.device, self.variant
         )
-        count = len(pipeline.unet.up_blocks)
-        if self.settings.block >= count:
-            raise ConfigError(
-                f"Expected block of diffusion features below {count}, this UNet's, but got {self.settings.block}."
-            )
+        if self.unet_weights is not None:
+            load_unet_weights(pipeline.unet, self.unet_weights)
         return pipeline
+
+    @cached_property
+    def _layers(self) -> list[FeatureLayer]:
+        return choose_features(self.pipeline.unet, self.choice.layers)
 
     @cached_property
     def _null_prompt(self) -> Tensor:
         return text.null_prompt(self.pipeline, self.settings.null_prompt)
 
 
-class _BlockReached(Exception):
-    """Leaves the forward pass where nothing that follows is needed."""
+def default_features(unet: UNet2DConditionModel) -> FeatureChoice:
+    """Returns what is read where the settings do not say.
+
+    SDXL, told by its second conditioning: ``SDXL``. SD 1.x and 2.x: the second block of the decoder at time 261, as in DIFT. Any
+    other, the shipped small model among them: the same block and time.
+    """
+    present = {layer.name for layer in feature_layers(unet)}
+    if unet.config.addition_embed_type == "text_time" and present.issuperset(SDXL.layers):
+        return SDXL
+    decoder = [place for place, _ in named_blocks(unet) if place.startswith("up@")]
+    return FeatureChoice((decoder[min(1, len(decoder) - 1)],), 261)
+
+
+def _chosen(unet: UNet2DConditionModel, settings: DiffusionFeaturesSettings) -> FeatureChoice:
+    """Returns the layers by their full names, and the diffusion time.
+
+    Raises:
+        ConfigError: for a layer that the UNet does not have.
+    """
+    default = default_features(unet)
+    names: Sequence[str] = default.layers if settings.layers is None else settings.layers
+    layers = tuple(layer.name for layer in choose_features(unet, names))
+    return FeatureChoice(layers, default.timestep if settings.timestep is None else settings.timestep)

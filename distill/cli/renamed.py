@@ -46,6 +46,7 @@ RENAMED: dict[str, str] = {
     "teacher.strength": "teacher.consensus",
     "teacher.remember": "teacher.feature_cache_size",
     "teacher.truncate": "teacher.truncate_unet",
+    "teacher.block": "teacher.layers",
     # student
     "student.shortcut": "student.backbone_skip",
     # bench

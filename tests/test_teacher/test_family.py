@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
 
-from distill.core.errors import ConfigError, WeightsError
+from distill.core.errors import WeightsError
 from teacher import DiffusionFeatures, PromptOptimization
 
 QUICK = {"steps": 2, "embeddings": 1, "crop_pool": 4, "crops": 2, "prompt_length": 7, "device": "cpu"}
@@ -123,16 +123,3 @@ def test_an_sdxl_without_its_second_conditioning_is_refused(sdxl, tmp_path):
     config.write_text(config.read_text().replace('"addition_embed_type": null', '"addition_embed_type": "text_time"'))
     with pytest.raises(WeightsError, match="second conditioning"):
         PromptOptimization(str(folder), layers=["up@1/4"], **QUICK).size  # noqa: B018
-
-
-def test_features_of_a_block_that_is_not_there_are_refused(sdxl, make_pairs):
-    pair = make_pairs(1, size=64)
-    matcher = DiffusionFeatures(str(sdxl), prompt_length=7, device="cpu", block=3, null_prompt="zeros")
-    with pytest.raises(ConfigError, match="below 3"):
-        matcher(pair.src_img, pair.trg_img, pair.src_kps)
-    with pytest.raises(ConfigError, match="draws"):
-        DiffusionFeatures(str(sdxl), draws=0)
-    with pytest.raises(ConfigError, match="temperature"):
-        DiffusionFeatures(str(sdxl), temperature=0.0)
-    with pytest.raises(WeightsError, match="null_prompt=zeros"):
-        DiffusionFeatures(str(sdxl), prompt_length=7, device="cpu")(pair.src_img, pair.trg_img, pair.src_kps)

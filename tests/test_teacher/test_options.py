@@ -57,7 +57,7 @@ def test_the_papers_variant_is_what_the_released_code_runs_with():
 def test_the_class_and_its_configuration_have_the_same_settings_and_defaults():
     for group, settings in (("prompt_optimization", Settings()), ("dift", DiffusionFeaturesSettings())):
         config = OmegaConf.to_container(compose("label", [f"teacher={group}"]).teacher, resolve=True)
-        others = {"_target_", "model", "variant", "image_size", "prompt_length", "device"}
+        others = {"_target_", "model", "variant", "unet_weights", "image_size", "prompt_length", "device"}
         assert {
             name: value for name, value in config.items() if name not in others
         }.keys() == settings.model_fields_set | (type(settings).model_fields.keys())

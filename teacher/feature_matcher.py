@@ -1,0 +1,106 @@
+"""Nearest neighbours among features of a frozen generative model: what all its kinds share."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from distill.core.checks import check_images, check_query
+from distill.core.geometry import image_size, sample_at
+from distill.core.precision import without_autocast
+from distill.core.readout import windowed_soft_argmax
+from distill.core.types import Matches, PairBatch
+from teacher.memory import TensorCache
+from teacher.prompt_optimization import content_hashes
+
+
+class FeatureMatcher(ABC):
+    """Compares descriptors of images by their cosine.
+
+    What is random about an image depends on the seed and its content only.
+
+    Args:
+        device: of the model.
+        temperature: of the soft-argmax over cosines in a window around the best cell.
+        radius_cells: of that window.
+        feature_cache_size: bound on the memory of kept descriptors, GiB, on the model's device.
+    """
+
+    def __init__(
+        self, device: torch.device, temperature: float, radius_cells: float, feature_cache_size: float
+    ) -> None:
+        self.device = device
+        self._temperature, self._radius_cells = temperature, radius_cells
+        self._cache = TensorCache(feature_cache_size)
+
+    def __call__(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
+        """Matches B pairs at N points each; see :class:`distill.core.protocols.Matcher`.
+
+        The heatmap holds cosines; the confidence is the best cosine, as (1 + cos) / 2.
+
+        Raises:
+            DataError: for images or points that are not as the contract says.
+        """
+        check_query(src_img, trg_img, src_kps)
+        return self._match(src_img, trg_img, src_kps, *map(content_hashes, (src_img, trg_img)))
+
+    def match_pairs(self, pairs: PairBatch) -> Matches:
+        """Matches all points of ``pairs``, which name their images' content."""
+        check_images(pairs.src_img, "src_img")
+        check_images(pairs.trg_img, "trg_img")
+        return self._match(pairs.src_img, pairs.trg_img, pairs.src_kps, pairs.src_hash, pairs.trg_hash)
+
+    def describe(self, images: Tensor, keys: Sequence[str] | None = None) -> Tensor:
+        """Returns descriptors of length 1, (B, C, h, w), on the model's device.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+            keys: names of their content; without them, hashes.
+        """
+        keys = content_hashes(images) if keys is None else keys
+        return torch.stack([self._described(image, key) for image, key in zip(images, keys, strict=True)])
+
+    @torch.no_grad()
+    def _match(
+        self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor, src_keys: list[str], trg_keys: list[str]
+    ) -> Matches:
+        points, size = src_kps.to(self.device, torch.float32), image_size(trg_img)
+        with without_autocast(points):
+            src_map, trg_map = self.describe(src_img, src_keys), self.describe(trg_img, trg_keys)
+            queries = F.normalize(sample_at(src_map, points, image_size(src_img)), dim=-1)
+            heatmap = torch.einsum("bnc,bchw->bnhw", queries, trg_map)
+            found = windowed_soft_argmax(heatmap, size, self._temperature, self._radius_cells)
+        confidence = ((1 + heatmap.amax((-2, -1))) / 2).clamp(0, 1)
+        return Matches(*(values.to(src_kps.device) for values in (found, confidence, heatmap)))
+
+    @torch.no_grad()
+    def _described(self, image: Tensor, key: str) -> Tensor:
+        if key in self._cache:
+            return self._cache[key]
+        with without_autocast(
+            torch.empty(0, device=self.device)
+        ):  # an answer does not depend on the caller's precision
+            self._cache[key] = descriptors = self._compute(image, key)
+        return descriptors
+
+    @abstractmethod
+    def _compute(self, image: Tensor, key: str) -> Tensor:
+        """Returns descriptors of length 1, (C, h, w), of ``image`` (3, H, W) in [0, 1]."""
+
+
+def joined(maps: Sequence[Tensor]) -> Tensor:
+    """Returns maps (C', h', w') of several layers as one, (C, h, w), of length 1 at each cell, on the finest grid.
+
+    Each is brought to length 1, enlarged bilinearly, and brought to length 1 again, so that all layers weigh the same.
+    """
+    if len(maps) == 1:
+        return F.normalize(maps[0].float(), dim=0)
+    side = max(feature_map.shape[-1] for feature_map in maps)
+    of_layers = []
+    for feature_map in maps:
+        normalised = F.normalize(feature_map.float(), dim=0)
+        finer = F.interpolate(normalised[None], (side, side), mode="bilinear", align_corners=False)[0]
+        of_layers.append(F.normalize(finer, dim=0))
+    return F.normalize(torch.cat(of_layers), dim=0)
