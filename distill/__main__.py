@@ -32,7 +32,7 @@ VERBS = {
 
 ACTIONS = {
     "label": ("label.action", ("status", "verify", "repair", "merge", "export")),
-    "data": ("action", ("describe", "check", "pair", "download")),
+    "data": ("action", ("describe", "check", "pair", "convert", "download")),
     "bench": ("what", ("student", "teacher", "loader", "labels")),
 }
 """Words that may follow a verb, and the key whose value they are."""

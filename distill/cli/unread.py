@@ -41,6 +41,10 @@ def _does_not(key: str, *words: str) -> Callable[[DictConfig], bool]:
     return check
 
 
+def _lacks_format(config: DictConfig) -> bool:
+    return config.label.format is None
+
+
 _SPLITS = Unread(
     ("data.split", "data.n_pairs"),
     _always,
@@ -55,7 +59,12 @@ UNREAD: dict[str, tuple[Unread, ...]] = {
     "label": (
         _SPLITS,
         Unread(("label.sources",), _does_not("label.action", "merge"), "it belongs to label merge"),
-        Unread(("label.file",), _does_not("label.action", "export"), "it belongs to label export"),
+        Unread(
+            ("label.file", "label.format", "label.unsure"),
+            _does_not("label.action", "export"),
+            "it belongs to label export",
+        ),
+        Unread(("label.unsure",), _lacks_format, "it belongs to label.format"),
         Unread(("label.coverage",), _does_not("label.action", "status"), "it belongs to label status"),
         Unread(
             ("label.shard", "label.flush_seconds", "label.compact", "trainer"),
@@ -63,7 +72,12 @@ UNREAD: dict[str, tuple[Unread, ...]] = {
             "it matters when labels are made",
         ),
         Unread(
-            ("data", "teacher", "splits", "train", "val", "test", "labels.prompt_cache", "labels.fallbacks"),
+            ("data", "splits", "train", "val", "test"),
+            lambda config: config.label.action in ("verify", "repair", "merge", "export") and _lacks_format(config),
+            "the action works on the label store alone",
+        ),
+        Unread(
+            ("teacher", "labels.prompt_cache", "labels.fallbacks"),
             lambda config: config.label.action in ("verify", "repair", "merge", "export"),
             "the action works on the label store alone",
         ),
@@ -73,6 +87,7 @@ UNREAD: dict[str, tuple[Unread, ...]] = {
     "data": (
         Unread(("pairs_per_image", "describer"), _does_not("action", "pair"), "it belongs to data pair"),
         Unread(("images",), _does_not("action", "describe"), "it belongs to data describe"),
+        Unread(("format", "to"), _does_not("action", "convert"), "it belongs to data convert"),
     ),
     "bench": (
         Unread(("batches", "repeats", "student"), _does_not("what", "student"), "it belongs to what=[student]"),

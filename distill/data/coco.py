@@ -6,37 +6,22 @@ detectron2 does (docs/tutorials/datasets.md: "adds 0.5 to absolute keypoint coor
 pixel indices to floating point coordinates"). Boxes, [x, y, width, height], are measured from the top-left corner of the
 image and need no shift.
 
-Visibility 0 means that a point is not annotated; 1 (hidden) and 2 (visible) are both read as annotated.
+Visibility 0 means that a point is not annotated; 1 (hidden) and 2 (visible) are both read as annotated. What a matcher set
+has its confidence in a list of our own, ``keypoint_confidence``, with null for what a person set; other readers ignore it.
+A matcher's point with visibility 1 is an unsure one: it is read as such, and is no annotation.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from distill.data.json_values import by_id, entry_of, is_number, numbers_in, objects_in, shown
+from distill.data.keypoints import ImageKeypoints, NameFinder, parts_by_category
 
 PIXEL_CENTRE = 0.5  # px, from a pixel's index to its centre
 VISIBILITIES = (0, 1, 2)  # not labelled, labelled but not visible, labelled and visible
-
-
-@dataclass
-class CocoImage:
-    """The one object of an image.
-
-    Attributes:
-        points: x, y by part, px with the centre of the top-left pixel at (0.5, 0.5).
-        bbox: x0, y0, x1, y1 px.
-        size: height, width, px.
-        unsure: parts that are written as labelled but not visible.
-        category: name of the object's category.
-    """
-
-    points: dict[str, tuple[float, float]]
-    bbox: tuple[float, float, float, float] | None = None
-    size: tuple[int, int] | None = None
-    unsure: frozenset[str] = field(default_factory=frozenset)
-    category: str = "object"
+CONFIDENCE = "keypoint_confidence"
+"""Key of the list of confidences in an annotation."""
 
 
 def is_coco(content: Any) -> bool:
@@ -44,11 +29,11 @@ def is_coco(content: Any) -> bool:
     return isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys()
 
 
-def read_coco_images(content: Mapping[str, Any], known: Iterable[str]) -> dict[str, CocoImage]:
+def read_coco_images(content: Mapping[str, Any], known: Iterable[str]) -> dict[str, ImageKeypoints]:
     """Returns what a COCO file says of each image, by the image's name in ``known``.
 
-    An image is found by its ``file_name``, also when that has further folders in front or lacks the sub-folder, as long
-    as one image only can be meant. Objects without annotated keypoints are passed over.
+    An image is found by its ``file_name``, see :class:`NameFinder`. Objects without keypoints are passed over, and so are
+    keys that are not needed. An object whose keypoints are all unsure answers of a matcher is returned with ``unsure``.
 
     Args:
         content: of the JSON file.
@@ -58,64 +43,161 @@ def read_coco_images(content: Mapping[str, Any], known: Iterable[str]) -> dict[s
         ValueError: when an image has several objects, an image is not known or ambiguous, an id is repeated or not listed, or
             a keypoint is malformed.
     """
-    categories = by_id(objects_in(content["categories"], "categories"), "categories")
-    entries = by_id(objects_in(content["images"], "images"), "images")
-    find = _NameFinder(known)
-    found: dict[str, CocoImage] = {}
-    for annotation in objects_in(content["annotations"], "annotations"):
-        category = _listed(annotation, "category", categories, "categories")
-        points = _points(annotation, _part_names(category))
-        if not points:
+    find = NameFinder(known)
+    found: dict[str, ImageKeypoints] = {}
+    for entry, annotation, category, parts in _objects(content):
+        image = _keypoints(annotation, parts)
+        if not image.points:
             continue
-        entry = _listed(annotation, "image", entries, "images")
         name = find(str(entry_of(entry, "file_name", f"image {entry['id']}")))
         if name in found:
             raise ValueError(
                 f"{name} has two objects with keypoints, of which one can be matched; crop one image for each object"
             )
-        label = str(category.get("name", category["id"]))
-        found[name] = CocoImage(points, _box(annotation), _size(entry), category=label)
+        image.category, image.bbox = category, _box(annotation)
+        image.size = _size(entry)
+        found[name] = image
     if not found:
         raise ValueError("no annotation has keypoints with a visibility above 0")
     return found
 
 
-def write_coco(images: Mapping[str, CocoImage]) -> dict[str, Any]:
+def write_coco(images: Mapping[str, ImageKeypoints], base: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Returns the content of a COCO file: what :func:`read_coco_images` reads.
+
+    What ``base`` holds is kept: other images and objects, segmentations, skeletons, numbers, and keys of any tool's own.
+    The keypoints of the images given are replaced, parts that its categories lack are added at their end, and what COCO
+    requires and the file left out is filled in.
 
     Args:
         images: by name; each needs a ``size``.
+        base: content of a COCO file that is added to.
     """
-    parts: dict[str, list[str]] = defaultdict(list)
-    for image in images.values():
-        parts[image.category] += [part for part in image.points if part not in parts[image.category]]
-    numbers = {category: number for number, category in enumerate(sorted(parts), start=1)}
-    entries, annotations = [], []
-    for number, (name, image) in enumerate(images.items(), start=1):
+    content: dict[str, Any] = copy.deepcopy(dict(base or {"images": [], "annotations": [], "categories": []}))
+    categories = _categories(content, parts_by_category(images.values()))
+    places = _places(content, images)
+    numbers = {key: _Numbers(content[key]) for key in ("images", "annotations")}
+    for name, image in images.items():
         assert image.size is not None, f"{name} has no size"
         height, width = image.size
-        x0, y0, x1, y1 = image.bbox or (0.0, 0.0, float(width), float(height))
-        entries.append({"id": number, "file_name": name, "width": width, "height": height})
-        annotations.append(
-            {
-                "id": number,
-                "image_id": number,
-                "category_id": numbers[image.category],
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "area": (x1 - x0) * (y1 - y0),
-                "iscrowd": 0,
-                "num_keypoints": len(image.points),
-                "keypoints": [value for part in parts[image.category] for value in _keypoint(image, part)],
-            }
-        )
-    categories = [
-        {"id": numbers[name], "name": name, "supercategory": "", "keypoints": parts[name], "skeleton": []}
-        for name in sorted(parts)
-    ]
-    return {"images": entries, "annotations": annotations, "categories": categories}
+        entry, annotation = places.get(name, (None, None))
+        if entry is None:
+            entry = {"id": numbers["images"].next(), "file_name": name}
+            content["images"].append(entry)
+        entry |= {"width": width, "height": height}
+        if annotation is None:
+            annotation = {"id": numbers["annotations"].next(), "image_id": entry["id"]}
+            content["annotations"].append(annotation)
+        annotation |= _annotation(annotation, image, categories[image.category])
+    _complete(content, numbers["annotations"])
+    return content
 
 
-def _keypoint(image: CocoImage, part: str) -> tuple[float, float, int]:
+def _objects(content: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any], str, list[str]]]:
+    """Yields the image's entry, the annotation, the category's name and its parts, of each annotation with keypoints."""
+    categories = by_id(objects_in(content["categories"], "categories"), "categories")
+    entries = by_id(objects_in(content["images"], "images"), "images")
+    for annotation in objects_in(content["annotations"], "annotations"):
+        category = _listed(annotation, "category", categories, "categories")
+        if annotation.get("keypoints"):
+            image = _listed(annotation, "image", entries, "images")
+            yield image, annotation, str(category.get("name", category["id"])), _part_names(category)
+
+
+def _categories(content: dict[str, Any], parts: Mapping[str, list[str]]) -> dict[str, dict[str, Any]]:
+    """Adds categories and parts that are not there; returns the entries by name. Keypoints grow with their category."""
+    known = {str(entry.get("name", entry["id"])): entry for entry in content["categories"]}
+    numbers = _Numbers(content["categories"], first=1)
+    for name in sorted(parts):
+        if name not in known:
+            known[name] = {"id": numbers.next(), "name": name, "supercategory": "", "keypoints": [], "skeleton": []}
+            content["categories"].append(known[name])
+        entry = known[name]
+        names = [str(part) for part in entry.get("keypoints") or []]
+        entry["keypoints"] = names + [part for part in parts[name] if part not in names]
+        entry.setdefault("skeleton", [])
+        for annotation in content["annotations"]:
+            if annotation["category_id"] == entry["id"] and annotation.get("keypoints"):
+                missing = len(entry["keypoints"]) - len(annotation["keypoints"]) // 3
+                annotation["keypoints"] = [*annotation["keypoints"], *[0] * (3 * missing)]
+                if annotation.get(CONFIDENCE) is not None:
+                    annotation[CONFIDENCE] = [*annotation[CONFIDENCE], *[None] * missing]
+    return known
+
+
+def _places(
+    content: Mapping[str, Any], images: Mapping[str, ImageKeypoints]
+) -> dict[str, tuple[dict[str, Any], dict[str, Any] | None]]:
+    """Returns the entry and the annotation with keypoints of each image that the file names."""
+    find = NameFinder(images)
+    found: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {}
+    for entry in content["images"]:
+        try:
+            name = find(str(entry["file_name"]))
+        except ValueError:
+            continue  # an image that is not asked for
+        found[name] = (entry, None)
+    by_id = {entry["id"]: name for name, (entry, _) in found.items()}
+    for entry, annotation, category, _ in _objects(content):
+        if entry["id"] not in by_id or category != images[by_id[entry["id"]]].category:
+            continue
+        name = by_id[entry["id"]]
+        if found[name][1] is None or any(value > 0 for value in annotation["keypoints"][2::3]):
+            found[name] = (entry, annotation)
+    return found
+
+
+def _annotation(old: Mapping[str, Any], image: ImageKeypoints, category: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the keys of an annotation that the keypoints decide."""
+    parts = category["keypoints"]
+    keypoints = [value for part in parts for value in _keypoint(image, part)]
+    x0, y0, x1, y1 = image.box()
+    found = {
+        "category_id": category["id"],
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "area": old.get("area") or (x1 - x0) * (y1 - y0),
+        "iscrowd": old.get("iscrowd", 0),
+        "num_keypoints": len(image.points),
+        "keypoints": keypoints,
+    }
+    if image.confidence or CONFIDENCE in old:
+        found[CONFIDENCE] = [image.confidence.get(part) for part in parts]
+    return found
+
+
+def _complete(content: dict[str, Any], numbers: "_Numbers") -> None:
+    """Adds to annotations what COCO requires and the file leaves out."""
+    for annotation in content["annotations"]:
+        if "id" not in annotation:
+            annotation["id"] = numbers.next()
+        annotation.setdefault("iscrowd", 0)
+        keypoints = annotation.get("keypoints") or []
+        if keypoints:
+            annotation.setdefault("num_keypoints", sum(value > 0 for value in keypoints[2::3]))
+        if not annotation.get("bbox"):
+            annotation["bbox"] = _pixel_box(keypoints)
+        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+
+
+def _pixel_box(keypoints: list[float]) -> list[float]:
+    """Returns x, y, width, height around the pixels of annotated keypoints; zeros where there are none."""
+    xs, ys = ([c for c, v in zip(keypoints[axis::3], keypoints[2::3], strict=True) if v > 0] for axis in (0, 1))
+    return [min(xs), min(ys), max(xs) + 1 - min(xs), max(ys) + 1 - min(ys)] if xs else [0.0] * 4
+
+
+class _Numbers:
+    """Gives numbers that no entry of a list has as its ``id``."""
+
+    def __init__(self, entries: Iterable[Mapping[str, Any]], first: int = 1) -> None:
+        used = [entry["id"] for entry in entries if isinstance(entry.get("id"), int)]
+        self.last = max([first - 1, *used])
+
+    def next(self) -> int:
+        self.last += 1
+        return self.last
+
+
+def _keypoint(image: ImageKeypoints, part: str) -> tuple[float, float, int]:
     if part not in image.points:
         return 0.0, 0.0, 0
     x, y = image.points[part]
@@ -151,49 +233,47 @@ def _part_names(category: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def _points(annotation: Mapping[str, Any], parts: list[str]) -> dict[str, tuple[float, float]]:
-    if not annotation.get("keypoints"):
-        return {}
+def _keypoints(annotation: Mapping[str, Any], parts: list[str]) -> ImageKeypoints:
+    """Returns the points of an annotation, with a matcher's confidences and what it was unsure of."""
     name = f"annotation {annotation.get('id')}"
     meaning = f"x, y and visibility of {len(parts)} parts"
     values = numbers_in(annotation["keypoints"], 3 * len(parts), f"keypoints of {name}", meaning)
-    points = {}
-    for part, x, y, visibility in zip(parts, values[::3], values[1::3], values[2::3], strict=True):
-        if visibility not in VISIBILITIES:
-            raise ValueError(
-                f"the visibility {visibility:g} of {part} in {name} is unknown: it is 0, 1 or 2, behind x and y"
-            )
-        if visibility > 0:
-            points[part] = x + PIXEL_CENTRE, y + PIXEL_CENTRE
-    return points
+    visibility = dict(zip(parts, values[2::3], strict=True))
+    odd = next((part for part, value in visibility.items() if value not in VISIBILITIES), None)
+    if odd is not None:
+        raise ValueError(
+            f"the visibility {visibility[odd]:g} of {odd} in {name} is unknown: it is 0, 1 or 2, behind x and y"
+        )
+    image = ImageKeypoints({})
+    for part, x, y, confidence in zip(
+        parts, values[::3], values[1::3], _confidences(annotation, len(parts)), strict=True
+    ):
+        if visibility[part] > 0:
+            image.points[part] = x + PIXEL_CENTRE, y + PIXEL_CENTRE
+            image.confidence |= {} if confidence is None else {part: confidence}
+    image.unsure = frozenset(part for part in image.confidence if visibility[part] == 1)
+    return image
+
+
+def _confidences(annotation: Mapping[str, Any], count: int) -> list[float | None]:
+    """Returns the confidence of each part, None for what a person set."""
+    given = annotation.get(CONFIDENCE)
+    if given is None:
+        return [None] * count
+    known = [value for value in given if value is not None] if isinstance(given, list) else [-1]
+    if not all(is_number(value) and 0 <= value <= 1 for value in known) or len(given) != count:
+        raise ValueError(
+            f"{CONFIDENCE} of annotation {annotation.get('id')} is {shown(given)} where {count} numbers in [0, 1] or nulls "
+            "are expected"
+        )
+    return [None if value is None else float(value) for value in given]
 
 
 def _box(annotation: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
-    if not annotation.get("bbox"):
+    if annotation.get("bbox") in (None, [], [0, 0, 0, 0]):  # a tool that has none may write zeros
         return None
     name = f"annotation {annotation.get('id')}"
     x, y, width, height = numbers_in(annotation["bbox"], 4, f"bbox of {name}", "x, y, width, height in px")
     if not (width > 0 and height > 0):
         raise ValueError(f"the bbox {shown(annotation['bbox'])} of {name} has no area; it is x, y, width, height in px")
     return x, y, x + width, y + height
-
-
-class _NameFinder:
-    """Finds an image by the name that a tool gave it."""
-
-    def __init__(self, known: Iterable[str]) -> None:
-        self.known = set(known)
-        self.by_file: dict[str, list[str]] = defaultdict(list)
-        for name in self.known:
-            self.by_file[name.rpartition("/")[2]].append(name)
-
-    def __call__(self, file_name: str) -> str:
-        path = file_name.replace("\\", "/")
-        if path in self.known:
-            return path
-        same_file = self.by_file.get(path.rpartition("/")[2], [])
-        fitting = [name for name in same_file if path.endswith(f"/{name}") or name.endswith(f"/{path}")]
-        if len(fitting) != 1:
-            what = f"may be {' or '.join(sorted(fitting)[:2])}" if fitting else "is not in the folder"
-            raise ValueError(f"the image {file_name} {what}")
-        return fitting[0]

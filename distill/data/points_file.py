@@ -1,30 +1,27 @@
-"""Points of a user's photographs: ``points.csv``, ``points.json``, or COCO's keypoint format."""
+"""Points of a user's photographs: ``points.csv``, ``points.json``, or the format of an annotation tool.
 
-from dataclasses import dataclass, field
+The tools' formats are COCO's keypoints, Label Studio's tasks (both JSON), DeepLabCut's CSV and SLEAP's ``.slp``; what a file is
+shows its content, or its suffix. Pixel convention of ``points.csv`` and ``points.json``: the centre of the top-left pixel is
+(0.5, 0.5), as everywhere here; nothing is added. The others' modules say theirs.
+"""
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from distill.core.errors import DataError
 from distill.data.coco import is_coco, read_coco_images
 from distill.data.json_values import entry_of, numbers_in, object_in, shown
+from distill.data.keypoints import ImageKeypoints
+from distill.data.label_studio import is_label_studio, read_label_studio
 from distill.data.readers import numbers, read_csv, read_json
+from distill.data.sleap import read_deeplabcut, read_slp
+
+T = TypeVar("T")
 
 DEFAULT_NAMES = ("points.csv", "points.json")
-
-
-@dataclass
-class AnnotatedFile:
-    """What a user says of one image.
-
-    Attributes:
-        points: x, y px by part.
-        bbox: x0, y0, x1, y1 px of the object.
-        size: height, width of the image that was annotated.
-    """
-
-    points: dict[str, tuple[float, float]] = field(default_factory=dict)
-    bbox: tuple[float, float, float, float] | None = None
-    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class PointsFile:
     """
 
     path: Path
-    images: dict[str, AnnotatedFile]
+    images: dict[str, ImageKeypoints]
     exact_boxes: bool = True
 
     @property
@@ -60,21 +57,39 @@ def find_points_file(root: Path, points: str | None) -> Path | None:
 
 
 def read_points_file(file: Path, known: list[str]) -> PointsFile:
-    """Reads a file of points.
+    """Reads a file of points, without what a matcher was unsure of.
 
     Args:
-        file: to read; JSON when its name ends with ".json", otherwise CSV.
+        file: to read.
         known: names of the images that there are, relative to the folder.
 
     Raises:
         DataError: naming the file, and in CSV the row, when it cannot be read, repeats a part of an image, or names an
             image that is not known.
     """
-    if file.suffix.lower() != ".json":
-        found = PointsFile(file, _read_csv(file))
-    else:
-        what = 'points as {"<folder>/<image>": {"points": {"<part>": [x, y]}}}, or COCO keypoints,'
+    found = read_keypoints(file, known)
+    for name, image in list(found.images.items()):
+        image.points = {part: point for part, point in image.points.items() if part not in image.unsure}
+        if not image.points:
+            del found.images[name]
+    if not found.images:
+        raise DataError(
+            f"Expected annotated points in {file} but a matcher was unsure of all; correct or confirm some."
+        )
+    return found
+
+
+def read_keypoints(file: Path, known: list[str]) -> PointsFile:
+    """Reads a file of points with all that a matcher set; arguments and errors are those of :func:`read_points_file`."""
+    if file.suffix.lower() == ".slp":
+        found = PointsFile(file, _told(file, lambda: read_slp(file, known)), exact_boxes=False)
+    elif file.suffix.lower() == ".json":
+        what = 'points as {"<folder>/<image>": {"points": {"<part>": [x, y]}}}, or a format of annotation tools,'
         found = read_json(file, lambda content: _parse(file, content, known), what, "correct it")
+    elif _is_deeplabcut(file):
+        found = PointsFile(file, _told(file, lambda: read_deeplabcut(file, known)), exact_boxes=False)
+    else:
+        found = PointsFile(file, _read_csv(file))
     unknown = sorted(found.images.keys() - set(known))
     if unknown:
         raise DataError(
@@ -83,18 +98,32 @@ def read_points_file(file: Path, known: list[str]) -> PointsFile:
     return found
 
 
+def _told(file: Path, read: Callable[[], T]) -> T:
+    """Returns what ``read`` returns; a ValueError names the file."""
+    try:
+        return read()
+    except ValueError as error:
+        raise DataError(f"Expected points by image in {file} but {error}.") from error
+
+
+def _is_deeplabcut(file: Path) -> bool:
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as text:
+            return next(csv.reader(text), [""])[0] == "scorer"
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return False  # the reader of CSV says what is wrong
+
+
 def _parse(file: Path, content: Any, known: list[str]) -> PointsFile:
     if is_coco(content):
-        images = {
-            name: AnnotatedFile(image.points, image.bbox, image.size)
-            for name, image in read_coco_images(content, known).items()
-        }
-        return PointsFile(file, images, exact_boxes=False)
+        return PointsFile(file, read_coco_images(content, known), exact_boxes=False)
+    if is_label_studio(content):
+        return PointsFile(file, read_label_studio(content, known), exact_boxes=False)
     entries = object_in(content, "the file")
     return PointsFile(file, {name: _entry(name, entry) for name, entry in entries.items()})
 
 
-def _entry(name: str, content: Any) -> AnnotatedFile:
+def _entry(name: str, content: Any) -> ImageKeypoints:
     entry = object_in(content, f"the entry of {name}")
     points = {}
     for part, value in object_in(entry_of(entry, "points", f"the entry of {name}"), f"points of {name}").items():
@@ -109,14 +138,14 @@ def _entry(name: str, content: Any) -> AnnotatedFile:
     unknown = entry.keys() - {"points", "bbox"}
     if unknown:
         raise ValueError(f"the entry of {name} has the unknown key {min(unknown)!r} beside points and bbox")
-    return AnnotatedFile(points, box)
+    return ImageKeypoints(points, box)
 
 
-def _read_csv(file: Path) -> dict[str, AnnotatedFile]:
+def _read_csv(file: Path) -> dict[str, ImageKeypoints]:
     header, rows = read_csv(file)
     if header != ["image", "part", "x", "y"]:
         raise DataError(f"Expected the columns image, part, x, y in {file} but got {', '.join(header)}; rename them.")
-    found: dict[str, AnnotatedFile] = {}
+    found: dict[str, ImageKeypoints] = {}
     first_row: dict[tuple[str, str], int] = {}
     for number, (image, part, *xy) in enumerate(rows, start=2):
         if (image, part) in first_row:
@@ -126,5 +155,5 @@ def _read_csv(file: Path) -> dict[str, AnnotatedFile]:
             )
         first_row[image, part] = number
         x, y = numbers(xy, file, number).tolist()
-        found.setdefault(image, AnnotatedFile()).points[part] = x, y
+        found.setdefault(image, ImageKeypoints({})).points[part] = x, y
     return found

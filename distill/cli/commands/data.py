@@ -1,17 +1,20 @@
-"""Describe, check, pair or download a data set.
+"""Describe, check, pair, convert or download a data set.
 
 describe counts, draws a contact sheet with the keypoints and writes the list of pairs; check reads every file and names
 what is missing, broken or ignored; pair writes a list in which each photograph meets those of its category that look most like it,
-for train.pairs of fit, or data.pairs; download fetches a benchmark from its official address into data.root.
+for train.pairs of fit, or data.pairs; convert writes the annotated points in the format of an annotation tool, of YOLO or of
+SPair-71k; download fetches a benchmark from its official address into data.root.
 
 Examples:
   python -m distill data
   python -m distill data data=shapes data.difficulty=hard run.dir=runs/hard
   python -m distill data check data=cub data.root=CUB_200_2011
   python -m distill data pair data=folder data.root=photos describer.weights=pretrained
+  python -m distill data convert data=folder data.root=photos data.points=keypoints.json format=yolo_pose to=yolo
   python -m distill data download data=pf_willow data.root=PF-WILLOW
 """
 
+import contextlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,11 +32,14 @@ from distill.cli.datasets import check_common_points, n_without_common_points, s
 from distill.cli.run_folder import RunFolder
 from distill.core.errors import ConfigError, DataError, nearest
 from distill.core.protocols import Benchmark
-from distill.data.datasets.folder import FolderPairs
+from distill.data.annotated_keypoints import annotated_keypoints, annotated_pairs, check_photographs, root_of
+from distill.data.datasets.folder import FolderPairs, of_split
 from distill.data.download import RECIPES, download
+from distill.data.keypoint_files import check_format, new_folder, write_keypoints
 from distill.data.pair_list import pair_list
 from distill.data.pair_mining import nearest_pairs
-from distill.data.photograph_pairs import PhotographPairs
+from distill.data.photograph_pairs import EmptySplit, PhotographPairs
+from distill.data.spair_tree import write_spair_tree
 from distill.evaluation.pictures import contact_sheet
 from distill.system.progress import Shown, bar, track
 
@@ -42,7 +48,7 @@ CHECK_CACHE_MIB = 64  # each photograph is read once or twice, so that keeping m
 
 def run(cfg: DictConfig) -> dict:
     """Does what ``action`` says, prints what it found, and returns it."""
-    actions = {"describe": describe, "check": check, "pair": pair, "download": fetch}
+    actions = {"describe": describe, "check": check, "pair": pair, "convert": convert, "download": fetch}
     if cfg.action not in actions:
         raise ConfigError(f"Expected an action of data but got {cfg.action!r}; {nearest(cfg.action, actions)}.")
     return actions[cfg.action](cfg)
@@ -233,6 +239,51 @@ def pair(cfg: DictConfig) -> dict:
     folder.write_text("pairs.csv", pair_list([(names[image], names[other]) for image, other in chosen]))
     print(f"{len(chosen)} pairs of {len(names)} photographs; train on them with train.pairs={folder / 'pairs.csv'}")
     return {"pairs": len(chosen), "photographs": len(names)}
+
+
+def convert(cfg: DictConfig) -> dict:
+    """Writes what is annotated in the format of another program; returns how many images or pairs that are.
+
+    Raises:
+        ConfigError: without a place to write to, or for data that are no photographs in a folder.
+    """
+    if cfg.to is None:
+        raise ConfigError("Expected a file or folder to write but got none; add to=<name>.")
+    path = Path(cfg.to)
+    check_format(cfg.format, path, "to")
+    if cfg.format == "spair71k":
+        benchmarks = _splits(cfg)
+        images, pairs = annotated_pairs(benchmarks)
+        with new_folder(path) as folder:
+            found = {"pairs": write_spair_tree(images, pairs, folder, benchmarks[0].exif_orientation)}
+    else:
+        benchmark = check_photographs(scored_pairs(cfg.data))
+        keypoints = annotated_keypoints(benchmark)
+        splits = _yolo_splits(benchmark, list(keypoints))
+        write_keypoints(keypoints, root_of(benchmark), path, cfg.format, splits, benchmark.exif_orientation)
+        found = {"images": len(keypoints)}
+    for what, number in found.items():
+        print(f"{number} {what} in {path}")
+    return found
+
+
+def _splits(cfg: DictConfig) -> list[PhotographPairs]:
+    """Returns the pairs of the split that is asked for, or of each split that there is for "all"."""
+    if cfg.data.get("split") != "all":
+        return [check_photographs(scored_pairs(cfg.data))]
+    found = []
+    for split in ("train", "val", "test"):
+        with contextlib.suppress(EmptySplit):
+            found.append(check_photographs(scored_pairs(dict(cfg.data) | {"split": split})))
+    return found
+
+
+def _yolo_splits(benchmark: PhotographPairs, names: list[str]) -> dict[str, str]:
+    """Returns "train" or "val" by image: of a folder the photographs that fit validates or tests on are for "val"."""
+    if benchmark.split != "all":
+        return dict.fromkeys(names, "train" if benchmark.split == "train" else "val")
+    training = set(of_split(names, "train"))
+    return {name: "train" if name in training else "val" for name in names}
 
 
 def fetch(cfg: DictConfig) -> dict:

@@ -4,7 +4,8 @@ Can be killed at any moment and started again: labels that are there are not mad
 trains and validates on, and those that it compares on. Any number of processes may work in one folder at once.
 
 A word after the verb does something else: status (what is there), verify (whether all of it is whole), repair (set aside
-what is not), merge (add the labels of other folders), export (write a table for other programs).
+what is not), merge (add the labels of other folders), export (write a table for other programs, or keypoints and pairs in
+the formats of annotation tools and of SPair-71k).
 
 Examples:
   python -m distill label labels.dir=labels
@@ -17,6 +18,7 @@ Examples:
   python -m distill label repair labels.dir=labels
   python -m distill label merge labels.dir=labels label.sources=[from_a,from_b]
   python -m distill label export labels.dir=labels label.file=labels.parquet
+  python -m distill label export labels.dir=labels label.format=spair71k label.file=tree data=folder data.root=photos
 """
 
 from pathlib import Path
@@ -28,12 +30,17 @@ from distill.cli.datasets import check_common_points, pairs_of
 from distill.cli.processes import is_first_process, launch
 from distill.cli.reporting import announce
 from distill.core.errors import ConfigError, LabelError, nearest
+from distill.data.annotated_keypoints import check_photographs, root_of
+from distill.data.keypoint_files import check_format, new_folder, write_keypoints
+from distill.data.keypoints import check_threshold
 from distill.data.photograph_pairs import EmptySplit
+from distill.data.spair_tree import write_spair_tree
 from distill.labels.audit import audit, summary
 from distill.labels.cached import Cached
 from distill.labels.folder import check_folder
 from distill.labels.formats import export
 from distill.labels.generate import coverage, label
+from distill.labels.keypoints import label_keypoints, label_pairs
 from distill.labels.merge import merge
 from distill.labels.repair import repair
 from distill.labels.store import LabelStore
@@ -130,8 +137,30 @@ def _merge(cfg: DictConfig) -> int:
 def _export(cfg: DictConfig) -> int:
     if cfg.label.file is None:
         raise ConfigError("Expected a file to export to but got none; add label.file=labels.parquet (or .csv, .json).")
+    if cfg.label.format is not None:
+        return _export_keypoints(cfg, Path(cfg.label.file))
     written = export(Path(cfg.labels.dir), Path(cfg.label.file))
     print(f"{written} labels in {cfg.label.file}")
+    return written
+
+
+def _export_keypoints(cfg: DictConfig, path: Path) -> int:
+    """Writes the labels of the data set's pairs as keypoints by image, or as pairs; returns how many of these."""
+    check_format(cfg.label.format, path, "label.file")
+    check_threshold(cfg.label.unsure)
+    check_folder(Path(cfg.labels.dir))
+    store, datasets = LabelStore(cfg.labels.dir), [check_photographs(pairs) for pairs in _datasets(cfg)]
+    upright = datasets[0].exif_orientation if datasets else True
+    if cfg.label.format == "spair71k":
+        tree_images, pairs = label_pairs(store, datasets, cfg.label.unsure)
+        with new_folder(path) as folder:
+            written, what = write_spair_tree(tree_images, pairs, folder, upright), "pairs"
+    else:
+        images, splits = label_keypoints(store, datasets, cfg.label.unsure)
+        splits = {name: "train" if split == "train" else "val" for name, split in splits.items()}
+        write_keypoints(images, root_of(datasets[0]), path, cfg.label.format, splits, upright)
+        written, what = len(images), "images"
+    print(f"labels of {written} {what} in {path}")
     return written
 
 

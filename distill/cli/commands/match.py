@@ -1,10 +1,12 @@
 """Match points of one image with one or many others.
 
-Writes matches.json (points in pixels of the files, with confidence), a picture of each target, and points.csv, which
-data=folder reads as data.points. Points are pixels of the image as viewers show it: its EXIF orientation is applied.
+Writes matches.json (points in pixels of the files, with confidence), a picture of each target, and points.csv and
+keypoints.json, either of which data=folder reads as data.points. The latter is in COCO's format, for annotation tools: it has
+the confidences, and marks points below unsure= as not visible.
 
-trg is a file, a list of files, or a folder, whose images are matched one after the other. points is a list of pairs, or a
-file: JSON that holds such a list, CSV with the columns x, y or part, x, y, or a data set's file of points.
+Points are pixels of the image as viewers show it: its EXIF orientation is applied. trg is a file, a list of files, or a folder,
+whose images are matched one after the other. points is a list of pairs, or a file: JSON that holds such a list, CSV with the
+columns x, y or part, x, y, or a data set's file of points.
 
 Examples:
   python -m distill match src=a.jpg trg=b.jpg points=[[120,80],[60,200]] ckpt=runs/fit/student.safetensors
@@ -27,7 +29,9 @@ from distill.cli.run_folder import RunFolder
 from distill.core.checks import check_points
 from distill.core.errors import DataError
 from distill.core.protocols import Matcher
-from distill.data.images import read_image
+from distill.data.coco import write_coco
+from distill.data.images import read_image, read_size
+from distill.data.keypoints import ImageKeypoints, check_threshold
 from distill.evaluation.pictures import match_panel
 from distill.matchers.match_images import match_images
 from distill.system.environment import choose_device
@@ -41,6 +45,7 @@ def run(cfg: DictConfig) -> dict:
     src = Path(cfg.src)
     src_img, points = read_image(src), read_points(cfg.points, src)
     check_points(points.xy, src_img, "points")
+    check_threshold(cfg.unsure)
     files, from_folder = targets(cfg.trg, src)
     device = choose_device(cfg.device)
     images = {file: read_image(file) for file in files} if not from_folder else None  # an error before anything is made
@@ -61,6 +66,7 @@ def run(cfg: DictConfig) -> dict:
         if not found:
             raise DataError(f"Expected images that can be read in {cfg.trg} but none of {len(files)} can; see above.")
         matches = write(folder, src, found, points)
+        write_keypoints(folder, src, found, points, cfg.unsure)
     tell(folder, found)
     return matches
 
@@ -98,6 +104,18 @@ def write(folder: RunFolder, src: Path, found: dict[Path, Rows], points: Points)
         table.writerows((f"{file.parent.name}/{file.name}", row["part"], *row["trg"]) for row in rows)
     folder.write_text("points.csv", text.getvalue())
     return content
+
+
+def write_keypoints(folder: RunFolder, src: Path, found: dict[Path, Rows], points: Points, unsure: float) -> None:
+    """Writes ``keypoints.json``, COCO's format: the source as a person's points, the targets as the matcher's."""
+    known = {name: (float(x), float(y)) for name, (x, y) in zip(points.names, points.xy[0].tolist(), strict=True)}
+    images = {f"{src.parent.name}/{src.name}": ImageKeypoints(known, size=read_size(src))}
+    for file, rows in found.items():
+        image = ImageKeypoints({row["part"]: (row["trg"][0], row["trg"][1]) for row in rows}, size=read_size(file))
+        image.confidence = {row["part"]: row["confidence"] for row in rows}
+        image.unsure = frozenset(part for part, value in image.confidence.items() if value < unsure)
+        images.setdefault(f"{file.parent.name}/{file.name}", image)
+    folder.write_json("keypoints.json", write_coco(images))
 
 
 def tell(folder: RunFolder, found: dict[Path, Rows]) -> None:

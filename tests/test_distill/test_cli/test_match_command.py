@@ -93,6 +93,19 @@ def test_a_folder_of_targets_is_matched_and_carries_the_points_over(images, caps
     ]
 
 
+def test_matches_are_written_for_annotation_tools(images):
+    assert run(images, "points=[[10,10],[59.5,39.5]]", "unsure=0.9999") == 0
+    rows = json.loads((images / "out" / "matches.json").read_text())["matches"]
+    source, target = json.loads((images / "out" / "keypoints.json").read_text())["annotations"]
+    assert source["keypoints"] == [9.5, 9.5, 2, 59, 39, 2] and "keypoint_confidence" not in source
+    for number, row in enumerate(rows):
+        x, y, visibility = target["keypoints"][3 * number : 3 * number + 3]
+        assert [x + 0.5, y + 0.5] == pytest.approx(row["trg"]) and target["keypoint_confidence"][number] == row[
+            "confidence"
+        ]
+        assert visibility == (2 if row["confidence"] >= 0.9999 else 1)
+
+
 def test_a_list_of_targets_must_be_readable_as_a_whole(images, capsys):
     assert run(images, f"trg=[{images}/b.png,{images}/none.png]", "points=[[1,1]]") == 2
     assert "none.png cannot be read" in capsys.readouterr().err and not (images / "out").exists()

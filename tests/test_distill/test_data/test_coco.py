@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 
 from distill.core.errors import DataError
-from distill.data.coco import CocoImage, read_coco_images, write_coco
+from distill.data.coco import read_coco_images, write_coco
 from distill.data.datasets.folder import FolderPairs
+from distill.data.keypoints import ImageKeypoints
 
 NAMES = ["cat/a.jpg", "cat/b.jpg", "dog/a.jpg"]
 PARTS = ["nose", "left ear", "tail"]
@@ -65,10 +66,10 @@ def test_a_folder_is_annotated_by_a_coco_file(layout):
 
 def test_what_is_written_is_what_was_read():
     images = {
-        "cat/a.jpg": CocoImage(
+        "cat/a.jpg": ImageKeypoints(
             {"nose": (10.25, 12.5), "tail": (0.5, 39.5)}, (5.0, 4.0, 35.0, 24.0), (40, 60), category="cat"
         ),
-        "dog/a.jpg": CocoImage({"nose": (1.5, 2.5)}, (0.0, 0.0, 60.0, 40.0), (40, 60), category="dog"),
+        "dog/a.jpg": ImageKeypoints({"nose": (1.5, 2.5)}, (0.0, 0.0, 60.0, 40.0), (40, 60), category="dog"),
     }
     document = json.loads(json.dumps(write_coco(images)))
     assert read_coco_images(document, NAMES) == images
@@ -77,7 +78,7 @@ def test_what_is_written_is_what_was_read():
 
 
 def test_an_unsure_point_is_written_as_labelled_but_not_visible():
-    images = {"cat/a.jpg": CocoImage({"nose": (10.5, 12.5)}, None, (40, 60), frozenset({"nose"}))}
+    images = {"cat/a.jpg": ImageKeypoints({"nose": (10.5, 12.5)}, None, (40, 60), frozenset({"nose"}))}
     assert write_coco(images)["annotations"][0]["keypoints"][2] == 1
 
 

@@ -1,0 +1,182 @@
+"""SLEAP's ``.slp`` files and DeepLabCut's CSV files, read and written with sleap-io (https://io.sleap.ai).
+
+Pixel convention: SLEAP counts pixels from 0, the centre of the top-left pixel being (0, 0); sleap-io brings files older than
+format 1.1, whose origin was the corner, to it. DeepLabCut's points are clicked on matplotlib's or napari's axes, where pixel
+centres are whole numbers too. Half a pixel is added when points are read and subtracted when they are written.
+
+What is written: a ``.slp`` file has what a matcher set as predicted instances, with the confidence as the score of each
+point, and the rest as instances of a person; an unsure point is marked not visible. DeepLabCut's file has neither scores nor
+visibility: an unsure point is left out, as its labellers leave out what they do not see. sleap-io does not write
+DeepLabCut's files, so that file is written here.
+
+Files are opened with h5py and pandas' CSV reader, which run nothing that is in them. DeepLabCut's ``.h5`` and ``.pickle``
+files could, and are not read.
+"""
+
+import csv
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill.core.errors import DataError
+from distill.data.coco import PIXEL_CENTRE
+from distill.data.keypoints import ImageKeypoints, NameFinder, parts_by_category
+
+SCORER = "distill"  # DeepLabCut's name for whoever labelled
+
+
+def read_slp(file: Path, known: Iterable[str]) -> dict[str, ImageKeypoints]:
+    """Returns what a SLEAP file says of each image, by the image's name in ``known``.
+
+    Points of predicted instances have their scores as confidences; those marked not visible are unsure.
+
+    Raises:
+        DataError: when sleap-io is not installed, or the file cannot be read.
+        ValueError: when it is of a video, an image is not known, or has several instances.
+    """
+    sleap_io = _sleap_io(file)
+    try:
+        labels = sleap_io.load_slp(str(file), open_videos=False)
+    except Exception as error:  # h5py and sleap-io raise exceptions of many types for damaged files
+        raise DataError(
+            f"Expected labels of SLEAP in {file} but they cannot be read ({error}); restore the file."
+        ) from error
+    return _images(labels, sleap_io, known)
+
+
+def read_deeplabcut(file: Path, known: Iterable[str]) -> dict[str, ImageKeypoints]:
+    """Returns what DeepLabCut's CSV file of labels says of each image, by the image's name in ``known``.
+
+    sleap-io looks for the images that the file names, beside it, in its folder, or in the folder above.
+
+    Raises:
+        DataError: when sleap-io is not installed, or the file or one of its images cannot be read.
+        ValueError: when an image is not known, or has several individuals.
+    """
+    sleap_io = _sleap_io(file)
+    try:
+        labels = sleap_io.load_dlc(str(file))
+    except Exception as error:
+        raise DataError(
+            f"Expected labels of DeepLabCut in {file} but they cannot be read ({error}); restore the file."
+        ) from error
+    frames = Counter(id(frame.video) for frame in labels)
+    with file.open(encoding="utf-8-sig", newline="") as text:
+        rows = sum(
+            bool(row) and row[0] not in ("scorer", "individuals", "bodyparts", "coords") for row in csv.reader(text)
+        )
+    # sleap-io numbers images by row and files by what it finds: with a file missing, points would go to another image.
+    if sum(frames.values()) != rows or any(frames[id(video)] != len(video.filename) for video in labels.videos):
+        raise DataError(
+            f"Expected all {rows} images that {file} names beside it but some are missing; put the file into its project, "
+            "in the folder that holds labeled-data or beside the images."
+        )
+    return _images(labels, sleap_io, known)
+
+
+def write_slp(images: Mapping[str, ImageKeypoints], root: Path, file: Path) -> None:
+    """Writes ``file`` for SLEAP; images are named by their path.
+
+    Args:
+        images: by name, relative to ``root``; their files have to be there.
+        root: folder of the images.
+        file: to write.
+    """
+    sleap_io = _sleap_io(file)
+    skeletons = {
+        name: sleap_io.Skeleton(parts, name=name) for name, parts in parts_by_category(images.values()).items()
+    }
+    frames = []
+    for name, image in images.items():
+        video = sleap_io.Video.from_filename([str((root / name).resolve())])
+        instances = [_instance(sleap_io, image, skeletons[image.category], part) for part in (False, True)]
+        frames.append(
+            sleap_io.LabeledFrame(video=video, frame_idx=0, instances=[i for i in instances if i is not None])
+        )
+    sleap_io.save_slp(sleap_io.Labels(frames), str(file), embed=False, verbose=False)
+
+
+def write_deeplabcut(images: Mapping[str, ImageKeypoints], file: Path) -> None:
+    """Writes ``file`` for DeepLabCut, with the images' names as they are given."""
+    parts = list(dict.fromkeys(part for found in parts_by_category(images.values()).values() for part in found))
+    with file.open("w", encoding="utf-8", newline="") as text:
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["scorer", *[SCORER] * (2 * len(parts))])
+        table.writerow(["bodyparts", *(part for part in parts for _ in "xy")])
+        table.writerow(["coords", *"xy" * len(parts)])
+        for name, image in images.items():
+            sure = {part: point for part, point in image.points.items() if part not in image.unsure}
+            cells = [sure[part][axis] - PIXEL_CENTRE if part in sure else "" for part in parts for axis in (0, 1)]
+            table.writerow([name, *cells])
+
+
+def _instance(sleap_io: Any, image: ImageKeypoints, skeleton: Any, predicted: bool) -> Any:
+    """Returns the instance with the points of a matcher, or of a person; None where there are none."""
+    chosen = [part for part in image.points if (part in image.confidence) == predicted]
+    if not chosen:
+        return None
+    places = [skeleton.node_names.index(part) for part in chosen]
+    xy = np.full((len(skeleton.node_names), 2), np.nan)
+    xy[places] = np.array([image.points[part] for part in chosen]) - PIXEL_CENTRE
+    if predicted:
+        scores = np.zeros(len(xy))
+        scores[places] = [image.confidence[part] for part in chosen]
+        mean = float(np.mean(scores[places]))
+        found = sleap_io.PredictedInstance.from_numpy(xy, skeleton=skeleton, point_scores=scores, score=mean)
+    else:
+        found = sleap_io.Instance.from_numpy(xy, skeleton=skeleton)
+    for place, part in zip(places, chosen, strict=True):
+        found.points["visible"][place] = part not in image.unsure
+    return found
+
+
+def _images(labels: Any, sleap_io: Any, known: Iterable[str]) -> dict[str, ImageKeypoints]:
+    find, found = NameFinder(known), {}
+    for frame in labels:
+        files = frame.video.filename
+        if isinstance(files, str):
+            raise ValueError(f"{files} is a video, and not a list of images; export the labelled frames")
+        points: dict[str, tuple[float, float]] = {}
+        image = ImageKeypoints(points)
+        people = [i for i in frame.instances if not isinstance(i, sleap_io.PredictedInstance)]
+        for instance in frame.instances:
+            given = {
+                str(n): xy
+                for n, xy in zip(
+                    instance.skeleton.node_names, instance.numpy(invisible_as_nan=False).tolist(), strict=True
+                )
+            }
+            given = {
+                part: (x + PIXEL_CENTRE, y + PIXEL_CENTRE)
+                for part, (x, y) in given.items()
+                if np.isfinite((x, y)).all()
+            }
+            if given.keys() & points.keys() or (instance in people and len(people) > 1):
+                raise ValueError(f"{files[frame.frame_idx]} has two instances; crop one image for each object")
+            points |= given
+            image.category = str(instance.skeleton.name or "object")
+            if instance not in people:
+                rows = {str(row["name"]): row for row in instance.points}
+                image.confidence |= {part: min(1.0, max(0.0, float(rows[part]["score"]))) for part in given}
+                image.unsure |= {part for part in given if not rows[part]["visible"]}
+        if points:
+            name = find(files[frame.frame_idx])
+            if name in found:
+                raise ValueError(f"{name} is labelled in two frames; crop one image for each object")
+            found[name] = image
+    if not found:
+        raise ValueError("no frame has points")
+    return found
+
+
+def _sleap_io(file: Path) -> Any:
+    try:
+        import sleap_io
+    except ImportError as error:
+        raise DataError(
+            f"Expected sleap-io for {file} but it is not installed; install it with: pip install 'distill[sleap]'"
+        ) from error
+    return sleap_io

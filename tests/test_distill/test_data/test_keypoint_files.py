@@ -1,0 +1,322 @@
+"""Keypoints in the formats of annotation tools: round trips, conventions of pixels, confidences and visibility."""
+
+import io
+import json
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from distill.__main__ import main
+from distill.core.errors import ConfigError, DataError
+from distill.data.coco import read_coco_images, write_coco
+from distill.data.datasets.folder import FolderPairs
+from distill.data.datasets.spair71k import SPairPairs
+from distill.data.image_copies import safe_names
+from distill.data.keypoint_files import FORMATS, check_format, write_keypoints
+from distill.data.keypoints import ImageKeypoints
+from distill.data.points_file import read_keypoints, read_points_file
+
+SIZE = (40, 60)
+
+
+def keypoints() -> dict[str, ImageKeypoints]:
+    """One image by a person, one by a matcher with an unsure point, one of another category."""
+    return {
+        "cat/a.jpg": ImageKeypoints(
+            {"nose": (10.25, 12.5), "tail": (0.5, 39.5)}, (0.0, 4.0, 35.0, 40.0), SIZE, category="cat"
+        ),
+        "cat/b.png": ImageKeypoints(
+            {"nose": (30.0, 20.0), "tail": (5.0, 6.0)},
+            (2.0, 2.0, 40.0, 30.0),
+            SIZE,
+            frozenset({"tail"}),
+            "cat",
+            {"nose": 0.875, "tail": 0.125},
+        ),
+        "dog/a.jpg": ImageKeypoints({"nose": (1.5, 2.5)}, (0.0, 0.0, 60.0, 40.0), SIZE, category="dog"),
+    }
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    for number, name in enumerate(keypoints()):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 255, (*SIZE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    return folder
+
+
+def close(points: dict[str, tuple[float, float]]) -> dict:
+    return {part: pytest.approx(point, abs=1e-4) for part, point in points.items()}
+
+
+@pytest.mark.parametrize("format_", ["coco", "sleap"])
+def test_formats_with_confidence_give_back_what_was_written(format_, layout):
+    file = layout / f"kps{FORMATS[format_]}"
+    write_keypoints(keypoints(), layout, file, format_)
+    found = read_keypoints(file, list(keypoints())).images
+    for name, expected in keypoints().items():
+        assert found[name].points == close(expected.points), name
+        assert found[name].confidence == pytest.approx(expected.confidence)
+        assert (found[name].unsure, found[name].category) == (expected.unsure, expected.category)
+
+
+def test_what_a_matcher_was_unsure_of_is_no_annotation(layout):
+    file = layout / "kps.json"
+    write_keypoints(keypoints(), layout, file, "coco")
+    assert set(read_points_file(file, list(keypoints())).images["cat/b.png"].points) == {"nose"}
+
+
+def test_label_studio_has_persons_points_as_annotations_and_a_matchers_as_predictions(layout):
+    from sleap_io.io import labelstudio
+
+    file = layout / "tasks.json"
+    write_keypoints(keypoints(), layout, file, "label_studio")
+    tasks = json.loads(file.read_text())
+    (region, _) = tasks[0]["annotations"][0]["result"]
+    assert region["value"]["x"] == pytest.approx(100 * 10.25 / 60) and region["value"]["y"] == pytest.approx(
+        100 * 12.5 / 40
+    )
+    predicted = {r["value"]["keypointlabels"][0]: r for r in tasks[1]["predictions"][0]["result"]}
+    assert predicted["nose"]["score"] == 0.875 and predicted["tail"]["meta"] == {"text": ["unsure"]}
+    found = read_points_file(file, list(keypoints())).images
+    assert set(found) == {"cat/a.jpg", "dog/a.jpg"} and found["cat/a.jpg"].points == close(
+        keypoints()["cat/a.jpg"].points
+    )
+    for task in tasks:  # sleap-io reads tasks of videos only
+        task["meta"] = {"video": {"filename": task["data"]["image"], "frame_idx": 0, "shape": (1, *SIZE, 3)}}
+    frame = labelstudio.parse_tasks(tasks[:1], labelstudio.infer_nodes(tasks[:1]))[0]
+    theirs = dict(zip(frame.instances[0].skeleton.node_names, frame.instances[0].numpy().tolist(), strict=True))
+    assert theirs["nose"] == pytest.approx([10.25, 12.5])
+
+
+def test_deeplabcuts_file_is_read_again_without_what_is_unsure(layout):
+    file = layout / "CollectedData.csv"
+    write_keypoints(keypoints(), layout, file, "deeplabcut")
+    lines = file.read_text().splitlines()
+    assert lines[1] == "bodyparts,nose,nose,tail,tail" and lines[3] == "cat/a.jpg,9.75,12.0,0.0,39.0"
+    assert lines[4] == "cat/b.png,29.5,19.5,,"
+    found = read_points_file(file, list(keypoints())).images
+    assert found["cat/b.png"].points == {"nose": (30.0, 20.0)}
+    assert found["cat/a.jpg"].points == keypoints()["cat/a.jpg"].points
+
+
+def test_images_that_deeplabcuts_file_names_have_to_be_there(layout):
+    file = layout / "CollectedData.csv"
+    write_keypoints(keypoints(), layout, file, "deeplabcut")
+    (layout / "cat" / "a.jpg").unlink()
+    with pytest.raises(DataError, match="all 3 images that .* names beside it but some are missing"):
+        read_points_file(file, list(keypoints()))
+
+
+def test_slp_files_hold_0_indexed_pixels_and_scores(layout):
+    import sleap_io
+
+    write_keypoints(keypoints(), layout, layout / "kps.slp", "sleap")
+    labels = sleap_io.load_slp(str(layout / "kps.slp"), open_videos=False)
+    by_a_person, predicted = (labels[number].instances[0] for number in (0, 1))
+    np.testing.assert_allclose(by_a_person.numpy(), [[9.75, 12.0], [0.0, 39.0]])
+    assert isinstance(predicted, sleap_io.PredictedInstance)
+    np.testing.assert_allclose(predicted.points["score"], [0.875, 0.125])
+    assert predicted.points["visible"].tolist() == [True, False]
+
+
+def test_a_damaged_slp_file_is_named(layout):
+    (layout / "kps.slp").write_bytes(b"no HDF5")
+    with pytest.raises(DataError, match="labels of SLEAP in .*kps.slp but they cannot be read"):
+        read_points_file(layout / "kps.slp", list(keypoints()))
+
+
+def test_yolo_pose_has_fractions_and_visibilities(layout, tmp_path):
+    splits = {"cat/a.jpg": "train", "cat/b.png": "val", "dog/a.jpg": "train"}
+    write_keypoints(keypoints(), layout, tmp_path / "yolo", "yolo_pose", splits)
+    described = yaml.safe_load((tmp_path / "yolo" / "data.yaml").read_text())
+    assert described["kpt_shape"] == [2, 3] and described["names"] == {0: "cat", 1: "dog"}
+    assert (described["train"], described["val"]) == ("images/train", "images/val")
+    cells = (tmp_path / "yolo/labels/val/cat/b.txt").read_text().split()
+    values = [float(cell) for cell in cells]
+    np.testing.assert_allclose(values[1:5], [21 / 60, 16 / 40, 38 / 60, 28 / 40], atol=1e-6)
+    np.testing.assert_allclose(values[5:], [30 / 60, 20 / 40, 2, 5 / 60, 6 / 40, 1], atol=1e-6)
+    assert (tmp_path / "yolo/labels/train/dog/a.txt").read_text().split()[-3:] == ["0", "0", "0"]
+    assert (tmp_path / "yolo/images/val/cat/b.png").read_bytes() == (layout / "cat/b.png").read_bytes()
+
+
+def test_copies_of_turned_photographs_are_upright(layout, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(layout / "cat/a.jpg").save(layout / "cat/a.jpg", exif=exif)
+    turned = keypoints()
+    turned["cat/a.jpg"].size = (60, 40)
+    write_keypoints(turned, layout, tmp_path / "yolo", "yolo_pose")
+    copied = Image.open(tmp_path / "yolo/images/train/cat/a.jpg")
+    assert copied.size == (40, 60) and not copied.getexif()
+
+
+def coco_of(content: dict, folder: Path) -> COCO:
+    file = folder / "checked.json"
+    file.write_text(json.dumps(content))
+    with redirect_stdout(io.StringIO()):
+        return COCO(str(file))
+
+
+def test_pycocotools_gives_what_is_written_full_marks(tmp_path):
+    content = write_coco(keypoints())
+    truth = coco_of(content, tmp_path)
+    assert [truth.anns[number]["num_keypoints"] for number in (1, 2, 3)] == [2, 2, 1]
+    answers = [{**a, "score": 1.0} for a in content["annotations"] if a["category_id"] == 1]
+    with redirect_stdout(io.StringIO()):
+        judged = COCOeval(truth, truth.loadRes(answers), "keypoints")
+        judged.params.kpt_oks_sigmas, judged.params.catIds = np.full(2, 0.05), [1]
+        judged.evaluate(), judged.accumulate(), judged.summarize()
+    assert judged.stats[0] == pytest.approx(1)
+
+
+def tools_file() -> dict:
+    """What CVAT and Label Studio write: numbers of their own, further keys, skeletons from 1, objects without keypoints."""
+    points = [9.5, 11.5, 2, 0, 0, 0]
+    return {
+        "info": {"contributor": "", "date_created": ""},
+        "licenses": [{"name": "", "id": 0, "url": ""}],
+        "categories": [
+            {"id": 4, "name": "cat", "supercategory": "", "keypoints": ["tail", "nose"], "skeleton": [[1, 2]]},
+            {"id": 9, "name": "grass", "supercategory": ""},
+        ],
+        "images": [
+            {"id": 31, "width": 60, "height": 40, "file_name": "images/1a2b3c4d-b.png", "license": 0, "coco_url": ""},
+            {"id": 17, "file_name": "cat/a.jpg"},
+        ],
+        "annotations": [
+            {"id": 5, "image_id": 31, "category_id": 9, "segmentation": [[1, 1, 20, 1, 20, 20]], "area": 190.5, "bbox": [1, 1, 19, 19]},
+            {"id": 7, "image_id": 17, "category_id": 4, "segmentation": [], "keypoints": points, "attributes": {"occluded": False}},
+        ],
+    }  # fmt: skip
+
+
+def test_a_tools_file_is_added_to_and_keeps_what_it_holds(tmp_path):
+    images = read_coco_images(tools_file(), list(keypoints()))
+    assert images["cat/a.jpg"].points == {"tail": (10.0, 12.0)} and images["cat/a.jpg"].size is None
+    content = write_coco(keypoints(), tools_file())
+    before = tools_file()
+    assert content["info"] == before["info"] and content["licenses"] == before["licenses"]
+    assert content["categories"][:2] == before["categories"]
+    assert {k: content["annotations"][0][k] for k in before["annotations"][0]} == before["annotations"][0]
+    assert [entry["id"] for entry in content["images"]] == [31, 17, 32]
+    assert content["annotations"][1]["attributes"] == {"occluded": False} and content["annotations"][1]["id"] == 7
+    truth = coco_of(content, tmp_path)
+    by_image = {a["image_id"]: a for a in content["annotations"] if a.get("keypoints")}
+    assert by_image[17]["keypoints"] == [0.0, 39.0, 2, 9.75, 12.0, 2]  # in the order of the file's category
+    assert by_image[31]["keypoint_confidence"] == [0.125, 0.875] and by_image[31]["keypoints"][2] == 1
+    assert all({"id", "iscrowd", "area", "bbox"} <= a.keys() for a in truth.anns.values())
+    again = read_coco_images(content, list(keypoints()))
+    assert {name: image.points for name, image in again.items()} == {n: i.points for n, i in keypoints().items()}
+
+
+def test_parts_that_a_category_lacks_are_added_behind_those_it_has():
+    base = tools_file()
+    base["categories"][0] |= {"keypoints": ["tail"], "skeleton": []}
+    base["annotations"][1]["keypoints"] = [9.5, 11.5, 2]
+    only = {"cat/b.png": keypoints()["cat/b.png"]}
+    content = write_coco(only, base)
+    assert content["categories"][0]["keypoints"] == ["tail", "nose"]
+    assert content["annotations"][1]["keypoints"] == [9.5, 11.5, 2, 0, 0, 0] and base["categories"][0]["keypoints"] == [
+        "tail"
+    ]
+
+
+@pytest.mark.parametrize("confidence", [[0.5, 0.5, 0.5], [2, None], ["1", None], "ab", [True, None]])
+def test_wrong_confidences_are_named(confidence):
+    content = write_coco({"cat/a.jpg": keypoints()["cat/a.jpg"]})
+    content["annotations"][0]["keypoint_confidence"] = confidence
+    with pytest.raises(ValueError, match="keypoint_confidence of annotation 1 is .* where 2 numbers in"):
+        read_coco_images(content, ["cat/a.jpg"])
+
+
+def test_label_studios_tasks_are_read_by_their_images_address(tmp_path):
+    def task(image: str, *regions: dict, cancelled: bool = False) -> dict:
+        return {
+            "data": {"text": "a", "img": image},
+            "annotations": [{"result": list(regions), "was_cancelled": cancelled}],
+        }
+
+    def region(part: str, x: float, y: float, **more: object) -> dict:
+        size = {"original_width": 60, "original_height": 40, "image_rotation": 0}
+        return {"type": "keypointlabels", "value": {"x": x, "y": y, "keypointlabels": [part]}, **size, **more}
+
+    other = {"type": "rectanglelabels", "value": {}}
+    file = tmp_path / "tasks.json"
+    tasks = [
+        task("/data/upload/3/0f0f0f0f-a.jpg", other, region("nose", 50, 25)),
+        task("/data/local-files/?d=photos/cat/b.jpg", region("nose", 10, 10)),
+        task("https://x.test/dog/c%20d.jpg", region("nose", 1, 1), cancelled=True),
+    ]
+    file.write_text(json.dumps(tasks))
+    known = ["cat/a.jpg", "cat/b.jpg", "dog/c d.jpg"]
+    found = read_points_file(file, known).images
+    assert {name: image.points for name, image in found.items()} == {
+        "cat/a.jpg": {"nose": (30.0, 10.0)},
+        "cat/b.jpg": {"nose": (6.0, 4.0)},
+    }
+    for wrong, message in (
+        ([region("nose", 1, 1), region("nose", 2, 2)], "has nose twice"),
+        ([region("nose", 101, 1)], r"at \(101, 1\) percent"),
+        ([region("nose", 1, 1, image_rotation=90)], "of a rotated image"),
+    ):
+        file.write_text(json.dumps([task("cat/a.jpg", *wrong)]))
+        with pytest.raises(DataError, match=message):
+            read_points_file(file, known)
+
+
+def test_safe_names_are_distinct():
+    names = ["a b/x-1.jpg", "a b/x 1.png", "a b/X_1.jpg", "ü/é.jpg", "ö/é.jpg"]
+    safe = safe_names(names, ".jpg")
+    assert len({name.lower() for name in safe.values()}) == 5
+    assert safe["a b/x-1.jpg"] == "a_b/x_1.jpg" and safe["a b/x 1.png"] == "a_b/x_1_2.jpg"
+
+
+@pytest.mark.parametrize(
+    ("format_", "path", "message"),
+    [
+        ("coko", "a.json", "did you mean 'coco'"),
+        ("coco", "a.csv", "end in .json for coco"),
+        ("sleap", "old.slp", "old.slp is there"),
+    ],
+)
+def test_where_a_format_cannot_be_written_is_said_before_anything_is_done(format_, path, message, tmp_path):
+    (tmp_path / "old.slp").touch()
+    with pytest.raises(ConfigError, match=message):
+        check_format(format_, tmp_path / path, "to")
+
+
+def spair_of(layout: Path, *extra: str) -> Path:
+    write_keypoints(keypoints(), layout, layout / "kps.json", "coco")
+    to = layout.parent / "tree"
+    data = ["data=folder", f"data.root={layout}", "data.points=kps.json", "data.size=32"]
+    assert main(["data", "convert", *data, f"to={to}", "format=spair71k", "data.split=train", *extra]) == 0
+    return to
+
+
+def test_an_spair_tree_is_read_again_with_the_same_points(layout):
+    pairs = SPairPairs(str(spair_of(layout)), split="train", size=32)
+    assert len(pairs) == 2 and not pairs.problems()  # of the two cats, in both directions
+    pair = pairs.pair_annotation(pairs.pairs.index(("cat/a", "cat/b")))
+    parts = FolderPairs(str(layout), points="kps.json", size=32).parts
+    number = parts.index("nose")
+    assert pair.src.visible.nonzero()[0].tolist() == [number]  # the unsure tail is left out
+    np.testing.assert_allclose([pair.src.points[number], pair.trg.points[number]], [(10.25, 12.5), (30, 20)])
+    assert pair.src.bbox.tolist() == [0, 4, 35, 40] and pairs[0].pck_threshold > 0
+
+
+def test_a_place_to_write_is_needed(layout, capsys):
+    assert main(["data", "convert", "data=folder", f"data.root={layout}"]) == 2
+    assert "add to=<name>" in capsys.readouterr().err
+    assert main(["data", "convert", f"to={layout}/x.json"]) == 2
+    assert "Expected a data set of photographs in a folder" in capsys.readouterr().err
+    assert main(["data", "convert", "data=folder", f"data.root={layout}", f"to={layout}/x.json"]) == 2
+    assert "Expected annotated points in" in capsys.readouterr().err
