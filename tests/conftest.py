@@ -1,5 +1,6 @@
 """What several tests share: small pairs, random miniatures of pipelines, and a headless browser."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,11 @@ from distill.core.types import PairBatch
 from distill.data.pairs import AnnotatedImage, make_pair
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# pytest-xdist runs a process for each core: each, and what it starts, has one thread.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
@@ -28,10 +34,7 @@ def photographs() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what is marked ``gpu`` where there is no card; tests with a browser run in one process, which starts one."""
-    for item in items:
-        if "browser" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("browser"))
+    """Skips what is marked ``gpu`` where there is no card."""
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:
