@@ -1,6 +1,6 @@
 """Fast semantic matchers distilled from prompt optimisation in Stable Diffusion.
 
-The names below are imported when they are first used: ``import distill`` alone takes no torch.
+The names below are imported when they are first used: ``import distill`` alone does not import torch.
 """
 
 import importlib

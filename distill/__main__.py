@@ -50,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code.
 
     Returns:
-        0, or 2 for what the user can mend, 130 after Ctrl-C, 141 when the reader of the output is gone, 143 after SIGTERM.
+        0 on success, 2 for an error that the user can correct, 130 after Ctrl-C, 141 when the reader of the output has
+        closed it, 143 after SIGTERM.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     hint = GO_ON.get(arguments[0] if arguments else "")
@@ -89,12 +90,12 @@ def _dispatch(arguments: list[str]) -> None:
 
 
 def _is_users_verb(verb: str, config_dir: str | None) -> bool:
-    """Says whether ``<config_dir>/<verb>.yaml`` exists, which makes ``verb`` a command of the user's own."""
+    """Returns whether ``<config_dir>/<verb>.yaml`` exists, so that ``verb`` is a command of the user's own."""
     return config_dir is not None and verb.isidentifier() and (Path(config_dir).expanduser() / f"{verb}.yaml").is_file()
 
 
 def _run(verb: str, line: CommandLine) -> None:
-    """Does what the arguments of a verb ask for; Hydra takes a second to import, which an overview need not wait for."""
+    """Prints a verb's help, or composes its configuration and runs it; imports Hydra, which takes a second, only here."""
     if line.wants_help:
         from distill.cli.help import describe_verb
 
@@ -111,7 +112,7 @@ def _run(verb: str, line: CommandLine) -> None:
 
 
 def _with_action(verb: str, arguments: list[str]) -> list[str]:
-    """Writes a word after the verb as the override that it stands for."""
+    """Replaces a word after the verb, such as "status" in ``label status``, by the override that it stands for."""
     if verb not in ACTIONS or not arguments or "=" in arguments[0] or not arguments[0][:1].isalpha():
         return arguments
     word, *rest = arguments
@@ -129,7 +130,7 @@ def _overview() -> str:
 
 
 def _quiet() -> None:
-    """Silences what libraries say on import and in passing, which drowns what we have to say."""
+    """Hides warnings and progress messages of libraries, among which the output of a command is hard to find."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

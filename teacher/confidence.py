@@ -58,7 +58,7 @@ def exponential_weight(distance: Tensor) -> Tensor:
 
 
 def joint(parts: list[Tensor]) -> Tensor:
-    """Returns the geometric mean of several confidences, in [0, 1]; of a single one, itself."""
+    """Returns (N,) in [0, 1]: the geometric mean of several confidences (N,); of a single one, itself."""
     if len(parts) == 1:
         return parts[0].clamp(0, 1)
     return torch.stack(parts).clamp(1e-6, 1).log().mean(0).exp()

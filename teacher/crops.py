@@ -20,7 +20,7 @@ def crop(image: Tensor, boxes: Tensor) -> Tensor:
 
 
 def crop_pixels(image: Tensor, boxes: Tensor) -> Tensor:
-    """Does the same for boxes of whole pixels, as released: pixels outside a crop do not influence its border."""
+    """Cuts as :func:`crop` does, for boxes of whole pixels, as released: pixels outside a crop do not influence its border."""
     side = image.shape[-1]
     pieces = []
     for left, top, length in (boxes.cpu().double() * side).round().int().tolist():

@@ -1,4 +1,4 @@
-"""Features of images in the frozen model: computed when they are first wanted, and kept."""
+"""Features of images in the frozen model, computed at their first use and cached."""
 
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple, Self
@@ -145,7 +145,7 @@ class FeatureCache:
         return torch.cat(self._batch.run(lambda rows: pipeline.encode(cut(square, boxes[rows])), len(boxes)))
 
     def noise(self, shape: Sequence[int], *seeds: Hashable) -> Tensor:
-        """Returns noise on the CPU that depends on the seed and ``seeds`` only."""
+        """Returns noise (*shape) on the CPU, of the settings' kind; it depends on their seed and ``seeds`` only."""
         random = generator(self.settings.seed, *seeds)
         sampler = torch.randn if self.settings.noise == "gaussian" else torch.rand
         return sampler(tuple(shape), generator=random)
@@ -156,6 +156,7 @@ class FeatureCache:
         unet, null_prompt = self.model.unet, self.model.null_prompt
 
         def record(rows: slice) -> list[Tensor]:
+            """Returns the queries of the latents at ``rows``, one a layer."""
             some = latents[rows]
             every = torch.arange(len(some), device=some.device)
             recorded = unet.record(unet.prefix(some, timestep), every, null_prompt.expand(len(some), -1, -1))

@@ -99,6 +99,6 @@ def settle_precision(asked: Precision, device: torch.device) -> Precision:
 
 
 def has_bf16() -> bool:
-    """Says whether the processor computes in bf16 by itself (AVX-512 BF16 or AMX on x86, BF16 on Arm)."""
+    """Returns whether the processor has instructions for bf16 (AVX-512 BF16 or AMX on x86, BF16 on Arm)."""
     known = torch.cpu.get_capabilities()
     return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -80,7 +80,7 @@ class Pipeline:
         return (latents - (config.shift_factor or 0.0)) * config.scaling_factor
 
     def add_noise(self, latents: Tensor, noise: Tensor, timestep: int) -> Tensor:
-        """Returns ``latents`` diffused to ``timestep`` with ``noise`` of the same shape.
+        """Returns ``latents`` (B, C, h, w) diffused to ``timestep`` with ``noise`` of the same shape.
 
         Raises:
             ConfigError: for a timestep that the model does not have.

@@ -57,7 +57,7 @@ def _check_files(folder: Path, variant: str | None) -> None:
 
 
 def check_not_quantised(config: dict[str, Any], part: Path) -> None:
-    """Refuses a part whose configuration asks a quantisation library to build it."""
+    """Raises a :class:`WeightsError` for a part whose configuration asks a quantisation library to build it."""
     if config.get("quantization_config") is not None:
         raise WeightsError(
             f"Expected plain weights in {part} but its config.json has a quantization_config; choose weights that are "
@@ -66,11 +66,14 @@ def check_not_quantised(config: dict[str, Any], part: Path) -> None:
 
 
 def check_tensors(file: Path, others: tuple[str, ...] = ()) -> None:
-    """Refuses a file that is cut or holds quantised tensors.
+    """Checks that a file of weights is whole and not quantised, by its header.
 
     Args:
         file: in safetensors.
         others: kinds of tensors that may be there beside floating point.
+
+    Raises:
+        WeightsError: when it is cut, or holds tensors of other kinds.
     """
     try:
         with safe_open(file, "pt") as weights:

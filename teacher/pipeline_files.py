@@ -56,7 +56,7 @@ def locate_folder(model: str, variant: str | None = None) -> Path:
 
 
 def _hub_files(variant: str | None) -> list[str]:
-    """What is downloaded of a repository, as patterns: no weights but one variant's, and no pickles."""
+    """Returns patterns of the files to download of a repository: weights of one variant only, and no pickles."""
     name = f".{variant}" if variant else ""
     weights = (f"*model{name}.safetensors", f"*model-*-of-*{name}.safetensors", f"*model{name}-*-of-*.safetensors")
     return [
@@ -67,7 +67,7 @@ def _hub_files(variant: str | None) -> list[str]:
 
 
 def _snapshot(cache: Path) -> Path:
-    """The revision of a folder of the hub's cache that "main" names, or the only one."""
+    """Returns the revision of a folder of the hub's cache that "main" names, or the only one."""
     main = cache / "refs" / "main"
     revisions = sorted(path for path in (cache / "snapshots").glob("*") if path.is_dir())
     if main.is_file() and (named := cache / "snapshots" / main.read_text().strip()) in revisions:
@@ -198,10 +198,11 @@ def weights_digest(folder: Path, with_text: bool, variant: str | None = None) ->
 
 
 def _as_written(config: dict[str, Any], files: list[Path]) -> dict[str, Any]:
-    """A configuration as the libraries write it beside ``files``, whatever a person has changed so that it loads well.
+    """Returns a part's configuration without differences that do not change its answers.
 
-    Two entries say nothing that others do not: the channels of an ``AutoencoderTiny``, which its decoder's entry repeats and which
-    diffusers warns about when it reads them; and the text encoder's precision, which is that of its file.
+    Left out are the place and the version that a part was read from. Two entries that only repeat others are set as the
+    libraries write them: ``block_out_channels`` of an ``AutoencoderTiny``, which repeats the decoder's and which diffusers
+    warns about; and the ``dtype`` of a text encoder, which is that of the first of its weight ``files``.
     """
     told = {key: value for key, value in config.items() if key not in ("_name_or_path", "_diffusers_version")}
     if told.get("_class_name") == "AutoencoderTiny" and "decoder_block_out_channels" in told:

@@ -52,18 +52,18 @@ class Localization(NamedTuple):
 
 
 class PromptOptimization:
-    """The teacher: a matcher that needs no training and no annotation, and much time.
+    """The teacher: matches by prompt optimisation, without training or annotation.
 
-    What is random depends on the seed, the image and the point only: an answer is the same whatever else is asked in
-    the same call, unless several points share a prompt. The prompts of a source point are kept and serve all targets.
+    Random numbers depend on the seed, the image and the point only, so that an answer does not depend on the other points
+    and pairs of a call, unless several points share a prompt. The prompts of a source point are kept and serve all targets.
     Source and target need not show the same kind of thing. Weights are loaded at the first use.
 
     Args:
         model: a pipeline folder as diffusers saves it, or a hub id.
-        variant: of its weight files, such as "fp16"; None for the plain files or the only variant there is.
         image_size: side in px of what the UNet sees; None for what it was trained at.
         prompt_length: tokens of a prompt; None for what the tokenizer says.
         device: "auto" takes a GPU where there is one.
+        variant: of its weight files, such as "fp16"; None for the plain files or the only variant there is.
         settings: see :class:`teacher.settings.Settings`.
 
     Raises:
@@ -110,7 +110,7 @@ class PromptOptimization:
 
     @property
     def size(self) -> int:
-        """Side of the images that it is best given, px."""
+        """Side of the square images that the model sees, px; images of other sizes are resized to it."""
         return self.pipeline.image_size
 
     @property
@@ -120,7 +120,7 @@ class PromptOptimization:
 
     @property
     def n_parameters(self) -> int:
-        """How many numbers the frozen model has, without its text side, which is not used."""
+        """Number of parameters of the frozen UNet and the VAE's encoder; the text encoder is not used."""
         parts = (self.pipeline.unet, self.pipeline.vae.encoder)
         return sum(value.numel() for part in parts for value in part.parameters())
 

@@ -47,10 +47,10 @@ class ReferencePromptOptimization:
 
     Args:
         model: a pipeline folder as diffusers saves it, or a hub id.
-        variant: of its weight files, such as "fp16"; without it, the plain files or the only variant there is.
         image_size: side in px of what the UNet sees; without it, what it was trained at.
         prompt_length: tokens of a prompt; without it, what the tokenizer says.
         device: "auto" takes a GPU where there is one.
+        variant: of its weight files, such as "fp16"; without it, the plain files or the only variant there is.
         settings: see :class:`teacher.settings.Settings`; those of the paper, in any number of steps, prompts and crops.
 
     Raises:

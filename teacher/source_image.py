@@ -54,6 +54,7 @@ class SourceImage:
         rows = [(*name, copy) for name in names for copy in range(settings.embeddings)]
 
         def optimise(batch: slice) -> Tensor:
+            """Returns the optimised prompts of the rows ``batch``, (R, L, D)."""
             start, target, row_names = starts[batch], targets[batch], rows[batch]
             if settings.start == "query":
                 start = self._start_at_query(start, target, row_names)

@@ -1,4 +1,4 @@
-"""A pipeline's text side, for the few uses that want a real prompt."""
+"""Text encoder and tokenizer of a pipeline: checks, loading, and the embedding of a text."""
 
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,15 @@ def check_text(folder: Path, variant: str | None = None) -> None:
 
 
 def null_prompt(pipeline: Pipeline, kind: str) -> Tensor:
-    """Returns a prompt (L, D) that says nothing: what the text encoder makes of no text ("empty"), or "zeros"."""
+    """Returns a prompt (L, D) without content, on the device of the pipeline.
+
+    Args:
+        pipeline: whose prompt's length L and width D are taken.
+        kind: "empty" for the text encoder's embedding of the empty text, or "zeros".
+
+    Raises:
+        WeightsError: for "empty", when the pipeline folder has no single CLIP text encoder with its tokenizer.
+    """
     length, width = pipeline.prompt_length, pipeline.prompt_width
     if kind == "zeros":
         return torch.zeros(length, width, device=pipeline.vae.device)
@@ -51,14 +59,20 @@ def null_prompt(pipeline: Pipeline, kind: str) -> Tensor:
 
 
 def load_text_part(kind: Any, folder: Path, part: str, **options: Any) -> Any:
-    """Returns a part that transformers loads from a pipeline folder.
+    """Returns a part of a pipeline folder, loaded by transformers without the network.
+
+    Args:
+        kind: class of transformers.
+        folder: of the pipeline.
+        part: name of its sub-folder, "tokenizer" or "text_encoder".
+        options: further arguments of ``from_pretrained``.
 
     Raises:
         WeightsError: when its files are missing or damaged.
     """
     try:
         return kind.from_pretrained(folder / part, local_files_only=True, **options)
-    except Exception as error:  # the tokenizers' errors have no class of their own
+    except Exception as error:  # tokenizers raises plain Exception for a damaged file
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(
             f"Expected a {kind.__name__} in {folder / part} but it cannot be loaded ({reason}); copy it again."
@@ -70,7 +84,7 @@ def encode_text(folder: Path, text: str, length: int, variant: str | None = None
     """Returns the prompt embedding (L, D) that a pipeline's own text encoder gives ``text``, padded to ``length``.
 
     Raises:
-        WeightsError: when the pipeline folder has no single CLIP text encoder with its tokenizer.
+        WeightsError: when the pipeline folder has no single CLIP text encoder with its tokenizer, or they cannot be loaded.
     """
     check_text(folder, variant)
     tokenizer = load_text_part(CLIPTokenizer, folder, "tokenizer")

@@ -43,9 +43,9 @@ class PromptedUNet:
     Args:
         unet: frozen; its attention processors are replaced.
         layers: those to record, in the order in which they run.
-        image_size: side in px of the images it sees, which SDXL wants to be told.
+        image_size: side in px of the images it sees, a condition of SDXL.
         truncate: whether to stop after the last layer that is read. It changes no answer, only what it costs.
-        share: whether prompts share what comes before they enter. Neither does this.
+        share: whether prompts share what is computed before they enter. It changes no answer either.
     """
 
     def __init__(
@@ -100,6 +100,7 @@ class PromptedUNet:
         sample = prefix.sample[crop_of]
 
         def run(block: Any, sample: Tensor, **arguments: Any) -> Any:
+            """Runs one block of the UNet on ``sample``; returns what the block returns."""
             if _reads_prompt(block):
                 arguments["encoder_hidden_states"] = prompts
             return block(hidden_states=sample, temb=time, **arguments)

@@ -1,4 +1,4 @@
-"""How fast a large label store is written, opened, and read at random, on one core."""
+"""Benchmark of a large label store: writing, opening and random reads, on one core."""
 
 import tempfile
 import time
@@ -24,7 +24,7 @@ PX = 512  # side of the images
 
 
 def label_rates(records: int, reads: int = 20_000) -> list[dict]:
-    """Makes a store of about ``records`` labels in a folder of its own, and measures it.
+    """Measures a store of about ``records`` synthetic labels, which is made in a temporary folder and removed.
 
     Args:
         records: labels in the store.

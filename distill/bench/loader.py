@@ -1,4 +1,4 @@
-"""How fast pairs are loaded, by the number of processes that load them."""
+"""Benchmark of data loading, by the number of loading processes."""
 
 import time
 from collections.abc import Callable, Sequence

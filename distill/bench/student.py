@@ -1,4 +1,4 @@
-"""How fast a student matches: as a torch module, and as the ONNX file that it is exported to."""
+"""Benchmark of a student's speed, as a torch module and as an exported ONNX file."""
 
 import statistics
 import tempfile

@@ -20,7 +20,15 @@ ALPHA = 0.10
 
 
 class FirstPairs(Subset):
-    """The first pairs of a benchmark, as a benchmark."""
+    """The first pairs of a benchmark, as a benchmark.
+
+    Args:
+        benchmark: the pairs.
+        n_pairs: how many of them.
+
+    Raises:
+        ConfigError: unless there are at least ``n_pairs`` pairs, and ``n_pairs`` is at least 1.
+    """
 
     def __init__(self, benchmark: Benchmark, n_pairs: int) -> None:
         if not 1 <= n_pairs <= len(benchmark):
@@ -56,7 +64,7 @@ def measure(matcher: Matcher | PairMatcher, name: str, benchmark: Benchmark, n_p
     """Returns points per second, time and UNet passes per point, peak memory and PCK of ``matcher`` on some pairs.
 
     Args:
-        matcher: new, so that it knows nothing of the images yet.
+        matcher: newly built, so that its caches are empty.
         name: of the variant.
         benchmark: whose first pairs are matched.
         n_pairs: how many.

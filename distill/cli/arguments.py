@@ -1,4 +1,4 @@
-"""What follows a verb on the command line: options with dashes, and overrides."""
+"""Parsing of what follows a verb on the command line: options with dashes, and overrides."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ class CommandLine:
 
     @property
     def sweeps(self) -> bool:
-        """Whether values may be lists of values to be tried one after the other."""
+        """Whether an override may list several values, each of which is run (``--multirun``)."""
         return "--multirun" in self.hydra_flags or "-m" in self.hydra_flags
 
 

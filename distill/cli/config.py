@@ -158,7 +158,9 @@ def instantiate(config: Any, **kwargs: Any) -> Any:
         raise ConfigError(f"Expected a working configuration but {_one_line(cause or error)}") from error
     except OmegaConfBaseException as error:
         raise ConfigError(_one_line(error)) from error
-    except Exception as error:
+    except (
+        Exception
+    ) as error:  # from a class that may be the user's own; what is not the user's to mend is raised again
         if isinstance(error, TypeError) and partial and _is_call_error(error):
             raise ConfigError(f"Expected settings that {target} takes but {_one_line(error)}.") from error
         _check_nulls(config, error)
@@ -195,7 +197,7 @@ def _in_words(error: Exception, target: str) -> DistillError | None:
 
 
 def _is_call_error(error: BaseException) -> bool:
-    """Says whether the call itself failed, as with a wrong argument, rather than the code that was called."""
+    """Returns whether the call itself failed, as with a wrong argument, rather than the code that was called."""
     if isinstance(error, InstantiationException | ImportError):
         return True
     innermost = traceback.extract_tb(error.__traceback__)[-1].filename

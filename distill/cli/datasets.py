@@ -90,7 +90,7 @@ def _shared(benchmark: Benchmark) -> Iterator[bool]:
 
 
 def has_truth(benchmark: Benchmark) -> bool:
-    """Says whether any pair has a point whose counterpart is known."""
+    """Returns whether any pair has a point whose place in the target is annotated."""
     if not getattr(benchmark, "has_truth", True):
         return False
     pairs = (benchmark[number] for number in range(len(benchmark)))

@@ -77,7 +77,9 @@ def build(cfg: DictConfig) -> FitParts:
     """Builds all parts; the order decides which random numbers each one gets.
 
     Raises:
-        DistillError: for whatever is wrong with the settings, the files that they name, or this machine.
+        ConfigError: for settings that cannot work, alone, together, or on this machine.
+        DataError: for data that cannot be read or is not enough.
+        WeightsError: for weights that are missing or do not suit.
     """
     device = choose_device(cfg.device)
     check_monitor(cfg)
@@ -109,10 +111,10 @@ def build(cfg: DictConfig) -> FitParts:
 
 
 def is_taught(cfg: DictConfig) -> bool:
-    """Says whether the student learns from the teacher's labels, or from its own only.
+    """Returns whether the teacher's labels are trained on; false where self-distillation begins with the first epoch.
 
     Raises:
-        ConfigError: for a filter of labels that nobody learns from.
+        ConfigError: for a filter of the teacher's labels where they are not trained on.
     """
     taught = cfg.self_distillation is None or cfg.self_distillation.start_epoch > 0
     if not taught and (cfg.filter.criteria or cfg.filter.curriculum):

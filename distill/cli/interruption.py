@@ -22,6 +22,7 @@ def terminable() -> Iterator[None]:
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
+        """Raises :class:`Terminated`, and ignores further signals."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Terminated
 

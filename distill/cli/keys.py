@@ -1,4 +1,4 @@
-"""Keys of a configuration: which there are, which was meant, and what type of value they take."""
+"""Keys of a configuration: their names, the nearest name to a wrong one, and the types of their values."""
 
 import difflib
 from collections.abc import Iterator, Sequence

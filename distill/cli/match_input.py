@@ -1,4 +1,4 @@
-"""What ``match`` is asked: target files, and points from the command line, CSV or JSON."""
+"""The inputs of ``match``: target files, and points from the command line, CSV or JSON."""
 
 from dataclasses import dataclass
 from pathlib import Path

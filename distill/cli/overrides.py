@@ -56,7 +56,7 @@ def plain(text: str, sweeps: bool = False) -> str:
 
 
 def is_path(key: str) -> bool:
-    """Says whether a dotted key holds a path; what stands below ``loss.weights`` are numbers, named after losses."""
+    """Returns whether a dotted key holds a path; keys below ``loss.weights`` are names of losses, with numbers."""
     section, _, last = key.lstrip("+").rpartition(".")
     return last in PATHS and section != "loss.weights"
 
@@ -69,10 +69,17 @@ def quoted(value: str) -> str:
 
 
 def parse(overrides: Sequence[str], sweeps: bool = False) -> list[tuple[str, Override]]:
-    """Returns each override as Hydra is to read it, and parsed.
+    """Parses overrides by Hydra's grammar.
+
+    Args:
+        overrides: ``key=value`` as on the command line.
+        sweeps: whether a value may list several values to try.
+
+    Returns:
+        For each override its text, paths quoted as :func:`plain` does, and Hydra's parsed form.
 
     Raises:
-        ConfigError: naming every one that cannot be read.
+        ConfigError: naming every override that cannot be read.
     """
     parsed, problems = [], []
     for given in overrides:

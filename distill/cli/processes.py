@@ -22,7 +22,7 @@ PATIENCE = timedelta(days=30)
 
 
 def launch(cfg: DictConfig) -> Fabric:
-    """Starts the processes that ``cfg.trainer`` asks for; returns who this one is among them.
+    """Starts the processes that ``cfg.trainer`` asks for; returns the Fabric that knows this one's number among them.
 
     Raises:
         ConfigError: when there is no command line to start them with, or the settings do not fit this machine.
@@ -41,7 +41,7 @@ def launch(cfg: DictConfig) -> Fabric:
 
 
 def is_many(cfg: DictConfig) -> bool:
-    """Says whether ``cfg.trainer`` asks for more than one process."""
+    """Returns whether ``cfg.trainer`` asks for more than one process."""
     return cfg.trainer.get("devices", 1) not in (1, "1") or cfg.trainer.get("num_nodes", 1) != 1
 
 
@@ -57,5 +57,5 @@ def check_command_line() -> None:
 
 
 def is_first_process() -> bool:
-    """Says whether this is the process that writes what there is only one of, before any has been started."""
+    """Returns whether this process is the first of its job, the only one to write; known before Lightning starts others."""
     return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or os.environ.get("LOCAL_RANK") or 0) == 0

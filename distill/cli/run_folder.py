@@ -1,4 +1,4 @@
-"""A run's folder: what was asked for, what was measured, what was made."""
+"""The folder of a run: its configuration, figures and files."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -36,10 +36,10 @@ FREE_ON_RESUME = (
 
 
 class RunFolder:
-    """The folder that a command writes to, and no other.
+    """The only folder that a command writes to.
 
-    As a context it clears up after an error: a folder that holds nothing but its configuration and labels does not
-    refuse the corrected command.
+    As a context manager it removes ``config.yaml`` after an error where nothing but labels was made, so that the corrected
+    command may use the same folder.
 
     Args:
         path: of the folder.

@@ -1,4 +1,4 @@
-"""Keys that a user gives but that the verb would not read: an error rather than silence."""
+"""Errors for overrides that have no effect on the verb that they are given to."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -26,14 +26,15 @@ def _always(config: DictConfig) -> bool:
 
 
 def _lacks(section: str, key: str) -> Callable[[DictConfig], bool]:
-    """Says that nothing in ``section`` refers to ``key``."""
+    """Returns a condition: true when no value in ``section`` refers to ``key`` by ``${key}``."""
     return lambda config: f"${{{key}}}" not in OmegaConf.to_yaml(config[section])
 
 
 def _does_not(key: str, *words: str) -> Callable[[DictConfig], bool]:
-    """Says that ``key`` holds none of ``words``; it may be a list."""
+    """Returns a condition: true when the value of ``key``, a word or a list of words, has none of ``words``."""
 
     def check(config: DictConfig) -> bool:
+        """Returns whether none of the words is chosen."""
         value = OmegaConf.select(config, key)
         chosen = [value] if isinstance(value, str) else list(value)
         return not set(chosen) & set(words)

@@ -1,4 +1,4 @@
-"""From a verb to the function that runs it: one of ours, or one that a configuration of the user's names."""
+"""Finds the function that runs a verb: one of the project, or one that a configuration of the user's names."""
 
 import ast
 import importlib
@@ -30,7 +30,7 @@ def run_verb(verb: str, config: DictConfig, config_dir: str | Path | None = None
 def verb_function(verb: str, config_dir: str | Path | None = None) -> Callable[[DictConfig], object]:
     """Returns the function of a verb, which takes the composed configuration.
 
-    A verb with a file in ``configs/`` is ours and lies in ``distill.cli.commands``. Any other is the user's: the key
+    A verb with a file in ``configs/`` lies in ``distill.cli.commands``. Any other is the user's: the key
     ``_target_`` at the top of ``<config_dir>/<verb>.yaml`` names its function.
 
     Raises:
@@ -57,7 +57,7 @@ def verb_function(verb: str, config_dir: str | Path | None = None) -> Callable[[
 def verb_documentation(verb: str, config_dir: str | Path | None = None) -> str:
     """Returns what a verb's help begins with: the docstring of its module, or of the function where that has none.
 
-    A module of ours is read and not imported, which would take seconds.
+    A module of the project is parsed and not imported, because importing takes seconds.
     """
     if (shipped("configs") / f"{verb}.yaml").is_file():
         file = Path(__file__).parent / "commands" / f"{verb}.py"

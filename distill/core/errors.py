@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 
 class DistillError(Exception):
-    """Anything that is wrong with what the user gave, as opposed to a bug of ours."""
+    """An error in what the user gave, as opposed to a fault of the project."""
 
 
 class ConfigError(DistillError):

@@ -11,7 +11,7 @@ from distill.core.errors import DataError
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Gives a temporary path beside ``path`` that becomes ``path`` on success and is removed on failure.
+    """Yields a temporary path beside ``path``, which replaces ``path`` on success and is removed on failure.
 
     The temporary path exists as an empty file and has the suffix of ``path``. The finished file has the mode that an
     ordinary file gets from the process's umask, whatever the writer made of it (safetensors writes 0600). Where ``path`` is

@@ -107,10 +107,10 @@ def sample_at(feature_map: Tensor, points: Tensor, image_size: tuple[int, int]) 
 
 
 def gather_at(feature_map: Tensor, points: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Does what :func:`sample_at` does, by gathering the four cells around each point and weighing them.
+    """Reads a feature map bilinearly at points, by a weighted sum of the four cells around each.
 
-    Values and gradients are those of ``grid_sample`` with border padding, but for rounding. Runtimes have computed
-    GridSample wrongly (TensorRT) or lack it.
+    Arguments and result are those of :func:`sample_at`. Values and gradients are those of ``grid_sample`` with border
+    padding, but for rounding. Some runtimes lack the operator GridSample, and TensorRT has computed it wrongly.
     """
     feature_map = in_single(feature_map)
     points = points.to(feature_map.dtype)

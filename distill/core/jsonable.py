@@ -1,4 +1,4 @@
-"""Figures as JSON has them."""
+"""Conversion of figures to values that JSON has."""
 
 import math
 from collections.abc import Mapping

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def in_single(tensor: Tensor) -> Tensor:
-    """Returns ``tensor`` in single precision if it is in a half precision, else as it is."""
+    """Returns ``tensor``, of any shape, as float32 if it is float16 or bfloat16, else unchanged."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 

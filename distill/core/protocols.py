@@ -77,7 +77,7 @@ def match(matcher: Matcher | PairMatcher, pairs: PairBatch) -> Matches:
 
 
 def match_query(matcher: Matcher | PairMatcher, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
-    """Calls ``matcher`` on images and points alone, see :class:`Matcher`.
+    """Calls ``matcher`` on images (B, 3, H, W) and points (B, N, 2) alone, see :class:`Matcher`.
 
     Raises:
         ConfigError: when it answers pairs of a data set only.
@@ -91,6 +91,6 @@ def match_query(matcher: Matcher | PairMatcher, src_img: Tensor, trg_img: Tensor
 
 
 def move_to_device_of(network: object, images: Tensor) -> None:
-    """Brings ``network`` to the device of ``images``, if it has weights that could be elsewhere."""
+    """Moves ``network`` to the device of ``images``, in place, if it is a torch module."""
     if isinstance(network, nn.Module):
         network.to(images.device)

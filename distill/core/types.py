@@ -1,4 +1,4 @@
-"""What flows between the parts: image pairs in, matches out.
+"""The types that all parts exchange: pairs of images, and matches.
 
 Shapes use B for pairs, N for query points, (H, W) for image pixels and (h, w) for heatmap cells. Points follow the
 convention of :mod:`distill.core.geometry`.

@@ -1,4 +1,4 @@
-"""What a data set says of its photographs and pairs, and whether points, boxes and photographs belong together."""
+"""Annotations of photographs and pairs, and the check that points, boxes and photographs belong together."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -53,13 +53,13 @@ class PairDataModule(LightningDataModule):
         self.train_collate, self.val_collate = train_collate, val_collate
 
     def train_dataloader(self) -> DataLoader[PairBatch]:
-        """Shuffled."""
+        """Returns a loader of training pairs, shuffled by the seed and the epoch."""
         world_size, rank = self._place()
         sampler: DistributedSampler[Any] = DistributedSampler(self.train, world_size, rank, seed=self.seed)
         return self._loader(self.train, sampler, self.train_collate)
 
     def val_dataloader(self) -> DataLoader[PairBatch]:
-        """In the data set's order."""
+        """Returns a loader of validation pairs, in the data set's order."""
         sampler = WholeBatches(self.val, self.batch_size, *self._place())
         return self._loader(self.val, sampler, self.val_collate)
 

@@ -27,7 +27,7 @@ def sample_pairs(categories: Sequence[str], n_pairs: int, seed: int, per_source:
     """Draws ordered pairs of different images of one category, none twice, the categories in turn.
 
     Only as many targets of each source are kept as the draw uses. Up to ``MAX_PERMUTED`` numbers the targets of each
-    source are a permutation of its category, as they always were, so that earlier draws stay what they were; beyond,
+    source are a permutation of its category, so that the pairs of earlier versions are drawn again; beyond,
     only the targets that are used are drawn. Time and memory then grow with ``n_pairs`` and the number of images.
 
     Args:
@@ -96,6 +96,7 @@ def _bundles(
         targets = [_other(group, s, n_targets, rng) for s in sources[:n_bundles]]
 
     def bundles() -> Iterator[list[tuple[int, int]]]:
+        """Yields for each source its pairs with the next ``per_source`` targets."""
         for number in range(n_bundles):
             turn, source = divmod(number, len(sources))
             chosen = targets[source][turn * per_source : (turn + 1) * per_source]

@@ -55,12 +55,14 @@ class AnnotatedImage:
 
     @property
     def frame(self) -> tuple[float, float, float, float]:
-        """``content``, said explicitly."""
+        """x0, y0, x1, y1, px: ``content``, or the whole image where that is None."""
         return self.content or (0.0, 0.0, float(self.image.shape[-1]), float(self.image.shape[-2]))
 
 
 class Query(NamedTuple):
-    """Which labels a pair has, said without decoding its images.
+    """What the labels of a pair are looked up by: both original images and the points of the source.
+
+    It is known without decoding the images.
 
     Attributes:
         src: fingerprint of the original source image.
@@ -94,7 +96,7 @@ class ImageView(NamedTuple):
 
 
 class Scoring(NamedTuple):
-    """Where a pair is scored, and how tolerantly, when it is not in the target's original pixels.
+    """The pixels and the tolerance of a pair that is not scored in the target's original pixels.
 
     Attributes:
         size: height, width of the target, resized, that scores are taken in.
@@ -174,6 +176,7 @@ def collate_pairs(pairs: Sequence[PairBatch]) -> PairBatch:
         raise DataError(f"Expected images of one size in a batch but got {sorted(sizes)}; set data.size.")
 
     def joined(name: str) -> Tensor | list:
+        """Returns the field ``name`` of all pairs: lists in succession, tensors padded along the points."""
         values = [getattr(pair, name) for pair in pairs]
         if isinstance(values[0], list):
             return [entry for value in values for entry in value]
@@ -192,6 +195,7 @@ def select_pairs(pairs: PairBatch, rows: Sequence[int]) -> PairBatch:
     """Returns the pairs at ``rows``, in that order."""
 
     def chosen(value: Tensor | list) -> Tensor | list:
+        """Returns the entries of one field at ``rows``."""
         return [value[row] for row in rows] if isinstance(value, list) else value[list(rows)]
 
     return PairBatch(*(chosen(value) for value in pairs))  # type: ignore[arg-type]
@@ -203,6 +207,7 @@ def with_views(pair: PairBatch, src: ImageView, trg: ImageView) -> PairBatch:
         return pair
 
     def moved(points: Tensor, content: Tensor, view: ImageView) -> Tensor:
+        """Returns points (1, N, 2) of the old image, where the photograph fills ``content``, in pixels of the view."""
         return map_points(points.reshape(1, -1, 2), content, _frame(view)).reshape(points.shape)
 
     return pair._replace(

@@ -276,7 +276,7 @@ class PhotographPairs(Dataset[PairBatch], ABC):
         self.pairs = kept
 
     def _pair_is_whole(self, index: int) -> bool:
-        """Says whether a pair can be read, and writes down in ``skipped`` why it cannot."""
+        """Returns whether a pair can be read; if not, adds the reason to ``skipped``."""
         name = self.pair_name(index)
         if self.names is not None:
             found = self._problems_of(self.pairs[index])
@@ -287,7 +287,7 @@ class PhotographPairs(Dataset[PairBatch], ABC):
         return known is not None and all(self._image_problem(self.skipped, name, n) for n in (known.src, known.trg))
 
     def _image_problem(self, found: dict[str, str], name: str, annotation: ImageAnnotation) -> bool:
-        """Says whether a photograph is in order, and writes down under ``name`` what is wrong with it.
+        """Returns whether a photograph can be read and suits its annotation; if not, adds the reason to ``found``.
 
         Each photograph is read once, unless a pair says something else of it than another.
         """

@@ -80,7 +80,7 @@ class PhotographReader:
     """Reads image files, brings them to one size, and keeps the pixels as far as the memory allows.
 
     The memory is shared with the processes that a data loader forks, so that a photograph is decoded once a run and not
-    once a process. What finds no place is decoded each time it is asked for.
+    once a process. Photographs beyond that are decoded at every read.
 
     Args:
         paths: of the files that will be asked for.

@@ -1,4 +1,8 @@
-"""Symmetric groups: parts of an object that mirror or repeat each other, by the part's number from 0 on.
+"""Symmetric groups of SPair-71k, AP-10K and CUB-200-2011.
+
+A group holds the parts of an object that mirror or repeat each other, such as both eyes or the four legs. A part is
+named by its number among the benchmark's points, from 0 on. Each constant holds the groups by category; the category ""
+stands for all that are not named.
 
 A point is geometry-aware when another part of its group is visible in the target too, so that appearance alone cannot
 tell them apart (Zhang et al., "Telling Left from Right", CVPR 2024). The groups of SPair-71k and AP-10K are those of that

@@ -1,4 +1,4 @@
-"""What an exported file says about itself, as ONNX metadata: text by key, JSON where it is more than a word.
+"""Metadata of exported ONNX files: text by key, JSON where a value has parts.
 
 | key | value |
 |---|---|
@@ -10,7 +10,7 @@
 | input | JSON: range, channels, layout and size of the images, and the convention of points |
 | student | JSON: the configuration that builds the student |
 | fingerprint | digest of the student's weights, the same for every precision |
-| teacher, data | JSON: whose answers it learned, and of which pairs; empty where the student's file does not say |
+| teacher, data | JSON: the teacher of its labels, and the training pairs; empty where the student's file does not say |
 | figures | JSON: PCK in percent, each naming its convention |
 | licences | JSON: of the backbone's weights as timm names it, and of the data |
 """

@@ -31,18 +31,18 @@ class Gate(NamedTuple):
 
     @property
     def loss(self) -> float:
-        """In points."""
+        """PCK of the student minus that of the file, in percentage points; negative where the file is better."""
         return self.torch - self.file
 
     def figures(self) -> dict[str, Any]:
-        """Returns what the file's metadata says of it."""
+        """Returns both figures, the number of pairs and the convention, as the file's metadata holds them."""
         return {
             "pck@0.10": {"torch": self.torch, "file": self.file, "pairs": self.n_pairs, "convention": self.convention}
         }
 
 
 def measure(student: nn.Module, matcher: Matcher, pairs: Benchmark) -> Gate:
-    """Evaluates ``student`` and ``matcher`` on ``pairs``."""
+    """Evaluates ``student``, a torch module, and ``matcher``, its exported file, on the same ``pairs``."""
     reports = [evaluate(asked, pairs, "student", progress=False).report for asked in (student, matcher)]
     torch, file = (float(report["pck"]["image"][ALPHA]) for report in reports)
     return Gate(torch, file, reports[0]["n_pairs"], f"per image, {pairs.threshold}, {pairs.name} {pairs.split}")

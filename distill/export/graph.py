@@ -74,7 +74,7 @@ def finish(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _name_dimensions(model: onnx.ModelProto, free: Mapping[str, Mapping[int, str]]) -> None:
-    """Gives the free dimensions the names that a reader of the file understands."""
+    """Names the free dimensions in place, as ``free`` says by input and axis."""
     shapes = {tensor.name: tensor.type.tensor_type.shape.dim for tensor in model.graph.input}
     names = {shapes[key][axis].dim_param: name for key, axes in free.items() for axis, name in axes.items()}
     for tensor in (*model.graph.input, *model.graph.output, *model.graph.value_info):

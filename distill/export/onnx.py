@@ -171,7 +171,7 @@ def network_name(student: nn.Module) -> str:
 
 
 class _AnyNumberOfPoints(nn.Module):
-    """A student that is asked for one point more, whose answer is dropped.
+    """Calls a student with one further point, and drops the answer to it.
 
     No tensor of the graph is empty then: ONNX Runtime 1.17 to 1.32 ends the process on an empty Resize.
     """
@@ -181,6 +181,7 @@ class _AnyNumberOfPoints(nn.Module):
         self.student = student
 
     def forward(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
+        """Matches as the student does; N may be 0."""
         points = torch.cat([src_kps, src_kps.new_zeros(src_kps.shape[0], 1, 2)], dim=1)
         return Matches(*(field[:, :-1] for field in self.student(src_img, trg_img, points)))
 

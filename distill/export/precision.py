@@ -65,6 +65,7 @@ class _InHalf(nn.Module):
         self.module = module.half()
 
     def forward(self, *inputs: Any) -> Any:
+        """Computes in half precision; takes and returns single precision."""
         return _cast(self.module(*_cast(inputs, torch.float32, torch.float16)), torch.float16, torch.float32)
 
 
@@ -119,4 +120,5 @@ class _Feeds(CalibrationDataReader):
         self._feeds: Iterator[Feed] = iter(feeds)
 
     def get_next(self) -> Any:
+        """Returns the next inputs by name; None after the last."""
         return next(self._feeds, None)

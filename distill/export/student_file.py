@@ -50,7 +50,7 @@ def add_about(path: str | Path, about: Mapping[str, Any]) -> None:
 
 
 def read_student_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns the configuration and the weights in a student's file.
+    """Returns the configuration in a student's file, with "size" in px, and the weights by name, on the CPU.
 
     Raises:
         WeightsError: when the file is missing, truncated, or no student, or its configuration is none.

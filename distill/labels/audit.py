@@ -18,7 +18,7 @@ from distill.labels.shard import SUFFIX, Shard, digest, open_shard
 
 @dataclass
 class Audit:
-    """What was found in a folder.
+    """The findings of :func:`audit` in one folder.
 
     Attributes:
         folder: that was checked.
@@ -160,6 +160,7 @@ def _differences(index: Index, truth: Index) -> int:
     """Returns how many labels one of two indices has and the other has not, in the same place."""
 
     def rows(of: Index) -> Counter[tuple[int, str, int]]:
+        """Returns how often the index has each (key, file name, row)."""
         names = [path.name for path in of.files]
         files = (names[number] for number in of.file.tolist())
         return Counter(zip(of.key.tolist(), files, of.row.tolist(), strict=True))
@@ -169,7 +170,7 @@ def _differences(index: Index, truth: Index) -> int:
 
 
 def _is_left(path: Path) -> bool:
-    """Returns whether an unfinished file is no longer being written, because its writer's lock is gone."""
+    """Returns whether no process writes an unfinished file any more: its writer holds a lock as long as it lives."""
     try:
         with open(path, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -31,7 +31,10 @@ class MinConfidence:
     """Removes labels of low confidence.
 
     Args:
-        least: confidence that counts, in [0, 1].
+        least: lowest confidence that is kept, in [0, 1].
+
+    Raises:
+        ConfigError: for a confidence outside [0, 1].
     """
 
     def __init__(self, least: float = 0.5) -> None:
@@ -45,11 +48,17 @@ class MinConfidence:
 
 
 class RelaxedCycle:
-    """Weighs labels by relaxed cycle consistency: the distance between the source point and another matcher's way back.
+    """Weighs labels by relaxed cycle consistency.
+
+    Another matcher matches the labelled target point back to the source. The weight is a Gaussian of the distance between
+    its answer and the source point.
 
     Args:
-        matcher: that matches the labels back to the source; a fast one suffices.
-        tolerance: as a fraction of the image's longer side.
+        matcher: that matches back; a fast one suffices.
+        tolerance: standard deviation of the Gaussian, as a fraction of the image's longer side.
+
+    Raises:
+        ConfigError: for a tolerance that is not positive.
     """
 
     def __init__(self, matcher: Matcher, tolerance: float = 0.1) -> None:
@@ -62,11 +71,17 @@ class RelaxedCycle:
 
 
 class Agreement:
-    """Weighs labels by the distance to another matcher's answers: two methods seldom make the same error.
+    """Weighs labels by their agreement with another matcher.
+
+    The weight is a Gaussian of the distance between the label and the matcher's answer at the same point. Two different
+    methods seldom make the same error.
 
     Args:
-        matcher: that is asked too.
-        tolerance: as a fraction of the image's longer side.
+        matcher: whose answers the labels are compared with.
+        tolerance: standard deviation of the Gaussian, as a fraction of the image's longer side.
+
+    Raises:
+        ConfigError: for a tolerance that is not positive.
     """
 
     def __init__(self, matcher: Matcher, tolerance: float = 0.1) -> None:
@@ -79,13 +94,17 @@ class Agreement:
 
 
 class FlipAgreement:
-    """Weighs labels by the distance to another matcher's answer on the flipped images.
+    """Weighs labels by their agreement with a matcher on the horizontally flipped images.
 
-    The flipped images are matched; no stored heatmap is flipped.
+    The weight is a Gaussian of the distance between the label and the answer on the flipped images, flipped back. The
+    images are matched anew; no stored heatmap is flipped.
 
     Args:
-        matcher: that is asked.
-        tolerance: as a fraction of the image's longer side.
+        matcher: whose answers the labels are compared with.
+        tolerance: standard deviation of the Gaussian, as a fraction of the image's longer side.
+
+    Raises:
+        ConfigError: for a tolerance that is not positive.
     """
 
     def __init__(self, matcher: Matcher, tolerance: float = 0.1) -> None:
@@ -105,8 +124,11 @@ class PeakMass:
     A teacher that averages several answers, such as those of several prompts, spreads its map where they disagree.
 
     Args:
-        radius: of what is near, as a fraction of the image's longer side.
+        radius: within which a cell counts as near, as a fraction of the image's longer side.
         sharpness: the power that the map is raised to first.
+
+    Raises:
+        ConfigError: for a radius or a sharpness that is not positive.
     """
 
     def __init__(self, radius: float = 0.15, sharpness: float = 4.0) -> None:

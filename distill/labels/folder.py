@@ -38,7 +38,7 @@ class LabelFolder:
         self.refresh()
 
     def is_old(self, path: Path) -> bool:
-        """Returns whether a file is of the format before, and was converted when it was opened."""
+        """Returns whether a file is of the previous format, and was converted when it was opened."""
         return self._shard(path).converted
 
     def refresh(self) -> None:
@@ -149,7 +149,7 @@ class LabelFolder:
             )
 
     def cannot_write(self, error: Exception) -> LabelError:
-        """Returns the error of a folder that cannot be written to."""
+        """Returns the :class:`LabelError` to raise when writing to this folder failed with ``error``."""
         return LabelError(f"Expected to write labels to {self.path} but got: {error}; make room or set labels.dir.")
 
     def __getstate__(self) -> dict[str, object]:

@@ -24,7 +24,7 @@ from distill.labels.shard import SUFFIX, Shard, write_whole
 FILE = "index.parquet"
 FORMAT = "distill-label-index-2"
 BY_PIXELS = "distill-label-index-1"
-"""The format before, whose keys are of points in px; such an index is left aside."""
+"""The previous format, whose keys are of points in px; such an index is ignored."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Index:
         return len(self.key)
 
     def distinct(self) -> int:
-        """Returns of how many points there is a record, however often."""
+        """Returns the number of points that have a record; several records of one point count once."""
         return int(np.count_nonzero(np.diff(self.key))) + 1 if len(self) else 0
 
     def find(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
@@ -111,7 +111,16 @@ def label_files(folder: Path) -> dict[Path, int]:
 
 
 def write_index(folder: Path, index: Index, fingerprint: Mapping[str, str]) -> Path:
-    """Writes the index of ``folder``, whose files it knows all, whole or not at all; returns its path."""
+    """Writes the index of a folder of labels, whole or not at all; returns the path of the file.
+
+    Args:
+        folder: that the label files lie in.
+        index: of all label files in ``folder``.
+        fingerprint: of the teacher that made the labels.
+
+    Raises:
+        OSError, DataError: when the file cannot be written.
+    """
     sizes = {path.name: path.stat().st_size for path in index.files}
     about = {"format": FORMAT, "fingerprint": dict(fingerprint), "files": sizes}
     table = pa.table({"key": index.key, "file": index.file, "row": index.row})

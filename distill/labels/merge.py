@@ -14,7 +14,7 @@ from distill.labels.shard import digest, write_whole
 def merge(sources: Sequence[Path], into: Path) -> int:
     """Adds the labels of ``sources`` to those in ``into``; returns how many were added.
 
-    Labels that are there already are left out. Files of the format before are converted, see
+    Labels that are there already are left out. Files of the previous format are converted, see
     :func:`distill.labels.shard.open_shard`. It may be interrupted and done again.
 
     Raises:

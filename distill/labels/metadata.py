@@ -6,10 +6,17 @@ from typing import Any
 
 
 def parse(text: str | bytes | None, formats: Sequence[str]) -> dict[str, Any]:
-    """Returns the metadata of a file: at least "format", one of ``formats``, and "fingerprint", from name to text.
+    """Parses the metadata of a file of labels.
+
+    Args:
+        text: JSON; None where the file has no metadata.
+        formats: that are accepted, the present one first.
+
+    Returns:
+        At least "format", one of ``formats``, and "fingerprint", a dictionary of texts.
 
     Raises:
-        ValueError: saying what else it is.
+        ValueError: when it is no such JSON object, or of another format; the message says what it is.
     """
     try:
         about = json.loads(text or "{}")
@@ -26,10 +33,10 @@ def parse(text: str | bytes | None, formats: Sequence[str]) -> dict[str, Any]:
 
 
 def texts(values: Any, what: str) -> list[str]:
-    """Returns ``values``, a list of texts.
+    """Returns ``values`` after the check that it is a list of texts.
 
     Raises:
-        ValueError: when it is something else; ``what`` says what was expected.
+        ValueError: when it is not; ``what`` names the list in the message.
     """
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise ValueError(f"its metadata has no list of {what}")

@@ -26,7 +26,7 @@ from distill.labels.records import ARRAYS, Columns, Image
 
 FORMAT = "distill-labels-3"
 BY_PIXELS = "distill-labels-2"
-"""The format before: points in px, images named by their resized content."""
+"""The previous format: points in px, images named by their resized content."""
 SUFFIX = ".safetensors"
 ADVICE = "python -m distill label repair sets it aside, and the labels in it are made again"
 
@@ -40,7 +40,7 @@ class Shard:
         fingerprint: of what made the labels.
         columns: the records.
         checksum: (R,) uint32, what :meth:`Columns.checksums` was when they were written.
-        converted: whether the file is of the format before, and ``columns`` were converted.
+        converted: whether the file is of the previous format, and ``columns`` were converted.
         verified: (R,) bool, which records have been compared with their checksums since the file was opened.
     """
 
@@ -98,7 +98,7 @@ def write_shard(folder: Path, columns: Columns, fingerprint: Mapping[str, str]) 
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file that is there, whole and on the disk, when this returns, and not at all when it is interrupted.
+    """Writes a file atomically, and flushes it to the disk before it returns.
 
     While it is written it has a hidden name and is locked, so that others can tell it from what a killed process left.
 
@@ -124,10 +124,10 @@ def digest(content: bytes) -> str:
 
 
 def open_shard(path: Path) -> Shard:
-    """Opens a file of labels. One of the format before is converted in memory where its images are rendered scenes.
+    """Opens a file of labels. One of the previous format is converted in memory where its images are rendered scenes.
 
     Raises:
-        LabelError: when it is cut, not a file of labels, of another format, or of photographs in the format before.
+        LabelError: when it is cut, not a file of labels, of another format, or of photographs in the previous format.
     """
     try:
         with safe_open(path, "pt") as file:  # as torch maps files into memory, where numpy would read them
@@ -183,7 +183,7 @@ def _check_arrays(path: Path, arrays: Mapping[str, NDArray], n_images: int) -> N
 
 
 def _converted(shard: Shard) -> Shard:
-    """Returns labels of the format before, of rendered scenes, as they are stored now.
+    """Returns labels of rendered scenes in the previous format as they are stored now.
 
     There, points are in px of the rendering, whose side the image's fingerprint names, as in "shapes-2/.../000001@128".
 

@@ -74,7 +74,7 @@ class DenseStudent(Protocol):
 
 
 def dense_parts(example: Example) -> tuple[Any, Tensor, Tensor]:
-    """Returns the student and both its maps, which every loss with ``dense = True`` is given."""
+    """Returns the student and its maps (B, C, h, w) of sources and targets, for losses with ``dense = True``."""
     assert example.student is not None and example.src_map is not None and example.trg_map is not None
     return example.student, example.src_map, example.trg_map
 

@@ -12,7 +12,8 @@ class CoordinateHuber:
     """Huber loss of the distance between points, in fractions of the image's longer side.
 
     Args:
-        delta: where the loss turns from square to straight, so that a wildly wrong label does not dominate.
+        delta: distance at which the loss changes from quadratic to linear, so that a grossly wrong label does not dominate;
+            a fraction of the longer side.
 
     Raises:
         ConfigError: for a delta that is not positive.

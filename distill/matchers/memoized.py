@@ -14,7 +14,7 @@ class MemoizedMatcher:
 
     Args:
         matcher: whose answers do not change.
-        singly: whether pairs are asked one at a time and without padding. An answer is then the same, bit for bit,
+        singly: whether pairs are matched one at a time and without padding. An answer is then the same, bit for bit,
             whatever other pairs are in its batch.
     """
 

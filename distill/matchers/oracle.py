@@ -9,7 +9,7 @@ from distill.core.types import Matches, PairBatch
 
 
 class Oracle:
-    """Answers with the annotation, with certainty; the heatmap is a Gaussian at it.
+    """Answers with the annotated target points and confidence 1; the heatmap is a Gaussian around each.
 
     Args:
         heatmap_side: cells a side of the heatmap.

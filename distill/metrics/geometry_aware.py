@@ -17,7 +17,7 @@ Groups = Mapping[str, Sequence[Sequence[int]]]
 def geometry_aware(
     kps_id: Tensor, kps_mask: Tensor, trg_all_id: Tensor, category: Sequence[str], symmetric_groups: Groups
 ) -> Tensor:
-    """Says which points are geometry-aware.
+    """Returns which points are geometry-aware.
 
     Args:
         kps_id: (B, N) which part each common point is.

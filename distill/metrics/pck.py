@@ -21,7 +21,7 @@ def alpha_key(alpha: float) -> str:
 
 
 def pck_correct(predicted: Tensor, truth: Tensor, pck_threshold: Tensor, alphas: Sequence[float] = ALPHAS) -> Tensor:
-    """Says which points are right.
+    """Returns which points are right.
 
     Args:
         predicted: (B, N, 2) x, y in original target pixels.
@@ -30,7 +30,7 @@ def pck_correct(predicted: Tensor, truth: Tensor, pck_threshold: Tensor, alphas:
         alphas: A fractions of it.
 
     Returns:
-        (B, N, A) bool; a point that is not a number is wrong.
+        (B, N, A) bool; false for a point with NaN.
     """
     distance = (predicted.double() - truth.double()).norm(dim=-1)
     tolerance = pck_threshold.double()[:, None] * torch.tensor(list(alphas), dtype=torch.float64).to(distance.device)

@@ -1,4 +1,4 @@
-"""Where a number was measured."""
+"""Versions, processor and accelerator of the machine, for reports and the choice of a device."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""The most memory that a piece of work takes."""
+"""Peak memory of a part of a program."""
 
 import re
 import resource

@@ -1,4 +1,4 @@
-"""Progress with the time that is left: a bar in a terminal, otherwise a line a minute, as the log of a batch job wants it."""
+"""Progress and remaining time: a bar in a terminal; elsewhere, such as in the log of a batch job, a line a minute."""
 
 import sys
 import time
@@ -18,7 +18,7 @@ MINUTE = 60.0
 
 
 def bar(unit: str = "") -> "Shown":
-    """Returns what shows how much is done, how fast it goes and how long it will take, on stderr.
+    """Returns a progress display on stderr, with count, rate and remaining time.
 
     Args:
         unit: shown after the count.
@@ -28,7 +28,7 @@ def bar(unit: str = "") -> "Shown":
 
 
 def terminal_bar(console: Console, unit: str = "") -> Progress:
-    """Returns a bar that takes one line of ``console``, from 60 columns on."""
+    """Returns a bar that takes one line of a ``console`` of at least 60 columns; ``unit`` is shown after the count."""
     return Progress(
         TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
         BarColumn(bar_width=8),
@@ -73,27 +73,27 @@ class LineProgress:
         self.stop()
 
     def start(self) -> None:
-        """Does nothing; a bar would appear."""
+        """Does nothing; a bar of rich is drawn from here on."""
 
     def stop(self) -> None:
-        """Does nothing; a bar would vanish."""
+        """Does nothing; a bar of rich is drawn until here."""
 
     def add_task(
         self, description: str, total: float | None = None, note: str = "", visible: bool = True, **others: Any
     ) -> TaskID:
-        """Adds a task and starts its clock."""
+        """Adds a task, starts its clock, and returns its number; ``total`` is None while it is not known."""
         now = time.monotonic()
         self._tasks.append(_Task(description, total, note, visible=visible, began_at=now, told_at=now))
         return TaskID(len(self._tasks) - 1)
 
     def reset(self, task: TaskID, total: float | None = None, completed: float = 0, **others: Any) -> None:
-        """Starts a task's clock anew."""
+        """Sets a task's total and count, and starts its clock anew."""
         of = self._tasks[task]
         of.total, of.completed, of.began_with = total, completed, completed
         of.began_at = of.told_at = time.monotonic()
 
     def advance(self, task: TaskID, advance: float = 1) -> None:
-        """Counts further ones."""
+        """Adds ``advance`` to the count of a task."""
         self.update(task, advance=advance)
 
     def update(
@@ -135,7 +135,7 @@ Shown = Progress | LineProgress
 
 
 def duration(seconds: float) -> str:
-    """Returns a time as people say it: "42 s", "3 min", "2 h 05 min"."""
+    """Returns a duration as text: "42 s", "3 min", "2 h 05 min"."""
     minutes = round(seconds / 60)
     if seconds < 100:
         return f"{seconds:.0f} s"

@@ -112,11 +112,10 @@ class Distillation(LightningModule):
         self._labeller.content = labeller
 
     def training_step(self, batch: PairBatch | LabelledPairs, batch_idx: int) -> Tensor:
-        """Returns the weighted sum of the losses on a batch of pairs, with labels or without.
+        """Returns the weighted sum of the losses on a batch, a scalar.
 
-        The labels of the batch are used as long as the labeller is the teacher.
-
-        Pairs without a common point add nothing to losses on points. A batch of nothing else is not logged.
+        Labels that come with the batch are used as long as the labeller is the teacher; otherwise the labeller is asked.
+        Pairs without a common point add nothing to losses on points. A batch of such pairs only is not logged.
 
         Raises:
             DataError: when a loss is NaN or infinite.

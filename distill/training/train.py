@@ -56,7 +56,7 @@ def train(
 ) -> None:
     """Trains, and leaves the weights that ``checkpoint`` kept in ``module``.
 
-    Several processes are one again afterwards: what follows is the first one's business.
+    Where several processes train, their process group is closed afterwards; what follows runs in each without the others.
 
     Args:
         trainer: with ``checkpoint`` among its callbacks.

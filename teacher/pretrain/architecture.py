@@ -125,7 +125,7 @@ def build_unet(
     prompt_width: int,
     init_from: str | None = None,
 ) -> UNet2DConditionModel:
-    """Returns a UNet with random weights. Its attention changes nothing at first, as in the original latent diffusion.
+    """Returns a UNet with random weights. The output projections of its attention start at zero, as in latent diffusion.
 
     Args:
         latent_side: of the latents it is trained on.
@@ -137,6 +137,7 @@ def build_unet(
         init_from: a pipeline folder whose UNet gives the weights, instead of random ones; what it lacks stays random.
 
     Raises:
+        WeightsError: when that folder lacks files.
         ConfigError: when that UNet has weights for which there is no place.
     """
     down = tuple("CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in encoder_attention)

@@ -74,13 +74,13 @@ class LatentBlocks(Dataset[tuple[int, Tensor, Tensor]]):
 
 
 class LatentStore:
-    """Latents and tokens of the first pictures of a world, in two files that are filled as far as is asked for.
+    """Latents and tokens of the pictures 0 to ``capacity`` - 1, in two memory-mapped files that are filled on demand.
 
     Args:
-        folder: of the files; what is there is kept.
+        folder: of the files; blocks that it holds already are not made again.
         blocks: makes them.
-        capacity: how many pictures there may be.
-        num_workers: processes that make them; 0 makes them here, when they are asked for.
+        capacity: number of pictures, rounded up to whole blocks.
+        num_workers: processes that make blocks ahead; 0 makes them in this process, on demand.
         about: what the latents depend on, by name.
 
     Raises:
@@ -121,7 +121,7 @@ class LatentStore:
         self._coming: Iterator[tuple[int, Tensor, Tensor]] | None = None
 
     def ensure(self, number: int) -> None:
-        """Waits until the first ``number`` pictures are there, and makes those that are missing."""
+        """Makes the latents of the first ``number`` pictures as far as they are missing; returns when all are stored."""
         needed = -(-number // BLOCK)
         while not self._made[:needed].all():
             if self._coming is None:
@@ -132,14 +132,14 @@ class LatentStore:
             self._made[block] = True  # last: a block that is said to be made is whole
 
     def rows(self, numbers: np.ndarray) -> dict[str, Tensor]:
-        """Returns "latents" (B, C, s, s) in half precision and "tokens" (B, L) of B pictures that are there."""
+        """Returns "latents" (B, C, s, s) in half precision and "tokens" (B, L) int64 of B stored pictures."""
         return {
             "latents": torch.from_numpy(self._latents[numbers]),
             "tokens": torch.from_numpy(self._tokens[numbers].astype(np.int64)),
         }
 
     def close(self) -> None:
-        """Ends the processes."""
+        """Ends the processes that make blocks."""
         self._coming = None
 
 
@@ -153,6 +153,9 @@ class LatentBatches(IterableDataset[dict[str, Tensor]]):
         fresh: pictures that are added with each step, until the store is full.
         seed: of the draws.
         first_step: number of the first step, after those that an interrupted run has made.
+
+    Raises:
+        ConfigError: for a batch or a stock at the start below 1, or a negative ``fresh``.
     """
 
     def __init__(

@@ -23,7 +23,12 @@ from distill.evaluation.ablation import markdown, summary
 
 
 def run(cfg: DictConfig) -> list[dict[str, Any]]:
-    """Trains what is missing, writes and prints the table, and returns its rows."""
+    """Trains what is missing, writes and prints the table, and returns its rows.
+
+    Raises:
+        ConfigError: without variants or seeds, for a seed that comes twice, and for a variant that cannot be composed;
+            before anything is trained.
+    """
     variants: dict[str, Any] = OmegaConf.to_container(cfg.suite.variants)  # type: ignore[assignment]  # fit resolves it
     seeds = list(cfg.seeds)
     if not variants or not seeds or len(set(seeds)) < len(seeds):
@@ -61,7 +66,7 @@ def report_of(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _differs(first: Any, second: DictConfig) -> bool:
-    """Says whether two configurations differ in anything but whether the run was resumed."""
+    """Returns whether two configurations differ in a key other than ``run.resume``."""
     plain = [OmegaConf.to_container(config, resolve=True) for config in (first, second)]
     for config in plain:
         assert isinstance(config, dict)

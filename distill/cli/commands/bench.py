@@ -30,7 +30,11 @@ from distill.system.tables import print_table
 
 
 def run(cfg: DictConfig) -> list[dict]:
-    """Measures, writes ``bench.json``, prints the table, and returns its rows."""
+    """Measures, writes ``bench.json``, prints the table, and returns its rows.
+
+    Raises:
+        ConfigError: when ``what`` is empty or names something that cannot be measured.
+    """
     measured: dict[str, Callable[[DictConfig, Benchmark], list[dict]]] = {
         "student": _students,
         "teacher": _teacher,

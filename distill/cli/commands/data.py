@@ -115,6 +115,7 @@ class _Sheet:
             self.shown[key] = image, known
 
     def draw(self) -> Image.Image:
+        """Returns the sheet of the photographs that were added."""
         images, points = zip(*self.shown.values(), strict=True)
         return contact_sheet(images, points)
 

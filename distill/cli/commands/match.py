@@ -41,7 +41,11 @@ Rows = list[dict[str, Any]]
 
 
 def run(cfg: DictConfig) -> dict:
-    """Matches, writes ``matches.json``, ``points.csv`` and pictures, and returns what the first holds."""
+    """Matches, writes ``matches.json``, ``points.csv`` and pictures, and returns what the first holds.
+
+    Raises:
+        DataError: for images or points that cannot be read, and when no image of a folder of targets can.
+    """
     src = Path(cfg.src)
     src_img, points = read_image(src), read_points(cfg.points, src)
     check_points(points.xy, src_img, "points")

@@ -1,8 +1,8 @@
 """Train the small Stable Diffusion that the default teacher uses, on the project's own pictures.
 
-First an autoencoder, then UNet and text encoder on its latents, which processes of their own make alongside. The folder
-gets pipeline/, which diffusers loads, samples/, the curve (diffusion.jsonl, curve.png), latents/ and checkpoints. A run that is
-there is continued from its last checkpoint (diffusion.checkpoint_every), and ends as if it had never stopped. The defaults suit a
+First an autoencoder, then UNet and text encoder on its latents, which further processes make at the same time. The folder
+gets pipeline/, which diffusers loads, samples/, the curve (diffusion.jsonl, curve.png), latents/ and checkpoints. An existing
+run is continued from its last checkpoint (diffusion.checkpoint_every), and ends as if it had never stopped. The defaults suit a
 GPU; without one, take smaller batches.
 
 Examples:

@@ -110,6 +110,7 @@ class AP10KPairs(PhotographPairs):
         file = self.root / "ImageAnnotation" / f"{name}.json"
 
         def parse(content: Any) -> ImageAnnotation:
+            """Returns the annotation that the JSON object ``content`` holds."""
             content = object_in(content, "the file")
             meaning = f"x, y and visibility of {N_POINTS} parts"
             values = numbers_in(content["keypoints"], 3 * N_POINTS, "keypoints", meaning)

@@ -93,6 +93,7 @@ class SPairPairs(PhotographPairs):
         file = self._pair_file(self._lines[pair])
 
         def parse(content: Any) -> PairAnnotation:
+            """Returns the annotation that the JSON object ``content`` holds."""
             content = object_in(content, "the file")
             ids = [int(point) for point in content["kps_ids"]]
             if not set(ids) <= set(range(N_POINTS)) or len(set(ids)) < len(ids):

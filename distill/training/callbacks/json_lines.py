@@ -29,17 +29,17 @@ class JsonLines(Logger):
 
     @property
     def name(self) -> str:
-        """Of the logger."""
+        """Name of the logger, as Lightning asks for it."""
         return "jsonl"
 
     @property
     def version(self) -> str:
-        """There is one per run."""
+        """Always "0": a run's folder has one log."""
         return "0"
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Appends a line."""
+        """Appends a line with ``step`` and ``metrics``; NaN and infinity become null."""
         if not self._begun:
             self._forget(step or 0)
             self._begun = True

@@ -13,7 +13,7 @@ def check_finite(terms: dict[str, Tensor], losses: dict[str, Loss], example: Exa
     """Checks the losses of a batch.
 
     Args:
-        terms: each loss's value, by name.
+        terms: the scalar value of each loss, by name.
         losses: the losses themselves, to find the pair.
         example: the batch.
         batch_idx: its number in the epoch.
@@ -41,6 +41,7 @@ def one_pair(example: Example, row: int) -> Example:
     """Returns the example of one pair of the batch."""
 
     def only(matches: Matches) -> Matches:
+        """Returns the answers to the one pair."""
         return Matches(*(field[row : row + 1] for field in matches))
 
     return Example(

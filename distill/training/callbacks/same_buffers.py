@@ -5,14 +5,14 @@ from torch import distributed
 
 
 class SameBuffers(Callback):
-    """Gives all processes the first one's buffers before validation.
+    """Copies the buffers of the first process to all others before validation.
 
-    Averages as of batch normalisation are each process's own while it trains. The first one's are kept, and so these
-    are what must be validated.
+    Running averages, as of batch normalisation, differ between processes during training. Checkpoints hold those of the
+    first process, so validation has to use them too.
     """
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sends them."""
+        """Broadcasts the buffers from process 0."""
         if distributed.is_available() and distributed.is_initialized() and trainer.world_size > 1:
             for buffer in pl_module.buffers():
                 distributed.broadcast(buffer, 0)

@@ -15,7 +15,7 @@ Kind = Literal["ellipsoid", "box"]
 
 @dataclass
 class Anatomy:
-    """An object as it grows: primitives and keypoints are added one after the other.
+    """An object under construction: primitives and keypoints are added one after the other.
 
     Attributes:
         group: for each primitive the name of the colour group it is painted with ("head", "wheels").

@@ -161,7 +161,7 @@ def aeroplane(body: Anatomy, stretch: Stretch) -> None:
 
 
 def chair(body: Anatomy, stretch: Stretch) -> None:
-    """A chair whose sitter looks along +x."""
+    """A chair that faces +x."""
     depth, width, leg = stretch(0.3, 0.4), stretch(0.28, 0.36), stretch(0.24, 0.34)
     z = 2 * leg
     seat = body.add("box", "seat", (0, 0, z), (depth, width, 0.05))

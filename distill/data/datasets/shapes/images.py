@@ -1,4 +1,4 @@
-"""An endless stream of captioned images for pretraining."""
+"""Captioned images for pretraining, as an iterable data set without end."""
 
 from collections.abc import Iterator, Sequence
 from itertools import count
@@ -31,10 +31,10 @@ class CaptionedShapes(IterableDataset[dict[str, Any]]):
         size: side in pixels.
         seed: of the world.
         difficulty: "easy", "medium", "colourful" or "hard", or several of them, of which each picture shows one.
-        shares: how often each of several difficulties is drawn, in any unit; without it, equally often.
         batch_size: B.
         start: how many pictures to pass over, those that an interrupted run has seen.
         device: where to render.
+        shares: how often each of several difficulties is drawn, in any unit; without it, equally often.
 
     Raises:
         ConfigError: for an unknown difficulty, and for shares that do not fit the difficulties.

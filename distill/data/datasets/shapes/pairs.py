@@ -30,7 +30,7 @@ SURFACE = 0.06  # half image sides; keypoints sit on or just below the surface
 class ShapesPairs(Dataset[PairBatch]):
     """Same-category pairs of rendered objects.
 
-    Every image serves in several pairs, as in SPair-71k, so that what a teacher learns of a source point is used again.
+    Every image serves in several pairs, as in SPair-71k, so that a prompt which was optimised for a source point is used again.
 
     Args:
         split: "train", "val" or "test"; no scene is in two of them.
@@ -167,7 +167,7 @@ def variation(src: Scene, trg: Scene, src_occluded: bool, trg_occluded: bool) ->
 
 
 def _occluded(scene: Scene, size: int) -> bool:
-    """Whether something in front hides a part of the object."""
+    """Returns whether something in front hides a part of the object."""
     front = scene.centre[scene.n_object :, 2] < 0
     if not front.any():
         return False

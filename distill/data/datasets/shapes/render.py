@@ -76,6 +76,7 @@ def _pack(scenes: list[Scene]) -> _Primitives:
     most = max(len(scene.half) for scene in scenes)
 
     def padded(arrays: list[np.ndarray], fill: float = 0.0) -> Tensor:
+        """Returns (B, P, ...): the arrays (P_i, ...), each filled up to the longest."""
         full = np.full((len(arrays), most, *arrays[0].shape[1:]), fill)
         for row, array in zip(full, arrays, strict=True):
             row[: len(array)] = array
@@ -167,6 +168,7 @@ def _background(scenes: list[Scene], size: int, u: Tensor, v: Tensor) -> Tensor:
     device = u.device
 
     def column(values: list[float]) -> Tensor:
+        """Returns (B, 1): a value for each scene."""
         return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
 
     ground = torch.as_tensor(np.stack([s.ground for s in scenes]), dtype=torch.float32, device=device)
