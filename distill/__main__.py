@@ -24,6 +24,7 @@ VERBS = {
     "compare": "teacher, student and baselines on the same pairs",
     "export": "write a student as ONNX, verified",
     "match": "two image files and points in, matches out",
+    "demo": "serve a web page that matches in the browser",
     "pretrain": "train the small Stable Diffusion that the default teacher uses",
     "bench": "speed and memory of teacher and student, side by side",
     "data": "check, download or describe a data set",

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -82,7 +83,14 @@ def _port(profile: Path, process: subprocess.Popen) -> int:
 
 @pytest.fixture
 def browser_page(browser: str) -> Iterator[object]:
-    """A Playwright page of 1000 x 800 px in a context of its own.
+    """A page of its own for each test, see :func:`open_page`."""
+    with open_page(browser) as page:
+        yield page
+
+
+@contextmanager
+def open_page(browser: str) -> Iterator[object]:
+    """Gives a Playwright page of 1000 x 800 px in a context of its own.
 
     ``page.refused`` lists the addresses of requests that would have left this machine and were stopped, ``page.faults`` what
     the page threw or wrote to the console as an error. A test asserts that both are empty.

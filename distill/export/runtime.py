@@ -174,6 +174,11 @@ class SplitMatcher:
     Raises:
         ConfigError: see :class:`OnnxFile`.
         WeightsError: when a file is missing, truncated, no such file, or they are of two students.
+
+    Attributes:
+        size: side of the square images, px.
+        metadata: what ``export`` wrote about the student, see :mod:`distill.export.about`.
+        inputs: names of what the second file takes; "flipped_map" is among them for a student with consensus.
     """
 
     def __init__(
@@ -181,22 +186,22 @@ class SplitMatcher:
     ) -> None:
         self.encode, self.correlate = (open_session(file, threads, providers)[1] for file in (encode, correlate))
         said = [dict(session.get_modelmeta().custom_metadata_map) for session in (self.encode, self.correlate)]
-        self.size = _side(said[0].get("size", ""))
-        self._maps = [i.name for i in self.correlate.get_inputs()]
+        self.metadata, self.size = said[0], _side(said[0].get("size", ""))
+        self.inputs = [i.name for i in self.correlate.get_inputs()]
         images = [(i.name, list(i.shape)[1:]) for i in self.encode.get_inputs()]
         same = all(said[0].get(key) == said[1].get(key) for key in ("size", "fingerprint"))
-        fits = images == [("images", [3, self.size, self.size])] and set(MAPS[:3]) <= set(self._maps) <= set(MAPS)
+        fits = images == [("images", [3, self.size, self.size])] and set(MAPS[:3]) <= set(self.inputs) <= set(MAPS)
         if not (same and fits and 1 <= self.size <= LARGEST_SIZE):
             raise WeightsError(
                 f"Expected {ENCODE} and {CORRELATE} of one student but {encode} takes {images} and {correlate} takes "
-                f"{self._maps}; export both again."
+                f"{self.inputs}; export both again."
             )
 
     def describe(self, image: Any) -> Descriptors:
         """Describes an image, given as to :meth:`Matcher.match`."""
         pixels = as_floats(image, "image")
         stack = _squash(pixels, self.size)
-        both = np.concatenate([stack, stack[..., ::-1]]) if "flipped_map" in self._maps else stack
+        both = np.concatenate([stack, stack[..., ::-1]]) if "flipped_map" in self.inputs else stack
         (maps,) = self.encode.run(["descriptors"], {"images": both})
         return Descriptors(np.array(pixels.shape[1::-1], np.float32), maps[:1], maps[-1:])
 
@@ -205,7 +210,7 @@ class SplitMatcher:
         asked = _checked_points(points, src.size)
         inside = (asked[None] * (self.size / src.size)).astype(np.float32)
         feed = {"src_map": src.map, "trg_map": trg.map, "src_kps": inside, "flipped_map": trg.flipped_map}
-        answer = self.correlate.run(list(OUTPUTS), {name: feed[name] for name in self._maps})
+        answer = self.correlate.run(list(OUTPUTS), {name: feed[name] for name in self.inputs})
         found, confidence, heatmap = (field[0] for field in answer)
         return Answer((found * (trg.size / self.size)).astype(np.float32), confidence, heatmap)
 

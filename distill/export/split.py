@@ -57,7 +57,7 @@ def export_split(
     """
     if precision not in TOLERANCE:
         raise ConfigError(f"Expected precision of two files to be fp32 or fp16 but got {precision!r}; or split=false.")
-    if not (hasattr(student, "describe") and hasattr(student, "correlate")) or getattr(student, "refinement", None):
+    if not can_split(student):
         raise ConfigError(
             "Expected a student whose answer depends on descriptors alone but this one also compares pixels, or gives no "
             "descriptors; set split=false, or train with student.refinement=0."
@@ -75,6 +75,12 @@ def export_split(
             onnx.helper.set_model_props(model, metadata)
             onnx.save(model, files[name])
         return _verified(SplitMatcher(files[ENCODE], files[CORRELATE]), student, size, TOLERANCE[precision])
+
+
+def can_split(student: nn.Module) -> bool:
+    """Says whether a student's answer depends on descriptors of the single images alone."""
+    has_both = hasattr(student, "describe") and hasattr(student, "correlate")
+    return has_both and getattr(student, "refinement", None) is None
 
 
 class _Encode(nn.Module):

@@ -8,16 +8,20 @@ pairs; give the data that the student was trained on.
 Examples:
   python -m distill export ckpt=runs/fit/student.safetensors file=student.onnx
   python -m distill export ckpt=runs/fit/student.safetensors file=student-int8.onnx precision=int8 data=cub data.root=CUB_200_2011
+  python -m distill export ckpt=runs/fit/student.safetensors page=runs/page
 """
 
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
+from torch import nn
 
 from distill.cli.datasets import pairs_of
 from distill.core.protocols import Benchmark
 from distill.export.bundle import write_bundle
 from distill.export.onnx import Deviation, export_student
+from distill.export.page import examples_of, write_page
 from distill.export.runtime import CORRELATE, ENCODE
 from distill.export.split import export_split
 from distill.export.student_file import load_student, read_about, read_student_file
@@ -27,7 +31,7 @@ def run(cfg: DictConfig) -> Deviation | float | Path:
     """Exports, verifies, and prints how far the file is from torch.
 
     Returns:
-        The deviation; for two files that of the heatmap; for a bundle its folder.
+        The deviation; for two files that of the heatmap; for a bundle or a page its folder.
     """
     if cfg.bundle is not None:
         write_bundle(cfg.ckpt, cfg.bundle)
@@ -37,6 +41,8 @@ def run(cfg: DictConfig) -> Deviation | float | Path:
         return Path(cfg.bundle)
     config, _ = read_student_file(cfg.ckpt)
     student, size = load_student(cfg.ckpt, cfg.trust), config["size"]
+    if cfg.page is not None:
+        return _page(cfg, student, config, size)
     if cfg.split:
         folder = Path(cfg.file).parent
         print(f"{folder / ENCODE}, {folder / CORRELATE}: are written, which takes up to a minute", flush=True)
@@ -58,6 +64,17 @@ def run(cfg: DictConfig) -> Deviation | float | Path:
             f"PCK@0.10 {gate.torch:.1f} of torch, {gate.file:.1f} of the file, on {gate.n_pairs} pairs ({gate.convention})"
         )
     return deviation
+
+
+def _page(cfg: DictConfig, student: nn.Module, config: dict[str, Any], size: int) -> Path:
+    """Writes the web page, and prints how it is looked at."""
+    given = None if cfg.examples is None else [str(file) for file in cfg.examples]
+    examples = examples_of(given, _pairs(cfg, "val", 1, size) if given is None else None)
+    print(f"{cfg.page}: is written, which takes up to a minute", flush=True)
+    about, runtime = read_about(cfg.ckpt), cfg.onnxruntime_web
+    folder = write_page(student, cfg.page, size, examples, config, cfg.precision, about, runtime)
+    print(f"{folder}: a web page for any static host; python -m distill demo page={folder} shows it here")
+    return folder
 
 
 def _pairs(cfg: DictConfig, split: str, n_pairs: int, size: int) -> Benchmark | None:

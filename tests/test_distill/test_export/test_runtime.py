@@ -1,6 +1,7 @@
 """The runtime without torch: it agrees with the torch matcher, and refuses what is no query."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -11,19 +12,16 @@ from PIL import Image
 
 import distill
 from distill.core.errors import ConfigError, DataError
-from distill.export.onnx import export_student
 from distill.export.onnx_matcher import OnnxMatcher
 from distill.export.runtime import Matcher, read_image
-from student import StudentMatcher
 
 POINTS = [(20.5, 30.0), (88.0, 10.0), (1.0, 59.0)]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(exported_file, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runtime")
-    torch.manual_seed(0)
-    export_student(StudentMatcher("test_resnet", [8, 16], 16).eval(), folder / "student.onnx", 64)
+    shutil.copyfile(exported_file, folder / "student.onnx")
     generator = np.random.default_rng(0)
     for name, shape in (("a", (60, 90)), ("b", (120, 70))):
         pixels = generator.integers(0, 256, (shape[0] // 10, shape[1] // 10, 3), np.uint8)

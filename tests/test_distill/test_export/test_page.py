@@ -1,0 +1,256 @@
+"""The web page in headless Chromium: it gives Python's answers, refuses what it cannot take, and goes on."""
+
+import json
+import re
+import shutil
+import statistics
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from browser import open_page
+from PIL import Image, ImageFilter
+
+from distill.core.errors import ConfigError
+from distill.export.alternatives import second_best, softmax
+from distill.export.page import _described, write_page
+from distill.export.runtime import CORRELATE, ENCODE, Matcher, SplitMatcher, read_image
+from student import StudentMatcher
+
+pytestmark = pytest.mark.slow
+READY = "html[data-ready]"
+GOAL_MS = 150  # of a click, once the pictures are described
+
+
+def photograph(seed: int, size: tuple[int, int], mode: str = "RGB") -> Image.Image:
+    """Returns smooth random shapes, which survive JPEG."""
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    pixels = np.random.default_rng(seed).integers(0, 256, (9, 9, channels), np.uint8).squeeze()
+    image = Image.fromarray(pixels, mode if mode != "P" else None).resize(size, Image.Resampling.BICUBIC)
+    return image if mode in ("L", "RGBA", "P") else image.filter(ImageFilter.GaussianBlur(1))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Files of several kinds; the orientation of "turned" is what phones write."""
+    folder = tmp_path_factory.mktemp("pictures")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photograph(1, (300, 200)).save(folder / "turned.jpg", exif=exif, quality=95)
+    photograph(2, (260, 340), "RGBA").save(folder / "transparent.png")
+    photograph(3, (40, 25), "L").save(folder / "small.png")
+    photograph(4, (2100, 1500)).save(folder / "large.webp", lossless=True)
+    photograph(5, (128, 128)).quantize(16).save(folder / "palette.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def opened(browser, served_page, pictures):
+    """The page, loaded once; the pictures lie beside it."""
+    shutil.copytree(pictures, served_page[1] / "pictures")
+    with open_page(browser) as page:
+        page.goto(f"{served_page[0]}?backend=wasm")
+        page.wait_for_selector(READY, state="attached")
+        yield page
+
+
+@pytest.fixture
+def page(opened):
+    """The page with its examples and no points."""
+    opened.faults.clear()
+    opened.click("#examples")
+    opened.get_by_text("The second example: ").wait_for()
+    opened.click("#clear")
+    yield opened
+    assert opened.refused == [] and opened.faults == []
+
+
+@pytest.fixture
+def another(opened):
+    """A second page of the same browser."""
+    page = opened.context.new_page()
+    yield page
+    page.close()
+    assert opened.refused == []
+
+
+def choose(page, source, target) -> None:
+    for place, file in (("source", source), ("target", target)):
+        page.set_input_files(f"#{place} input", file)
+        page.get_by_text(re.compile(f"^{re.escape(file.name)}: ")).wait_for()
+
+
+def rows(page, count: int) -> list[list[str]]:
+    page.wait_for_selector(f"#answers tbody tr:nth-child({count})")
+    return [row.split("\t") for row in page.locator("#answers tbody").inner_text().splitlines()]
+
+
+def pair_of_numbers(text: str) -> np.ndarray:
+    return np.array([float(value) for value in text.split(" (")[0].split(",")])
+
+
+def test_a_click_gets_pythons_answer_in_the_pixels_of_the_files(page, pictures, served_page):
+    choose(page, pictures / "turned.jpg", pictures / "transparent.png")
+    box, milliseconds = page.locator("#source canvas").bounding_box(), []
+    for number in range(8):
+        page.locator("#source canvas").click(
+            position={"x": box["width"] * (0.1 + 0.1 * number), "y": box["height"] / 3}
+        )
+        found = rows(page, number + 1)
+        milliseconds.append(float(page.evaluate("document.documentElement.dataset.milliseconds")))
+    split = SplitMatcher(served_page[1] / ENCODE, served_page[1] / CORRELATE)
+    source, target = (split.describe(read_image(pictures / name)) for name in ("turned.jpg", "transparent.png"))
+    points = np.array([pair_of_numbers(row[1]) for row in found])
+    expected = split.match(source, target, points)
+    assert (source.size == (200, 300)).all() and (points.max(0) > 90).all()
+    np.testing.assert_allclose([pair_of_numbers(row[2]) for row in found], expected.points, atol=2)
+    np.testing.assert_allclose([float(row[3]) for row in found], expected.confidence, atol=0.02)
+    print(f"\na click takes {statistics.median(milliseconds):.0f} ms, at most {max(milliseconds):.0f} ms")
+    assert statistics.median(milliseconds) < GOAL_MS
+
+
+@pytest.mark.parametrize("name", ["turned.jpg", "transparent.png", "small.png", "large.webp", "palette.png"])
+def test_pictures_are_read_and_resized_as_python_does(page, pictures, name):
+    script = """async (name) => {
+        const { readPicture } = await import("./picture.js");
+        const { pixels, width, height } = await readPicture(await (await fetch(`pictures/${name}`)).blob(), name, 128);
+        return { pixels: Array.from(pixels), size: [height, width] };
+    }"""
+    found = page.evaluate(script, name)
+    image = read_image(pictures / name)
+    resized = Image.fromarray(image).resize((128, 128), Image.Resampling.BILINEAR)
+    pixels = np.array(found["pixels"]).reshape(3, 128, 128).transpose(1, 2, 0) * 255
+    assert found["size"] == list(image.shape[:2])
+    np.testing.assert_allclose(
+        pixels, np.asarray(resized), atol=2.6
+    )  # JPEG decoders differ by one, and bytes are rounded
+    assert abs(pixels - np.asarray(resized)).mean() < 0.6
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
+    rows = zlib.compress(bytes(height * (1 + (width + 7) // 8)), 9)  # black: a thousandth of its pixels' size
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def test_what_is_no_picture_or_too_large_is_refused_and_the_page_goes_on(page, pictures):
+    whole = (pictures / "turned.jpg").read_bytes()
+    refused = {
+        "text.jpg": (b"not a picture", "Expected a JPEG, PNG or WebP picture but text.jpg is none"),
+        "empty.png": (b"", "empty.png is empty"),
+        "cut.jpg": (whole[:100], "cut.jpg is none or is damaged"),
+        "broken.png": ((pictures / "transparent.png").read_bytes()[:60], "broken.png cannot be decoded"),
+        "large.png": (png_header(20_000, 10_000), "20000 x 10000 px (200.0 megapixels); make it smaller"),
+        "bomb.png": (png_header(16_000, 16_000), "256.0 megapixels"),
+        "thin.png": (png_header(400, 4), "at least 8 px a side but thin.png has 400 x 4 px"),
+        "page.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "page.svg is none"),
+    }
+    for name, (content, message) in refused.items():
+        page.set_input_files("#target input", {"name": name, "mimeType": "image/png", "buffer": content})
+        page.locator("#error").get_by_text(message).wait_for()
+    page.locator("#source canvas").click(position={"x": 90, "y": 90})
+    assert len(rows(page, 1)) == 1 and page.locator("#error").is_hidden()
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("500, 20", "Expected points inside the first picture of 128 x 128 px but got 500, 20"),
+        ("-1 5", "but got -1, 5"),
+        ("1,2\n" * 100_000, "Expected 1 to 100 points but got 100000"),
+        ("a, b", "Expected two numbers, x, y, on each line but got a, b"),
+        ("", "Expected 1 to 100 points but got 0"),
+    ],
+)
+def test_points_that_are_none_are_refused_and_the_page_goes_on(page, typed, message):
+    page.locator("#coordinates").evaluate("(field, text) => { field.value = text }", typed)
+    page.click("#typed button")
+    page.locator("#error").get_by_text(message).wait_for()
+    page.fill("#coordinates", "20, 30\n40.5 60")
+    page.click("#typed button")
+    assert [row[1] for row in rows(page, 2)] == ["20.0, 30.0", "40.5, 60.0"]
+
+
+def test_two_clicks_at_once_get_two_answers(page):
+    click = "(canvas) => { for (const x of [50, 150]) canvas.dispatchEvent(new MouseEvent('click', {clientX: x, clientY: 300})) }"
+    page.locator("#source canvas").evaluate(click)
+    found = rows(page, 2)
+    assert found[0][1] != found[1][1] and len(found) == 2
+
+
+def test_the_keyboard_sets_and_removes_points(page):
+    canvas = page.locator("#source canvas")
+    canvas.focus()
+    for key in ("ArrowRight", "ArrowDown", "Enter"):
+        canvas.press(key)
+    assert rows(page, 1)[0][1] == "67.2, 67.2"  # a fortieth of 128 px from the middle
+    canvas.press("Delete")
+    page.locator("#answers").wait_for(state="hidden")
+
+
+def test_it_fits_a_phone(another, served_page):
+    another.set_viewport_size({"width": 360, "height": 740})
+    another.goto(f"{served_page[0]}?backend=wasm")
+    another.wait_for_selector(READY, state="attached")
+    another.locator("#source canvas").click()
+    rows(another, 1)
+    assert another.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert another.locator("#source canvas").bounding_box()["width"] > 300
+
+
+def test_the_second_best_place_is_that_of_python(page):
+    random = np.random.default_rng(0)
+    script = """async ([scores, rows, columns, temperature]) => {
+        const { secondBest, softmax } = await import("./alternatives.js");
+        return secondBest(softmax(scores, temperature), rows, columns, 3, 0.2);
+    }"""
+    for shape in ((12, 15), (32, 32), (5, 4)):
+        scores = random.normal(size=shape)
+        scores[1, 2] += 6
+        scores[-2, -1] += 5.5
+        found = page.evaluate(script, [scores.ravel().tolist(), *shape, 1.5])
+        expected = second_best(softmax(scores, 1.5))
+        assert (found is None) == (expected is None) == (shape == (5, 4))
+        if found is not None:
+            np.testing.assert_allclose([found["x"], found["y"], found["share"]], expected, rtol=1e-9)
+
+
+def test_a_browser_whose_answers_differ_from_pythons_is_not_used(another, served_page, tmp_path):
+    about = json.loads((served_page[1] / "model.json").read_text())
+    about["check"]["answers"][0][0] += 5
+    body = json.dumps(about)
+    another.route("**/model.json", lambda route: route.fulfill(body=body, content_type="application/json"))
+    another.goto(f"{served_page[0]}?backend=wasm")
+    another.locator("#error").get_by_text(
+        "Expected the answers that Python gives but wasm differs by 5.00 px"
+    ).wait_for()
+
+
+def test_a_student_that_cannot_be_split_matches_by_one_file(another, served_page, exported_file, tmp_path):
+    folder = tmp_path / "page"
+    shutil.copytree(served_page[1], folder, ignore=shutil.ignore_patterns("*.onnx", "runtime"))
+    shutil.copyfile(exported_file, folder / "match.onnx")
+    about = json.loads((folder / "model.json").read_text())
+    about |= _described(folder, StudentMatcher("test_resnet", [16], 8), {"match": "match.onnx"}, {})
+    answers = {"model.json": json.dumps(about).encode(), "match.onnx": exported_file.read_bytes()}
+    for name, content in answers.items():
+        another.route(f"**/{name}", lambda route, _, content=content: route.fulfill(body=content))
+    another.goto(f"{served_page[0]}?backend=wasm")
+    another.wait_for_selector(READY, state="attached")
+    another.fill("#coordinates", "20, 30")
+    another.click("#typed button")
+    pictures = [read_image(folder / f"example-{name}.png") for name in ("first", "second")]
+    expected = Matcher(folder / "match.onnx").match(*pictures, [(20, 30)])
+    np.testing.assert_allclose(pair_of_numbers(rows(another, 1)[0][2]), expected.points[0], atol=2)
+
+
+def test_a_folder_with_other_files_and_a_precision_that_browsers_lack_are_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("text")
+    with pytest.raises(ConfigError, match="Expected an empty folder or an older page in page="):
+        write_page(None, tmp_path, 64, [])
+    with pytest.raises(ConfigError, match="precision of a page to be fp32 or fp16 but got 'int8'"):
+        write_page(None, tmp_path / "page", 64, [], precision="int8")
