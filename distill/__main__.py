@@ -25,6 +25,7 @@ VERBS = {
     "export": "write a student as ONNX, verified",
     "match": "two image files and points in, matches out",
     "demo": "serve a web page that matches in the browser",
+    "propagate": "carry the points of a few photographs to a whole folder, and correct them",
     "pretrain": "train the small Stable Diffusion that the default teacher uses",
     "bench": "speed and memory of teacher and student, side by side",
     "data": "check, download or describe a data set",
@@ -34,6 +35,7 @@ VERBS = {
 ACTIONS = {
     "label": ("label.action", ("status", "verify", "repair", "merge", "export")),
     "data": ("action", ("describe", "check", "pair", "convert", "download")),
+    "propagate": ("action", ("apply", "measure")),
     "bench": ("what", ("student", "teacher", "loader", "labels")),
 }
 """Words that may follow a verb, and the key whose value they are."""

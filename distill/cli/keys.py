@@ -46,7 +46,7 @@ LEAST = {
 }
 """The smallest whole numbers that make sense, by the last part of a key; whatever reads a setting may ask for more."""
 
-NULL_MEANS_SOMETHING = ("ema", "shares")
+NULL_MEANS_SOMETHING = ("ema", "shares", "cycle_tolerance")
 """The last parts of a verb's own keys whose default is a value, but that may be null; so may any ``n_pairs``."""
 
 LEFT_OUT_BY_NULL = ("loss.weights.",)

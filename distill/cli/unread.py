@@ -85,6 +85,17 @@ UNREAD: dict[str, tuple[Unread, ...]] = {
     ),
     "evaluate": _MATCHER,
     "match": _MATCHER,
+    "propagate": (
+        *_MATCHER,
+        Unread(("corrections", "annotations"), _does_not("action", "apply"), "it belongs to propagate apply"),
+        Unread(("measure",), _does_not("action", "measure"), "it belongs to propagate measure"),
+        Unread(("unsure", "review"), _does_not("action", "make"), "it belongs to propagate without a word after it"),
+        Unread(
+            ("matcher", "root", "points", "size", "sources", "vote_sigma", "cycle_tolerance", "batch_size", "run"),
+            lambda config: config.action == "apply",
+            "propagate apply works on the two files alone",
+        ),
+    ),
     "data": (
         Unread(("pairs_per_image", "describer"), _does_not("action", "pair"), "it belongs to data pair"),
         Unread(("images",), _does_not("action", "describe"), "it belongs to data describe"),

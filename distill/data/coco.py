@@ -8,7 +8,8 @@ image and need no shift.
 
 Visibility 0 means that a point is not annotated; 1 (hidden) and 2 (visible) are both read as annotated. What a matcher set
 has its confidence in a list of our own, ``keypoint_confidence``, with null for what a person set; other readers ignore it.
-A matcher's point with visibility 1 is an unsure one: it is read as such, and is no annotation.
+A matcher's point with visibility 1 is an unsure one: it is read as such, and is no annotation. An object with that list and
+without any point is one of which a person saw none.
 """
 
 import copy
@@ -47,7 +48,7 @@ def read_coco_images(content: Mapping[str, Any], known: Iterable[str]) -> dict[s
     found: dict[str, ImageKeypoints] = {}
     for entry, annotation, category, parts in _objects(content):
         image = _keypoints(annotation, parts)
-        if not image.points:
+        if not image.points and CONFIDENCE not in annotation:  # which says that a person found none of the points
             continue
         name = find(str(entry_of(entry, "file_name", f"image {entry['id']}")))
         if name in found:

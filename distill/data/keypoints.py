@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from distill.core.errors import ConfigError
 
+NO_CATEGORY = "object"  # of an image whose file names none
 MARGIN = 0.1  # of the longer side of the box around the points
 UPLOADED = re.compile(r"[0-9a-f]{8}-")  # what Label Studio writes in front of the name of an uploaded file
 
@@ -28,7 +29,7 @@ class ImageKeypoints:
     bbox: tuple[float, float, float, float] | None = None
     size: tuple[int, int] | None = None
     unsure: frozenset[str] = field(default_factory=frozenset)
-    category: str = "object"
+    category: str = NO_CATEGORY
     confidence: dict[str, float] = field(default_factory=dict)
 
     def box(self) -> tuple[float, float, float, float]:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from distill.core.errors import DataError
 from distill.data.coco import is_coco, read_coco_images
 from distill.data.json_values import entry_of, numbers_in, object_in, shown
-from distill.data.keypoints import ImageKeypoints
+from distill.data.keypoints import NO_CATEGORY, ImageKeypoints
 from distill.data.label_studio import is_label_studio, read_label_studio
 from distill.data.readers import numbers, read_csv, read_json
 from distill.data.sleap import read_deeplabcut, read_slp
@@ -80,7 +80,10 @@ def read_points_file(file: Path, known: list[str]) -> PointsFile:
 
 
 def read_keypoints(file: Path, known: list[str]) -> PointsFile:
-    """Reads a file of points with all that a matcher set; arguments and errors are those of :func:`read_points_file`."""
+    """Reads a file of points with all that a matcher set; arguments and errors are those of :func:`read_points_file`.
+
+    Where the format names no category, it is the image's sub-folder.
+    """
     if file.suffix.lower() == ".slp":
         found = PointsFile(file, _told(file, lambda: read_slp(file, known)), exact_boxes=False)
     elif file.suffix.lower() == ".json":
@@ -95,6 +98,9 @@ def read_keypoints(file: Path, known: list[str]) -> PointsFile:
         raise DataError(
             f"Expected images of the folder in {file} but there is no {unknown[0]}; name them relative to the folder."
         )
+    for name, image in found.images.items():
+        if image.category == NO_CATEGORY and "/" in name:
+            image.category = name.rpartition("/")[0]
     return found
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from distill.core.errors import DataError
 from distill.data.coco import PIXEL_CENTRE
-from distill.data.keypoints import ImageKeypoints, NameFinder, parts_by_category
+from distill.data.keypoints import NO_CATEGORY, ImageKeypoints, NameFinder, parts_by_category
 
 SCORER = "distill"  # DeepLabCut's name for whoever labelled
 
@@ -157,7 +157,7 @@ def _images(labels: Any, sleap_io: Any, known: Iterable[str]) -> dict[str, Image
             if given.keys() & points.keys() or (instance in people and len(people) > 1):
                 raise ValueError(f"{files[frame.frame_idx]} has two instances; crop one image for each object")
             points |= given
-            image.category = str(instance.skeleton.name or "object")
+            image.category = str(instance.skeleton.name or NO_CATEGORY)
             if instance not in people:
                 rows = {str(row["name"]): row for row in instance.points}
                 image.confidence |= {part: min(1.0, max(0.0, float(rows[part]["score"]))) for part in given}

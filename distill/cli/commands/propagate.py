@@ -1,0 +1,205 @@
+"""Carry the points of one or a few annotated photographs to all others of a folder.
+
+Each annotated photograph is matched with each other of its kind, and their answers vote. keypoints.json in the run's folder, in
+COCO's format, has all points: those of a person as they were given, and the others with their confidence, the unsure ones
+marked as not visible. review.html, which needs no server, shows the least sure points first: a click sets a point right, and
+Save downloads corrections.json.
+
+A word after the verb does something else: apply (write corrections into a COCO file, which is replaced at once), measure (hide
+all but a few annotations of a folder, and count how many clicks bring PCK to the goal). After apply, propagate takes corrected
+photographs as further sources, and fit learns from them with truth.points=.
+
+Examples:
+  python -m distill propagate root=photos points=keypoints.json ckpt=runs/fit/student.safetensors
+  python -m distill propagate root=photos points=keypoints.json matcher=onnx file=student.onnx
+  python -m distill propagate apply corrections=corrections.json annotations=runs/propagate/keypoints.json
+  python -m distill propagate measure root=photos points=all_points.csv ckpt=runs/fit/student.safetensors
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from distill.bench.clicks import Clicks, mean_of, measure_clicks
+from distill.cli.config import instantiate
+from distill.cli.reporting import announce
+from distill.cli.run_folder import RunFolder
+from distill.core.errors import ConfigError, DataError, nearest
+from distill.core.files import replacing
+from distill.data.coco import is_coco, read_coco_images, write_coco
+from distill.data.images import read_size
+from distill.data.json_values import objects_in
+from distill.data.keypoint_files import write_json
+from distill.data.keypoints import ImageKeypoints, check_threshold
+from distill.data.photograph_folder import photographs_in
+from distill.data.points_file import find_points_file, read_keypoints
+from distill.data.readers import read_json
+from distill.labels.propagate import Carried, Plan, PropagateConfig, Propagator, plan
+from distill.system.environment import choose_device, describe
+from distill.system.progress import track
+from distill.system.tables import print_table
+
+
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """Does what ``action`` says; returns what it wrote or measured."""
+    actions = {"make": make, "apply": apply, "measure": measure}
+    if cfg.action not in actions:
+        raise ConfigError(f"Expected a word after propagate but got {cfg.action!r}; {nearest(cfg.action, actions)}.")
+    return actions[cfg.action](cfg)
+
+
+def make(cfg: DictConfig) -> dict[str, Any]:
+    """Carries the points, and writes keypoints.json and the review page; returns the former's content."""
+    check_threshold(cfg.unsure)
+    config = propagate_config(cfg)
+    root, file, names, known = inputs(cfg)
+    todo, device = plan(names, known), choose_device(cfg.device)
+    for name in (name for group in todo.sources.values() for name in group):
+        known[name].size = known[name].size or read_size(root / name)
+    matcher = instantiate(cfg.matcher)
+    with RunFolder.numbered(cfg) as folder:
+        announce("propagate", _counted(todo), device, folder.path)
+        carried: list[Carried] = []
+        for found in track(Propagator(matcher, root, known, todo, config, device), "propagate"):
+            if isinstance(found, DataError):
+                print(f"left out: {found}")
+            else:
+                carried.append(found)
+        if not carried:
+            raise DataError(
+                f"Expected photographs that can be read in {root} but none of {len(todo.wanted)} can; see above."
+            )
+        images = known | {found.name: with_carried(known.get(found.name), found, todo, cfg.unsure) for found in carried}
+        content = write_coco(images, _base(file))
+        folder.write_json("keypoints.json", content)
+    tell(folder, carried, cfg.unsure)
+    return content
+
+
+def propagate_config(cfg: DictConfig) -> PropagateConfig:
+    """Returns how points are carried."""
+    return PropagateConfig(cfg.size, cfg.sources, cfg.vote_sigma, cfg.cycle_tolerance, cfg.batch_size)
+
+
+def inputs(cfg: DictConfig) -> tuple[Path, Path, list[str], dict[str, ImageKeypoints]]:
+    """Returns the folder, the file of points, the photographs' names, and what the file says of them.
+
+    Raises:
+        ConfigError: when one is not given.
+        DataError: when it cannot be read.
+    """
+    if cfg.root is None:
+        raise ConfigError("Expected a folder of photographs but got none; add root=<folder>.")
+    root = Path(cfg.root)
+    names = photographs_in(root)
+    file = find_points_file(root, cfg.points)
+    if file is None:
+        raise ConfigError(
+            f"Expected points of one or a few photographs of {root} but there are none; add points=<file>."
+        )
+    return root, file, names, dict(read_keypoints(file, names).images)
+
+
+def with_carried(old: ImageKeypoints | None, found: Carried, todo: Plan, unsure: float) -> ImageKeypoints:
+    """Returns what is known of a photograph with the points that were carried to it in place of a matcher's earlier ones."""
+    image = ImageKeypoints({}, size=found.size, category=todo.category[todo.group[found.name]])
+    if old is not None:
+        image.bbox = old.bbox
+        image.points = {part: point for part, point in old.points.items() if part not in old.confidence}
+    for part, (x, y), confidence in zip(found.parts, found.points.tolist(), found.confidence.tolist(), strict=True):
+        image.points[part] = round(x, 2), round(y, 2)
+        image.confidence[part] = round(confidence, 4)
+    image.unsure = frozenset(part for part, value in image.confidence.items() if value < unsure)
+    return image
+
+
+def apply(cfg: DictConfig) -> dict[str, Any]:
+    """Writes corrections into a COCO file, which is replaced at once; returns its new content.
+
+    Raises:
+        ConfigError: when one of the files is not given.
+        DataError: when one is no COCO file, or they are not of the same photographs.
+    """
+    for key in ("corrections", "annotations"):
+        if cfg[key] is None:
+            raise ConfigError(f"Expected a file of {key} but got none; add {key}=<file>.")
+    target = Path(cfg.annotations)
+    base = read_json(target, _coco, "COCO keypoints", "give the file that propagate wrote")
+    known = [str(entry.get("file_name")) for entry in objects_in(base["images"], "images")]
+    images = read_json(
+        Path(cfg.corrections), lambda c: read_coco_images(_coco(c), known), "corrections", "save them again"
+    )
+    sizes = {str(entry.get("file_name")): (entry.get("height"), entry.get("width")) for entry in base["images"]}
+    for name, image in images.items():
+        if image.size is None or image.size != sizes[name]:
+            raise DataError(
+                f"Expected corrections of {name} as it is in {target} but its size is another; propagate again."
+            )
+    content = write_coco(images, base)
+    with replacing(target) as unfinished:
+        write_json(unfinished, content)
+    corrected = sum(len(image.points) - len(image.confidence) for image in images.values())
+    print(f"{len(images)} photographs with {corrected} points that a person set or confirmed, in {target}")
+    return content
+
+
+def measure(cfg: DictConfig) -> dict[str, Any]:
+    """Hides all but a few annotations of each kind, carries their points, and prints what corrections are left."""
+    config, chosen = propagate_config(cfg), cfg.measure
+    if not chosen.annotated or min(chosen.annotated) < 1:
+        raise ConfigError(f"Expected measure.annotated to list counts of at least 1 but got {list(chosen.annotated)}.")
+    root, _, names, known = inputs(cfg)
+    kinds = sorted({name.rpartition("/")[0] for name in names if name in known})[: chosen.kinds]
+    matcher, device = instantiate(cfg.matcher), choose_device(cfg.device)
+    with RunFolder.numbered(cfg) as folder:
+        announce("propagate measure", f"{len(kinds)} kinds", device, folder.path)
+        rows: list[Clicks] = []
+        for kind in track(kinds, "measure"):
+            truth = {name: image for name, image in known.items() if name.rpartition("/")[0] == kind}
+            limits = (chosen.goal, chosen.alpha, chosen.seed)
+            rows += measure_clicks(matcher, root, truth, list(chosen.annotated), config, *limits, device)
+        means = list(mean_of(rows).values())
+        content = {
+            "goal": chosen.goal,
+            "alpha": chosen.alpha,
+            "mean": list(map(asdict, means)),
+            "kinds": list(map(asdict, rows)),
+        }
+        folder.write_json("clicks.json", content | {"environment": describe()})
+    headers = ["annotated", "photographs", "carried %", f"PCK@{chosen.alpha:.2f}", "clicks a photograph", "looked at %"]
+    cells = [
+        [m.annotated, m.photographs, *(f"{v:.1f}" for v in (m.carried, m.pck, m.clicks, m.looked_at))] for m in means
+    ]
+    print_table(headers, [list(map(str, row)) for row in cells], f"{len(kinds)} kinds, corrected to {chosen.goal:g} %")
+    print(folder / "clicks.json")
+    return content
+
+
+def tell(folder: RunFolder, carried: list[Carried], unsure: float) -> None:
+    """Prints how sure the points are, and what was written."""
+    values = [value for found in carried for value in found.confidence.tolist()]
+    low = sum(value < unsure for value in values)
+    print(f"{len(values)} points in {len(carried)} photographs, {low} of them unsure; {folder / 'keypoints.json'}")
+
+
+def _counted(todo: Plan) -> str:
+    annotated = sum(map(len, todo.sources.values()))
+    return f"{annotated} annotated photographs of {len(todo.sources)} kinds to {len(todo.wanted)} others"
+
+
+def _base(file: Path) -> Mapping[str, Any] | None:
+    """Returns the content of a COCO file, whose other entries are kept; None for another format."""
+    if file.suffix.lower() != ".json":
+        return None
+    content = json.loads(file.read_text(encoding="utf-8-sig"))
+    return content if is_coco(content) else None
+
+
+def _coco(content: Any) -> dict[str, Any]:
+    if not is_coco(content):
+        raise ValueError("it has no images, annotations and categories")
+    return content

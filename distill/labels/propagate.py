@@ -1,0 +1,256 @@
+"""Carrying points of annotated photographs to all others of their kind, by a matcher and a vote of the sources.
+
+Each annotated photograph is a source. For a target and a part, each source that shows the part gives one answer. Its weight is
+the matcher's confidence times the cycle consistency exp(-d^2 / (2 tolerance^2)), d being the distance between the point and what
+the answer is matched back to, as a fraction of the source's side. The geometric mean of it and its mean over all parts of the
+source is taken, so that a source that suits the target as a whole, such as one with the same view, weighs more than one that does
+not. The answers are combined by a robust weighted vote (:mod:`distill.core.vote`), whose confidence falls with every source that disagrees.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distill.core.errors import ConfigError, DataError
+from distill.core.geometry import gaussian_weight, image_size
+from distill.core.protocols import Matcher, PairMatcher, match
+from distill.core.types import PairBatch
+from distill.core.vote import vote
+from distill.data.keypoints import ImageKeypoints
+from distill.data.pairs import AnnotatedImage, collate_pairs, make_pair, to_device, to_original
+from distill.data.photographs import PhotographReader
+from distill.matchers.match_images import DEFAULT_SIZE
+
+
+@dataclass(frozen=True)
+class PropagateConfig:
+    """How points are carried.
+
+    Attributes:
+        size: side that photographs are resized to, px; None for what the matcher was trained at, or 128.
+        sources: the most annotated photographs that vote on a target, the first ones; None for all.
+        vote_sigma: how far answers may lie apart that mean the same place, as a fraction of the target's longer side.
+        cycle_tolerance: of the cycle consistency, as a fraction of the side; None leaves it out, which halves the work.
+        batch_size: pairs at a time.
+
+    Raises:
+        ConfigError: for an amount that is not positive.
+    """
+
+    size: int | None = None
+    sources: int | None = None
+    vote_sigma: float = 0.05
+    cycle_tolerance: float | None = 0.1
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        wrong = {name: value for name, value in vars(self).items() if value is not None and value <= 0}
+        if wrong:
+            raise ConfigError(f"Expected positive amounts for propagate but got {wrong}; correct them.")
+
+
+class Plan(NamedTuple):
+    """What is carried where.
+
+    Attributes:
+        sources: names of annotated photographs, by the name of the group that they serve.
+        wanted: parts that each other photograph lacks, by its name.
+        group: of each photograph, its sub-folder, or "" for photographs that lie directly in the folder.
+        category: of each group.
+    """
+
+    sources: dict[str, list[str]]
+    wanted: dict[str, list[str]]
+    group: dict[str, str]
+    category: dict[str, str]
+
+
+def plan(names: Sequence[str], known: Mapping[str, ImageKeypoints]) -> Plan:
+    """Returns what is carried where: to each photograph the parts that no person has set, of those its group has.
+
+    A photograph that the file names lacks what a matcher set in it; parts that a person left out of it are not visible there.
+
+    Args:
+        names: of the photographs, relative to their folder.
+        known: what is annotated, or was set by a matcher.
+
+    Raises:
+        DataError: when no photograph has a person's points, all do, or those of one group are of several categories.
+    """
+    group = {name: name.rpartition("/")[0] for name in names}
+    sources: dict[str, list[str]] = defaultdict(list)
+    parts: dict[str, list[str]] = defaultdict(list)
+    category: dict[str, str] = {}
+    for name in names:
+        own = persons_points(known[name]) if name in known else {}
+        if not own:
+            continue
+        folder = group[name]
+        sources[folder].append(name)
+        parts[folder] += [part for part in own if part not in parts[folder]]
+        found = category.setdefault(folder, known[name].category)
+        if found != known[name].category:
+            raise DataError(
+                f"Expected one category in {folder or 'the folder'} but {name} is a {known[name].category} and another is a "
+                f"{found}; make a sub-folder for each category."
+            )
+    wanted = {}
+    for name in names:
+        lacking = list(known[name].confidence) if name in known else parts[group[name]]
+        lacking = [part for part in parts[group[name]] if part in lacking]
+        if lacking and sources[group[name]] != [name]:
+            wanted[name] = lacking
+    if not sources:
+        raise DataError("Expected photographs with points that a person set but there are none; annotate one.")
+    if not wanted:
+        raise DataError(
+            "Expected photographs that lack points but all have them, or are of kinds without an annotated one."
+        )
+    return Plan(dict(sources), wanted, group, category)
+
+
+def persons_points(image: ImageKeypoints) -> dict[str, tuple[float, float]]:
+    """Returns the points of an image that no matcher set."""
+    return {part: point for part, point in image.points.items() if part not in image.confidence}
+
+
+class Carried(NamedTuple):
+    """The points that were carried to one photograph.
+
+    Attributes:
+        name: of the photograph.
+        size: height, width, px.
+        parts: P names.
+        points: (P, 2) x, y px of the photograph.
+        confidence: (P,) in [0, 1], of the vote.
+        agreement: (P,) in [0, 1], share of the sources' weights near the point.
+    """
+
+    name: str
+    size: tuple[int, int]
+    parts: list[str]
+    points: Tensor
+    confidence: Tensor
+    agreement: Tensor
+
+
+class Propagator:
+    """Carries points from sources to targets.
+
+    Args:
+        matcher: any.
+        root: folder of the photographs.
+        known: what is annotated.
+        todo: what is carried where.
+        config: how.
+        device: where images are sent.
+    """
+
+    def __init__(
+        self,
+        matcher: Matcher | PairMatcher,
+        root: Path,
+        known: Mapping[str, ImageKeypoints],
+        todo: Plan,
+        config: PropagateConfig,
+        device: str = "cpu",
+    ) -> None:
+        self.matcher = matcher.to(device) if isinstance(matcher, nn.Module) else matcher
+        self.root, self.known, self.todo, self.config, self.device = root, known, todo, config, device
+        size = config.size or getattr(matcher, "size", None) or DEFAULT_SIZE
+        used = [root / name for names in todo.sources.values() for name in names[: config.sources]]
+        self.read = PhotographReader(used, size, exif_orientation=True)
+
+    def __len__(self) -> int:
+        """How many targets there are."""
+        return len(self.todo.wanted)
+
+    def __iter__(self) -> Iterator[Carried | DataError]:
+        """Yields the points of each target in its order, or the error of one that cannot be read.
+
+        Raises:
+            DataError: when a source cannot be read, or its points lie outside of it.
+        """
+        for name in self.todo.wanted:
+            try:
+                target = self._image(name, self.todo.wanted[name], annotated=False)
+            except DataError as error:
+                yield error
+                continue
+            yield self._carry(name, target)
+
+    def _carry(self, name: str, target: AnnotatedImage) -> Carried:
+        parts, size = self.todo.wanted[name], target.original_size
+        sources = [s for s in self.todo.sources[self.todo.group[name]] if s != name][: self.config.sources]
+        answers, weights = [], []
+        for start in range(0, len(sources), self.config.batch_size):
+            chosen = sources[start : start + self.config.batch_size]
+            batch = collate_pairs([make_pair(self._image(source, parts), target, "img") for source in chosen])
+            points, weight = self._answers(to_device(batch, self.device))
+            answers.append(_by_part(points, batch, len(parts)))
+            weights.append(_by_part(weight[..., None], batch, len(parts))[..., 0].nan_to_num(0))
+        voted = vote(torch.cat(answers, 1), torch.cat(weights, 1), self.config.vote_sigma * max(size))
+        height, width = size
+        points = torch.minimum(voted.points.clamp_min(0), voted.points.new_tensor([width, height]))
+        asked = [row for row in range(len(parts)) if bool(points[row].isfinite().all())]
+        names = [parts[row] for row in asked]
+        return Carried(name, size, names, points[asked], voted.confidence[asked], voted.agreement[asked])
+
+    def _image(self, name: str, parts: Sequence[str], annotated: bool = True) -> AnnotatedImage:
+        """Returns a photograph with the points of ``parts`` that a person set in it, or with all of them unknown."""
+        photograph = self.read(self.root / name)
+        height, width = photograph.original_size
+        own = persons_points(self.known[name]) if annotated else dict.fromkeys(parts, (np.nan, np.nan))
+        points = np.array([own.get(part, (0.0, 0.0)) for part in parts], np.float64).reshape(-1, 2)
+        outside = ((points < 0) | (points > (width, height))).any(1)
+        if outside.any():
+            part = parts[int(outside.argmax())]
+            raise DataError(
+                f"Expected all points of {name} inside its {width} x {height} px but {part} is at "
+                f"({own[part][0]:g}, {own[part][1]:g}); correct it."
+            )
+        visible = np.array([part in own for part in parts], bool)
+        box = np.array([0.0, 0.0, width, height])
+        return photograph.annotated(points, visible, box, self.todo.category[self.todo.group[name]], name)
+
+    def _answers(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
+        """Returns (B, N, 2) x, y in px of the original targets, and (B, N) weights of the answers, on the CPU."""
+        with torch.inference_mode():
+            found = match(self.matcher, batch)
+            weight = found.confidence.clamp(0, 1)
+            if not bool(found.trg_kps[batch.kps_mask].isfinite().all()):
+                raise ConfigError(
+                    f"Expected a matcher that answers photographs without annotation but {type(self.matcher).__name__} does "
+                    "not; choose another."
+                )
+            if self.config.cycle_tolerance is not None:
+                back = match(self.matcher, _swapped(batch, found.trg_kps)).trg_kps
+                size = image_size(batch.src_img)
+                weight = weight * gaussian_weight(back, batch.src_kps, size, self.config.cycle_tolerance)
+        count = batch.kps_mask.sum(1, keepdim=True).clamp_min(1)
+        weight = weight * (weight * batch.kps_mask).sum(1, keepdim=True) / count
+        return to_original(found.trg_kps, batch).cpu(), weight.sqrt().cpu()
+
+
+def _by_part(values: Tensor, batch: PairBatch, n_parts: int) -> Tensor:
+    """Returns (P, B, C) of values (B, N, C) in the order of the parts, NaN where a source lacks one."""
+    found = values.new_full((n_parts, len(values), values.shape[-1]), torch.nan)
+    for row, (ids, mask) in enumerate(zip(batch.kps_id.cpu(), batch.kps_mask.cpu(), strict=True)):
+        found[ids[mask], row] = values[row, mask]
+    return found
+
+
+def _swapped(batch: PairBatch, points: Tensor) -> PairBatch:
+    """Returns the pairs with source and target exchanged, asking for ``points`` (B, N, 2) of the targets."""
+    height, width = image_size(batch.trg_img)
+    inside = torch.minimum(points.clamp_min(0), points.new_tensor([width, height]))
+    exchanged: dict[str, Any] = {}
+    for name in ("img", "bbox", "content", "id", "hash", "original"):
+        exchanged |= {f"src_{name}": getattr(batch, f"trg_{name}"), f"trg_{name}": getattr(batch, f"src_{name}")}
+    return batch._replace(src_kps=inside, trg_kps=torch.full_like(points, torch.nan), **exchanged)

@@ -1,0 +1,219 @@
+"""Points of a few photographs carried to a folder, corrected, and carried again."""
+
+import io
+import json
+import shutil
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from distill.__main__ import main
+from distill.data.points_file import read_keypoints, read_points_file
+
+SIZE = (48, 64)  # height, width of all photographs
+SHIFTS = {"cup/a.png": (0, 0), "cup/b.png": (4, 3), "cup/c.png": (-4, 6), "pot/x.png": (0, 0), "pot/y.png": (4, -4)}
+POINTS = {"rim": (22.5, 16.5), "handle": (40.5, 24.5), "foot": (28.5, 34.5)}
+MATCHER = ["matcher=nearest_neighbour", "matcher.backbone=test_resnet", "matcher.strides=[4]", "size=64", "device=cpu"]
+
+
+def truth(name: str) -> dict[str, tuple[float, float]]:
+    """The points of a photograph, which all are one picture moved by a few pixels."""
+    dx, dy = SHIFTS[name]
+    return {part: (x + dx, y + dy) for part, (x, y) in POINTS.items()}
+
+
+def tools_file(category: str = "cup") -> dict:
+    """A COCO file as CVAT lays it out, with an object of another category and without the keys that not all tools write."""
+    points = [value for x, y in truth("cup/a.png").values() for value in (x - 0.5, y - 0.5, 2)]
+    return {
+        "info": {"contributor": ""},
+        "licenses": [{"id": 0, "name": "", "url": ""}],
+        "categories": [
+            {"id": 2, "name": category, "supercategory": "", "keypoints": list(POINTS), "skeleton": [[1, 2], [2, 3]]},
+            {"id": 5, "name": "table", "supercategory": ""},
+        ],
+        "images": [
+            {"id": 11, "width": 64, "height": 48, "file_name": "cup/a.png", "license": 0},
+            {"id": 12, "width": 64, "height": 48, "file_name": "cup/b.png", "date_captured": 0},
+        ],
+        "annotations": [
+            {"id": 1, "image_id": 12, "category_id": 5, "segmentation": [[0, 0, 9, 0, 9, 9]], "area": 40.5, "bbox": [0, 0, 9, 9]},
+            {"id": 2, "image_id": 11, "category_id": 2, "segmentation": [], "keypoints": points, "attributes": {"occluded": False}},
+        ],
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("propagate") / "photos"
+    coarse = Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 24, 3), dtype=np.uint8))
+    canvas = np.asarray(coarse.resize((120, 100), Image.Resampling.BICUBIC))
+    for name, (dx, dy) in SHIFTS.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(canvas[20 - dy : 20 - dy + SIZE[0], 20 - dx : 20 - dx + SIZE[1]]).save(folder / name)
+    return folder
+
+
+@pytest.fixture
+def layout(photographs: Path, tmp_path: Path) -> Path:
+    shutil.copytree(photographs, tmp_path / "photos")
+    (tmp_path / "cvat.json").write_text(json.dumps(tools_file()))
+    return tmp_path
+
+
+def propagate(layout: Path, *extra: str, run: str = "out") -> int:
+    return main(["propagate", f"root={layout}/photos", f"run.dir={layout}/{run}", *MATCHER, *extra])
+
+
+def test_points_are_carried_to_the_others_of_their_kind(layout, capsys):
+    assert propagate(layout, f"points={layout}/cvat.json") == 0
+    assert "1 annotated photographs of 1 kinds to 2 others" in capsys.readouterr().out
+    found = read_keypoints(layout / "out/keypoints.json", list(SHIFTS)).images
+    assert set(found) == {"cup/a.png", "cup/b.png", "cup/c.png"}  # there is no annotated pot
+    assert found["cup/a.png"].points == truth("cup/a.png") and not found["cup/a.png"].confidence
+    for name in ("cup/b.png", "cup/c.png"):
+        errors = [np.hypot(*np.subtract(found[name].points[part], point)) for part, point in truth(name).items()]
+        assert max(errors) < 5, errors
+        assert all(0 < value <= 1 for value in found[name].confidence.values())
+
+
+def test_a_tools_coco_file_comes_out_valid_and_with_all_it_held(layout):
+    assert propagate(layout, f"points={layout}/cvat.json", "unsure=1") == 0
+    with redirect_stdout(io.StringIO()):
+        coco = COCO(str(layout / "out/keypoints.json"))
+    before, after = tools_file(), coco.dataset
+    assert (after["info"], after["licenses"], after["categories"]) == (
+        before["info"],
+        before["licenses"],
+        before["categories"],
+    )
+    segment, given, *carried = after["annotations"]
+    assert {key: segment[key] for key in before["annotations"][0]} == before["annotations"][0]
+    assert given["keypoints"] == before["annotations"][1]["keypoints"] and given["attributes"] == {"occluded": False}
+    assert [coco.imgs[a["image_id"]]["file_name"] for a in carried] == ["cup/b.png", "cup/c.png"]
+    for annotation in after["annotations"]:
+        assert {"id", "image_id", "category_id", "iscrowd", "area", "bbox"} <= annotation.keys()
+    for annotation in carried:
+        x, y, width, height = annotation["bbox"]
+        assert annotation["category_id"] == 2 and annotation["num_keypoints"] == 3
+        assert annotation["keypoints"][2::3] == [1, 1, 1]  # all below unsure=1
+        assert (
+            0 <= x < x + width <= 64
+            and 0 <= y < y + height <= 48
+            and annotation["area"] == pytest.approx(width * height)
+        )
+
+
+def test_more_sources_vote_and_what_a_matcher_set_before_is_no_source(layout):
+    assert propagate(layout, f"points={layout}/cvat.json") == 0
+    written = json.loads((layout / "out/keypoints.json").read_text())
+    (of_b,) = [a for a in written["annotations"] if a.get("keypoint_confidence") and a["image_id"] == 12]
+    of_b["keypoint_confidence"] = [None, None, of_b["keypoint_confidence"][2]]
+    rim, handle = truth("cup/b.png")["rim"], truth("cup/b.png")["handle"]
+    of_b["keypoints"][:6] = [rim[0] - 0.5, rim[1] - 0.5, 2, handle[0] - 0.5, handle[1] - 0.5, 2]
+    (layout / "corrected.json").write_text(json.dumps(written))
+    assert propagate(layout, f"points={layout}/corrected.json", run="again") == 0
+    found = read_keypoints(layout / "again/keypoints.json", list(SHIFTS)).images
+    assert found["cup/b.png"].points["rim"] == rim and set(found["cup/b.png"].confidence) == {"foot"}
+    assert set(found["cup/c.png"].confidence) == set(POINTS)
+
+
+def corrections(layout: Path, size: tuple[int, int] = SIZE) -> Path:
+    """What the review page saves: the rim of b set right, its handle confirmed as it is, its foot not visible."""
+    content = json.loads((layout / "out/keypoints.json").read_text())
+    chosen = [a for a in content["annotations"] if a.get("keypoint_confidence") and a["image_id"] == 12]
+    chosen[0]["keypoints"] = [28, 18, 2, *chosen[0]["keypoints"][3:5], 2, 0, 0, 0]
+    chosen[0]["keypoint_confidence"] = [None, None, None]
+    images = [{"id": 12, "file_name": "cup/b.png", "width": size[1], "height": size[0]}]
+    file = layout / "corrections.json"
+    file.write_text(json.dumps({"images": images, "annotations": chosen, "categories": content["categories"]}))
+    return file
+
+
+def test_corrections_are_written_back_and_nothing_else_changes(layout, capsys):
+    assert propagate(layout, f"points={layout}/cvat.json") == 0
+    file = layout / "out/keypoints.json"
+    before = read_keypoints(file, list(SHIFTS)).images
+    assert main(["propagate", "apply", f"corrections={corrections(layout)}", f"annotations={file}"]) == 0
+    assert "1 photographs with 2 points that a person set or confirmed" in capsys.readouterr().out
+    after = read_keypoints(file, list(SHIFTS)).images
+    assert after["cup/b.png"].points == {"rim": (28.5, 18.5), "handle": before["cup/b.png"].points["handle"]}
+    assert not after["cup/b.png"].confidence and after["cup/c.png"] == before["cup/c.png"]
+    assert json.loads(file.read_text())["annotations"][0]["segmentation"] == [[0, 0, 9, 0, 9, 9]]
+    assert [path.name for path in file.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_corrections_of_other_photographs_leave_the_file_as_it_is(layout, capsys):
+    assert propagate(layout, f"points={layout}/cvat.json") == 0
+    file = layout / "out/keypoints.json"
+    before = file.read_bytes()
+    wrong = corrections(layout, size=(64, 48))
+    assert main(["propagate", "apply", f"corrections={wrong}", f"annotations={file}"]) == 2
+    assert "Expected corrections of cup/b.png as it is in" in capsys.readouterr().err
+    (layout / "broken.json").write_text('{"images": []}')
+    assert main(["propagate", "apply", f"corrections={layout}/broken.json", f"annotations={file}"]) == 2
+    assert "it has no images, annotations and categories" in capsys.readouterr().err
+    assert main(["propagate", "apply", f"corrections={wrong}"]) == 2
+    assert "add annotations=<file>" in capsys.readouterr().err and file.read_bytes() == before
+
+
+def test_a_photograph_that_cannot_be_read_is_left_out(layout, capsys):
+    (layout / "photos/cup/c.png").write_text("no image")
+    assert propagate(layout, f"points={layout}/cvat.json") == 0
+    assert "left out: Expected an image file but" in capsys.readouterr().out
+    assert "cup/c.png" not in read_points_file(layout / "out/keypoints.json", list(SHIFTS)).images
+
+
+def test_photographs_directly_in_a_folder_are_of_one_kind(layout):
+    (layout / "photos/cup/points.csv").write_text("image,part,x,y\na.png,rim,22.5,16.5\n")
+    arguments = ["propagate", f"root={layout}/photos/cup", f"run.dir={layout}/flat", *MATCHER, "cycle_tolerance=null"]
+    assert main(arguments) == 0
+    found = read_keypoints(layout / "flat/keypoints.json", ["a.png", "b.png", "c.png"]).images
+    assert set(found) == {"a.png", "b.png", "c.png"} and found["b.png"].category == "object"
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["points={0}/none.json"], "none.json"),
+        ([], "add points=<file>"),
+        (["root=null"], "add root=<folder>"),
+        (["points={0}/cvat.json", "root={0}/nowhere"], "there is none at"),
+        (["points={0}/cvat.json", "unsure=1.5"], "Expected unsure, a confidence"),
+        (["points={0}/cvat.json", "vote_sigma=0"], "Expected positive amounts for propagate"),
+        (["points={0}/outside.json"], "Expected all points of cup/a.png inside its 64 x 48 px but rim"),
+        (["points={0}/all.csv"], "Expected photographs that lack points but all have them"),
+        (["points={0}/cvat.json", "matcher=oracle"], "Expected a matcher that answers photographs without annotation"),
+    ],
+)
+def test_what_is_wrong_is_named(layout, extra, message, capsys):
+    outside = tools_file()
+    outside["annotations"][1]["keypoints"][0] = 64
+    (layout / "outside.json").write_text(json.dumps(outside))
+    rows = [f"{name},{part},{x},{y}" for name in SHIFTS for part, (x, y) in truth(name).items()]
+    (layout / "all.csv").write_text("\n".join(["image,part,x,y", *rows]) + "\n")
+    words = [word.format(layout) for word in extra]
+    keep = MATCHER if "matcher=oracle" not in extra else ["size=64", "device=cpu"]
+    arguments = ["propagate", f"root={layout}/photos", f"run.dir={layout}/out", *keep]
+    assert (
+        main([*(a for a in arguments if a.partition("=")[0] not in {w.partition("=")[0] for w in words}), *words]) == 2
+    )
+    assert message in capsys.readouterr().err and not (layout / "out").exists()
+
+
+def test_clicks_are_counted_on_what_is_hidden(layout, capsys):
+    rows = [f"{name},{part},{x},{y}" for name in SHIFTS for part, (x, y) in truth(name).items() if name[0] == "c"]
+    (layout / "all.csv").write_text("\n".join(["image,part,x,y", *rows]) + "\n")
+    arguments = [f"root={layout}/photos", f"points={layout}/all.csv", f"run.dir={layout}/clicks", *MATCHER]
+    assert main(["propagate", "measure", *arguments, "measure.annotated=[1,2]"]) == 0
+    written = json.loads((layout / "clicks/clicks.json").read_text())
+    assert [row["annotated"] for row in written["mean"]] == [1, 2] and written["kinds"][0]["kind"] == "cup"
+    for row in written["mean"]:
+        assert row["photographs"] == 1 and row["points"] == 3 and row["carried"] == 100
+        assert row["pck"] == 100 or row["clicks"] > 0
+    assert main(["propagate", "measure", *arguments, "measure.annotated=[3]"]) == 2
+    assert "more than 3 annotated photographs of a kind" in capsys.readouterr().err
