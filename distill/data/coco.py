@@ -76,7 +76,7 @@ def write_coco(images: Mapping[str, ImageKeypoints], base: Mapping[str, Any] | N
     """
     content: dict[str, Any] = copy.deepcopy(dict(base or {"images": [], "annotations": [], "categories": []}))
     categories = _categories(content, parts_by_category(images.values()))
-    places = _places(content, images)
+    places = coco_places(content, images)
     numbers = {key: _Numbers(content[key]) for key in ("images", "annotations")}
     for name, image in images.items():
         assert image.size is not None, f"{name} has no size"
@@ -126,7 +126,7 @@ def _categories(content: dict[str, Any], parts: Mapping[str, list[str]]) -> dict
     return known
 
 
-def _places(
+def coco_places(
     content: Mapping[str, Any], images: Mapping[str, ImageKeypoints]
 ) -> dict[str, tuple[dict[str, Any], dict[str, Any] | None]]:
     """Returns the entry and the annotation with keypoints of each image that the file names."""

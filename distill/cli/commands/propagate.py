@@ -38,6 +38,7 @@ from distill.data.keypoints import ImageKeypoints, check_threshold
 from distill.data.photograph_folder import photographs_in
 from distill.data.points_file import find_points_file, read_keypoints
 from distill.data.readers import read_json
+from distill.evaluation.review import check_review, review_page
 from distill.labels.propagate import Carried, Plan, PropagateConfig, Propagator, plan
 from distill.system.environment import choose_device, describe
 from distill.system.progress import track
@@ -55,6 +56,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 def make(cfg: DictConfig) -> dict[str, Any]:
     """Carries the points, and writes keypoints.json and the review page; returns the former's content."""
     check_threshold(cfg.unsure)
+    check_review(cfg.review.count, cfg.review.side)
     config = propagate_config(cfg)
     root, file, names, known = inputs(cfg)
     todo, device = plan(names, known), choose_device(cfg.device)
@@ -76,6 +78,9 @@ def make(cfg: DictConfig) -> dict[str, Any]:
         images = known | {found.name: with_carried(known.get(found.name), found, todo, cfg.unsure) for found in carried}
         content = write_coco(images, _base(file))
         folder.write_json("keypoints.json", content)
+        if cfg.review.count:
+            page = review_page(root, images, content, cfg.review.count, cfg.review.side)
+            print(f"review: {folder.write_text('review.html', page)}")
     tell(folder, carried, cfg.unsure)
     return content
 

@@ -1,0 +1,94 @@
+"""A page in which a person looks at carried points, the least sure first, and sets wrong ones right.
+
+It is one HTML file that opens from disk and asks nothing of any address: pictures, data, style and script are in it, and a
+content security policy allows no others. Text from data reaches the page as JSON only, and is shown as text. What was corrected is
+saved as a COCO file by the browser's download; :mod:`distill.cli.commands.propagate` writes it into the annotations.
+"""
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from distill.core.errors import ConfigError
+from distill.data.coco import PIXEL_CENTRE, coco_places
+from distill.data.images import read_rgb
+from distill.data.keypoints import ImageKeypoints
+
+PAGE = Path(__file__).parent / "review_page"
+EXAMPLES = 30  # annotated photographs in the page, to look up a part
+JPEG_QUALITY = 80
+
+
+def check_review(count: int, side: int) -> None:
+    """Raises a :class:`ConfigError` unless ``count`` photographs of ``side`` px can be shown."""
+    if count < 0 or side < 64:
+        raise ConfigError(
+            f"Expected review.count of at least 0 and review.side of at least 64 but got {count} and {side}."
+        )
+
+
+def review_page(
+    root: Path, images: Mapping[str, ImageKeypoints], content: Mapping[str, Any], count: int, side: int
+) -> str:
+    """Returns the HTML of the page.
+
+    Args:
+        root: folder of the photographs.
+        images: what is known of them, by name.
+        content: of the COCO file that holds the same.
+        count: how many photographs with a matcher's points are in the page, those with the least sure ones.
+        side: the longer side of their pictures, px.
+
+    Raises:
+        DataError: when a photograph cannot be read.
+    """
+    places = coco_places(content, images)
+    by_matcher = sorted((min(i.confidence.values()), name) for name, i in images.items() if i.confidence)[:count]
+    shown = [name for _, name in by_matcher]
+    sources = [name for name, image in images.items() if image.points and not image.confidence]
+    groups = {_group(name) for name in shown}
+    chosen = [name for name in sources if _group(name) in groups][:EXAMPLES]
+    data = {
+        "categories": content["categories"],
+        "photos": [
+            _photo(root, name, side) | {"image": places[name][0], "annotation": places[name][1]} for name in shown
+        ],
+        "sources": [_photo(root, name, side // 2) | {"points": _pixels(images[name])} for name in chosen],
+    }
+    style, script = ((PAGE / f"review.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    return Template((PAGE / "review.html").read_text(encoding="utf-8")).substitute(
+        style=style, script=script, style_hash=_hash(style), script_hash=_hash(script), data=json_in_html(data)
+    )
+
+
+def json_in_html(data: Any) -> str:
+    """Returns JSON that may stand in a script element: nothing in it ends the element or begins a comment."""
+    return json.dumps(data, allow_nan=False).replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _group(name: str) -> str:
+    return name.rpartition("/")[0]
+
+
+def _photo(root: Path, name: str, side: int) -> dict[str, Any]:
+    picture = read_rgb(root / name)
+    width, height = picture.size
+    picture.thumbnail((side, side))
+    encoded = io.BytesIO()
+    picture.save(encoded, "JPEG", quality=JPEG_QUALITY)
+    address = "data:image/jpeg;base64," + base64.b64encode(encoded.getvalue()).decode()
+    return {"name": name, "group": _group(name), "width": width, "height": height, "picture": address}
+
+
+def _pixels(image: ImageKeypoints) -> dict[str, list[float]]:
+    """Returns the points as COCO counts pixels."""
+    return {part: [x - PIXEL_CENTRE, y - PIXEL_CENTRE] for part, (x, y) in image.points.items()}
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
