@@ -8,6 +8,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from distill.core.errors import WeightsError
+from distill.core.weights import check_finite, check_kinds
 
 POSITIONS = "pos_embed"
 
@@ -23,7 +24,7 @@ def load_weights(network: nn.Module, file: Path, name: str) -> None:
         name: of the model, for messages.
 
     Raises:
-        WeightsError: for a file that is missing, damaged, or of another network.
+        WeightsError: for a file that is missing, damaged, of another network, or whose weights are not finite.
     """
     if not file.is_file():
         raise WeightsError(f"Expected weights of {name} in {file} but there is no such file; check student.weights.")
@@ -42,7 +43,10 @@ def load_weights(network: nn.Module, file: Path, name: str) -> None:
             f"Expected weights of {name} in {file} but {len(missing)} tensors are missing and {len(differing)} have "
             f"another shape, such as {example}; choose the backbone that the file was made for."
         )
-    network.load_state_dict({key: given[key] for key in wanted}, strict=False)
+    used = {key: given[key] for key in wanted}
+    check_kinds(used, wanted, file)
+    check_finite(used, file)
+    network.load_state_dict(used, strict=False)
 
 
 def _resampled(given: Tensor, network: nn.Module, wanted: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill.core.errors import ConfigError, WeightsError
+from distill.core.weights import check_finite
 from teacher.pipeline_checks import (
     check_folder,
     check_image_size,
@@ -159,7 +160,7 @@ def load_part(kind: Any, folder: Path, part: str, variant: str | None, dtype: to
     """Returns a model that diffusers loads from a pipeline folder, frozen and in evaluation mode.
 
     Raises:
-        WeightsError: when its weights are damaged, or not those that its configuration describes.
+        WeightsError: when its weights are damaged, not finite, or not those that its configuration describes.
     """
     try:
         module, info = kind.from_pretrained(
@@ -182,4 +183,5 @@ def load_part(kind: Any, folder: Path, part: str, variant: str | None, dtype: to
             f"Expected all weights of {kind.__name__} in {folder / part} but {len(info['missing_keys'])} are missing, "
             f"first {info['missing_keys'][0]!r}; the folder mixes two models."
         )
+    check_finite(module.state_dict(), folder / part)
     return module.to(dtype).eval().requires_grad_(False)

@@ -1,10 +1,14 @@
 """Whether a pipeline folder is one that the teacher can read; answered from its configuration, before weights load."""
 
+import inspect
+import math
+import re
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, SchedulerMixin
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -12,6 +16,8 @@ from distill.core.errors import ConfigError, WeightsError
 from teacher.pipeline_files import CONFIGS, missing_files, read_config, variants, weight_files
 
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
+UNET = "UNet2DConditionModel"
+MOST_TIMESTEPS = 100_000
 _PARTS = ("unet", "vae")
 _FLOATING = {"F16", "F32", "F64", "BF16"}
 _FAMILY = "choose a pipeline of the family of Stable Diffusion 1.x, 2.x, SDXL"
@@ -33,6 +39,10 @@ def check_folder(folder: Path, variant: str | None = None) -> None:
     unet, vae = (read_config(folder, part) for part in _PARTS)
     for part, config in (("unet", unet), ("vae", vae)):
         check_not_quantised(config, folder / part)
+    if unet.get("_class_name") != UNET:
+        raise WeightsError(
+            f"Expected a UNet of class {UNET} in {folder / 'unet'} but got {unet.get('_class_name')}; {_FAMILY}."
+        )
     if vae.get("_class_name") not in AUTOENCODERS:
         raise WeightsError(
             f"Expected a VAE of class {' or '.join(AUTOENCODERS)} in {folder / 'vae'} but got {vae.get('_class_name')}."
@@ -40,6 +50,7 @@ def check_folder(folder: Path, variant: str | None = None) -> None:
     _check_conditioning(unet, folder)
     _check_channels(unet, vae, folder)
     latent_statistics(vae, folder)
+    _check_scale(vae, folder)
     for file in (file for part in _PARTS for file in weight_files(folder, part, variant)):
         check_tensors(file)
 
@@ -106,18 +117,25 @@ def read_noise_schedule(folder: Path) -> Tensor:
             f"Expected noise that grows by betas in {folder / 'scheduler'} but {name} is of flow matching, as in SD3 and "
             f"FLUX; {_FAMILY}."
         )
+    takes_betas = "beta_start" in inspect.signature(_scheduler_class(name, folder)).parameters
     told = {
         key: config[key]
         for key in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
         if config.get(key) is not None
     }
     try:
+        if not takes_betas:
+            raise ValueError("it takes none")
         if not told.get("trained_betas") and not {"beta_start", "beta_end", "beta_schedule"} <= set(told):
             raise ValueError("none are named")
+        if not told.get("trained_betas") and not 0 <= told["beta_start"] < told["beta_end"] <= 1:
+            raise ValueError(f"beta_start={told['beta_start']} is not below beta_end={told['beta_end']}")
+        if not 2 <= told.get("num_train_timesteps", 1000) <= MOST_TIMESTEPS:
+            raise ValueError(f"num_train_timesteps={told['num_train_timesteps']} is none of 2 to {MOST_TIMESTEPS}")
         zero_snr = bool(config.get("rescale_betas_zero_snr", False))
         betas = DDIMScheduler(**told, rescale_betas_zero_snr=zero_snr).betas
-        if not ((betas >= 0) & (betas <= 1)).all() or len(betas) < 2:
-            raise ValueError("they are not all in [0, 1]")
+        if not ((betas >= 0) & (betas <= 1)).all() or len(betas) < 2 or not (betas > 0).any():
+            raise ValueError("they are not all in [0, 1], or all 0")
     except (ValueError, TypeError, RuntimeError, IndexError) as error:
         raise WeightsError(
             f"Expected the betas of the noise in {folder / 'scheduler' / CONFIGS['scheduler']} but got {name} of which "
@@ -126,19 +144,38 @@ def read_noise_schedule(folder: Path) -> Tensor:
     return torch.cumprod(1 - betas, 0)
 
 
+def _scheduler_class(name: Any, folder: Path) -> type:
+    """Returns the scheduler of diffusers that a configuration names."""
+    found = (
+        getattr(diffusers, name, None) if isinstance(name, str) and re.fullmatch(r"[A-Z]\w+Scheduler", name) else None
+    )
+    if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
+        raise WeightsError(
+            f"Expected a scheduler of diffusers as _class_name in {folder / 'scheduler' / CONFIGS['scheduler']} but got "
+            f"{name!r}; {_FAMILY}."
+        )
+    return found
+
+
 def latent_statistics(vae: dict[str, Any], folder: Path) -> tuple[Tensor, Tensor] | None:
     """Returns the mean and deviation (1, C, 1, 1) of the latents' channels that a VAE's configuration names, if it does.
 
     Raises:
-        WeightsError: when they are not as many as there are channels, or a deviation is not positive.
+        WeightsError: when there is one without the other, they are not as many as there are channels, or a deviation is not
+            positive.
     """
     channels, found = vae.get("latent_channels", 4), []
-    if all(vae.get(name) is None for name in ("latents_mean", "latents_std")):
+    there = [name for name in ("latents_mean", "latents_std") if vae.get(name) is not None]
+    if not there:
         return None
-    for name, default in (("latents_mean", 0.0), ("latents_std", 1.0)):
-        values = vae.get(name)
-        values = [default] * channels if values is None else values
-        numbers = isinstance(values, list) and all(isinstance(value, int | float) for value in values)
+    if len(there) == 1:
+        raise WeightsError(
+            f"Expected latents_mean and latents_std, or neither, in {folder / 'vae' / 'config.json'} but got {there[0]} alone, "
+            "which diffusers does not use; add the other, or remove it."
+        )
+    for name in there:
+        values = vae[name]
+        numbers = isinstance(values, list) and all(map(_is_number, values))
         if not numbers or len(values) != channels or (name == "latents_std" and min(values) <= 0):
             positive = " that are positive" if name == "latents_std" else ""
             raise WeightsError(
@@ -147,6 +184,21 @@ def latent_statistics(vae: dict[str, Any], folder: Path) -> tuple[Tensor, Tensor
             )
         found.append(torch.tensor(values, dtype=torch.float32)[None, :, None, None])
     return found[0], found[1]
+
+
+def _check_scale(vae: dict[str, Any], folder: Path) -> None:
+    """Refuses a scale or shift of the latents that is no number, which would make all latents NaN or 0."""
+    for name, usual, positive in (("scaling_factor", 0.18215, True), ("shift_factor", None, False)):
+        value = vae.get(name, usual)
+        if value is not None and not (_is_number(value) and (value > 0 or not positive)):
+            raise WeightsError(
+                f"Expected {name} in {folder / 'vae' / 'config.json'} to be a finite number{' that is positive' * positive} but "
+                f"got {value!r}; copy the folder again."
+            )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_conditioning(unet: dict[str, Any], folder: Path) -> None:

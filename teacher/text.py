@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from distill.core.errors import WeightsError
+from distill.core.weights import check_finite
 from teacher.pipeline import Pipeline
 from teacher.pipeline_checks import check_not_quantised, check_tensors
 from teacher.pipeline_files import CONFIGS, missing_files, part_variant, read_config, weight_files
@@ -90,5 +91,6 @@ def encode_text(folder: Path, text: str, length: int, variant: str | None = None
     tokenizer = load_text_part(CLIPTokenizer, folder, "tokenizer")
     options = {"variant": part_variant(folder, "text_encoder", variant) or None, "dtype": torch.float32}
     encoder = load_text_part(CLIPTextModel, folder, "text_encoder", use_safetensors=True, **options).eval()
+    check_finite(encoder.state_dict(), folder / "text_encoder")
     tokens = tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     return encoder(tokens.input_ids).last_hidden_state[0]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import distill
 from distill.core.errors import ConfigError, WeightsError
 from distill.core.files import replacing
+from distill.core.weights import check_finite, check_kinds
 from distill.export.trusted import build_student, read_description, without_sources
 
 _FORMAT = "distill-student-2"
@@ -95,7 +96,13 @@ def read_about(path: str | Path) -> dict[str, Any]:
 
 
 def _file(path: str | Path) -> Path:
-    """Returns a student's file, or that in the folder of a bundle."""
+    """Returns a student's file, or that in the folder of a bundle.
+
+    Raises:
+        ConfigError: when it is no path.
+    """
+    if not isinstance(path, str | Path):
+        raise ConfigError(f"Expected the path of a student's file but got {path!r:.80}; give it as text.")
     return Path(path, BUNDLED) if Path(path).is_dir() else Path(path)
 
 
@@ -103,8 +110,10 @@ def load_into(student: nn.Module, tensors: Mapping[str, Tensor], path: str | Pat
     """Fills ``student`` with weights and returns it in evaluation mode.
 
     Raises:
-        WeightsError: when they are of another network.
+        WeightsError: when they are of another network, of another kind than its own, or not finite.
     """
+    check_kinds(tensors, student.state_dict(), path)
+    check_finite(tensors, path)
     try:
         student.load_state_dict(dict(tensors))
     except RuntimeError as error:
@@ -128,8 +137,9 @@ def load_student(path: str | Path | None, trusted: Sequence[str] = ()) -> nn.Mod
             classes is called and with which arguments.
 
     Raises:
-        ConfigError: when no file is given.
-        WeightsError: when the file is missing, truncated, no student, or names a class of another package.
+        ConfigError: when no file is given, or no path.
+        WeightsError: when the file is missing, truncated, no student, holds weights that are not finite, or names a class of
+            another package.
     """
     if path is None:
         raise ConfigError(

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from distill.cli.commands import compare
 from distill.cli.config import compose, instantiate
-from distill.core.errors import DistillError, WeightsError
+from distill.core.errors import ConfigError, DistillError, WeightsError
 from distill.export.student_file import load_student, save_student
 from student import StudentMatcher
 
@@ -148,6 +148,39 @@ def test_a_malformed_description_is_refused_in_one_line(tmp_path, weights, text)
     with pytest.raises(WeightsError, match="to describe a student but its description") as caught:
         load_student(write(tmp_path / "student.safetensors", text, weights))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda value: value.fill_(torch.nan), "NaN or infinity"),
+        (lambda value: value.view(-1)[-1:].fill_(torch.inf), "NaN or infinity"),
+        (lambda value: value.to(torch.int8), "int8"),
+        (lambda value: value.bool(), "bool"),
+        (lambda value: value.to(torch.complex64), "complex64"),
+        (lambda value: value.to(torch.float8_e4m3fn), "float8_e4m3fn"),
+    ],
+)
+def test_weights_that_are_no_finite_numbers_are_refused(tmp_path, weights, change, found):
+    name = sorted(name for name in weights if name.endswith("conv1.weight"))[0]
+    changed = change(weights[name].clone())
+    changed = changed if changed.shape == weights[name].shape else weights[name].clone().fill_(torch.inf)
+    path = write(tmp_path / "student.safetensors", STUDENT, {**weights, name: changed})
+    with pytest.raises(WeightsError, match=f"weights in .*student.safetensors but {name} .*{found}"):
+        load_student(path)
+
+
+def test_half_precision_and_counters_are_read(tmp_path, weights):
+    half = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
+    assert any(not value.is_floating_point() for value in half.values())
+    student = load_student(write(tmp_path / "student.safetensors", STUDENT, half))
+    assert {value.dtype for value in student.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("path", [5, 2.5, True, ["a"], b"a"])
+def test_what_is_no_path_is_refused_in_words(path):
+    with pytest.raises(ConfigError, match="Expected the path of a student's file but got"):
+        load_student(path)
 
 
 def test_a_file_without_a_description_is_refused(tmp_path):

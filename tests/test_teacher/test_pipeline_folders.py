@@ -179,6 +179,51 @@ def test_a_schedule_without_betas_is_refused(folder, config):
         PromptOptimization(str(folder), **CONDITIONED)
 
 
+@pytest.mark.parametrize(
+    "name", ["Evil", "EvilScheduler", None, 5, ["hostile", "Hostile"], "AutoencoderKL", "__class__"]
+)
+def test_a_scheduler_that_diffusers_does_not_have_is_refused(folder, name):
+    set_scheduler(folder, _class_name=name, beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
+    with pytest.raises(WeightsError, match="Expected a scheduler of diffusers .* but got"):
+        PromptOptimization(str(folder), **CONDITIONED)
+
+
+def test_a_scheduler_that_takes_no_betas_is_refused_although_its_file_names_some(folder):
+    betas = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+    set_scheduler(folder, _class_name="EDMEulerScheduler", **betas)
+    with pytest.raises(WeightsError, match="betas.*EDMEulerScheduler"):
+        PromptOptimization(str(folder), **CONDITIONED)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"beta_start": 0.02, "beta_end": 1e-4},
+        {"beta_start": 0.0, "beta_end": 0.0},
+        {"beta_start": float("nan")},
+        {"beta_start": -0.1},
+        {"num_train_timesteps": 10**12},
+        {"num_train_timesteps": "1000"},
+        {"num_train_timesteps": 1},
+    ],
+)
+def test_betas_that_no_training_has_used_are_refused(folder, changes):
+    set_scheduler(
+        folder,
+        _class_name="DDIMScheduler",
+        **{"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", **changes},
+    )
+    with pytest.raises(WeightsError, match="betas"):
+        PromptOptimization(str(folder), **CONDITIONED)
+
+
+@pytest.mark.parametrize("name", ["FluxTransformer2DModel", "SD3Transformer2DModel", "UNet2DModel", None])
+def test_a_denoiser_of_another_family_is_refused(folder, name):
+    edit(folder / "unet" / "config.json", _class_name=name)
+    with pytest.raises(WeightsError, match=f"UNet of class UNet2DConditionModel in .*unet but got {name}.*SDXL"):
+        PromptOptimization(str(folder), **CONDITIONED)
+
+
 def test_trained_betas_are_the_schedule(folder):
     betas = torch.linspace(1e-3, 0.3, 50)
     set_scheduler(folder, _class_name="PNDMScheduler", num_train_timesteps=50, trained_betas=betas.tolist())
@@ -205,7 +250,37 @@ def test_latents_are_normalised_by_the_mean_and_deviation_that_the_vae_names(fol
     torch.testing.assert_close(load(folder).encode(images), expected)
 
 
-@pytest.mark.parametrize("changes", [{"latents_mean": [0.0]}, {"latents_std": [0.0] * 4}, {"latents_mean": "no"}])
+@pytest.mark.parametrize("changes", [{"latents_mean": [0.5] * 4}, {"latents_std": [2.0] * 4}])
+def test_a_mean_of_the_latents_without_a_deviation_is_refused(folder, changes):
+    edit(folder / "vae" / "config.json", **changes)
+    with pytest.raises(WeightsError, match="latents_mean and latents_std, or neither"):
+        PromptOptimization(str(folder), **CONDITIONED)
+
+
+@pytest.mark.parametrize("name", ["scaling_factor", "shift_factor"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "0.18", True])
+def test_a_scale_of_the_latents_that_is_no_number_is_refused(folder, name, value):
+    edit(folder / "vae" / "config.json", **{name: value})
+    with pytest.raises(WeightsError, match=f"{name} in .*config.json"):
+        PromptOptimization(str(folder), **CONDITIONED)
+
+
+def test_a_scale_of_the_latents_is_positive(folder):
+    edit(folder / "vae" / "config.json", scaling_factor=0)
+    with pytest.raises(WeightsError, match="scaling_factor in .*config.json .* positive"):
+        PromptOptimization(str(folder), **CONDITIONED)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"latents_mean": [0.0], "latents_std": [1.0] * 4},
+        {"latents_std": [0.0] * 4, "latents_mean": [0.0] * 4},
+        {"latents_mean": "no", "latents_std": [1.0] * 4},
+        {"latents_mean": [float("nan")] * 4, "latents_std": [1.0] * 4},
+        {"latents_std": [True] * 4, "latents_mean": [0.0] * 4},
+    ],
+)
 def test_statistics_of_the_latents_that_do_not_fit_are_refused(folder, changes):
     edit(folder / "vae" / "config.json", **changes)
     with pytest.raises(WeightsError, match=f"{next(iter(changes))}.*4 numbers"):
@@ -239,6 +314,18 @@ def test_tensors_of_mixed_precision_are_brought_to_one(folder, make_pairs):
     teacher, pair = PromptOptimization(str(folder), **CONDITIONED), make_pairs(1, size=64)
     assert torch.isfinite(teacher(pair.src_img, pair.trg_img, pair.src_kps).trg_kps).all()
     assert {p.dtype for p in teacher.pipeline.unet.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(folder, part, value):
+    file = folder / part / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    name = sorted(weights)[3]
+    weights[name].view(-1)[0] = value
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(WeightsError, match=f"finite weights in .*{part} but {name} holds"):
+        load(folder)
 
 
 def test_quantised_tensors_are_refused(folder):
