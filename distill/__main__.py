@@ -13,7 +13,7 @@ from pathlib import Path
 
 from distill import __version__
 from distill.cli.arguments import CommandLine, split
-from distill.cli.interruption import Terminated, terminable
+from distill.cli.interruption import Terminated, end_with_starter, is_started, terminable
 from distill.core.errors import ConfigError, DistillError, nearest
 
 VERBS = {
@@ -61,21 +61,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _quiet()
     try:
         with terminable():
+            end_with_starter()
             _dispatch(arguments)
             sys.stdout.flush()
     except DistillError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(", ".join(filter(None, ["interrupted", hint])), file=sys.stderr)
-        return 130
+        return _ended("interrupted", hint, 130)
     except Terminated:
-        print(", ".join(filter(None, ["terminated", hint])), file=sys.stderr)
-        return 143
+        return _ended("terminated", hint, 143)
     except BrokenPipeError:  # as after "| head"
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     return 0
+
+
+def _ended(word: str, hint: str | None, code: int) -> int:
+    """Says that the command was ended, in the first of its processes; returns the exit code."""
+    if not is_started():
+        print(", ".join(filter(None, [word, hint])), file=sys.stderr)
+    return code
 
 
 def _dispatch(arguments: list[str]) -> None:

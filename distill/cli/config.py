@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from distill.cli.keys import check_assignments, keys, section_of, too_small
 from distill.cli.overrides import is_path, parse
 from distill.cli.renamed import RENAMED
+from distill.cli.targets import check_targets
 from distill.cli.unread import unread
 from distill.core.errors import ConfigError, DistillError, WeightsError, nearest
 
@@ -143,6 +144,7 @@ def instantiate(config: Any, **kwargs: Any) -> Any:
     partial = has_target and not config.get("_partial_")
     target = str(config["_target_"]) if has_target else "the configuration"
     try:
+        check_targets(config)
         built = hydra.utils.instantiate(config, _convert_="all", **({"_partial_": True} if partial else {}))
         return built(**kwargs) if partial else built
     except DistillError:

@@ -1,10 +1,17 @@
-"""Ending a command early: SIGTERM as an exception."""
+"""Ending a command early: SIGTERM as an exception, and further processes that end with the first."""
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import FrameType
+
+STARTER = "DISTILL_STARTED_BY"
+"""The environment variable in which a process that starts further ones leaves its number to them."""
+CHECKED_EVERY = 0.5  # seconds
 
 
 class Terminated(BaseException):
@@ -31,3 +38,27 @@ def terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def may_start_others() -> None:
+    """Tells the processes that this one starts from now on who started them."""
+    if not is_started():
+        os.environ[STARTER] = str(os.getpid())
+
+
+@cache
+def is_started() -> bool:
+    """Says whether another process of the same command has started this one; asked first while that one lives."""
+    return os.environ.get(STARTER) == str(os.getppid())
+
+
+def end_with_starter() -> None:
+    """Ends this process by SIGTERM when the one that started it is gone, whatever has ended that."""
+    if is_started():
+        threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
+
+def _watch(starter: int) -> None:
+    while os.getppid() == starter:
+        time.sleep(CHECKED_EVERY)
+    os.kill(os.getpid(), signal.SIGTERM)

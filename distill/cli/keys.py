@@ -32,13 +32,19 @@ LISTS_OR_WORDS = ("what",)
 """Keys whose default is a list, but that take a single word as well."""
 
 LEAST = {
+    "ablation_pairs": 1,
     "batch_size": 1,
+    "calibration_pairs": 0,
+    "flush_seconds": 0,
+    "gate_pairs": 0,
     "images": 1,
+    "labels": 1,
     "n_pairs": 0,
     "num_workers": 0,
     "pairs_per_image": 1,
     "panels": 1,
     "pictures": 0,
+    "reference_pairs": 0,
     "repeats": 1,
     "seed": 0,
     "size": 1,

@@ -15,6 +15,7 @@ from lightning.fabric.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 
 import __main__
+from distill.cli.interruption import may_start_others
 from distill.core.errors import ConfigError
 
 PATIENCE = timedelta(days=30)
@@ -30,6 +31,7 @@ def launch(cfg: DictConfig) -> Fabric:
     options: dict[str, Any] = OmegaConf.to_container(cfg.trainer, resolve=True)  # type: ignore[assignment]
     if is_many(cfg):
         check_command_line()
+        may_start_others()
         if options["strategy"] == "auto":
             options["strategy"] = DDPStrategy(timeout=PATIENCE)
     try:

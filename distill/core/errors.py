@@ -35,6 +35,6 @@ class LabelError(DistillError):
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Returns ``choices`` as text for an error message, the one closest to ``name`` first."""
     choices = sorted(choices)
-    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}valid names: {', '.join(choices)}"

@@ -158,9 +158,11 @@ class LabelFolder:
 
 
 def check_folder(folder: Path) -> None:
-    """Raises a :class:`LabelError` when there is no folder of labels at ``folder``."""
+    """Raises a :class:`LabelError` when there is no folder of labels at ``folder``, or it holds no file of labels."""
     if not folder.is_dir():
         raise LabelError(f"Expected a folder of labels but found none at {folder}; set labels.dir.")
+    if not label_files(folder) and not (folder / FILE).exists():
+        raise LabelError(f"Expected labels in {folder} but found none; set labels.dir.")
 
 
 def mismatch(stored: Mapping[str, str], wanted: Mapping[str, str]) -> str:

@@ -126,6 +126,35 @@ def test_a_fit_that_was_killed_terminated_or_interrupted_resumes_bit_for_bit(tmp
 
 
 @pytest.mark.slow
+def test_further_processes_end_with_the_first(tmp_path):
+    """The second one went on labelling for itself when only the first was told to end."""
+    data = [*DATA, "train.n_pairs=800", "labels.fallbacks=[]", "trainer.devices=2", f"labels.dir={tmp_path}/l"]
+    teacher = ["teacher=nearest_neighbour", "teacher.model.backbone=test_resnet", "data.size=64"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            command("label", *data, *teacher), env=environment(), stdout=log, stderr=log, start_new_session=True
+        )
+        deadline = time.monotonic() + 200
+        while "label: 800 train pairs" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.terminate()
+        assert process.wait(60) == 143
+        while members(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.1)
+    assert members(process.pid) == []
+    shown = (tmp_path / "log").read_text()
+    assert shown.count("terminated, the labels made so far are kept") == 1 and "Traceback" not in shown
+    assert audit(tmp_path / "l").problems == []
+
+
+def members(group: int) -> list[int]:
+    """The numbers of the living processes of a process group."""
+    listed = subprocess.run(["ps", "-eo", "pid,pgid,stat"], capture_output=True, text=True).stdout.split("\n")[1:]
+    rows = (line.split() for line in listed if line)
+    return [int(pid) for pid, pgid, state in rows if int(pgid) == group and not state.startswith("Z")]
+
+
+@pytest.mark.slow
 def test_more_processes_than_validation_batches_are_refused_before_labels_are_made(tmp_path):
     """11 pairs in batches of 4 are 3 batches."""
     arguments = ["fit", *FIT, *TRAINER, "trainer.devices=4", f"run.dir={tmp_path}/r"]

@@ -53,6 +53,12 @@ def test_increments_add_up_on_top_of_the_papers_settings():
     assert last["points_per_prompt"] == 4 and last["start"] == "query" and last["steps"] == cfg.teacher.steps
 
 
+def test_the_papers_method_reads_layers_that_the_configured_model_has():
+    cfg = compose("bench", [])
+    found = {name: config for name, config, _ in variants(cfg)}
+    assert found["reference"]["layers"] == list(cfg.teacher.layers) == found["as configured"]["layers"]
+
+
 def test_a_teacher_without_a_model_is_measured_alone():
     names = [name for name, _, _ in variants(compose("bench", ["teacher=oracle", "ablation=true"]))]
     assert names == ["as configured"]

@@ -10,7 +10,7 @@ Examples:
   python -m distill bench teacher ablation=true ablation_pairs=4 paper.steps=13 paper.embeddings=1 paper.crops=4
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -45,6 +45,8 @@ def run(cfg: DictConfig) -> list[dict]:
     unknown = [what for what in wanted if what not in measured]
     if unknown or not wanted:
         raise ConfigError(f"Expected what to list {list(measured)} but got {unknown or wanted}; correct what=[...].")
+    if "student" in wanted:
+        _check_batches(cfg.batches)
     device = choose_device(cfg.device)
     benchmark: Benchmark = instantiate(cfg.data)
     folder = RunFolder.numbered(cfg)
@@ -55,6 +57,14 @@ def run(cfg: DictConfig) -> list[dict]:
     cells = [[str(row.get(column, "")) for column in columns] for row in rows]
     print_table([column.replace("_", " ") for column in columns], cells, "measured side by side")
     return rows
+
+
+def _check_batches(batches: Sequence[object]) -> None:
+    whole = [batch for batch in batches if isinstance(batch, int) and not isinstance(batch, bool) and batch >= 1]
+    if not whole or len(whole) < len(batches):
+        raise ConfigError(
+            f"Expected batches to list numbers of pairs of at least 1 but got {list(batches)}; write batches=[1,8]."
+        )
 
 
 def _students(cfg: DictConfig, benchmark: Benchmark) -> list[dict]:

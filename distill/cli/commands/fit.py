@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from distill.cli.fit_parts import FitParts, build, is_taught
+from distill.cli.interruption import may_start_others
 from distill.cli.processes import check_command_line, is_first_process, is_many
 from distill.cli.reporting import announce, report
 from distill.cli.run_folder import RunFolder, check_unchanged
@@ -33,12 +34,16 @@ from distill.labels.generate import label
 from distill.matchers.box_relative import BoxRelative
 from distill.training.train import filter_labels, train
 
+OF_WEIGHTS = ("student.onnx", "metrics.json", "report.md", "report.html")
+"""Files of a run that tell of its weights, besides the student's own."""
+
 
 def run(cfg: DictConfig) -> Comparison | None:
     """Builds, labels, trains and reports; returns the comparison, if one was asked for."""
     seed_everything(cfg.seed, workers=True, verbose=False)
     if is_many(cfg):
         check_command_line()
+        may_start_others()
     if cfg.run.resume:
         check_unchanged(cfg)
     taught, first = is_taught(cfg), is_first_process()
@@ -86,8 +91,16 @@ def origin(cfg: DictConfig, parts: FitParts) -> dict[str, Any]:
 
 
 def keep(cfg: DictConfig, student: nn.Module, folder: RunFolder, about: Mapping[str, Any]) -> nn.Module:
-    """Writes the trained student, as weights and as ONNX, and returns it as it is kept."""
+    """Writes the trained student, as weights and as ONNX, and returns it as it is kept.
+
+    What a resumed run has of earlier weights is removed, whether or not it is made again.
+    """
     student, config = finished(student, cfg)
+    old = [name for name in OF_WEIGHTS if (folder / name).exists()]
+    if old:
+        print(f"removed: {', '.join(old)}, which belong to earlier weights")
+    for name in old:
+        (folder / name).unlink()
     save_student(student, config, folder / "student.safetensors", about)
     print(f"student: {folder / 'student.safetensors'}")
     if cfg.onnx:

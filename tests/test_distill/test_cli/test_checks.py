@@ -70,6 +70,13 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("+callbacks.x=3", "Expected callbacks.x to describe a lightning Callback"),
         ("+metrics.x=3", "Expected metrics.x to describe a torchmetrics Metric"),
         ("student.strides=8", "Expected a list for student.strides but got 8; write student.strides=[8]."),
+        ("teacher._target_=student.FeatureTeachr", "student has no 'FeatureTeachr'; did you mean 'FeatureTeacher'?"),
+        ("teacher._target_=nosuch.Thing", "there is no module 'nosuch'"),
+        ("teacher._target_=Thing", "Expected _target_ as <module>.<name> but got 'Thing'"),
+        ("teacher._target_=''", "Expected _target_ as <module>.<name> but got ''"),
+        ("teacher._target_=student.matcher.StudentMatcher.nope", "student.matcher.StudentMatcher has no 'nope'"),
+        ("loss.terms.heatmap._target_=distill.losses.heatmap.Nope", "distill.losses.heatmap has no 'Nope'"),
+        ("augment._target_=5", "Expected _target_ as <module>.<name> but got 5"),
     ],
 )
 def test_fit_refuses_before_it_labels_and_leaves_no_folder(extra, message, tmp_path, capsys, monkeypatch):
@@ -236,6 +243,60 @@ def test_check_says_what_fit_does_with_photographs_that_are_not_annotated(photos
         "fit uses 4 photographs for training and 2 for validation; 2 are set aside for a test, which needs annotated points"
         in capsys.readouterr().out
     )
+
+
+@pytest.mark.parametrize("action", ["status", "verify", "repair", "export"])
+def test_a_folder_without_labels_is_no_label_store(action, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    file = [f"label.file={tmp_path}/x.csv"] if action == "export" else []
+    message = f"Expected labels in {tmp_path}/empty but found none; set labels.dir."
+    assert message in refused(["label", action, f"labels.dir={tmp_path}/empty", *file], capsys)
+    assert "found none" in refused(["label", action, f"labels.dir={tmp_path}/typo", *file], capsys)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("repeats=0", "Expected repeats of at least 1 but got 0."),
+        ("batches=[0]", "Expected batches to list numbers of pairs of at least 1 but got [0]"),
+        ("batches=[]", "Expected batches to list numbers of pairs of at least 1 but got []"),
+        ("batches=[1.5]", "Expected batches to list numbers of pairs of at least 1 but got [1.5]"),
+        ("batches=[true]", "Expected batches to list numbers of pairs of at least 1 but got [True]"),
+    ],
+)
+def test_bench_refuses_numbers_that_measure_nothing(extra, message, tmp_path, capsys):
+    assert message in refused(["bench", "what=[student]", extra, f"run.dir={tmp_path}/r", "device=cpu"], capsys)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("verb", "key"),
+    [
+        (["bench", "what=[labels]"], "labels=0"),
+        (["bench", "what=[teacher]"], "ablation_pairs=0"),
+        (["bench", "what=[teacher]"], "reference_pairs=-1"),
+        (["export", "ckpt=x"], "gate_pairs=-1"),
+        (["export", "ckpt=x"], "calibration_pairs=-1"),
+        (["label"], "label.flush_seconds=-1"),
+    ],
+)
+def test_counts_below_the_least_that_makes_sense_are_refused(verb, key, capsys):
+    name, value = key.split("=")
+    assert f"Expected {name} of at least {1 if value == '0' else 0} but got {value}." in refused([*verb, key], capsys)
+
+
+def test_results_of_earlier_weights_do_not_outlive_a_resumed_run(tmp_path, capsys):
+    arguments = ["fit", *SMALL, f"run.dir={tmp_path}/r", "device=cpu", "trainer.accelerator=cpu", "test.n_pairs=0"]
+    assert main(arguments) == 0
+    old = ["student.onnx", "metrics.json", "report.md", "report.html"]
+    for name in old:
+        (tmp_path / "r" / name).write_text("of the first epochs")
+    assert main([*arguments, "run.resume=true", "trainer.max_epochs=2"]) == 0
+    assert "removed: student.onnx, metrics.json, report.md, report.html, which belong to earlier weights" in (
+        capsys.readouterr().out
+    )
+    assert not any((tmp_path / "r" / name).exists() for name in old)
+    assert (tmp_path / "r" / "student.safetensors").is_file()
 
 
 def test_label_leaves_a_split_out_that_has_no_pairs(tmp_path, capsys):
