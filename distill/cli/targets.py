@@ -29,7 +29,7 @@ def _targets(config: Any) -> Iterator[Any]:
     if isinstance(config, DictConfig) and not config._is_none() and not config._is_missing():
         if "_target_" in config:
             yield config["_target_"]
-        nodes = [config._get_node(name) for name in config]
+        nodes: list[Any] = [config._get_node(name) for name in config]
     elif isinstance(config, ListConfig) and not config._is_none() and not config._is_missing():
         nodes = [config._get_node(number) for number in range(len(config))]
     else:
