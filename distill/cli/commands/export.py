@@ -2,7 +2,8 @@
 
 The number of pairs and of points is free; the side of the images is the one that the student was trained on. The file's
 answers are compared with the student's, and its PCK on validation pairs of data=; a file that loses more than half a point
-is refused. precision=fp16 halves the encoder, precision=int8 computes it on 8-bit whole numbers, calibrated on training
+is refused. Where nothing is annotated, PCK counts the file's answers near the student's own. precision=fp16 halves the encoder,
+ precision=int8 computes it on 8-bit whole numbers, calibrated on training
 pairs; give the data that the student was trained on.
 
 Examples:
@@ -11,6 +12,7 @@ Examples:
   python -m distill export ckpt=runs/fit/student.safetensors page=runs/page
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from omegaconf import DictConfig
 from torch import nn
 
 from distill.cli.datasets import pairs_of
-from distill.core.protocols import Benchmark
+from distill.core.protocols import Benchmark, Matcher
+from distill.evaluation.label_truth import LabelTruth
 from distill.export.bundle import write_bundle
 from distill.export.onnx import Deviation, export_student
 from distill.export.page import examples_of, write_page
@@ -50,9 +53,9 @@ def run(cfg: DictConfig) -> Deviation | float | Path:
         print(f"{folder / ENCODE}, {folder / CORRELATE}: heatmap within {differs:.2g} of its range of torch")
         return differs
     calibration = _pairs(cfg, "train", cfg.calibration_pairs, size) if cfg.precision == "int8" else None
-    pairs = _pairs(cfg, "val", cfg.gate_pairs, size)
-    print(f"{cfg.file}: is written and compared with torch, which takes up to a minute", flush=True)
     about = read_about(cfg.ckpt)
+    pairs = gate_pairs(_pairs(cfg, "val", cfg.gate_pairs, size), student, about)
+    print(f"{cfg.file}: is written and compared with torch, which takes up to a minute", flush=True)
     deviation = export_student(student, cfg.file, size, config, cfg.precision, calibration, pairs, cfg.insist, about)
     print(
         f"{cfg.file}: points within {deviation.points_px:.2g} px of torch ({deviation.ties:.1%} ties), confidence within "
@@ -64,6 +67,31 @@ def run(cfg: DictConfig) -> Deviation | float | Path:
             f"PCK@0.10 {gate.torch:.1f} of torch, {gate.file:.1f} of the file, on {gate.n_pairs} pairs ({gate.convention})"
         )
     return deviation
+
+
+def gate_pairs(pairs: Benchmark | None, student: Matcher, about: Mapping[str, Any]) -> Benchmark | None:
+    """Returns the pairs that file and student are compared on, and prints what they do not tell of the student.
+
+    Where nothing is annotated the student's own answers are the truth: PCK then says how often the file agrees with it.
+
+    Args:
+        pairs: of ``data=``.
+        student: that is exported.
+        about: what its file says of itself.
+    """
+    if pairs is None:
+        return None
+    data = about.get("data")
+    trained_on = data.get("name") if isinstance(data, Mapping) else None
+    if isinstance(trained_on, str) and trained_on != pairs.name:
+        print(
+            f"note: compared on {pairs.name}, but the student was trained on {trained_on[:40]}; data={trained_on[:40]} and its "
+            "data.root compare, and calibrate int8, on what it is made for"
+        )
+    if getattr(pairs, "has_truth", True):
+        return pairs
+    print("note: nothing is annotated; PCK says how often the file's answers are near the student's own")
+    return LabelTruth(pairs, student)
 
 
 def _page(cfg: DictConfig, student: nn.Module, config: dict[str, Any], size: int) -> Path:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 
+from distill.cli.commands.export import gate_pairs
 from distill.core.errors import ConfigError, ExportError
 from distill.core.types import Matches
 from distill.data.datasets.shapes import ShapesPairs
@@ -145,3 +146,23 @@ def test_backbones_that_do_not_export_are_named_in_one_line(backbone, strides, s
         export_student(student, tmp_path / "s.onnx", size)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
     assert not list(tmp_path.iterdir())
+
+
+def test_pairs_of_other_data_than_the_student_learned_from_are_named(pairs, student, capsys):
+    assert gate_pairs(pairs["val"], student, {"data": {"name": "folder"}}) is pairs["val"]
+    assert "compared on shapes, but the student was trained on folder; data=folder" in capsys.readouterr().out
+    for about in ({"data": {"name": "shapes"}}, {}, {"data": "shapes"}, {"data": {"name": 5}}):
+        assert gate_pairs(pairs["val"], student, about) is pairs["val"]
+    assert gate_pairs(None, student, {}) is None and capsys.readouterr().out == ""
+
+
+def test_a_file_is_compared_with_its_student_where_nothing_is_annotated(pairs, student, capsys, monkeypatch):
+    monkeypatch.setattr(pairs["val"], "has_truth", False, raising=False)
+    found = gate.measure(student, student, gate_pairs(pairs["val"], student, {}))
+    assert (found.torch, found.file) == (100, 100) and "near the student's own" in capsys.readouterr().out
+
+    def elsewhere(src_img, trg_img, src_kps):
+        answer = student(src_img, trg_img, src_kps)
+        return answer._replace(trg_kps=64 - answer.trg_kps.round())
+
+    assert gate.measure(student, elsewhere, gate_pairs(pairs["val"], student, {})).file < 90
