@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch.utils.data import Dataset
 
 from distill.core.protocols import Benchmark, Matcher, PairMatcher, match
@@ -34,5 +35,6 @@ class LabelTruth(Dataset[PairBatch]):
     def __getitem__(self, index: int) -> PairBatch:
         """Returns a batch of one pair."""
         pairs = self.benchmark[index]
-        answer = match(self.teacher, pairs).trg_kps
+        with torch.no_grad():
+            answer = match(self.teacher, pairs).trg_kps
         return pairs._replace(trg_kps=answer, trg_all_kps=answer, trg_all_id=pairs.kps_id)

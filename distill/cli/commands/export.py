@@ -2,9 +2,9 @@
 
 The number of pairs and of points is free; the side of the images is the one that the student was trained on. The file's
 answers are compared with the student's, and its PCK on validation pairs of data=; a file that loses more than half a point
-is refused. Where nothing is annotated, PCK counts the file's answers near the student's own. precision=fp16 halves the encoder,
- precision=int8 computes it on 8-bit whole numbers, calibrated on training
-pairs; give the data that the student was trained on.
+is refused. Where nothing is annotated, PCK counts the file's answers near the student's own. precision=fp16 halves the
+encoder, precision=int8 computes it on 8-bit whole numbers, calibrated on training pairs; give the data that the student
+was trained on.
 
 Examples:
   python -m distill export ckpt=runs/fit/student.safetensors file=student.onnx
