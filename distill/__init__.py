@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from distill.export.student_file import load_student
     from distill.matchers.match_images import match_images
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = ["Matcher", "Matches", "PairBatch", "__version__", "load_student", "match_images", "read_image"]
 
 _MODULES = {

@@ -12,11 +12,14 @@ from distill.cli.config import check_complete, compose, defaults, expand_home, s
 from distill.cli.overrides import plain
 from distill.cli.verbs import run_verb
 
+SWEEPS = "runs/multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}"
+
 
 def run_hydra(verb: str, line: CommandLine) -> None:
     """Runs ``verb`` by Hydra's rules, after the checks that every command line goes through.
 
-    In a sweep each job gets a run folder of its own, ``<run.dir>/<number of the job>``, unless run.dir is given.
+    In a sweep each job gets a run folder of its own, ``<run.dir>/<number of the job>``, unless run.dir is given. Hydra's own
+    files of a sweep, its overrides and a log of each job, are in :data:`SWEEPS`, unless hydra.sweep.dir is given.
 
     Raises:
         ConfigError: see :func:`distill.cli.config.compose`.
@@ -26,6 +29,8 @@ def run_hydra(verb: str, line: CommandLine) -> None:
     config, _ = defaults(verb, line.config_dir)
     if line.sweeps and "run" in config and not any(text.startswith("run.dir=") for text in overrides):
         overrides.append(f"run.dir={config.run.dir}/${{hydra:job.num}}")
+    if line.sweeps and not any(text.startswith("hydra.sweep.dir=") for text in overrides):
+        overrides.append(f"hydra.sweep.dir={SWEEPS}")
     directory = ["--config-dir", line.config_dir] if line.config_dir is not None else []
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, who print them on one line
     arguments, sys.argv = sys.argv, ["distill", *line.hydra_flags, *directory, *overrides]

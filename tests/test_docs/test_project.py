@@ -6,7 +6,8 @@ import tomllib
 import pytest
 import yaml
 
-from distill.__main__ import VERBS
+from distill import __version__
+from distill.__main__ import VERBS, main
 
 
 def test_the_readme_is_short_and_begins_with_the_fit_command(root):
@@ -54,8 +55,12 @@ def test_issue_templates_ask_for_what_is_needed(root):
     assert asked == {"command", "result", "expected", "doctor"}
 
 
-def test_the_changelog_has_the_version_of_the_package(root):
-    import distill
-
-    versions = re.findall(r"^## \[?([\w.]+)\]?", (root / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert versions[0] == "Unreleased" and distill.__version__ in versions
+def test_package_command_citation_and_changelog_name_one_version(root, capsys):
+    citation = yaml.safe_load((root / "CITATION.cff").read_text(encoding="utf-8"))
+    headings = re.findall(r"^## (.+)$", (root / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert main(["--version"]) == 0 and capsys.readouterr().out.strip() == __version__
+    assert citation["version"] == __version__
+    released, development, _ = __version__.partition(".dev")
+    assert headings[0] == (f"[Unreleased] {released}" if development else released)
+    assert headings[1:] and all(re.fullmatch(r"\d+\.\d+\.\d+", heading) for heading in headings[1:])
+    assert released not in headings[1:]

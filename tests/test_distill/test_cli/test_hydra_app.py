@@ -53,6 +53,8 @@ def test_a_sweep_gives_each_job_a_folder_and_its_errors_are_one_line(tmp_path, r
     done = subprocess.run([*command, *run], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (tmp_path / "runs" / "evaluate").iterdir()} == {"0", "1"}
+    assert {path.name for path in tmp_path.iterdir()} == {"runs"}  # Hydra's own files are in runs/multirun
+    assert len(list(tmp_path.glob("runs/multirun/*/*/multirun.yaml"))) == 1
     done = subprocess.run([*command, "data.n_pairs=0"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert [line for line in done.stderr.splitlines() if line.startswith("error: ")]
