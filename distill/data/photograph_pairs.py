@@ -4,9 +4,9 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar, TypedDict, TypeVar
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -23,6 +23,16 @@ T = TypeVar("T")
 
 CONVENTIONS = ("canonical", "paper")
 PAPER_SIDE = 512  # px; the teacher's released code scores in images squashed to this side
+
+
+class ImageOptions(TypedDict, total=False):
+    """Arguments that every data set of photographs takes by name; :class:`ImageConfig` has their meanings and defaults."""
+
+    size: int
+    resize: str
+    convention: str
+    on_error: str
+    cache_mib: int
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,21 @@ class ImageConfig:
     convention: str = "canonical"
     on_error: str = "raise"
     cache_mib: int = 2048
+
+    @classmethod
+    def of(cls, options: ImageOptions) -> "ImageConfig":
+        """Returns the settings that ``options`` name, and the defaults of the others.
+
+        Raises:
+            ConfigError: for a name that is no setting, and for None.
+        """
+        defaults = {field.name: field.default for field in fields(cls)}
+        for name, value in options.items():
+            if name not in defaults:
+                raise ConfigError(f"Expected an argument of a data set but got {name!r}; {nearest(name, defaults)}.")
+            if value is None:
+                raise ConfigError(f"Expected a value for data.{name} but got null; the default is {defaults[name]}.")
+        return cls(**options)
 
 
 class EmptySplit(DataError):

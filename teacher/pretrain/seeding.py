@@ -8,6 +8,13 @@ AUTOENCODER, DIFFUSION = 6, 5
 
 
 def step_generator(device: torch.device, seed: int, step: int, stream: int) -> torch.Generator:
-    """Returns the generator of a step."""
+    """Returns a generator on ``device`` for one step of a training.
+
+    Args:
+        device: of the random numbers.
+        seed: of the training.
+        step: its number.
+        stream: :data:`AUTOENCODER` or :data:`DIFFUSION`, which draw different numbers.
+    """
     number = int(np.random.SeedSequence([seed, step, stream]).generate_state(1)[0])  # torch reads 32 bits on a CPU
     return torch.Generator(device).manual_seed(number)

@@ -113,4 +113,6 @@ def check_dataset(folder: Path, shown: str) -> None:
     assert all((row["data"], row["n_pairs"]) == ("json_pairs", 1) for row in report["matchers"])
     drawn = json.loads((folder / "runs/discs/metrics.json").read_text())
     assert all((row["data"], row["n_pairs"]) == ("discs", 2) for row in drawn["matchers"])
-    assert (folder / "runs/discs-data/contact_sheet.png").is_file() and len(LabelStore(folder / "runs/discs/labels")) > 0
+    assert (folder / "runs/discs-data/contact_sheet.png").is_file() and len(
+        LabelStore(folder / "runs/discs/labels")
+    ) > 0

@@ -9,7 +9,7 @@ visibility is above 0. Coordinates are taken as they stand.
 """
 
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from distill.data.json_values import numbers_in, object_in
 from distill.data.pairs import Threshold
 from distill.data.photograph_pairs import (
     ImageConfig,
+    ImageOptions,
     PhotographPairs,
     check_split,
 )
@@ -38,13 +39,9 @@ class AP10KPairs(PhotographPairs):
         split: "train", "val" or "test".
         n_pairs: how many pairs, drawn by the seed; without it all, in the order of their names.
         seed: of the draw.
-        size: side that images are brought to, px.
         across: "none" for pairs within a species, "species" for pairs across the species of a family, "families" for
             pairs across families; training pairs are within a species.
-        resize: see :class:`ImageConfig`.
-        convention: "canonical".
-        on_error: see :class:`ImageConfig`.
-        cache_mib: see :class:`ImageConfig`.
+        image_options: size, resize, convention (only "canonical"), on_error and cache_mib, see :class:`ImageConfig`.
 
     Raises:
         ConfigError: for a setting that is none of the choices.
@@ -62,12 +59,8 @@ class AP10KPairs(PhotographPairs):
         split: str = "test",
         n_pairs: int | None = None,
         seed: int = 0,
-        size: int = 128,
         across: str = "none",
-        resize: str = "squash",
-        convention: str = "canonical",
-        on_error: str = "raise",
-        cache_mib: int = 2048,
+        **image_options: Unpack[ImageOptions],
     ) -> None:
         check_split(split, SPLITS)
         if across not in ACROSS or (split == "train" and across != "none"):
@@ -75,7 +68,7 @@ class AP10KPairs(PhotographPairs):
             raise ConfigError(
                 f"Expected data.across to suit split {split} but got {across!r}; {nearest(across, choices)}."
             )
-        image_config = ImageConfig(size, resize, convention, on_error, cache_mib)
+        image_config = ImageConfig.of(image_options)
         self._configure(image_config)
         self.root, self.split, self.across = Path(root), split, across
         folder = self.root / "PairAnnotation" / f"{SPLITS[split]}{ACROSS[across]}"
@@ -94,7 +87,7 @@ class AP10KPairs(PhotographPairs):
                 else:
                     self._categories[pair] = _group(file)
             except DataError as error:
-                if on_error == "raise":
+                if image_config.on_error == "raise":
                     raise
                 self.skipped[file.name] = str(error)
         pairs = list(self._categories)

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from distill.data.pairs import Threshold
 from distill.data.photograph_pairs import (
     PAPER_SIDE,
     ImageConfig,
+    ImageOptions,
     PhotographPairs,
     check_split,
 )
@@ -46,15 +48,12 @@ class CUBPairs(PhotographPairs):
         split: "train", "val" or "test".
         n_pairs: how many pairs; without it all.
         seed: of the pairing and of the validation images.
-        size: side that images are brought to, px.
         pairs_per_image: how many targets a source image has.
         pairs: "classes" for seeded pairs over all classes; "paper" for all pairs, each in one direction, of the first
             three classes, as in the teacher's released code; or a CSV file with a list. Without it "classes", or
             "paper" where the convention is.
-        resize: see :class:`ImageConfig`.
-        convention: see :class:`ImageConfig`. The released code scales both sides of the target's box like widths.
-        on_error: see :class:`ImageConfig`.
-        cache_mib: see :class:`ImageConfig`.
+        image_options: size, resize, convention, on_error and cache_mib, see :class:`ImageConfig`. The released code, which
+            convention "paper" follows, scales both sides of the target's box like widths.
 
     Raises:
         ConfigError: for a setting that is none of the choices.
@@ -71,16 +70,12 @@ class CUBPairs(PhotographPairs):
         split: str,
         n_pairs: int | None = None,
         seed: int = 0,
-        size: int = 128,
         pairs_per_image: int = 4,
         pairs: str | None = None,
-        resize: str = "squash",
-        convention: str = "canonical",
-        on_error: str = "raise",
-        cache_mib: int = 2048,
+        **image_options: Unpack[ImageOptions],
     ) -> None:
         check_split(split, SPLITS)
-        image_config = ImageConfig(size, resize, convention, on_error, cache_mib)
+        image_config = ImageConfig.of(image_options)
         self._configure(image_config)
         self.root, self.split, self.seed = Path(root), split, seed
         self.annotations = Annotations(self.root)
@@ -89,7 +84,7 @@ class CUBPairs(PhotographPairs):
         self.ignored = {self.annotations.path[i]: "no part of it is visible" for i in sorted(set(of_split) - set(ids))}
         self.ids = {self.annotations.path[image]: image for image in ids}
         self.names = list(self.ids)
-        which = pairs or ("paper" if convention == "paper" else "classes")
+        which = pairs or ("paper" if image_config.convention == "paper" else "classes")
         chosen = self._choose(which, n_pairs, seed, pairs_per_image)
         self._start(chosen, (self._image_file(name) for name in self.ids), image_config)
 

@@ -16,7 +16,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import get_args
+from typing import Unpack, get_args
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from distill.data.images import SUFFIXES, read_size, readable_suffixes
 from distill.data.pair_list import read_pair_list
 from distill.data.pair_sampling import count_pairs, sample_pairs
 from distill.data.pairs import Threshold
-from distill.data.photograph_pairs import EmptySplit, ImageConfig, PhotographPairs, check_split
+from distill.data.photograph_pairs import EmptySplit, ImageConfig, ImageOptions, PhotographPairs, check_split
 from distill.data.points_file import PointsFile, find_points_file, read_points_file
 
 SPLITS = ("all", "train", "val", "test")
@@ -41,16 +41,12 @@ class FolderPairs(PhotographPairs):
         split: "all", or "train", "val" and "test"; see :func:`of_split`.
         n_pairs: how many pairs; without it all, at most 100,000.
         seed: of the pairing, and of the points where none are given.
-        size: side that images are brought to, px.
         pairs_per_image: how many targets a source image has.
         points: a file of points, CSV, JSON or COCO; without it ``points.csv`` or ``points.json`` in the folder, if there.
         n_points: how many points are drawn in a source image without that file.
         threshold: what PCK's tolerance is a fraction of: "img", "bbox" or "kps_bbox".
         pairs: a CSV file with a list of pairs; without it they are drawn.
-        resize: see :class:`ImageConfig`.
-        convention: "canonical".
-        on_error: see :class:`ImageConfig`.
-        cache_mib: see :class:`ImageConfig`.
+        image_options: size, resize, convention (only "canonical"), on_error and cache_mib, see :class:`ImageConfig`.
 
     Raises:
         ConfigError: for a setting that is none of the choices, or a tolerance from boxes without boxes.
@@ -67,16 +63,12 @@ class FolderPairs(PhotographPairs):
         split: str = "all",
         n_pairs: int | None = None,
         seed: int = 0,
-        size: int = 128,
         pairs_per_image: int = 4,
         points: str | None = None,
         n_points: int = 10,
         threshold: Threshold = "img",
         pairs: str | None = None,
-        resize: str = "squash",
-        convention: str = "canonical",
-        on_error: str = "raise",
-        cache_mib: int = 2048,
+        **image_options: Unpack[ImageOptions],
     ) -> None:
         check_split(split, SPLITS)
         if threshold not in get_args(Threshold):
@@ -87,7 +79,7 @@ class FolderPairs(PhotographPairs):
             raise ConfigError(f"Expected data.n_points of at least 1 but got {n_points}.")
         if pairs_per_image < 1:
             raise ConfigError(f"Expected data.pairs_per_image of at least 1 but got {pairs_per_image}.")
-        image_config = ImageConfig(size, resize, convention, on_error, cache_mib)
+        image_config = ImageConfig.of(image_options)
         self._configure(image_config)
         self.root, self.split, self.seed = Path(root).expanduser(), split, seed
         self.threshold, self.n_points = threshold, n_points

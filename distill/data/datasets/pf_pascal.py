@@ -11,6 +11,7 @@ stand. Rows that ask for a mirrored pair, as training lists have them, are left 
 """
 
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from distill.data.pairs import Threshold
 from distill.data.photograph_pairs import (
     PAPER_SIDE,
     ImageConfig,
+    ImageOptions,
     PhotographPairs,
     check_split,
 )
@@ -46,11 +48,8 @@ class PFPascalPairs(PhotographPairs):
         split: "train", "val" or "test".
         n_pairs: how many pairs, drawn by the seed; without it all, in the list's order.
         seed: of the draw.
-        size: side that images are brought to, px.
-        resize: see :class:`ImageConfig`.
-        convention: see :class:`ImageConfig`. The released code's tolerance is that of an image of 512 px, squashed.
-        on_error: see :class:`ImageConfig`.
-        cache_mib: see :class:`ImageConfig`.
+        image_options: size, resize, convention, on_error and cache_mib, see :class:`ImageConfig`. The tolerance of the released
+            code, which convention "paper" follows, is that of an image of 512 px, squashed.
 
     Raises:
         ConfigError: for a setting that is none of the choices.
@@ -66,14 +65,10 @@ class PFPascalPairs(PhotographPairs):
         split: str = "test",
         n_pairs: int | None = None,
         seed: int = 0,
-        size: int = 128,
-        resize: str = "squash",
-        convention: str = "canonical",
-        on_error: str = "raise",
-        cache_mib: int = 2048,
+        **image_options: Unpack[ImageOptions],
     ) -> None:
         check_split(split, SPLITS)
-        image_config = ImageConfig(size, resize, convention, on_error, cache_mib)
+        image_config = ImageConfig.of(image_options)
         self._configure(image_config)
         self.split, self.root = split, _folder(Path(root))
         self.list = _list(self.root, Path(root), split)

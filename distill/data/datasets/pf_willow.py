@@ -7,6 +7,7 @@ the folders or above them; otherwise the pairs are made. Coordinates are taken a
 """
 
 from pathlib import Path, PurePath
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from distill.data.pairs import Threshold
 from distill.data.photograph_pairs import (
     PAPER_SIDE,
     ImageConfig,
+    ImageOptions,
     PhotographPairs,
 )
 from distill.data.readers import numbers, read_csv, read_mat
@@ -36,12 +38,9 @@ class PFWillowPairs(PhotographPairs):
         split: "test"; there is no other.
         n_pairs: how many pairs, drawn by the seed; without it all that there are.
         seed: of the draw; without a list also of the order.
-        size: side that images are brought to, px.
-        resize: see :class:`ImageConfig`.
-        convention: see :class:`ImageConfig`. The released code's tolerance is taken from the *source* points and, by
-            mistake, from the padding of -1 behind them.
-        on_error: see :class:`ImageConfig`.
-        cache_mib: see :class:`ImageConfig`.
+        image_options: size, resize, convention, on_error and cache_mib, see :class:`ImageConfig`. The released code, which
+            convention "paper" follows, takes the tolerance from the *source* points and, by mistake, from the padding of -1
+            behind them.
 
     Raises:
         ConfigError: for a setting that is none of the choices.
@@ -57,17 +56,13 @@ class PFWillowPairs(PhotographPairs):
         split: str = "test",
         n_pairs: int | None = None,
         seed: int = 0,
-        size: int = 128,
-        resize: str = "squash",
-        convention: str = "canonical",
-        on_error: str = "raise",
-        cache_mib: int = 2048,
+        **image_options: Unpack[ImageOptions],
     ) -> None:
         if split != "test":
             raise ConfigError(
                 f"Expected data.split to be 'test', all there is in PF-WILLOW, but got {split!r}; train on other data."
             )
-        image_config = ImageConfig(size, resize, convention, on_error, cache_mib)
+        image_config = ImageConfig.of(image_options)
         self._configure(image_config)
         self.split, self.root = split, _folder(Path(root))
         self._listed: dict[tuple[str, str], NDArray[np.float64]] = {}
@@ -75,7 +70,7 @@ class PFWillowPairs(PhotographPairs):
         file = next((f for f in _lists(self.root) if f.is_file()), None)
         pairs = self._made(n_pairs, seed) if file is None else self._subsample(self._read(file), n_pairs, seed)
         self.source = file
-        if on_error == "raise" and file is None:
+        if image_config.on_error == "raise" and file is None:
             for name in dict.fromkeys(name for pair in pairs for name in pair):
                 self._points_of(name)
         self._start(pairs, (self._image_file(name) for pair in pairs for name in pair), image_config)

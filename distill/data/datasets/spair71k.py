@@ -8,7 +8,7 @@ on a file system without colons, the colon in their names may be an underscore. 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from distill.data.pairs import Threshold
 from distill.data.photograph_pairs import (
     PAPER_SIDE,
     ImageConfig,
+    ImageOptions,
     PhotographPairs,
     check_split,
 )
@@ -38,12 +39,9 @@ class SPairPairs(PhotographPairs):
         split: "train", "val" or "test".
         n_pairs: how many pairs, drawn by the seed; without it all, in the benchmark's order.
         seed: of the draw.
-        size: side that images are brought to, px.
         categories: which of them; all without it.
-        resize: see :class:`ImageConfig`.
-        convention: see :class:`ImageConfig`. The released code's tolerance is that of the *source* box.
-        on_error: see :class:`ImageConfig`.
-        cache_mib: see :class:`ImageConfig`.
+        image_options: size, resize, convention, on_error and cache_mib, see :class:`ImageConfig`. The tolerance of the released
+            code, which convention "paper" follows, is that of the *source* box.
 
     Raises:
         ConfigError: for a setting that is none of the choices.
@@ -61,15 +59,11 @@ class SPairPairs(PhotographPairs):
         split: str = "test",
         n_pairs: int | None = None,
         seed: int = 0,
-        size: int = 128,
         categories: Sequence[str] | None = None,
-        resize: str = "squash",
-        convention: str = "canonical",
-        on_error: str = "raise",
-        cache_mib: int = 2048,
+        **image_options: Unpack[ImageOptions],
     ) -> None:
         check_split(split, SPLITS)
-        image_config = ImageConfig(size, resize, convention, on_error, cache_mib)
+        image_config = ImageConfig.of(image_options)
         self._configure(image_config)
         self.root, self.split = Path(root), split
         names = _read_names(self.root / "Layout" / "large" / f"{SPLITS[split]}.txt", self.ignored)

@@ -74,7 +74,7 @@ def callbacks(
         )
     if patience is not None and (checkpoint.monitor is None or patience < 1):
         raise ConfigError(
-            f"Expected patience of at least 1 and a monitor to be patient with but got {patience} and "
+            f"Expected patience of at least 1 and a monitor whose progress counts but got {patience} and "
             f"{checkpoint.monitor}; set monitor=val/pck_teacher@0.10."
         )
     chosen: list[Any] = [

@@ -1,6 +1,7 @@
 import importlib
 import inspect
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from distill.cli.datasets import fit_pairs, pairs_of
 from distill.core.errors import ConfigError, DataError
 from distill.data.datasets.folder import FolderPairs
 from distill.data.pair_mining import nearest_pairs
+from distill.data.photograph_pairs import ImageConfig, ImageOptions
 
 
 @pytest.fixture
@@ -232,7 +234,10 @@ def test_the_defaults_of_a_class_are_those_of_its_configuration(name):
     data = compose("evaluate", [f"data={name}", "data.root=x"]).data
     path, _, target = data._target_.rpartition(".")
     parameters = inspect.signature(getattr(importlib.import_module(path), target)).parameters
+    defaults = {key: parameter.default for key, parameter in parameters.items()}
+    assert set(ImageOptions.__annotations__) == set(asdict(ImageConfig()))
+    defaults |= asdict(ImageConfig())  # what **image_options stands for
     configured = {key: value for key, value in data.items() if key not in ("_target_", "root")}
-    assert set(configured) == set(parameters) - {"root"}
-    different = {key for key, value in configured.items() if parameters[key].default != value}
+    assert set(configured) == set(defaults) - {"root", "image_options"}
+    different = {key for key, value in configured.items() if defaults[key] != value}
     assert different <= ({"split", "n_pairs"} if name == "cub" else set())

@@ -108,6 +108,13 @@ def test_an_image_without_a_box_is_named(layout):
         CUBPairs(str(layout), "test", 4)
 
 
+def test_an_image_option_that_is_unknown_or_null_is_named(layout):
+    with pytest.raises(ConfigError, match=r"Expected an argument of a data set but got 'sise'; did you mean 'size'\?"):
+        CUBPairs(str(layout), "test", 4, sise=32)
+    with pytest.raises(ConfigError, match=r"Expected a value for data.resize but got null; the default is squash\."):
+        CUBPairs(str(layout), "test", 4, resize=None)
+
+
 def test_bad_settings_are_named(layout):
     with pytest.raises(ConfigError, match="did you mean 'test'"):
         CUBPairs(str(layout), "tets", 4)

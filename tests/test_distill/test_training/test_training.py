@@ -340,7 +340,7 @@ def test_a_figure_that_no_validation_measures_is_refused(tmp_path):
 def test_settings_of_what_runs_beside_are_checked(tmp_path):
     with pytest.raises(ConfigError, match="ema, a decay"):
         callbacks(checkpoints(tmp_path, None), ema=1.0)
-    with pytest.raises(ConfigError, match="a monitor to be patient with"):
+    with pytest.raises(ConfigError, match="a monitor whose progress counts"):
         callbacks(checkpoints(tmp_path, None), patience=3)
 
 
