@@ -4,9 +4,8 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import ClassVar, TypedDict, TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -14,6 +13,7 @@ from torch.utils.data import Dataset
 from distill.core.errors import ConfigError, DataError, nearest
 from distill.core.types import Original, PairBatch
 from distill.data.annotations import ImageAnnotation, PairAnnotation, check_annotation
+from distill.data.image_config import ImageConfig
 from distill.data.images import read_size
 from distill.data.pair_sampling import MAX_PAIRS
 from distill.data.pairs import AnnotatedImage, ImageView, Query, Scoring, Threshold, make_pair
@@ -21,52 +21,7 @@ from distill.data.photographs import PhotographReader, original_hash, squashed
 
 T = TypeVar("T")
 
-CONVENTIONS = ("canonical", "paper")
 PAPER_SIDE = 512  # px; the teacher's released code scores in images squashed to this side
-
-
-class ImageOptions(TypedDict, total=False):
-    """Arguments that every data set of photographs takes by name; :class:`ImageConfig` has their meanings and defaults."""
-
-    size: int
-    resize: str
-    convention: str
-    on_error: str
-    cache_mib: int
-
-
-@dataclass(frozen=True)
-class ImageConfig:
-    """How photographs are read and scored; the settings that all benchmarks share.
-
-    Attributes:
-        size: side that images are brought to, px.
-        resize: "squash" or "letterbox".
-        convention: "canonical" scores in the target's own pixels; "paper" does what the teacher's released code does.
-        on_error: what a broken file does: "raise" an error, or "skip" its pairs, which is counted and named.
-        cache_mib: how much memory the decoded photographs may take.
-    """
-
-    size: int = 128
-    resize: str = "squash"
-    convention: str = "canonical"
-    on_error: str = "raise"
-    cache_mib: int = 2048
-
-    @classmethod
-    def of(cls, options: ImageOptions) -> "ImageConfig":
-        """Returns the settings that ``options`` name, and the defaults of the others.
-
-        Raises:
-            ConfigError: for a name that is no setting, and for None.
-        """
-        defaults = {field.name: field.default for field in fields(cls)}
-        for name, value in options.items():
-            if name not in defaults:
-                raise ConfigError(f"Expected an argument of a data set but got {name!r}; {nearest(name, defaults)}.")
-            if value is None:
-                raise ConfigError(f"Expected a value for data.{name} but got null; the default is {defaults[name]}.")
-        return cls(**options)
 
 
 class EmptySplit(DataError):
@@ -253,14 +208,6 @@ class PhotographPairs(Dataset[PairBatch], ABC):
 
     def _configure(self, image_config: ImageConfig) -> None:
         """Checks the settings that need no file."""
-        for key, value, choices in (
-            ("convention", image_config.convention, CONVENTIONS),
-            ("on_error", image_config.on_error, ("raise", "skip")),
-        ):
-            if value not in choices:
-                raise ConfigError(
-                    f"Expected data.{key} to be one of these but got {value!r}; {nearest(value, choices)}."
-                )
         if image_config.convention == "paper" and not self.has_paper_convention:
             raise ConfigError(
                 f"Expected data.convention=canonical but got 'paper'; the teacher's released code does not read {self.name}."

@@ -20,13 +20,12 @@ import numpy as np
 from distill.core.errors import DataError
 from distill.data import symmetry
 from distill.data.annotations import ImageAnnotation, PairAnnotation
+from distill.data.image_config import ImageConfig, ImageOptions
 from distill.data.pair_list import read_pair_list
 from distill.data.pair_sampling import count_pairs, sample_pairs
 from distill.data.pairs import Threshold
 from distill.data.photograph_pairs import (
     PAPER_SIDE,
-    ImageConfig,
-    ImageOptions,
     PhotographPairs,
     check_split,
 )

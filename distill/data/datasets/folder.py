@@ -22,11 +22,12 @@ import numpy as np
 
 from distill.core.errors import ConfigError, DataError, nearest
 from distill.data.annotations import ImageAnnotation, PairAnnotation
+from distill.data.image_config import ImageConfig, ImageOptions
 from distill.data.images import SUFFIXES, read_size, readable_suffixes
 from distill.data.pair_list import read_pair_list
 from distill.data.pair_sampling import count_pairs, sample_pairs
 from distill.data.pairs import Threshold
-from distill.data.photograph_pairs import EmptySplit, ImageConfig, ImageOptions, PhotographPairs, check_split
+from distill.data.photograph_pairs import EmptySplit, PhotographPairs, check_split
 from distill.data.points_file import PointsFile, find_points_file, read_points_file
 
 SPLITS = ("all", "train", "val", "test")

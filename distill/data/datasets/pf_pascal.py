@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 
 from distill.core.errors import DataError
 from distill.data.annotations import ImageAnnotation, PairAnnotation
+from distill.data.image_config import ImageConfig, ImageOptions
 from distill.data.pairs import Threshold
 from distill.data.photograph_pairs import (
     PAPER_SIDE,
-    ImageConfig,
-    ImageOptions,
     PhotographPairs,
     check_split,
 )

@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 
 from distill.core.errors import ConfigError, DataError
 from distill.data.annotations import ImageAnnotation, PairAnnotation
+from distill.data.image_config import ImageConfig, ImageOptions
 from distill.data.pair_sampling import count_pairs, sample_pairs
 from distill.data.pairs import Threshold
 from distill.data.photograph_pairs import (
     PAPER_SIDE,
-    ImageConfig,
-    ImageOptions,
     PhotographPairs,
 )
 from distill.data.readers import numbers, read_csv, read_mat

@@ -15,12 +15,11 @@ import numpy as np
 from distill.core.errors import ConfigError, DataError, nearest
 from distill.data import symmetry
 from distill.data.annotations import ImageAnnotation, PairAnnotation
+from distill.data.image_config import ImageConfig, ImageOptions
 from distill.data.json_values import numbers_in, object_in
 from distill.data.pairs import Threshold
 from distill.data.photograph_pairs import (
     PAPER_SIDE,
-    ImageConfig,
-    ImageOptions,
     PhotographPairs,
     check_split,
 )

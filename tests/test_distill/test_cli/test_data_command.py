@@ -14,8 +14,8 @@ from distill.cli.config import compose
 from distill.cli.datasets import fit_pairs, pairs_of
 from distill.core.errors import ConfigError, DataError
 from distill.data.datasets.folder import FolderPairs
+from distill.data.image_config import ImageConfig, ImageOptions
 from distill.data.pair_mining import nearest_pairs
-from distill.data.photograph_pairs import ImageConfig, ImageOptions
 
 
 @pytest.fixture
