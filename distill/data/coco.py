@@ -26,7 +26,7 @@ CONFIDENCE = "keypoint_confidence"
 
 
 def is_coco(content: Any) -> bool:
-    """Says whether the content of a JSON file is COCO's format."""
+    """Returns whether the content of a JSON file is COCO's format."""
     return isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys()
 
 
@@ -187,7 +187,7 @@ def _pixel_box(keypoints: list[float]) -> list[float]:
 
 
 class _Numbers:
-    """Gives numbers that no entry of a list has as its ``id``."""
+    """Yields numbers that no entry of a list has as its ``id``."""
 
     def __init__(self, entries: Iterable[Mapping[str, Any]], first: int = 1) -> None:
         used = [entry["id"] for entry in entries if isinstance(entry.get("id"), int)]

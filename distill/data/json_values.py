@@ -56,7 +56,7 @@ def numbers_in(value: Any, count: int, what: str, meaning: str = "") -> list[flo
 
 
 def is_number(value: Any) -> bool:
-    """Says whether a value is a number of ordinary size; true and false are none."""
+    """Returns whether a value is a number of ordinary size; true and false are none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
 
 

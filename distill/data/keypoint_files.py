@@ -95,7 +95,7 @@ def write_json(file: Path, content: Any) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Gives a temporary folder beside ``path`` that becomes ``path`` on success and is removed on failure.
+    """Yields a temporary folder beside ``path``, which is renamed to ``path`` on success and removed on failure.
 
     Raises:
         DataError: when it cannot be made.

@@ -20,7 +20,7 @@ SHOWN_WIDTH = 0.5  # of a point, in percent of the image's width
 
 
 def is_label_studio(content: Any) -> bool:
-    """Says whether the content of a JSON file is a list of Label Studio's tasks."""
+    """Returns whether the content of a JSON file is a list of Label Studio's tasks."""
     return isinstance(content, list) and bool(content) and all(isinstance(t, dict) and "data" in t for t in content)
 
 

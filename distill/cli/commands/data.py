@@ -47,7 +47,11 @@ CHECK_CACHE_MIB = 64  # each photograph is read once or twice, so that keeping m
 
 
 def run(cfg: DictConfig) -> dict:
-    """Does what ``action`` says, prints what it found, and returns it."""
+    """Runs the function of this module that ``action`` names; it prints its result, which is returned.
+
+    Raises:
+        ConfigError: when ``action`` names none.
+    """
     actions = {"describe": describe, "check": check, "pair": pair, "convert": convert, "download": fetch}
     if cfg.action not in actions:
         raise ConfigError(f"Expected an action of data but got {cfg.action!r}; {nearest(cfg.action, actions)}.")
@@ -186,7 +190,7 @@ def _common_points_problem(benchmark: Benchmark) -> dict[str, str]:
 
 
 def _split_sizes(benchmark: FolderPairs) -> str:
-    """Says which photographs ``fit`` uses for what."""
+    """Prints how many photographs ``fit`` uses for training, validation and testing."""
     train, val, test = benchmark.split_sizes().values()
     if benchmark.has_truth:
         return f"fit uses {train} photographs for training, {val} for validation and {test} for testing"
@@ -288,7 +292,12 @@ def _yolo_splits(benchmark: PhotographPairs, names: list[str]) -> dict[str, str]
 
 
 def fetch(cfg: DictConfig) -> dict:
-    """Downloads what has an address, and prints what has to be done by hand."""
+    """Downloads what has an address, and prints what has to be done by hand.
+
+    Raises:
+        ConfigError: for a data set whose address is not known.
+        DataError: see :func:`distill.data.download.download`.
+    """
     target = cfg.data["_target_"]
     name = target.removeprefix("distill.data.datasets.").partition(".")[0]
     recipe = RECIPES.get(name) if target.startswith("distill.data.datasets.") else None

@@ -16,7 +16,11 @@ from distill.export.serve import ADDRESS, page_server
 
 
 def run(cfg: DictConfig) -> None:
-    """Prints the page's address and serves it until it is interrupted."""
+    """Prints the page's address and serves it until it is interrupted.
+
+    Raises:
+        ConfigError: when ``port`` is no whole number, and what :func:`distill.export.serve.page_server` raises.
+    """
     if not isinstance(cfg.port, int) or isinstance(cfg.port, bool):
         raise ConfigError(f"Expected port to be a whole number but got {cfg.port!r}.")
     with page_server(cfg.page, cfg.port) as server:

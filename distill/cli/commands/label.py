@@ -48,7 +48,11 @@ from distill.system.environment import choose_device
 
 
 def run(cfg: DictConfig) -> int:
-    """Does what ``label.action`` says; returns of how many labels it tells."""
+    """Runs ``label.action``; returns the number of labels that were made, found, repaired, merged or exported.
+
+    Raises:
+        ConfigError: when ``label.action`` is no action.
+    """
     actions = {
         "make": _make,
         "status": _status,

@@ -46,7 +46,11 @@ from distill.system.tables import print_table
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
-    """Does what ``action`` says; returns what it wrote or measured."""
+    """Runs the function of this module that ``action`` names; returns what it wrote or measured.
+
+    Raises:
+        ConfigError: when ``action`` names none.
+    """
     actions = {"make": make, "apply": apply, "measure": measure}
     if cfg.action not in actions:
         raise ConfigError(f"Expected a word after propagate but got {cfg.action!r}; {nearest(cfg.action, actions)}.")
@@ -54,7 +58,12 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 
 
 def make(cfg: DictConfig) -> dict[str, Any]:
-    """Carries the points, and writes keypoints.json and the review page; returns the former's content."""
+    """Carries the points, and writes keypoints.json and the review page; returns the former's content.
+
+    Raises:
+        ConfigError: for settings that cannot work, and what :func:`inputs` raises.
+        DataError: when none of the photographs can be read.
+    """
     check_threshold(cfg.unsure)
     check_review(cfg.review.count, cfg.review.side)
     config = propagate_config(cfg)
@@ -153,7 +162,11 @@ def apply(cfg: DictConfig) -> dict[str, Any]:
 
 
 def measure(cfg: DictConfig) -> dict[str, Any]:
-    """Hides all but a few annotations of each kind, carries their points, and prints what corrections are left."""
+    """Hides all but a few annotations of each kind, carries their points, and prints what corrections are left.
+
+    Raises:
+        ConfigError: unless ``measure.annotated`` lists counts of at least 1.
+    """
     config, chosen = propagate_config(cfg), cfg.measure
     if not chosen.annotated or min(chosen.annotated) < 1:
         raise ConfigError(f"Expected measure.annotated to list counts of at least 1 but got {list(chosen.annotated)}.")
