@@ -1,14 +1,14 @@
 """Building data sets of pairs from their configuration, for a split and a number of pairs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from distill.cli.config import instantiate
 from distill.cli.processes import is_first_process
-from distill.core.errors import DataError
+from distill.core.errors import ConfigError, DataError
 from distill.core.protocols import Benchmark
 from distill.data.photograph_pairs import EmptySplit
 
@@ -66,6 +66,37 @@ def fit_pairs(cfg: DictConfig) -> tuple[Benchmark, Benchmark, Benchmark | None]:
         for note in getattr(val, "notes", []):
             print(f"note: {note}")
     return train, val, test
+
+
+def truth_pairs(cfg: DictConfig, train: Benchmark, others: Sequence[Benchmark | None]) -> Benchmark | None:
+    """Returns the pairs of annotated photographs that ``truth.points`` names, by a person; None without such a file.
+
+    Photographs of the ``others``, those for validation and testing, are left out, unless training uses them too.
+
+    Raises:
+        ConfigError: for a data set that takes no file of points, or a number of repetitions below 1.
+        DataError: when no two annotated photographs can be paired.
+    """
+    if cfg.truth.points is None:
+        return None
+    if not {"points", "by_person"} <= cfg.data.keys():
+        raise ConfigError("Expected data=folder for truth.points, which are points in its photographs; leave them out.")
+    if cfg.truth.repeat < 1:
+        raise ConfigError(f"Expected truth.repeat of at least 1 but got {cfg.truth.repeat}.")
+    choice = {"points": cfg.truth.points, "n_pairs": cfg.truth.n_pairs, "pairs": None, "by_person": True}
+    pairs = pairs_of(cfg.data, "all", OmegaConf.create(choice))
+    used = {name for other in others for name in getattr(other, "names", None) or ()}
+    apart = used - set(getattr(train, "names", None) or ())
+    pairs.pairs = [pair for pair in pairs.pairs if not apart & set(pair)]  # type: ignore[attr-defined]
+    if not len(pairs):
+        raise DataError(
+            f"Expected annotated photographs for training in {cfg.truth.points} but all pairs have one that validation or test "
+            "uses; annotate others."
+        )
+    check_common_points(pairs)
+    if is_first_process():
+        print(f"truth:   {len(pairs)} pairs of annotated photographs")
+    return pairs
 
 
 def n_without_common_points(benchmark: Benchmark) -> int:

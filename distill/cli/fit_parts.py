@@ -12,15 +12,18 @@ from torch import nn
 from torchmetrics import Metric
 
 from distill.cli.config import instantiate
-from distill.cli.datasets import fit_pairs, has_truth
+from distill.cli.datasets import fit_pairs, has_truth, truth_pairs
 from distill.core.errors import ConfigError, DataError, nearest
 from distill.core.protocols import Benchmark, Matcher
 from distill.data.datamodule import PairDataModule
+from distill.data.joined_pairs import JoinedPairs
 from distill.data.pairs import collate_pairs
 from distill.export.student_file import load_into, read_student_file
 from distill.labels.cached import Cached
 from distill.labels.filters import Criterion
+from distill.labels.generate import query_of
 from distill.labels.labelled_pairs import LabelledCollate
+from distill.labels.truth import FewShotTruth
 from distill.system.environment import choose_device
 from distill.training.callbacks.build import callbacks, checkpoints
 from distill.training.callbacks.json_lines import JsonLines
@@ -90,6 +93,12 @@ def build(cfg: DictConfig) -> FitParts:
     train, val, test = fit_pairs(cfg)
     if cfg.points is not None:
         train = instantiate(cfg.points, pairs=train)
+    annotated = truth_pairs(cfg, train, (val, test))
+    truth = None
+    if annotated is not None:
+        train = JoinedPairs([train, *[annotated] * cfg.truth.repeat])
+        queries = (query_of(annotated, number) for number in range(len(annotated)))
+        truth = FewShotTruth(((query.src, query.trg) for query in queries), cfg.truth.weight)
     if test is not None and not has_truth(test):
         raise DataError(
             f"Expected annotated points that test pairs of {test.name} have in common but found none; test.n_pairs=0 "
@@ -97,7 +106,7 @@ def build(cfg: DictConfig) -> FitParts:
         )
     baseline = instantiate(cfg.baseline)
     teacher = Cached(cfg.labels.dir, instantiate(cfg.teacher), fallbacks=list(cfg.labels.fallbacks))
-    module = _module(cfg, student, teacher)
+    module = _module(cfg, student, teacher, truth)
     criteria = instantiate(cfg.filter.criteria) or {}
     checkpoint, trainer = _trainer(cfg)
     metrics = built_by_name(cfg, "metrics", Metric)
@@ -165,7 +174,7 @@ def built_by_name(cfg: DictConfig, key: str, kind: type[T]) -> dict[str, T]:
     return {name: value for name, value in built.items() if value is not None}
 
 
-def _module(cfg: DictConfig, student: nn.Module, teacher: Cached) -> Distillation:
+def _module(cfg: DictConfig, student: nn.Module, teacher: Cached, truth: FewShotTruth | None) -> Distillation:
     if cfg.compile:
         for child in student.children():
             child.compile()
@@ -180,6 +189,7 @@ def _module(cfg: DictConfig, student: nn.Module, teacher: Cached) -> Distillatio
         backbone_lr=cfg.backbone_lr,
         warmup=cfg.warmup,
         curriculum=instantiate(cfg.filter.curriculum),
+        truth=truth,
     )
 
 

@@ -56,12 +56,13 @@ def find_points_file(root: Path, points: str | None) -> Path | None:
     return root / given if not given.exists() and (root / given).is_file() else given
 
 
-def read_points_file(file: Path, known: list[str]) -> PointsFile:
+def read_points_file(file: Path, known: list[str], by_person: bool = False) -> PointsFile:
     """Reads a file of points, without what a matcher was unsure of.
 
     Args:
         file: to read.
         known: names of the images that there are, relative to the folder.
+        by_person: whether all that a matcher set is left out.
 
     Raises:
         DataError: naming the file, and in CSV the row, when it cannot be read, repeats a part of an image, or names an
@@ -69,7 +70,8 @@ def read_points_file(file: Path, known: list[str]) -> PointsFile:
     """
     found = read_keypoints(file, known)
     for name, image in list(found.images.items()):
-        image.points = {part: point for part, point in image.points.items() if part not in image.unsure}
+        left_out = image.confidence if by_person else image.unsure
+        image.points = {part: point for part, point in image.points.items() if part not in left_out}
         if not image.points:
             del found.images[name]
     if not found.images:

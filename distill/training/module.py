@@ -14,6 +14,7 @@ from distill.core.types import Matches, PairBatch
 from distill.data.pairs import to_original
 from distill.labels.curriculum import Curriculum
 from distill.labels.labelled_pairs import LabelledPairs, split_labelled
+from distill.labels.truth import FewShotTruth
 from distill.losses import DenseStudent, Example, Loss
 from distill.metrics.pck import PCK
 from distill.training.callbacks.nan_check import check_finite
@@ -42,7 +43,7 @@ class Distillation(LightningModule):
     """Trains a student matcher to give its teacher's answers.
 
     The teacher is no child of this module: its weights are in no checkpoint, and no optimiser sees them. Ground truth
-    is read for the metrics only.
+    is read for the metrics only, except for the pairs of ``truth``.
 
     Args:
         student: the module that is trained; called as a matcher.
@@ -55,6 +56,7 @@ class Distillation(LightningModule):
         backbone_lr: the backbone's peak rate, as a fraction of ``lr``.
         warmup: share of the steps until the peak.
         curriculum: which labels count when; None for all, always.
+        truth: annotation of some training pairs, which goes before their labels; None for none.
 
     Raises:
         ConfigError: when a loss has no weight or there is none, or a loss needs descriptors that the student has not.
@@ -72,6 +74,7 @@ class Distillation(LightningModule):
         backbone_lr: float = 1.0,
         warmup: float = 0.1,
         curriculum: Curriculum | None = None,
+        truth: FewShotTruth | None = None,
     ) -> None:
         super().__init__()
         losses = {name: loss for name, loss in losses.items() if loss is not None}
@@ -92,7 +95,7 @@ class Distillation(LightningModule):
         self.student = student
         self._teacher, self._labeller = UnregisteredReference(teacher), UnregisteredReference(teacher)
         self.losses, self.weights = losses, weights
-        self.augment, self.curriculum = augment, curriculum
+        self.augment, self.curriculum, self.truth = augment, curriculum, truth
         self.lr, self.weight_decay, self.backbone_lr, self.warmup = lr, weight_decay, backbone_lr, warmup
         self.pck_truth, self.pck_teacher = PCK((0.05, 0.10)), PCK((0.05, 0.10))
         self.val_losses = nn.ModuleDict({name: MeanMetric() for name in (*losses, TOTAL)})
@@ -126,6 +129,8 @@ class Distillation(LightningModule):
                 label = match(self.labeller, pairs)
             if self.curriculum is not None:
                 label = self.curriculum(label, self.progress())
+            if self.truth is not None:
+                label = self.truth(pairs, label)
             if self.augment is not None:
                 pairs, label = self.augment(pairs, label)
         terms, _ = self._losses(pairs, label, batch_idx)

@@ -47,6 +47,7 @@ class FolderPairs(PhotographPairs):
         n_points: how many points are drawn in a source image without that file.
         threshold: what PCK's tolerance is a fraction of: "img", "bbox" or "kps_bbox".
         pairs: a CSV file with a list of pairs; without it they are drawn.
+        by_person: whether points that a matcher set are left out of the file of points.
         image_options: size, resize, convention (only "canonical"), on_error and cache_mib, see :class:`ImageConfig`.
 
     Raises:
@@ -69,6 +70,7 @@ class FolderPairs(PhotographPairs):
         n_points: int = 10,
         threshold: Threshold = "img",
         pairs: str | None = None,
+        by_person: bool = False,
         **image_options: Unpack[ImageOptions],
     ) -> None:
         check_split(split, SPLITS)
@@ -85,7 +87,7 @@ class FolderPairs(PhotographPairs):
         self.root, self.split, self.seed = Path(root).expanduser(), split, seed
         self.threshold, self.n_points = threshold, n_points
         everything, self.ignored = find_photographs(self.root)
-        self.usable = self._annotate(everything, points)
+        self.usable = self._annotate(everything, points, by_person)
         self.names = of_split(self.usable, split) or self._of_small_folder(self.usable)
         if pairs is not None:
             self.ignored.pop(Path(pairs).name, None)
@@ -114,10 +116,10 @@ class FolderPairs(PhotographPairs):
         """Returns how many photographs the splits for training, validation and testing have."""
         return {split: len(of_split(self.usable, split)) for split in SPLITS[1:]}
 
-    def _annotate(self, everything: list[str], points: str | None) -> list[str]:
+    def _annotate(self, everything: list[str], points: str | None, by_person: bool) -> list[str]:
         """Reads the file of points, if there is one, and returns the photographs that can be used, of all splits."""
         file = find_points_file(self.root, points)
-        self.points_file = None if file is None else read_points_file(file, everything)
+        self.points_file = None if file is None else read_points_file(file, everything, by_person)
         self.has_truth, self.parts = self.points_file is not None, []
         if self.points_file is None:
             return everything

@@ -160,7 +160,7 @@ def test_a_corrupt_photograph_is_an_error_or_a_counted_skip(layout):
 
 
 def test_what_is_wrong_is_named(layout, tmp_path):
-    with pytest.raises(DataError, match="sub-folder for each category"):
+    with pytest.raises(DataError, match="Expected a folder of photographs in data.root but there is none"):
         FolderPairs(str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="8 photographs of one category .* the largest category has 3"):
         FolderPairs(str(layout), split="test")

@@ -10,9 +10,11 @@ from distill.core.errors import ConfigError, DataError
 from distill.core.types import Matches
 from distill.data.datamodule import PairDataModule
 from distill.data.datasets.shapes import ShapesPairs
+from distill.data.pairs import collate_pairs
 from distill.evaluation.pictures import CAPTION_HEIGHT
 from distill.labels.cached import Cached
 from distill.labels.curriculum import Curriculum
+from distill.labels.truth import FewShotTruth
 from distill.losses import Contrastive, CoordinateHuber, Equivariance, HeatmapKL, RelaxedCycle
 from distill.matchers.oracle import Oracle
 from distill.training.callbacks.build import callbacks, checkpoints
@@ -62,6 +64,28 @@ def test_a_student_learns_a_handful_of_pairs_by_heart(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     assert losses[-1] < losses[0] / 3
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+def test_truth_goes_before_labels_also_of_a_student_that_labels_itself():
+    module, pairs, learned = distillation(), ShapesPairs("train", 2, 0, 64), []
+    batch, known = collate_pairs([pairs[0], pairs[1]]), [(pairs[0].src_original[0].hash, pairs[0].trg_original[0].hash)]
+
+    def wrong(src: torch.Tensor, trg: torch.Tensor, kps: torch.Tensor) -> Matches:
+        return Matches(torch.full_like(kps, 4.0), torch.full(kps.shape[:2], 0.5), torch.ones(*kps.shape[:2], 8, 8))
+
+    def remember(example) -> torch.Tensor:
+        learned.append(example.label)
+        return example.prediction.trg_kps.sum()
+
+    module.truth = FewShotTruth(known)
+    module.losses, module.weights = {"heatmap": remember}, {"heatmap": 1.0}
+    module.learn_from(wrong)
+    module.training_step(batch, 0)
+    n = int(batch.kps_mask[0].sum())
+    torch.testing.assert_close(learned[0].trg_kps[0, :n], batch.trg_kps[0, :n])
+    assert (learned[0].confidence[0, :n] == 1).all() and (learned[0].confidence[1] == 0.5).all()
+    assert (learned[0].trg_kps[1] == 4).all()
 
 
 def test_the_teacher_is_in_no_checkpoint(tmp_path):
