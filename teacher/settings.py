@@ -99,8 +99,8 @@ class Settings(CheckedSettings):
         points_per_prompt: points of an image that share a prompt as its tokens 1, 2, ...; more are cheaper and compete
             with each other, and an answer then depends on the other points of the call.
         symmetry: treatment of left-right symmetry. "none", as in the paper; "flip_contrast" weighs the target's map
-            against the map of its flipped image, where the symmetric counterpart lights up instead; "negative_token"
-            optimises a second token at the place where the prompt lights up in the flipped source.
+            against the map of its flipped image, where the symmetric counterpart has high attention instead; "negative_token"
+            optimises a second token at the maximum of the prompt's attention in the flipped source.
         consensus: strength of neighbourhood consensus, see :class:`distill.core.consensus.NeighbourhoodConsensus`; 0 for
             none, as in the paper.
         consensus_sigma: standard deviation of a neighbour's weight by its distance.

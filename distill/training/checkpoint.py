@@ -1,4 +1,4 @@
-"""Reading Lightning's checkpoints: tensors and plain values only, whoever wrote them."""
+"""Reading Lightning's checkpoints: tensors and plain values only, so that a file from a stranger runs no code."""
 
 from pathlib import Path
 from typing import Any

@@ -37,7 +37,7 @@ def save_pipeline(module: DiffusionTraining, folder: Path) -> None:
         part: nn.Module = getattr(pipeline, name)
         kept = copy.deepcopy(part).half()
         if isinstance(kept, ConfigMixin):
-            kept.register_to_config(_name_or_path="")  # where it was read from is nobody's business
+            kept.register_to_config(_name_or_path="")  # a path of this machine does not belong in the file
         setattr(pipeline, name, kept)
     draft = folder.with_name(folder.name + ".draft")
     shutil.rmtree(draft, ignore_errors=True)
