@@ -87,12 +87,12 @@ class DiffusionFeatures(FeatureMatcher):
 
     Args:
         model: a pipeline folder as diffusers saves it, or a hub id.
-        variant: of its weight files, such as "fp16"; None for the plain files or the only variant there is.
-        unet_weights: a safetensors file with other weights of the same UNet, here or as ``organisation/repository/file`` of the
-            hub; None for the pipeline's.
         image_size: side in px of what the UNet sees; None for what it was trained at (1024 for SDXL).
         prompt_length: tokens of a prompt; None for what the tokenizer says.
         device: "auto" takes a GPU where there is one.
+        variant: of its weight files, such as "fp16"; None for the plain files or the only variant there is.
+        unet_weights: a safetensors file with other weights of the same UNet, here or as ``organisation/repository/file`` of the
+            hub; None for the pipeline's.
         settings: see :class:`DiffusionFeaturesSettings`.
 
     Raises:
