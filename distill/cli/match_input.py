@@ -10,6 +10,7 @@ from omegaconf import ListConfig, OmegaConf
 from torch import Tensor
 
 from distill.core.errors import DataError
+from distill.data.coco import is_coco
 from distill.data.images import readable_suffixes
 from distill.data.json_values import is_number, shown
 from distill.data.points_file import read_points_file
@@ -74,7 +75,7 @@ def read_points(given: ListConfig | str, src: Path) -> Points:
     file = Path(given)
     if file.suffix.lower() != ".csv":
         content = read_json(file, lambda content: content, "points as [[x,y],...], or by image,")
-        return _of_image(file, src, list(content)) if isinstance(content, dict) else _pairs(content, file)
+        return _of_image(file, src, _image_names(content)) if isinstance(content, dict) else _pairs(content, file)
     header, rows = read_csv(file)
     if header not in COLUMNS:
         raise DataError(
@@ -91,13 +92,22 @@ def _of_image(file: Path, src: Path, images: list[str]) -> Points:
     """Returns the points that a data set's file has of the source image."""
     known = [*images, src.name, f"{src.parent.name}/{src.name}"]
     found = read_points_file(file, known).images
-    mine = [name for name in found if name == str(src) or name == src.name or name == f"{src.parent.name}/{src.name}"]
+    with_folder = f"{src.parent.name}/{src.name}"
+    mine = [name for name in found if name in (str(src), src.name, with_folder) or name.endswith(f"/{with_folder}")]
     if len(mine) != 1 or not found[mine[0]].points:
         raise DataError(
             f"Expected points of {src.name} in {file} but found {len(mine)} entries; it has {sorted(found)[:5]}."
         )
     points = found[mine[0]].points
     return Points(torch.tensor([list(points.values())], dtype=torch.float32), list(points))
+
+
+def _image_names(content: dict[str, Any]) -> list[str]:
+    """Returns the names of the images that a file of points is about: of COCO's format, or our own."""
+    if not is_coco(content):
+        return list(content)
+    entries = content["images"] if isinstance(content["images"], list) else []  # the reader says what is wrong with it
+    return [str(entry.get("file_name")) for entry in entries if isinstance(entry, dict)]
 
 
 def _pairs(given: Any, file: Path | None = None) -> Points:

@@ -27,6 +27,8 @@ FURTHER = {
     "student": {"fit": ["onnx=true"]},
     "dataset": {"fit": ["teacher.model.backbone=test_resnet", "teacher.model.strides=[8,16]"]},
 }
+PHOTOGRAPHS = {"dataset": "photographs", "propagate": "photos/cups"}
+"""Folders of the three photographs that pages speak of."""
 DROPPED = {"student": ("student.",)}
 """Settings that a page's own part does not have."""
 
@@ -54,10 +56,12 @@ def smaller(page: str, words: list[str]) -> list[str]:
 
 @pytest.mark.slow
 def test_examples_of_how_to_pages_run_from_a_folder_of_their_own(how_to, example, own_folder, capsys):
-    if how_to.stem == "dataset":
+    if how_to.stem in PHOTOGRAPHS:
         for name, size in (("a", (48, 40)), ("b", (60, 44)), ("c", (40, 40))):
             noise = np.random.default_rng(len(name)).integers(0, 255, (size[1], size[0], 3), np.uint8)
-            Image.fromarray(noise).save(own_folder / "photographs" / f"{name}.jpg")
+            file = own_folder / PHOTOGRAPHS[how_to.stem] / f"{name}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(noise).save(file)
     assert example, "a how-to page without a command"
     for words in example:
         assert main(smaller(how_to.stem, words)) == 0, capsys.readouterr().err
@@ -66,7 +70,7 @@ def test_examples_of_how_to_pages_run_from_a_folder_of_their_own(how_to, example
 
 def test_files_of_how_to_pages_are_in_the_style_of_the_project(how_to, example, own_folder, root):
     options = [f"--config={root / 'pyproject.toml'}", "--ignore=I001"]  # which packages are one's own differs
-    command = [sys.executable, "-m", "ruff", "check", *options, "my_package"]
+    command = [sys.executable, "-m", "ruff", "check", *options, "."]  # pages without Python pass
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
@@ -116,3 +120,12 @@ def check_dataset(folder: Path, shown: str) -> None:
     assert (folder / "runs/discs-data/contact_sheet.png").is_file() and len(
         LabelStore(folder / "runs/discs/labels")
     ) > 0
+
+
+def check_propagate(folder: Path, shown: str) -> None:
+    written = json.loads((folder / "coco.json").read_text())
+    by_name = {image["file_name"]: image["id"] for image in written["images"]}
+    keypoints = {a["image_id"]: a["keypoints"] for a in written["annotations"]}
+    parts = written["categories"][0]["keypoints"]
+    assert keypoints[by_name["cups/b.jpg"]][3 * parts.index("rim") :][:3] == [24.5, 14.5, 2]
+    assert (folder / "runs/again/review.html").is_file()

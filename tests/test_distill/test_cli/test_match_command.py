@@ -106,6 +106,16 @@ def test_matches_are_written_for_annotation_tools(images):
         assert visibility == (2 if row["confidence"] >= 0.9999 else 1)
 
 
+def test_points_may_come_from_a_coco_file_that_is_about_other_images_too(images):
+    (images / "c.png").write_bytes((images / "b.png").read_bytes())
+    assert run(images, "points=[[10,10],[59.5,39.5]]") == 0
+    found = read_points(str(images / "out" / "keypoints.json"), images / "a.png")
+    assert found.names == ["0", "1"] and found.xy.tolist() == [[[10, 10], [59.5, 39.5]]]
+    matches = json.loads((images / "out" / "matches.json").read_text())["matches"]
+    again = read_points(str(images / "out" / "keypoints.json"), images / "b.png")
+    np.testing.assert_allclose(again.xy[0], [row["trg"] for row in matches], atol=1e-4)
+
+
 def test_a_list_of_targets_must_be_readable_as_a_whole(images, capsys):
     assert run(images, f"trg=[{images}/b.png,{images}/none.png]", "points=[[1,1]]") == 2
     assert "none.png cannot be read" in capsys.readouterr().err and not (images / "out").exists()
