@@ -46,6 +46,8 @@ class FeatureTeacher:
             which halves the work.
         radius_cells: of the window of the soft-argmax.
         feature_cache_size: number of images whose descriptors are kept in memory.
+        size: side of the squares that images are brought to before they are described, px; None describes them as they are.
+            Labels are made at that size from the original images, whatever size a student has.
 
     Raises:
         ConfigError: for an amount that must be positive and is not.
@@ -64,8 +66,10 @@ class FeatureTeacher:
         flip_tolerance: float | None = 0.1,
         radius_cells: float = 2.0,
         feature_cache_size: int = 1024,
+        size: int | None = None,
     ) -> None:
         amounts = {"feature_cache_size": feature_cache_size, "radius_cells": radius_cells}
+        amounts |= {"size": 1 if size is None else size}
         amounts |= {"cycle_tolerance": cycle_tolerance or 1, "flip_tolerance": flip_tolerance or 1}
         wrong = {name: value for name, value in amounts.items() if value <= 0}
         if wrong:
@@ -76,6 +80,7 @@ class FeatureTeacher:
         self.consensus = NeighbourhoodConsensus(consensus, side, target_side, sigma_cells, temperature)
         self.flip, self.cycle_tolerance, self.flip_tolerance = flip, cycle_tolerance, flip_tolerance
         self.radius_cells, self.feature_cache_size = radius_cells, feature_cache_size
+        self.size = size
         self._features: OrderedDict[str, Tensor] = OrderedDict()
 
     @property
@@ -90,14 +95,14 @@ class FeatureTeacher:
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         settings = {name: str(value) for name, value in sorted(vars(self.consensus).items())}
-        settings |= {name: str(getattr(self, name)) for name in ("flip", "cycle_tolerance", "flip_tolerance")}
+        settings |= {name: str(getattr(self, name)) for name in ("flip", "cycle_tolerance", "flip_tolerance", "size")}
         settings |= {"radius_cells": str(self.radius_cells), "weights": digest.hexdigest()}
         return {"method": "features 4", "model": type(self.model).__name__, **settings}
 
     def __call__(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
         """See :class:`distill.core.protocols.Matcher`."""
         check_query(src_img, trg_img, src_kps, min_points=0)
-        src, trg = self.describe(src_img), self.describe(trg_img)
+        src, trg = self.describe(self._sized(src_img)), self.describe(self._sized(trg_img))
         with without_autocast(src):
             return self._match(src, trg, src_kps, image_size(src_img), image_size(trg_img))
 
@@ -117,11 +122,18 @@ class FeatureTeacher:
             maps = in_single(self.model.describe(torch.cat([images, images.flip(-1)])))  # type: ignore[operator]
         return pooled(maps, self.consensus.target_side).unflatten(0, (2, -1)).transpose(0, 1)
 
+    def _sized(self, images: Tensor) -> Tensor:
+        """Returns images (B, 3, H, W) as the network sees them: squares of ``size`` px a side, if there is one."""
+        if self.size is None or image_size(images) == (self.size, self.size):
+            return images
+        square = (self.size, self.size)
+        return F.interpolate(images, square, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
+
     def _cached(self, hashes: Sequence[str], images: Tensor) -> Tensor:
         """Returns :meth:`describe` of images, from the cache where they are in it."""
         new = {key: row for row, key in enumerate(hashes) if key not in self._features}
         if new:
-            for key, maps in zip(new, self.describe(images[list(new.values())]).half().cpu(), strict=True):
+            for key, maps in zip(new, self.describe(self._sized(images[list(new.values())])).half().cpu(), strict=True):
                 self._features[key] = maps
         found = torch.stack([self._features[key] for key in hashes]).to(images.device, torch.float32)
         while len(self._features) > self.feature_cache_size:

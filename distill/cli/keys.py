@@ -1,6 +1,7 @@
 """Keys of a configuration: their names, the nearest name to a wrong one, and the types of their values."""
 
 import difflib
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -162,6 +163,8 @@ def _type_problem(config: DictConfig, key: str, value: Any) -> str | None:
     default = node._get_node(last)
     if value is None:
         return _null_problem(node, key, last)
+    if not _is_finite(value):
+        return f"Expected finite numbers for {key} but got {value}."
     if last in ONE_PATH and isinstance(value, list | dict):
         return f"Expected one path for {key} but got {value}."
     if default._is_missing() or default._is_interpolation() or _is_reference(value):
@@ -206,6 +209,12 @@ def _null_problem(section: Any, key: str, last: str) -> str | None:
         return None
     usual = "" if isinstance(default, Container) else f" for {OmegaConf.select(section, last)}"
     return f"Expected a value for {key} but got null; leave it out{usual}."
+
+
+def _is_finite(value: Any) -> bool:
+    """Says whether no number in ``value``, a list or a dictionary perhaps, is NaN or infinite."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return math.isfinite(value) if isinstance(value, float) else all(map(_is_finite, inner))
 
 
 def _is_reference(value: Any) -> bool:

@@ -7,9 +7,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import AliasEvent, YAMLError
 
 from distill.cli.keys import keys
 from distill.core.errors import ConfigError, DataError
@@ -33,6 +34,9 @@ FREE_ON_RESUME = (
     "teacher.batch_size",
 )
 """Settings of a fit that may change when it is resumed: what was trained so far does not depend on them."""
+
+
+LARGEST_CONFIG = 1 << 20  # bytes
 
 
 class RunFolder:
@@ -122,6 +126,7 @@ def read_config(file: Path) -> DictConfig:
         ConfigError: when it is no such file.
     """
     try:
+        _check_size(file)
         config = OmegaConf.load(file)
         OmegaConf.resolve(config)
     except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException) as error:
@@ -132,6 +137,14 @@ def read_config(file: Path) -> DictConfig:
     if not isinstance(config, DictConfig):
         raise ConfigError(f"Expected the configuration of a run at {file} but it is a list; choose another run.dir.")
     return config
+
+
+def _check_size(file: Path) -> None:
+    """Refuses what no run writes and what can fill the memory: aliases, each of which repeats what it names, and long files."""
+    if file.stat().st_size > LARGEST_CONFIG:
+        raise ValueError(f"it has more than {LARGEST_CONFIG} bytes")
+    if any(isinstance(event, AliasEvent) for event in yaml.parse(file.read_text(encoding="utf-8"))):
+        raise ValueError("it holds aliases")
 
 
 def check_unchanged(config: DictConfig, free: tuple[str, ...] = FREE_ON_RESUME) -> None:

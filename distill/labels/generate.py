@@ -110,13 +110,23 @@ class _Work:
         """Returns a pair at the size that the teacher is made for, if it and the data set say so, else as it is."""
         size, views = getattr(self.teacher.teacher, "size", None), getattr(self.benchmark, "views", None)
         pair = self.benchmark[number]
-        return pair if size is None or views is None else with_views(pair, *views(number, size))
+        if size is None or views is None or _is_at(pair, size):
+            return pair
+        return with_views(pair, *views(number, size))
 
     def _write(self) -> None:
         self.teacher.flush()
         self.written = time.monotonic()
         if self.locks is not None:
             self.locks.release()
+
+
+def _is_at(pair: PairBatch, size: int) -> bool:
+    """Says whether the images of a pair are squares of ``size`` px a side without padding, and need not be read again."""
+    images = ((pair.src_img, pair.src_content), (pair.trg_img, pair.trg_content))
+    return all(
+        image.shape[-2:] == (size, size) and content.tolist() == [[0, 0, size, size]] for image, content in images
+    )
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from distill.core.errors import ConfigError
 from distill.data.datamodule import PairDataModule
-from distill.training.checkpoint import read_checkpoint
+from distill.training.checkpoint import read_resumable
 
 
 def check_fit(trainer: Trainer, data: PairDataModule, resume_from: Path | None) -> None:
@@ -63,7 +63,7 @@ def _check_monitor(trainer: Trainer) -> None:
 
 
 def _check_epochs(trainer: Trainer, resume_from: Path) -> None:
-    done = int(read_checkpoint(resume_from)["epoch"]) + 1
+    done = read_resumable(resume_from)["epoch"] + 1
     if trainer.max_epochs is not None and 0 <= trainer.max_epochs < done:
         raise ConfigError(
             f"Expected trainer.max_epochs of at least {done}, the epochs that {resume_from} has, but got "

@@ -1,5 +1,6 @@
 """One training, from start or checkpoint to the weights that are kept."""
 
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from distill.core.protocols import Benchmark
 from distill.data.datamodule import PairDataModule
 from distill.labels.filters import Criterion, Filtered, label_confidences
 from distill.matchers.memoized import MemoizedMatcher
-from distill.training.checkpoint import read_checkpoint
+from distill.training.checkpoint import load_state, of_another_training, read_resumable
 from distill.training.module import Distillation
 
 
@@ -33,15 +34,28 @@ def filter_labels(
 
 
 def run_fit(trainer: Trainer, *arguments: Any, ckpt_path: str | None) -> None:
-    """Calls ``trainer.fit``, and raises ``KeyboardInterrupt`` after Ctrl-C, which Lightning answers with ``SystemExit``."""
+    """Calls ``trainer.fit``, and raises ``KeyboardInterrupt`` after Ctrl-C, which Lightning answers with ``SystemExit``.
+
+    Raises:
+        WeightsError: when the checkpoint to go on from is damaged, hostile, or of another training.
+    """
     if ckpt_path is not None:
-        read_checkpoint(Path(ckpt_path))  # an error of one line, before Lightning's
+        read_resumable(ckpt_path)  # an error of one line, before Lightning's
     try:
         trainer.fit(*arguments, ckpt_path=ckpt_path, weights_only=True)
     except SystemExit:
         if trainer.interrupted:
             raise KeyboardInterrupt from None
         raise
+    except Exception as error:
+        if ckpt_path is None or not _while_restoring(error):
+            raise
+        raise of_another_training(ckpt_path, error) from error
+
+
+def _while_restoring(error: Exception) -> bool:
+    """Says whether Lightning was reading a checkpoint when it failed, rather than training."""
+    return any("checkpoint_connector" in frame.filename for frame in traceback.extract_tb(error.__traceback__))
 
 
 def resumed_from(checkpoint: ModelCheckpoint, resume: bool) -> Path | None:
@@ -78,4 +92,4 @@ def train(
     best = Path(checkpoint.best_model_path)
     if not best.is_file():
         raise DataError("Expected weights that were kept but there are none; raise trainer.max_epochs.")
-    module.load_state_dict(read_checkpoint(best)["state_dict"])
+    load_state(module, best)

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
 from omegaconf import OmegaConf
 
 from distill.cli.run_folder import check_unchanged, read_config
 from distill.core.errors import ConfigError, WeightsError
-from distill.training.checkpoint import read_checkpoint
-from distill.training.train import train
+from distill.training.checkpoint import load_state, read_checkpoint, read_resumable
+from distill.training.train import run_fit, train
 
 ROOT = Path(__file__).resolve().parents[2]
 LOADERS = ("torch.load", "fit", "validate", "test", "predict", "load_from_checkpoint")
@@ -56,6 +58,51 @@ def test_a_checkpoint_that_is_none_is_refused_in_one_line(tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
+RESUMABLE = {
+    **{"epoch": 0, "global_step": 1, "state_dict": {"x": torch.zeros(1)}, "optimizer_states": [], "lr_schedulers": []},
+    **{"loops": {}, "pytorch-lightning_version": "2.5.0"},
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({key: None} for key in RESUMABLE),
+        {"epoch": "many"},
+        {"epoch": float("nan")},
+        {"state_dict": [1]},
+        {"state_dict": {"x": 1}},
+        {"loops": 3},
+    ],
+)
+def test_a_checkpoint_that_no_training_can_go_on_from_is_refused_in_one_line(tmp_path, changes):
+    torch.save(RESUMABLE, tmp_path / "last.ckpt")
+    assert read_resumable(tmp_path / "last.ckpt")["global_step"] == 1
+    torch.save({**RESUMABLE, **changes}, tmp_path / "last.ckpt")
+    with pytest.raises(WeightsError, match=r"Expected a checkpoint .*last.ckpt") as caught:
+        read_resumable(tmp_path / "last.ckpt")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_cannot_have_files_outside_of_its_folder_removed(tmp_path):
+    """Lightning removes the file that a checkpoint calls the one before."""
+    path = f"{tmp_path}/checkpoints/../../precious"
+    for state in ({"last_model_path": path}, {"best_k_models": {path: 1.0}}, {"best_model_path": path}):
+        torch.save({**RESUMABLE, "callbacks": {"ModelCheckpoint": state}}, tmp_path / "last.ckpt")
+        with pytest.raises(WeightsError, match="precious.*do not trust it"):
+            read_resumable(tmp_path / "last.ckpt")
+
+
+def test_weights_of_another_training_are_refused_in_one_line(tmp_path):
+    torch.save(RESUMABLE, tmp_path / "last.ckpt")
+    with pytest.raises(WeightsError, match="Expected a checkpoint of this training") as caught:
+        load_state(torch.nn.Linear(2, 2), tmp_path / "last.ckpt")
+    assert "\n" not in str(caught.value)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    with pytest.raises(WeightsError, match="Expected a checkpoint of this training"):
+        run_fit(trainer, BoringModel(), ckpt_path=str(tmp_path / "last.ckpt"))
+
+
 def test_other_tensors_are_no_checkpoint(tmp_path):
     torch.save({"x": torch.zeros(1)}, tmp_path / "x.ckpt")
     with pytest.raises(WeightsError, match="it is none"):
@@ -88,6 +135,8 @@ HOSTILE_YAML = [
     "a: [1, 2",
     "\x00",
     "- a\n- b",
+    "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]",
+    "a: " + "x" * (1 << 20),
 ]
 
 

@@ -99,6 +99,21 @@ def test_the_memory_for_images_is_bounded(make_pairs):
         assert len(matcher._features) <= 2
 
 
+def test_the_size_that_it_looks_at_is_part_of_its_fingerprint_and_decides_its_answers():
+    """A store that was made at 128 px served 448 px as well."""
+    places = torch.tensor([[20.0, 20.0], [40.0, 24.0], [28.0, 44.0]])
+    source, target = blob_picture(places), blob_picture(places + 4)
+    small, large = teacher(size=32), teacher(size=64)
+    assert small.fingerprint()["size"] == "32" != large.fingerprint()["size"]
+    shrunk = [F.interpolate(image, (32, 32), mode="bilinear", antialias=True) for image in (source, target)]
+    torch.testing.assert_close(
+        small(source, target, places[None]).trg_kps, 2 * small(*shrunk, places[None] / 2).trg_kps
+    )
+    torch.testing.assert_close(large(source, target, places[None]), teacher()(source, target, places[None]))
+    with pytest.raises(ConfigError, match="'size': 0"):
+        teacher(size=0)
+
+
 def test_the_fingerprint_tells_weights_and_settings_apart():
     prints = [
         FeatureTeacher(NearestNeighbour("test_resnet", [16], seed=seed), **options).fingerprint()

@@ -31,7 +31,7 @@ from distill.core.errors import ConfigError
 from distill.system.environment import choose_device
 from distill.training.callbacks.json_lines import JsonLines
 from distill.training.callbacks.step_progress import StepProgress
-from distill.training.checkpoint import read_checkpoint
+from distill.training.checkpoint import load_state, read_resumable
 from distill.training.train import run_fit
 
 FREE_ON_RESUME = (
@@ -152,7 +152,7 @@ def _train_diffusion(cfg: DictConfig, folder: RunFolder, module: Any, pictures: 
     if cfg.teacher_score is not None:
         callbacks.append(instantiate(cfg.teacher_score, folder=folder / "pipeline"))
     if seen == part.steps:  # nothing is left to train; the checkpoint holds the averaged weights
-        module.load_state_dict(read_checkpoint(last)["state_dict"])
+        load_state(module, last)
         snapshot.write(module, seen)
         return
     trainer = _trainer(cfg, folder, part, "diffusion", device, callbacks)
@@ -224,7 +224,7 @@ def _digest(module: nn.Module) -> str:
 def _steps_done(checkpoint: Path) -> int:
     if not checkpoint.is_file():
         return 0
-    return int(read_checkpoint(checkpoint)["global_step"])
+    return int(read_resumable(checkpoint)["global_step"])
 
 
 def _draw_curve(folder: RunFolder, pictures_a_step: int) -> None:
