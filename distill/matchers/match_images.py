@@ -72,7 +72,7 @@ def _as_tensor(points: Tensor | Sequence[Sequence[float]]) -> Tensor:
         given = torch.as_tensor(points)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise wrong from error
-    if given.dtype == torch.bool or given.is_complex():
+    if given.dtype == torch.bool or given.is_complex() or given.is_meta:
         raise wrong
     return given.float()
 

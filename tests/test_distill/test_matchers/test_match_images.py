@@ -47,6 +47,7 @@ def test_the_size_can_be_chosen():
         ((SRC, TRG, [[True, False]]), "Expected points as numbers"),
         ((SRC, TRG, torch.tensor([[True, False]])), "Expected points as numbers"),
         ((SRC, TRG, [["5", "6"]]), "Expected points as numbers"),
+        ((SRC, TRG, torch.zeros(1, 2, device="meta")), "Expected points as numbers"),
         ((SRC, TRG, "points.csv"), "Expected points as numbers .* but got 'points.csv'"),
         ((SRC, TRG, None), "Expected points as numbers"),
         (
