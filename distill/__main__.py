@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _ended(word: str, hint: str | None, code: int) -> int:
-    """Says that the command was ended, in the first of its processes; returns the exit code."""
+    """Prints that the command was ended, in the first of its processes; returns the exit code."""
     if not is_started():
         print(", ".join(filter(None, [word, hint])), file=sys.stderr)
     return code

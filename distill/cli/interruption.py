@@ -48,7 +48,7 @@ def may_start_others() -> None:
 
 @cache
 def is_started() -> bool:
-    """Says whether another process of the same command has started this one; asked first while that one lives."""
+    """Returns whether another process of the same command has started this one; asked first while that one lives."""
     return os.environ.get(STARTER) == str(os.getppid())
 
 

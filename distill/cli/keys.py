@@ -212,7 +212,7 @@ def _null_problem(section: Any, key: str, last: str) -> str | None:
 
 
 def _is_finite(value: Any) -> bool:
-    """Says whether no number in ``value``, a list or a dictionary perhaps, is NaN or infinite."""
+    """Returns whether all numbers in ``value``, also in nested lists and dictionaries, are finite."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return math.isfinite(value) if isinstance(value, float) else all(map(_is_finite, inner))
 

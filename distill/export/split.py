@@ -78,7 +78,7 @@ def export_split(
 
 
 def can_split(student: nn.Module) -> bool:
-    """Says whether a student's answer depends on descriptors of the single images alone."""
+    """Returns whether a student's answer depends on descriptors of the single images alone."""
     has_both = hasattr(student, "describe") and hasattr(student, "correlate")
     return has_both and getattr(student, "refinement", None) is None
 

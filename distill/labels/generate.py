@@ -122,7 +122,7 @@ class _Work:
 
 
 def _is_at(pair: PairBatch, size: int) -> bool:
-    """Says whether the images of a pair are squares of ``size`` px a side without padding, and need not be read again."""
+    """Returns whether the images of a pair are squares of ``size`` px a side without padding, and need not be read again."""
     images = ((pair.src_img, pair.src_content), (pair.trg_img, pair.trg_content))
     return all(
         image.shape[-2:] == (size, size) and content.tolist() == [[0, 0, size, size]] for image, content in images

@@ -54,7 +54,7 @@ def run_fit(trainer: Trainer, *arguments: Any, ckpt_path: str | None) -> None:
 
 
 def _while_restoring(error: Exception) -> bool:
-    """Says whether Lightning was reading a checkpoint when it failed, rather than training."""
+    """Returns whether Lightning was reading a checkpoint when it failed, rather than training."""
     return any("checkpoint_connector" in frame.filename for frame in traceback.extract_tb(error.__traceback__))
 
 
