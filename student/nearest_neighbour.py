@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.core.checks import check_query
-from distill.core.geometry import image_size, sample_at
+from distill.core.geometry import flip_points, image_size, sample_at
 from distill.core.precision import in_single, without_autocast
 from distill.core.readout import argmax
 from distill.core.types import Matches
@@ -23,7 +23,9 @@ class NearestNeighbour(nn.Module):
 
     With random weights it is the baseline of a student trained from scratch. With ``enlarge`` the target's descriptors are
     interpolated bilinearly to the image and normalised again before the maximum is taken, as in the evaluation of DIFT
-    (Tang et al., "Emergent Correspondence from Image Diffusion", NeurIPS 2023).
+    (Tang et al., "Emergent Correspondence from Image Diffusion", NeurIPS 2023). With ``flip`` each target is also compared
+    flipped horizontally; of the two, the one whose cells are nearer to those of the source is matched. That is the adaptive
+    pose alignment of Zhang et al. ("Telling Left from Right", CVPR 2024) for one flip and without masks.
 
     Args:
         backbone: name of a timm model.
@@ -34,6 +36,7 @@ class NearestNeighbour(nn.Module):
         options: see there.
         seed: of random weights.
         enlarge: whether an answer is the best pixel, and not the centre of the best cell.
+        flip: whether the target may be compared flipped.
     """
 
     def __init__(
@@ -46,9 +49,10 @@ class NearestNeighbour(nn.Module):
         options: dict[str, Any] | None = None,
         seed: int = 0,
         enlarge: bool = False,
+        flip: bool = False,
     ) -> None:
         super().__init__()
-        self.enlarge = enlarge
+        self.enlarge, self.flip = enlarge, flip
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.backbone = Backbone(backbone, strides, weights, mean, std, options)
@@ -60,15 +64,20 @@ class NearestNeighbour(nn.Module):
         The heatmap holds the cells' cosines; the confidence is the best cosine, (1 + cos) / 2.
         """
         check_query(src_img, trg_img, src_kps, min_points=0, same_size=True)
-        descriptors = in_single(self.describe(torch.cat([src_img, trg_img])))
-        src_map, trg_map = descriptors[: len(src_img)], descriptors[len(src_img) :]
+        images, size = [src_img, trg_img, *([trg_img.flip(-1)] if self.flip else [])], image_size(trg_img)
+        src_map, trg_map, *others = in_single(self.describe(torch.cat(images))).split(len(src_img))
         queries = F.normalize(sample_at(src_map, src_kps, image_size(src_img)), dim=-1)
         with without_autocast(queries):
+            flipped = src_map.new_zeros(len(src_map), 1, 1, 1, dtype=torch.bool)
+            for other in others:
+                flipped = (_nearness(src_map, other) > _nearness(src_map, trg_map))[:, None, None, None]
+                trg_map = torch.where(flipped, other, trg_map)
             heatmap = torch.einsum("bnc,bchw->bnhw", queries, trg_map)
-        size = image_size(trg_img)
         points, best = argmax(heatmap, size), heatmap.amax((-2, -1))
         if self.enlarge and src_kps.shape[1]:
             points, best = _best_pixels(heatmap, trg_map, size)
+        points = torch.where(flipped[..., 0], flip_points(points, size), points)
+        heatmap = torch.where(flipped, heatmap.flip(-1), heatmap)
         return Matches(points, ((1 + best) / 2).clamp(0, 1), heatmap)
 
     def describe(self, images: Tensor) -> Tensor:
@@ -77,6 +86,11 @@ class NearestNeighbour(nn.Module):
         size = maps[0].shape[-2:]
         joined = torch.cat([F.interpolate(m, size, mode="bilinear", align_corners=False) for m in maps], dim=1)
         return F.normalize(joined, dim=1)
+
+
+def _nearness(src_map: Tensor, trg_map: Tensor) -> Tensor:
+    """Returns (B,) the mean over source cells of the highest cosine with any target cell; maps are (B, C, h, w)."""
+    return (src_map.flatten(2).transpose(1, 2) @ trg_map.flatten(2)).amax(2).mean(1)
 
 
 def _best_pixels(heatmap: Tensor, descriptors: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

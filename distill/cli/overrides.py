@@ -18,6 +18,7 @@ from distill.core.errors import ConfigError
 PATHS = frozenset(
     [
         "ckpt",
+        "curve",
         "data_root",
         "dir",
         "file",

@@ -1,30 +1,43 @@
 """The files and the table of a comparison; fit and compare share them."""
 
+from pathlib import Path
+
 from distill.cli.run_folder import RunFolder
 from distill.core.protocols import Benchmark
 from distill.evaluation.compare import Comparison
+from distill.evaluation.page import html_page
+from distill.evaluation.panels import example_panels
 from distill.evaluation.pictures import stack
-from distill.evaluation.report import COLUMNS, example_panels, html_page, markdown, table
+from distill.evaluation.report import markdown, summary
 from distill.system.environment import describe
 from distill.system.tables import print_table
 
 
-def report(folder: RunFolder, comparison: Comparison, benchmark: Benchmark, panels: int = 6) -> None:
+def report(
+    folder: RunFolder,
+    comparison: Comparison,
+    benchmark: Benchmark,
+    panels: int = 6,
+    browsed: int = 100,
+    curve: Path | None = None,
+) -> None:
     """Writes ``metrics.json``, ``report.md``, ``report.html``, ``matches.png`` and each matcher's answers, and prints the table.
 
     Args:
         folder: of the run.
         comparison: the figures.
         benchmark: the pairs that were compared on.
-        panels: how many pairs are drawn.
+        panels: how many pairs are drawn in ``matches.png``.
+        browsed: how many pairs can be looked at in ``report.html``, at most.
+        curve: ``metrics.jsonl`` of a fit.
     """
-    pictures = example_panels(comparison, benchmark, panels)
     folder.write_json("metrics.json", comparison.report() | {"environment": describe()})
     for name, evaluation in comparison.evaluations.items():
         evaluation.answers.write(folder / "predictions" / f"{name}.npz")
     folder.write_text("report.md", markdown(comparison))
-    folder.write_text("report.html", html_page(comparison, pictures))
-    stack(pictures).save(folder / "matches.png")
+    settings = (folder / "config.yaml").read_text(encoding="utf-8") if (folder / "config.yaml").is_file() else ""
+    folder.write_text("report.html", html_page(comparison, benchmark, browsed, curve, settings))
+    stack(example_panels(comparison, benchmark, panels)).save(folder / "matches.png")
     print_figures(comparison)
     for note in comparison.notes:
         print(f"note: {note}")
@@ -33,10 +46,10 @@ def report(folder: RunFolder, comparison: Comparison, benchmark: Benchmark, pane
 
 def print_figures(comparison: Comparison) -> None:
     """Prints the figures, per image only: the reports have the rest."""
-    shown = [n for n, column in enumerate(COLUMNS) if "point" not in column]
-    headers = [COLUMNS[n].replace(" image", "").replace("@", " @") for n in shown]
-    n_pairs = comparison.evaluations[comparison.reference].report["n_pairs"]
-    print_table(headers, [[row[n] for n in shown] for row in table(comparison)], f"{n_pairs} pairs, percent")
+    n_pairs = comparison.first.report["n_pairs"]
+    print_table(
+        *summary(comparison), f"{n_pairs} pairs, percent" if comparison.scored else f"{n_pairs} pairs, not annotated"
+    )
 
 
 def announce(verb: str, what: str, device: str, where: object) -> None:

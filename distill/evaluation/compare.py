@@ -10,14 +10,18 @@ from torchmetrics import Metric
 from distill.core.errors import ConfigError, nearest
 from distill.core.protocols import Benchmark, Matcher, PairMatcher
 from distill.evaluation.evaluate import Evaluation, evaluate
+from distill.evaluation.scores import rounded
+from distill.evaluation.survey import survey
 from distill.labels.cached import Cached
+from distill.matchers.stored_predictions import StoredPredictions
 from distill.metrics.agreement import agreement
 from distill.metrics.interval import over_images, over_pairs
 from distill.metrics.pck import ALPHAS, alpha_key
+from distill.metrics.win_loss import agreement_by_rightness, win_loss
+from distill.system.memory import PeakMemory
 
 HEADLINE = 0.10
-DIFFERENCES = (0.05, HEADLINE)
-"""Tolerances at which matchers are compared."""
+"""The tolerance of figures that are given at one tolerance only."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +31,30 @@ class Comparison:
     Attributes:
         evaluations: by the matcher's name.
         reference: the name of the matcher that the others are held against.
-        agreement: of each other matcher with the reference, by name.
-        differences: of each other matcher's PCK per image from the reference's, by name and by alpha ("0.05", "0.10"), see
-            :func:`paired_difference`.
+        agreement: of each other matcher with the reference, by name, see :func:`agreement_with`.
+        differences: of each other matcher's PCK per image from the reference's, by name and by alpha ("0.01" to "0.15"), see
+            :func:`paired_difference`; empty where nothing is annotated.
+        win_loss: where each other matcher is right and the reference is not, by name, see
+            :func:`distill.metrics.win_loss.win_loss`; empty where nothing is annotated.
         notes: what a reader of the figures has to know.
     """
 
     evaluations: dict[str, Evaluation]
     reference: str
-    agreement: dict[str, dict[str, float]]
+    agreement: dict[str, dict[str, Any]]
     differences: dict[str, dict[str, dict[str, float]]]
+    win_loss: dict[str, dict[str, dict[str, int]]]
     notes: list[str]
+
+    @property
+    def first(self) -> Evaluation:
+        """One of the evaluations, for what all of them share."""
+        return next(iter(self.evaluations.values()))
+
+    @property
+    def scored(self) -> bool:
+        """Whether the truth is known."""
+        return self.first.scored
 
     def report(self) -> dict[str, Any]:
         """Returns the figures in the form of ``metrics.json``."""
@@ -46,6 +63,7 @@ class Comparison:
             "reference": self.reference,
             "agreement": self.agreement,
             "differences": self.differences,
+            "win_loss": self.win_loss,
             "notes": self.notes,
         }
 
@@ -62,7 +80,9 @@ def compare(
 ) -> Comparison:
     """Evaluates each matcher on the same pairs and compares the others with ``reference``.
 
-    A teacher that answers from stored labels is not timed: reading labels is not matching.
+    Where nothing is annotated (``benchmark.has_truth`` is false) nothing is scored, see
+    :func:`distill.evaluation.survey.survey`. A teacher that answers from stored labels is not timed: reading labels is not
+    matching. The memory is the process's, or the accelerator's, while the matcher ran; it includes what else is loaded.
 
     Args:
         matchers: by name.
@@ -80,26 +100,44 @@ def compare(
     check_reference(reference, matchers)
     evaluations = {}
     for name, matcher in matchers.items():
-        evaluation = evaluate(matcher, benchmark, name, batch_size, device, progress, metrics)
+        with PeakMemory() as memory:
+            if getattr(benchmark, "has_truth", True):
+                evaluation = evaluate(matcher, benchmark, name, batch_size, device, progress, metrics)
+            else:
+                evaluation = survey(matcher, benchmark, name, batch_size, device, progress)
+        stored = isinstance(matcher, Cached | StoredPredictions)
+        evaluation.report["peak_memory_mib"] = None if stored else memory.mib
         evaluation.report["parameters"] = count_parameters(matcher)
         if isinstance(matcher, Cached):
             evaluation.report["latency_ms"] = None
         evaluations[name] = evaluation
     base = evaluations[reference]
     others = {name: e for name, e in evaluations.items() if name != reference}
+    scored = others if base.scored else {}
     return Comparison(
         evaluations=evaluations,
         reference=reference,
-        agreement={
-            name: _rounded(agreement(e.predictions, base.predictions, base.thresholds, ALPHAS))
-            for name, e in others.items()
-        },
+        agreement={name: agreement_with(base, e) for name, e in others.items()},
         differences={
-            name: {alpha_key(alpha): _rounded(paired_difference(e, base, alpha, seed)) for alpha in DIFFERENCES}
-            for name, e in others.items()
+            name: {alpha_key(alpha): rounded(paired_difference(e, base, alpha, seed)) for alpha in ALPHAS}
+            for name, e in scored.items()
         },
+        win_loss={name: win_loss(e.right(HEADLINE), base.right(HEADLINE)) for name, e in scored.items()},
         notes=[],
     )
+
+
+def agreement_with(base: Evaluation, other: Evaluation) -> dict[str, Any]:
+    """Returns how far ``other`` agrees with ``base``, see :func:`distill.metrics.agreement.agreement`.
+
+    Where the truth is known also at 0.10 "where_right" and "where_wrong", by whether ``base`` was right, see
+    :func:`distill.metrics.win_loss.agreement_by_rightness`.
+    """
+    found: dict[str, Any] = rounded(agreement(other.predictions, base.predictions, base.thresholds, ALPHAS))
+    if base.scored:
+        split = agreement_by_rightness(other.near(base.predictions, HEADLINE), base.right(HEADLINE))
+        found |= {f"where_{name}": figures for name, figures in split.items()}
+    return found
 
 
 def check_reference(reference: str, names: Iterable[str]) -> None:
@@ -137,7 +175,3 @@ def count_parameters(matcher: object) -> int | None:
     if isinstance(matcher, Cached):
         return None
     return getattr(matcher, "n_parameters", None)
-
-
-def _rounded(figures: dict[str, float]) -> dict[str, float]:
-    return {name: round(value, 3) for name, value in figures.items()}

@@ -1,6 +1,7 @@
 """Answers kept in a file, so that they are scored again without the matcher that gave them."""
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from zipfile import BadZipFile
@@ -31,6 +32,8 @@ class Predictions:
         src_point: for each pair (n, 2) x / W, y / H in the source.
         trg_point: for each pair (n, 2) x / W, y / H in the target.
         confidence: for each pair (n,) in [0, 1].
+        choice: for each pair (n, 2) which annotated part of the target the heatmap prefers, of all and of the point's
+            symmetric group, see :mod:`distill.metrics.given_candidates`; -1 where that is not known.
     """
 
     matcher: str = ""
@@ -40,9 +43,18 @@ class Predictions:
     src_point: list[NDArray[np.float64]] = field(default_factory=list)
     trg_point: list[NDArray[np.float64]] = field(default_factory=list)
     confidence: list[NDArray[np.float64]] = field(default_factory=list)
+    choice: list[NDArray[np.int64]] = field(default_factory=list)
 
-    def add(self, pairs: PairBatch, points: Tensor, confidence: Tensor) -> None:
-        """Adds the answers, (B, N, 2) x, y in px of ``pairs.trg_img`` and (B, N), to the points in ``kps_mask``."""
+    def add(self, pairs: PairBatch, points: Tensor, confidence: Tensor, choice: Tensor | None = None) -> None:
+        """Adds the answers to the points in ``kps_mask``.
+
+        Args:
+            pairs: that were asked.
+            points: (B, N, 2) x, y in px of ``pairs.trg_img``.
+            confidence: (B, N).
+            choice: (B, N, 2) preferred parts; without it they are not known.
+        """
+        choice = torch.full((*confidence.shape, 2), -1) if choice is None else choice
         for row in pairs.kps_mask.any(1).nonzero()[:, 0].tolist():
             mask = pairs.kps_mask[row]
             self.src.append(pairs.src_original[row].hash)
@@ -50,11 +62,12 @@ class Predictions:
             self.src_point.append(_relative(pairs.src_kps[row, mask], pairs.src_content[row]))
             self.trg_point.append(_relative(points[row, mask], pairs.trg_content[row]))
             self.confidence.append(confidence[row, mask].double().cpu().numpy())
+            self.choice.append(choice[row, mask].cpu().numpy())
 
     def write(self, path: str | Path) -> None:
         """Writes all to an ``.npz`` file of arrays, none of them pickled, whole or not at all."""
-        lists = (self.src_point, self.trg_point, self.confidence)
-        src_point, trg_point, confidence = (np.concatenate(values) for values in lists)
+        lists = (self.src_point, self.trg_point, self.confidence, self.choice)
+        src_point, trg_point, confidence, choice = (np.concatenate(values) for values in lists)
         with replacing(path) as unfinished, open(unfinished, "wb") as file:
             np.savez_compressed(
                 file,
@@ -68,6 +81,7 @@ class Predictions:
                 src_point=src_point,
                 trg_point=trg_point,
                 confidence=confidence,
+                choice=choice,
             )
 
     @classmethod
@@ -82,9 +96,12 @@ class Predictions:
                 arrays = {name: file[name] for name in file.files}
             if str(arrays["format"]) != FORMAT:
                 raise ValueError(f"its format is {arrays['format']}, not {FORMAT}")
+            arrays.setdefault(
+                "choice", np.full((len(arrays["confidence"]), 2), -1, np.int64)
+            )  # files of earlier versions
             _check_arrays(arrays)
             ends = np.cumsum(arrays["count"])[:-1]
-            points = (np.split(arrays[name], ends) for name in ("src_point", "trg_point", "confidence"))
+            points = (np.split(arrays[name], ends) for name in ("src_point", "trg_point", "confidence", "choice"))
             names = arrays["src"].tolist(), arrays["trg"].tolist()
             return cls(str(arrays["matcher"]), float(arrays["seconds"]), *names, *points)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, BadZipFile) as error:
@@ -127,22 +144,32 @@ class StoredPredictions:
             DataError: when the file has no answer to a point.
         """
         points, confidence = torch.zeros_like(pairs.src_kps), torch.zeros_like(pairs.src_kps[..., 0])
+        for row, mask, kept, which in self._found(pairs):
+            x0, y0, x1, y1 = pairs.trg_content[row].tolist()
+            pixels = self.predictions.trg_point[kept][which] * (x1 - x0, y1 - y0) + (x0, y0)
+            points[row, mask] = torch.from_numpy(pixels).to(points)
+            confidence[row, mask] = torch.from_numpy(self.predictions.confidence[kept][which]).to(confidence)
+        return Matches(points, confidence, points.new_zeros(*confidence.shape, 1, 1))
+
+    def choice(self, pairs: PairBatch) -> Tensor:
+        """Returns (B, N, 2) the preferred parts, see :class:`Predictions`; -1 outside ``kps_mask``."""
+        choice = torch.full((*pairs.kps_mask.shape, 2), -1)
+        for row, mask, kept, which in self._found(pairs):
+            choice[row, mask] = torch.from_numpy(self.predictions.choice[kept][which])
+        return choice
+
+    def _found(self, pairs: PairBatch) -> Iterator[tuple[int, Tensor, int, NDArray[np.intp]]]:
+        """Yields each row of ``pairs`` that has points, their mask (N,), the pair in the file, and their places in it."""
         for row in pairs.kps_mask.any(1).nonzero()[:, 0].tolist():
             mask = pairs.kps_mask[row]
             asked = _relative(pairs.src_kps[row, mask], pairs.src_content[row])
-            found, sure = self._find(pairs.src_original[row], pairs.trg_original[row], asked, pairs.src_id[row])
-            x0, y0, x1, y1 = pairs.trg_content[row].tolist()
-            pixels = found * (x1 - x0, y1 - y0) + (x0, y0)
-            points[row, mask] = torch.from_numpy(pixels).to(points)
-            confidence[row, mask] = torch.from_numpy(sure).to(confidence)
-        return Matches(points, confidence, points.new_zeros(*confidence.shape, 1, 1))
+            yield row, mask, *self._find(pairs.src_original[row], pairs.trg_original[row], asked, pairs.src_id[row])
 
-    def _find(self, src: Original, trg: Original, asked: NDArray, name: str) -> tuple[NDArray, NDArray]:
+    def _find(self, src: Original, trg: Original, asked: NDArray, name: str) -> tuple[int, NDArray[np.intp]]:
         for row in self._rows.get((src.hash, trg.hash), []):
             apart = np.abs(self.predictions.src_point[row] - asked[:, None]).max(-1)
             if (apart.min(1) <= TOLERANCE).all():
-                nearest = apart.argmin(1)
-                return self.predictions.trg_point[row][nearest], self.predictions.confidence[row][nearest]
+                return row, apart.argmin(1)
         raise DataError(
             f"Expected predictions for all points in {self.file} but it has none for points of {name}; it is of other pairs "
             "or other photographs: evaluate the matcher again."
@@ -160,8 +187,8 @@ def _check_arrays(arrays: dict[str, NDArray]) -> None:
     count = arrays["count"]
     total = int(count.sum()) if count.ndim == 1 and count.dtype.kind == "i" and (count > 0).all() else -1
     shapes = {"src": count.shape, "trg": count.shape, "src_point": (total, 2), "trg_point": (total, 2)}
-    shapes |= {"confidence": (total,), "matcher": (), "seconds": ()}
+    shapes |= {"confidence": (total,), "choice": (total, 2), "matcher": (), "seconds": ()}
     for name, shape in shapes.items():
-        kind = "U" if name in ("src", "trg", "matcher") else "f"
+        kind = {"src": "U", "trg": "U", "matcher": "U", "choice": "i"}.get(name, "f")
         if arrays[name].shape != shape or arrays[name].dtype.kind != kind:
             raise ValueError(f"its array {name} has {arrays[name].dtype}, {arrays[name].shape}")

@@ -76,7 +76,7 @@ def test_compare_reads_the_labels_and_times_the_teacher(fitted, tmp_path):
     report = json.loads((tmp_path / "c" / "metrics.json").read_text())
     timed, before = report["matchers"][0], json.loads((fitted / "metrics.json").read_text())["matchers"][0]
     assert timed["latency_ms"] > 0 and timed["parameters"] > 1e6 and timed["pck"] == before["pck"]
-    assert "data:image/png;base64" in (tmp_path / "c" / "report.html").read_text()
+    assert "data:image/jpeg;base64" in (tmp_path / "c" / "report.html").read_text()
 
 
 def test_compare_holds_all_against_any_of_them(fitted, tmp_path):

@@ -12,8 +12,8 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from distill.cli.commands import compare
 from distill.cli.config import compose, instantiate
+from distill.cli.rows import backbone_arguments, with_backbone
 from distill.core.errors import ConfigError, DistillError, WeightsError
 from distill.export.student_file import load_student, save_student
 from student import StudentMatcher
@@ -207,10 +207,10 @@ def test_the_comparison_builds_no_object_that_a_students_file_describes(tmp_path
     for changed in ({"mean": touch(marker)}, {"options": {"act_layer": touch(marker)}}, {"strides": [touch(marker)]}):
         path = write(tmp_path / "student.safetensors", STUDENT | changed, weights)
         with pytest.raises(WeightsError, match="plain values"):
-            instantiate(compare.baseline_config(str(path)))
+            instantiate(with_backbone({"_target_": "student.NearestNeighbour"}, backbone_arguments(str(path)), "it"))
     path = write(tmp_path / "student.safetensors", STUDENT | {"backbone": "hf-hub:owner/name"}, weights)
     with pytest.raises(WeightsError, match="must not fetch others"):
-        compare.baseline_config(str(path))
+        backbone_arguments(str(path))
     assert not marker.exists()
 
 

@@ -48,3 +48,24 @@ def test_enlarging_is_a_setting_of_the_matcher():
     changes = ["matcher=nearest_neighbour", "matcher.backbone=test_resnet", "matcher.enlarge=true"]
     assert instantiate(compose("evaluate", changes).matcher).enlarge
     assert not instantiate(compose("evaluate", changes[:2]).matcher).enlarge
+
+
+@pytest.mark.parametrize("enlarge", [False, True])
+def test_with_flip_the_nearer_of_target_and_flipped_target_answers(enlarge):
+    plain, flipping = (NearestNeighbour("test_resnet", [8], enlarge=enlarge, flip=flip) for flip in (False, True))
+    image, points = IMAGES[0, :1], POINTS[:1]
+    found, back = flipping(image, image.flip(-1), points), flipping(image, image, points)
+    torch.testing.assert_close(back, plain(image, image, points))
+    answer = plain(image, image, points)  # the flipped target is the image itself
+    torch.testing.assert_close(found.trg_kps[..., 0], 96 - answer.trg_kps[..., 0])
+    torch.testing.assert_close(found.trg_kps[..., 1], answer.trg_kps[..., 1])
+    torch.testing.assert_close(found.heatmap, answer.heatmap.flip(-1))
+    torch.testing.assert_close(found.confidence, answer.confidence)
+
+
+def test_each_pair_of_a_batch_is_flipped_or_not_by_itself():
+    matcher = NearestNeighbour("test_resnet", [8], flip=True)
+    images = IMAGES[0]
+    together = matcher(images, torch.stack([images[0].flip(-1), images[1]]), POINTS)
+    alone = [matcher(images[:1], images[:1].flip(-1), POINTS[:1]), matcher(images[1:], images[1:], POINTS[1:])]
+    torch.testing.assert_close(together.trg_kps, torch.cat([one.trg_kps for one in alone]))

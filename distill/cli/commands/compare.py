@@ -1,71 +1,66 @@
-"""Compare teacher, student and baselines with the truth, on the same pairs.
+"""Compare any number of matchers on the same pairs: teacher, students, exported files, baselines, kept answers.
 
-Prints a table, and writes metrics.json, report.md and a self-contained report.html. The teacher answers from its label
-store; what is missing there is computed and stored, which takes minutes per image on a CPU.
+Prints a table, and writes metrics.json, report.md, a self-contained report.html and each matcher's answers, which
+matchers=[<file>.npz] scores again. The teacher answers from its label store; what is missing there is computed and stored, which
+takes minutes per image on a CPU. Photographs without annotation are reported on too: agreement, confidence and cycle consistency.
 
 Examples:
   python -m distill compare ckpt=runs/fit/student.safetensors
-  python -m distill compare ckpt=runs/fit/student.safetensors data.n_pairs=40 run.dir=runs/compare-40
-  python -m distill compare ckpt=runs/fit/student.safetensors reference=nearest_neighbour
+  python -m distill compare ckpt=runs/fit/student.safetensors reference=student data.n_pairs=40 run.dir=runs/compare-40
+  python -m distill compare "matchers=[teacher,runs/a/student.safetensors,runs/a/student.onnx,{old: runs/old/predictions/student.npz}]"
+  python -m distill compare ckpt=runs/fit/student.safetensors "matchers=[student,nearest_neighbour_enlarged_flip,consensus]"
 """
 
 import time
+from pathlib import Path
 
 from omegaconf import DictConfig
 
 from distill.cli.config import instantiate
 from distill.cli.datasets import scored_pairs
 from distill.cli.reporting import announce, report
+from distill.cli.rows import TEACHER, build_rows, read_rows, student_files
 from distill.cli.run_folder import RunFolder
 from distill.core.protocols import Benchmark, PairMatcher, match
 from distill.evaluation.compare import Comparison, check_reference, compare
-from distill.evaluation.evaluate import check_annotated
-from distill.export.student_file import load_student, read_student_file
-from distill.export.trusted import plain_arguments
 from distill.labels.cached import Cached
 from distill.labels.generate import by_source, label
-from distill.matchers.box_relative import BoxRelative
 from distill.system.environment import choose_device
-
-MATCHERS = ("teacher", "student", "nearest_neighbour", "box_relative")
 
 
 def run(cfg: DictConfig) -> Comparison:
     """Compares, writes the reports and prints the table."""
-    check_reference(cfg.reference, MATCHERS)
+    rows = read_rows(cfg)
+    names = [row.name for row in rows]
+    reference = cfg.reference or names[0]
+    check_reference(reference, names)
     device = choose_device(cfg.device)
-    student = load_student(cfg.ckpt, cfg.trust).to(device)
-    baseline = instantiate(baseline_config(cfg.ckpt)).to(device)
+    matchers = build_rows(cfg, rows, device)
     benchmark: Benchmark = scored_pairs(cfg.data)
-    check_annotated(benchmark)
-    teacher = Cached(cfg.labels.dir, instantiate(cfg.teacher), fallbacks=list(cfg.labels.fallbacks))
     folder = RunFolder.numbered(cfg)
     announce("compare", f"{len(benchmark)} {benchmark.split} pairs of {benchmark.name}", device, folder.path)
-    label(teacher, benchmark, device)
-    matchers = dict(zip(MATCHERS, (teacher, student, baseline, BoxRelative()), strict=True))
-    comparison = compare(matchers, benchmark, cfg.reference, cfg.batch_size, device, metrics=instantiate(cfg.metrics))
-    if cfg.teacher_pairs:
+    timed = [row.name for row in rows if row.what == TEACHER]
+    for name in timed:
+        teacher = matchers[name]
+        assert isinstance(teacher, Cached)
+        label(teacher, benchmark, device)
+    comparison = compare(matchers, benchmark, reference, cfg.batch_size, device, metrics=instantiate(cfg.metrics))
+    for name in timed if cfg.teacher_pairs else []:
         cost = teacher_cost(instantiate(cfg.teacher), benchmark, cfg.teacher_pairs)
-        comparison.evaluations["teacher"].report.update(cost)
+        comparison.evaluations[name].report.update(cost)
         comparison.notes.append(
             f"The teacher was timed on {cfg.teacher_pairs} pairs that share no source image; the prompts of a source "
             "point serve further targets, which then cost less."
         )
-    report(folder, comparison, benchmark, cfg.panels)
+    report(folder, comparison, benchmark, cfg.panels, cfg.browsed, curve_of(cfg, student_files(cfg, rows)))
     return comparison
 
 
-def baseline_config(ckpt: str) -> dict:
-    """Returns the configuration of the nearest neighbour on the untouched backbone of a student's file.
-
-    Raises:
-        WeightsError: when the file's configuration holds anything but plain values, see :func:`plain_arguments`.
-    """
-    config, _ = read_student_file(ckpt)
-    names = ("backbone", "weights", "mean", "std", "options", "strides")
-    shared = plain_arguments({key: config.get(key) for key in names}, ckpt)
-    strides = list(shared.pop("strides") or [16])
-    return {"_target_": "student.NearestNeighbour", "strides": [16 if 16 in strides else strides[-1]], **shared}
+def curve_of(cfg: DictConfig, students: list[str]) -> Path | None:
+    """Returns the training curve to show: the one asked for, or that beside the first student that has one."""
+    if cfg.curve is not None:
+        return Path(cfg.curve)
+    return next((file for path in students if (file := Path(path).parent / "metrics.jsonl").is_file()), None)
 
 
 def teacher_cost(teacher: PairMatcher, benchmark: Benchmark, n_pairs: int) -> dict[str, float | int | None]:

@@ -143,7 +143,8 @@ def finish(cfg: DictConfig, parts: FitParts, student: nn.Module, folder: RunFold
         comparison = compare(others, pairs, "student", device=parts.device, metrics=parts.metrics)
         note = "Nothing is annotated: PCK says how often an answer is near the teacher's label, on validation pairs."
     comparison.notes.append(note)
-    report(folder, comparison, pairs)
+    curve = folder / "metrics.jsonl"
+    report(folder, comparison, pairs, curve=curve if curve.is_file() else None)
     add_about(folder / "student.safetensors", {"figures": figures(comparison)})
     return comparison
 

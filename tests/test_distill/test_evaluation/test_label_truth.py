@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from distill.core.errors import DataError
-from distill.evaluation import report
+from distill.evaluation import panels
 from distill.evaluation.compare import compare
 from distill.evaluation.evaluate import evaluate
 from distill.evaluation.label_truth import LabelTruth
@@ -23,9 +23,9 @@ def test_pck_against_labels_is_agreement_with_the_teacher(few):
 
 def test_pictures_call_a_label_a_label(few, monkeypatch):
     captions = []
-    monkeypatch.setattr(report, "match_panel", lambda *given: captions.append(list(given[3])))
+    monkeypatch.setattr(panels, "match_panel", lambda *given: captions.append(list(given[3])))
     for pairs in (few, LabelTruth(few, BoxRelative())):
-        report.pair_panel(compare({"oracle": Oracle()}, pairs, "oracle", progress=False), pairs, 0)
+        panels.pair_panel(compare({"oracle": Oracle()}, pairs, "oracle", progress=False), pairs, 0)
     assert captions == [["oracle", "ground truth"], ["oracle", "teacher's label"]]
 
 

@@ -9,6 +9,7 @@ import torch
 
 from distill.__main__ import main
 from distill.core.errors import ConfigError, DataError
+from distill.core.geometry import gaussian_heatmap
 from distill.core.types import Matches
 from distill.data.datasets.shapes.pairs import ShapesPairs
 from distill.data.pairs import collate_pairs
@@ -24,7 +25,8 @@ class Rough:
     def match_pairs(self, pairs):
         noise = torch.sin(pairs.src_kps * 12.9) * pairs.trg_img.shape[-1] / 12
         confidence = (0.5 + 0.5 * torch.cos(pairs.src_kps.sum(-1))).clamp(0, 1)
-        return Matches(pairs.trg_kps + noise, confidence, noise.new_ones(*noise.shape[:2], 4, 4))
+        heatmap = gaussian_heatmap(pairs.trg_kps + noise, (16, 16), pairs.trg_img.shape[-2:], 8.0)
+        return Matches(pairs.trg_kps + noise, confidence, heatmap)
 
 
 @pytest.fixture
@@ -38,9 +40,19 @@ def test_the_figures_are_the_same_without_the_matcher(stored):
     first, path = stored
     again = evaluate(StoredPredictions(path), ShapesPairs("val", 6), "again", batch_size=3, progress=False)
     assert again.report == first.report and again.report["matcher"] == "rough"
+    given = again.report["given_candidates"]["any"]
+    assert given["chance"] < given["right"] < 100 and given["n_points"] == again.report["n_points"]
     for name in ("predictions", "confidence", "truth"):
         for one, other in zip(getattr(first, name), getattr(again, name), strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+def test_a_file_of_an_earlier_version_does_not_say_which_candidates_were_preferred(stored):
+    first, path = stored
+    np.savez(path, **{name: value for name, value in arrays_of(path).items() if name != "choice"})
+    report = evaluate(StoredPredictions(path), ShapesPairs("val", 6), "again", progress=False).report
+    assert report["given_candidates"]["any"] == {"right": None, "chance": None, "n_points": 0}
+    assert {**report, "given_candidates": 0} == {**first.report, "given_candidates": 0}
 
 
 def test_answers_hold_at_another_size_and_for_some_of_the_pairs(stored):
@@ -101,6 +113,8 @@ def arrays_of(path: Path) -> dict:
         lambda a, tmp: a | {"src_point": a["src_point"][:, :1]},
         lambda a, tmp: a | {"confidence": a["confidence"].astype(np.int64)},
         lambda a, tmp: a | {"trg": a["trg"][:-1]},
+        lambda a, tmp: a | {"choice": a["choice"][:-1]},
+        lambda a, tmp: a | {"choice": a["choice"].astype(np.float64)},
         lambda a, tmp: {name: value for name, value in a.items() if name != "trg_point"},
     ],
 )

@@ -1,0 +1,190 @@
+"""The rows of a comparison: from ``matchers=`` to matchers by name."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from distill.cli.config import instantiate
+from distill.core.errors import ConfigError, nearest
+from distill.core.protocols import Matcher, PairMatcher
+from distill.export.onnx_matcher import OnnxMatcher
+from distill.export.student_file import load_student, read_student_file
+from distill.export.trusted import plain_arguments
+from distill.labels.cached import Cached
+from distill.matchers.stored_predictions import StoredPredictions
+
+AnyMatcher = Matcher | PairMatcher
+TEACHER, LIVE, STUDENT = "teacher", "teacher_live", "student"
+FILES = (".safetensors", ".onnx", ".npz")
+BASELINE = "student.NearestNeighbour"
+"""What takes the first student's backbone where its own is left open."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One matcher of a comparison.
+
+    Attributes:
+        name: in tables, and of the file of its answers.
+        what: "teacher", "teacher_live", "student", a name in ``rows``, or a path.
+    """
+
+    name: str
+    what: str
+
+    @property
+    def is_path(self) -> bool:
+        """Whether it is a file of a student, of an ONNX graph or of predictions, or a folder of labels."""
+        return "/" in self.what or self.what.endswith(FILES)
+
+    @property
+    def student_file(self) -> bool:
+        """Whether it is a student's file."""
+        return self.is_path and self.what.endswith(FILES[0])
+
+
+def read_rows(cfg: DictConfig) -> list[Row]:
+    """Returns what ``matchers=`` names.
+
+    Raises:
+        ConfigError: for an entry that is no name, no path and no ``{name: either}``, for an unknown name, and for a name that is
+            given twice or cannot name a file.
+    """
+    given = OmegaConf.to_container(cfg.matchers, resolve=True)
+    assert isinstance(given, list)
+    if not given:
+        raise ConfigError(
+            "Expected at least one of matchers to compare but got none; leave matchers= out for the usual ones."
+        )
+    rows = [_row(entry) for entry in given]
+    stems = [row.name for row in rows]
+    rows = [Row(_longer(row), row.what) if row.is_path and stems.count(row.name) > 1 else row for row in rows]
+    for row in rows:
+        _check(row, [other.name for other in rows], cfg)
+    return rows
+
+
+def build_rows(cfg: DictConfig, rows: Sequence[Row], device: str) -> dict[str, AnyMatcher]:
+    """Builds the matchers, on ``device``, by name.
+
+    Raises:
+        DistillError: for whatever is wrong with the settings or with the files that they name.
+    """
+    backbone = backbone_of(cfg, rows)
+    matchers = {row.name: _build(cfg, row, backbone) for row in rows}
+    return {name: m.to(device) if isinstance(m, nn.Module) else m for name, m in matchers.items()}
+
+
+def student_files(cfg: DictConfig, rows: Sequence[Row]) -> list[str]:
+    """Returns the paths of the rows that are students' files, in their order."""
+    return [
+        str(cfg.ckpt) if row.what == STUDENT else row.what for row in rows if row.what == STUDENT or row.student_file
+    ]
+
+
+def backbone_of(cfg: DictConfig, rows: Sequence[Row]) -> dict[str, Any] | None:
+    """Returns the arguments of the baselines' backbone: those of ``backbone=``, or those of the first student."""
+    if cfg.backbone is not None:
+        return OmegaConf.to_container(cfg.backbone, resolve=True)  # type: ignore[return-value]
+    files = student_files(cfg, rows) or ([str(cfg.ckpt)] if cfg.ckpt is not None else [])
+    return backbone_arguments(files[0]) if files else None
+
+
+def backbone_arguments(ckpt: str) -> dict[str, Any]:
+    """Returns what builds the untouched backbone of a student's file, and "strides", the one that baselines compare.
+
+    Raises:
+        WeightsError: when the file's configuration holds anything but plain values, see :func:`plain_arguments`.
+    """
+    config, _ = read_student_file(ckpt)
+    names = ("backbone", "weights", "mean", "std", "options", "strides")
+    shared = plain_arguments({key: config.get(key) for key in names}, ckpt)
+    strides = list(shared.pop("strides") or [16])
+    return {"strides": [16 if 16 in strides else strides[-1]], **shared}
+
+
+def with_backbone(config: Any, backbone: Mapping[str, Any] | None, name: str) -> Any:
+    """Returns ``config`` with ``backbone`` in each description of a nearest neighbour that leaves its own open.
+
+    Raises:
+        ConfigError: when there is none to fill in.
+    """
+    if not isinstance(config, dict):
+        return config
+    config = {key: with_backbone(value, backbone, name) for key, value in config.items()}
+    if config.get("_target_") != BASELINE or config.get("backbone") is not None:
+        return config
+    if backbone is None:
+        raise ConfigError(
+            f"Expected a backbone for {name} but got neither a student nor backbone=; add ckpt=<student.safetensors>, or "
+            "backbone={backbone: resnet50, weights: pretrained}."
+        )
+    return {**backbone, **{key: value for key, value in config.items() if value is not None}}
+
+
+def _row(entry: Any) -> Row:
+    if isinstance(entry, Mapping) and len(entry) == 1:
+        name, what = next(iter(entry.items()))
+    else:
+        name, what = None, entry
+    if not isinstance(what, str) or not what:
+        raise ConfigError(
+            f"Expected entries of matchers that are a name, a path, or {{name: either}} but got {entry!r}; such as "
+            "matchers=[teacher,{small: runs/small/student.safetensors}]."
+        )
+    row = Row(str(name or ""), what)
+    return row if name else Row(Path(what).name.removesuffix(Path(what).suffix) if row.is_path else what, what)
+
+
+def _longer(row: Row) -> str:
+    """Returns a path's name with that of its folder before it."""
+    return f"{Path(row.what).absolute().parent.name}_{row.name}"
+
+
+def _check(row: Row, names: Sequence[str], cfg: DictConfig) -> None:
+    if names.count(row.name) > 1:
+        raise ConfigError(
+            f"Expected each of matchers to have a name of its own but {row.name!r} stands {names.count(row.name)} times; write "
+            f"{{<name>: {row.what}}}."
+        )
+    if not re.fullmatch(r"\w[\w.+ -]{0,59}", row.name):
+        raise ConfigError(
+            f"Expected names of matchers of at most 60 letters, digits, spaces and . + - _ but got {row.name!r}; write "
+            f"{{<name>: {row.what}}}."
+        )
+    known = [TEACHER, LIVE, STUDENT, *cfg.rows]
+    if row.is_path:
+        if not Path(row.what).expanduser().exists():
+            raise ConfigError(
+                f"Expected a file or folder for {row.name} of matchers but there is none at {row.what}; correct it."
+            )
+    elif row.what not in known:
+        raise ConfigError(
+            f"Expected matchers of known names, or paths with a / or one of {', '.join(FILES)}, but got {row.what!r}; "
+            f"{nearest(row.what, known)}."
+        )
+    if row.what == STUDENT and cfg.ckpt is None:
+        raise ConfigError(
+            "Expected a value for ckpt but got none; add ckpt=<student.safetensors>, or leave student out of matchers."
+        )
+
+
+def _build(cfg: DictConfig, row: Row, backbone: Mapping[str, Any] | None) -> AnyMatcher:
+    if row.what == TEACHER:
+        return Cached(cfg.labels.dir, instantiate(cfg.teacher), fallbacks=list(cfg.labels.fallbacks))
+    if row.what == LIVE:
+        return instantiate(cfg.teacher)
+    if row.what == STUDENT or row.student_file:
+        return load_student(student_files(cfg, [row])[0], cfg.trust)
+    if not row.is_path:
+        described = OmegaConf.to_container(cfg.rows[row.what], resolve=True)
+        return instantiate(with_backbone(described, backbone, row.what))
+    path = Path(row.what).expanduser()
+    if path.is_dir():
+        return Cached(path)
+    return OnnxMatcher(path) if path.suffix == ".onnx" else StoredPredictions(path)

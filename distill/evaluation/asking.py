@@ -1,0 +1,98 @@
+"""Running a matcher over a benchmark, timed."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from distill.core.errors import DataError
+from distill.core.protocols import Benchmark, Matcher, PairMatcher, match
+from distill.core.types import Matches, PairBatch
+from distill.data.pairs import collate_pairs, to_device
+from distill.system.progress import track
+
+KEPT_SIDE = 16
+"""Cells a side of the heatmaps that are kept, at most."""
+
+
+class Asked(NamedTuple):
+    """A batch of pairs with a matcher's answers, on the CPU.
+
+    Attributes:
+        numbers: of the pairs in the data set.
+        pairs: the batch.
+        known: (B, N) bool, which points count.
+        answer: to all points; what stands outside ``pairs.kps_mask`` has no meaning.
+        seconds: that the answer took.
+    """
+
+    numbers: range
+    pairs: PairBatch
+    known: Tensor
+    answer: Matches
+    seconds: float
+
+
+def ask(
+    matcher: Matcher | PairMatcher,
+    benchmark: Benchmark,
+    name: str,
+    known: Callable[[PairBatch], Tensor],
+    batch_size: int = 8,
+    device: str = "cpu",
+    progress: bool = True,
+) -> Iterator[Asked]:
+    """Yields the answers to all batches that have a point which counts.
+
+    Args:
+        matcher: on ``device`` already.
+        benchmark: the pairs.
+        name: of the matcher, for errors and the bar.
+        known: says which points (B, N) of a batch count.
+        batch_size: pairs at a time.
+        device: where the pairs are sent.
+        progress: whether to draw a bar.
+
+    Raises:
+        DataError: when the matcher answers with NaN or infinity.
+    """
+    loader = DataLoader(cast(Dataset, benchmark), batch_size, collate_fn=collate_pairs)
+    first = 0
+    for pairs in track(loader, f"evaluate {name}", enabled=progress):
+        numbers, first = range(first, first + len(pairs.category)), first + len(pairs.category)
+        counted = known(pairs)
+        if counted.any():
+            yield Asked(numbers, pairs, counted, *timed_answer(matcher, pairs, name, device))
+
+
+def timed_answer(
+    matcher: Matcher | PairMatcher, pairs: PairBatch, name: str, device: str = "cpu"
+) -> tuple[Matches, float]:
+    """Returns the answer to all points on the CPU, and the seconds that it took.
+
+    Raises:
+        DataError: when it holds NaN or infinity.
+    """
+    start = time.perf_counter()
+    with torch.no_grad():
+        answer = Matches(*(field.cpu() for field in match(matcher, to_device(pairs, device))))
+    seconds = time.perf_counter() - start
+    for what, values in (("points", answer.trg_kps), ("confidences", answer.confidence)):
+        if not torch.isfinite(values[pairs.kps_mask]).all():
+            raise DataError(f"Expected finite {what} from {name} but got NaN or infinity; check its weights.")
+    return answer, seconds
+
+
+def small_heatmaps(heatmap: Tensor) -> Tensor:
+    """Returns (B, N, h', w') uint8: maps (B, N, h, w) of at most 16 cells a side, from 0 at the lowest score to 255 at the highest.
+
+    Cells that fall together keep their highest score. A map of one value is 0 everywhere.
+    """
+    size = [min(KEPT_SIDE, side) for side in heatmap.shape[-2:]]
+    maps = F.adaptive_max_pool2d(heatmap.float().nan_to_num(), size)
+    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+    return ((maps - low) / (high - low).clamp_min(1e-12) * 255).round().byte()
