@@ -29,14 +29,16 @@ def report(
         benchmark: the pairs that were compared on.
         panels: how many pairs are drawn in ``matches.png``.
         browsed: how many pairs can be looked at in ``report.html``, at most.
-        curve: ``metrics.jsonl`` of a fit.
+        curve: ``metrics.jsonl`` of a fit; without it that of the folder, where there is one.
     """
     folder.write_json("metrics.json", comparison.report() | {"environment": describe()})
     for name, evaluation in comparison.evaluations.items():
         evaluation.answers.write(folder / "predictions" / f"{name}.npz")
     folder.write_text("report.md", markdown(comparison))
     settings = (folder / "config.yaml").read_text(encoding="utf-8") if (folder / "config.yaml").is_file() else ""
-    folder.write_text("report.html", html_page(comparison, benchmark, browsed, curve, settings))
+    own = folder / "metrics.jsonl"
+    page = html_page(comparison, benchmark, browsed, curve or (own if own.is_file() else None), settings)
+    folder.write_text("report.html", page)
     stack(example_panels(comparison, benchmark, panels)).save(folder / "matches.png")
     print_figures(comparison)
     for note in comparison.notes:

@@ -143,8 +143,7 @@ def finish(cfg: DictConfig, parts: FitParts, student: nn.Module, folder: RunFold
         comparison = compare(others, pairs, "student", device=parts.device, metrics=parts.metrics)
         note = "Nothing is annotated: PCK says how often an answer is near the teacher's label, on validation pairs."
     comparison.notes.append(note)
-    curve = folder / "metrics.jsonl"
-    report(folder, comparison, pairs, curve=curve if curve.is_file() else None)
+    report(folder, comparison, pairs)
     add_about(folder / "student.safetensors", {"figures": figures(comparison)})
     return comparison
 

@@ -56,6 +56,24 @@ def test_photographs_without_annotation_are_not_scored_and_nothing_is_written(fo
     assert "Expected annotated points in folder" in capsys.readouterr().err and not (tmp_path / "e").exists()
 
 
+def test_photographs_without_annotation_are_compared_by_agreement_confidence_and_cycle(folder, tmp_path, capsys):
+    matchers = ["matchers=[nearest_neighbour,consensus]", "backbone={backbone: test_resnet, strides: [8]}"]
+    arguments = ["compare", "data=folder", f"data.root={folder}", "data.size=32", "data.n_pairs=3", *matchers]
+    assert main([*arguments, f"run.dir={tmp_path}/c"]) == 0
+    found = json.loads((tmp_path / "c" / "metrics.json").read_text())
+    assert found["reference"] == "nearest_neighbour" and found["differences"] == {}
+    assert set(found["agreement"]["consensus"]) > {"within_0.10", "median_relative"}
+    for row in found["matchers"]:
+        assert "pck" not in row and 0 <= row["confidence"]["mean"] <= 1 and 0 <= row["cycle"]["within_0.10"] <= 100
+    files = {path.name for path in (tmp_path / "c").iterdir()}
+    assert {"report.html", "report.md", "matches.png", "predictions"} <= files
+    kept = f"matchers=[{tmp_path}/c/predictions/consensus.npz,{tmp_path}/c/predictions/nearest_neighbour.npz]"
+    assert main([*arguments[:5], kept, "reference=nearest_neighbour", f"run.dir={tmp_path}/k"]) == 0
+    again = json.loads((tmp_path / "k" / "metrics.json").read_text())
+    assert again["agreement"] == found["agreement"] and again["matchers"][0]["cycle"] is None
+    assert "3 pairs, not annotated" in capsys.readouterr().out
+
+
 def test_symmetric_groups_list_parts_by_number(folder):
     class Named(FolderPairs):
         symmetric_groups = {"cat": (("left ear", "right ear"),)}
