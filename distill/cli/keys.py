@@ -35,6 +35,7 @@ LISTS_OR_WORDS = ("what",)
 LEAST = {
     "ablation_pairs": 1,
     "batch_size": 1,
+    "browsed": 0,
     "calibration_pairs": 0,
     "flush_seconds": 0,
     "gate_pairs": 0,

@@ -96,7 +96,9 @@ def backbone_of(cfg: DictConfig, rows: Sequence[Row]) -> dict[str, Any] | None:
 
 
 def backbone_arguments(ckpt: str) -> dict[str, Any]:
-    """Returns what builds the untouched backbone of a student's file, and "strides", the one that baselines compare.
+    """Returns what builds the untouched backbone of a student's file, with two kinds of strides.
+
+    "strides" is the one that a nearest neighbour compares, 16 where the student has it; "all_strides" are the student's own.
 
     Raises:
         WeightsError: when the file's configuration holds anything but plain values, see :func:`plain_arguments`.
@@ -105,11 +107,13 @@ def backbone_arguments(ckpt: str) -> dict[str, Any]:
     names = ("backbone", "weights", "mean", "std", "options", "strides")
     shared = plain_arguments({key: config.get(key) for key in names}, ckpt)
     strides = list(shared.pop("strides") or [16])
-    return {"strides": [16 if 16 in strides else strides[-1]], **shared}
+    return {"strides": [16 if 16 in strides else strides[-1]], "all_strides": strides, **shared}
 
 
 def with_backbone(config: Any, backbone: Mapping[str, Any] | None, name: str) -> Any:
     """Returns ``config`` with ``backbone`` in each description of a nearest neighbour that leaves its own open.
+
+    Its ``strides: all`` are those of the student that the backbone comes from, see :func:`backbone_arguments`.
 
     Raises:
         ConfigError: when there is none to fill in.
@@ -124,7 +128,9 @@ def with_backbone(config: Any, backbone: Mapping[str, Any] | None, name: str) ->
             f"Expected a backbone for {name} but got neither a student nor backbone=; add ckpt=<student.safetensors>, or "
             "backbone={backbone: resnet50, weights: pretrained}."
         )
-    return {**backbone, **{key: value for key, value in config.items() if value is not None}}
+    filled = {**backbone, **{key: value for key, value in config.items() if value is not None}}
+    every = filled.pop("all_strides", backbone.get("strides", [16]))
+    return filled | ({"strides": every} if filled.get("strides") == "all" else {})
 
 
 def _row(entry: Any) -> Row:

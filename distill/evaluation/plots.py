@@ -14,7 +14,7 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7
 """Colours that people with colour blindness tell apart (Okabe and Ito), and two more; repeated for further matchers."""
 
 WIDTH, HEIGHT = 460, 280
-LEFT, RIGHT, TOP, BOTTOM = 48, 12, 10, 42
+LEFT, RIGHT, TOP, BOTTOM = 48, 20, 10, 42
 
 
 def colour(index: int) -> str:

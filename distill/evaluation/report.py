@@ -52,10 +52,9 @@ def convention(comparison: Comparison) -> str:
 
 
 def _rows(table: Table) -> str:
-    lines = [table.columns, ["---"] * len(table.columns), *([cell.text for cell in row] for row in table.rows)]
-    return "\n".join(
-        "| " + " | ".join(_plain(cell) if cell != "---" else cell for cell in line) + " |" for line in lines
-    )
+    lines = [[_plain(column) for column in table.columns], ["---"] * len(table.columns)]
+    lines += [[_plain(name.text), *(cell.text for cell in cells)] for name, *cells in table.rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _plain(text: str) -> str:

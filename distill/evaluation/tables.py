@@ -10,6 +10,7 @@ from distill.metrics.pck import ALPHAS, alpha_key
 KEYS = [alpha_key(alpha) for alpha in ALPHAS]
 HEAD = alpha_key(HEADLINE)
 Figures = Mapping[str, Any]
+NBSP = "\N{NO-BREAK SPACE}"
 
 
 class Cell(NamedTuple):
@@ -72,7 +73,7 @@ def accuracy(comparison: Comparison) -> Table:
         pck, (low, high) = report["pck"], report["interval@0.10"]
         figures = [number(pck[average][key]) for average in ("image", "point") for key in KEYS]
         mean = number(report["pck_category_mean"]["image"][HEAD])
-        rows.append([word(name), *figures, Cell(f"{low:.1f} – {high:.1f}", low), mean])
+        rows.append([word(name), *figures, Cell(f"{low:.1f}{NBSP}–{NBSP}{high:.1f}", low), mean])
     columns = ["matcher", *(f"image @{key}" for key in KEYS), *(f"point @{key}" for key in KEYS)]
     note = (
         "PCK in percent; image: mean over pairs of each pair's share of right points, point: share of right points among all. The 95 % "
@@ -86,10 +87,13 @@ def differences(comparison: Comparison) -> Table | None:
     rows = []
     for name, at in comparison.differences.items():
         cells = [
-            Cell(f"{d['mean']:+.1f} [{d['low']:+.1f}, {d['high']:+.1f}]", d["mean"]) for d in (at[key] for key in KEYS)
+            Cell(f"{d['mean']:+.1f} [{d['low']:+.1f},{NBSP}{d['high']:+.1f}]", d["mean"])
+            for d in (at[key] for key in KEYS)
         ]
         d = at[HEAD]
-        rows.append([word(name), *cells, Cell(f"[{d['low_images']:+.1f}, {d['high_images']:+.1f}]", d["low_images"])])
+        rows.append(
+            [word(name), *cells, Cell(f"[{d['low_images']:+.1f},{NBSP}{d['high_images']:+.1f}]", d["low_images"])]
+        )
     note = (
         "PCK per image in points on the same pairs. The 95 % intervals are a bootstrap's that takes pairs for independent, as "
         "papers do; the last allows for images that serve in several pairs."
@@ -282,7 +286,7 @@ def _flat(figures: Figures, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _given(found: Figures) -> Cell:
     if found["right"] is None:
         return Cell("–", None)
-    return Cell(f"{found['right']:.1f} ({found['chance']:.0f})", found["right"])
+    return Cell(f"{found['right']:.1f}{NBSP}({found['chance']:.0f})", found["right"])
 
 
 def _reports(comparison: Comparison) -> Sequence[tuple[str, dict[str, Any]]]:

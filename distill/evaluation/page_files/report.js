@@ -196,7 +196,7 @@ function drawHeat(context, pair, answer) {
   const pixels = new ImageData(columns, rows);
   [...answer.heat[point]].forEach((letter, i) => {
     const level = data.levels.indexOf(letter) / 63;
-    pixels.data.set([255, 140, 0, 200 * level * level], 4 * i);
+    pixels.data.set([255, 140, 0, 200 * level ** 3], 4 * i);
   });
   cells.getContext("2d").putImageData(pixels, 0, 0);
   const { width, height } = context.canvas;

@@ -80,6 +80,17 @@ def test_a_row_of_ones_own_is_a_key_and_a_backbone_of_its_own_stays():
     assert with_backbone(own, {"backbone": "other"}, "x") == own
 
 
+def test_all_strides_are_those_of_the_student_and_a_nearest_neighbour_has_one():
+    config, backbone = (
+        {"_target_": "student.NearestNeighbour"},
+        {"backbone": "b", "strides": [16], "all_strides": [4, 16]},
+    )
+    assert with_backbone(config, backbone, "x") == config | {"backbone": "b", "strides": [16]}
+    assert with_backbone(config | {"strides": "all"}, backbone, "x")["strides"] == [4, 16]
+    assert with_backbone(config | {"strides": [8]}, backbone, "x")["strides"] == [8]
+    assert with_backbone(config | {"strides": "all"}, {"backbone": "b"}, "x")["strides"] == [16]
+
+
 def test_a_baseline_without_any_backbone_is_refused():
     config = compose("compare", ["matchers=[consensus]"])
     with pytest.raises(ConfigError, match="Expected a backbone for consensus"):

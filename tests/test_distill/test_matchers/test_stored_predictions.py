@@ -55,6 +55,12 @@ def test_a_file_of_an_earlier_version_does_not_say_which_candidates_were_preferr
     assert {**report, "given_candidates": 0} == {**first.report, "given_candidates": 0}
 
 
+def test_the_time_of_some_of_the_pairs_is_their_share(stored):
+    first, path = stored
+    some = evaluate(StoredPredictions(path), ShapesPairs("val", 2), "again", progress=False).report
+    assert some["n_pairs"] == 2 and some["seconds"] == pytest.approx(first.answers.seconds / 3, abs=1e-3)
+
+
 def test_answers_hold_at_another_size_and_for_some_of_the_pairs(stored):
     first, path = stored
     pairs = ShapesPairs("val", 6, size=64)
