@@ -1,78 +1,150 @@
-"""Benchmark of a student's speed, as a torch module and as an exported ONNX file."""
+"""How fast and how well a student matches: as a torch module, compiled, and as each of the files that it is exported to."""
 
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from distill.core.protocols import Matcher
+from distill.core.errors import ExportError
+from distill.core.protocols import Benchmark, Matcher
+from distill.evaluation.evaluate import evaluate
+from distill.export.gate import ALPHA
 from distill.export.onnx import example, export_student
 from distill.export.onnx_matcher import OnnxMatcher
-from distill.system.memory import process_peak_mib
+from distill.system.memory import PeakMemory
 
 N_POINTS = 10
 
 
-def student_rates(
-    student: nn.Module, name: str, size: int, batches: Sequence[int], repeats: int, device: str = "cpu"
-) -> list[dict]:
-    """Times a student; ONNX Runtime runs on the CPU, whatever the device.
+@dataclass(frozen=True)
+class StudentBench:
+    """What is measured of a student.
+
+    Attributes:
+        size: side of the square images, px.
+        batches: numbers of pairs at a time, with ten points each.
+        repeats: how often each is measured.
+        threads: numbers of threads of torch and of ONNX Runtime.
+        precisions: of the exported files, see :mod:`distill.export.precision`.
+        compiled: whether the module is also measured as torch.compile makes it, which needs a C++ compiler.
+        pairs: that PCK is measured on; None leaves it out.
+        calibration: training pairs that int8 takes the range of activations from.
+        device: of the torch module; ONNX Runtime runs on the CPU.
+    """
+
+    size: int
+    batches: Sequence[int]
+    repeats: int
+    threads: Sequence[int]
+    precisions: Sequence[str] = ("fp32",)
+    compiled: bool = False
+    pairs: Benchmark | None = None
+    calibration: Benchmark | None = None
+    device: str = "cpu"
+
+
+def student_rates(student: nn.Module, name: str, bench: StudentBench) -> list[dict[str, Any]]:
+    """Measures a student.
 
     Args:
         student: a module with the contract's ``forward(src_img, trg_img, src_kps) -> Matches``.
         name: of its backbone, for the table.
-        size: side of the square images, px.
-        batches: numbers of pairs at a time, with ten points each.
-        repeats: how often each is measured.
-        device: of the torch module.
+        bench: what is measured.
 
     Returns:
-        A row for each way to run and each number of pairs: "what", "variant", "batch", "threads", "per_second" (pairs),
-        "latency_ms" (of a batch, the median), "fastest_ms", "peak_memory_mib" (of the process or the GPU so far).
+        A row for each way to run, number of threads and number of pairs: "what", "variant", "batch", "threads",
+        "per_second" (pairs), "latency_ms" (of a batch, the median), "fastest_ms", "cpu_ms" (the median of what all threads took
+        of the processor, which other programs hardly change), "peak_memory_mib" (of the process while it was measured, or of
+        the GPU), "file_mib" (of an exported file) and, with pairs, "pck@0.10" (per image, percent).
     """
-    student = student.to(device).eval()
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "student.onnx")
-        export_student(student, file, size)
-        ways: dict[str, tuple[Matcher, str]]
-        ways = {"torch": (student, device), "ONNX Runtime": (OnnxMatcher(file), "cpu")}
-        rows = []
-        for batch in batches:
-            for way, (matcher, place) in ways.items():
-                query = [value.to(place) for value in example(batch, N_POINTS, size, seed=0)]
-                with torch.inference_mode():
-                    milliseconds = _timed(partial(matcher, *query), repeats)
-                rows.append(_row(f"{name}, {way}", batch, milliseconds))
+    student, before = student.to(bench.device).eval(), torch.get_num_threads()
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="distill-bench-") as folder:
+        files = dict(_files(student, Path(folder), bench))
+        figures = _figures(student, files, bench)
+        try:
+            for threads in bench.threads:
+                torch.set_num_threads(threads)
+                for way, matcher, place in _ways(student, files, threads, bench):
+                    shared = {"what": "student", "variant": f"{name}, {way}", "threads": threads}
+                    measured = [{**shared, **row} for row in _rows(matcher, place, bench)]
+                    size = {"file_mib": round(files[way].stat().st_size / 2**20, 2)} if way in files else {}
+                    rows += [{**row, **size, **figures.get(way, {})} for row in measured]
+        finally:
+            torch.set_num_threads(before)
     return rows
 
 
-def _timed(call: Callable[[], object], repeats: int) -> list[float]:
+def _files(student: nn.Module, folder: Path, bench: StudentBench) -> Iterator[tuple[str, Path]]:
+    """Exports the student in each precision; says which one torch or ONNX Runtime cannot make."""
+    for precision in bench.precisions:
+        file = folder / f"{precision}.onnx"
+        try:
+            export_student(student, file, bench.size, None, precision, bench.calibration)
+        except ExportError as error:
+            print(f"note: no {precision} file: {error}")
+            continue
+        yield f"ONNX Runtime {precision}", file
+
+
+def _figures(student: nn.Module, files: Mapping[str, Path], bench: StudentBench) -> dict[str, dict[str, float]]:
+    """Returns PCK by way to run; torch.compile changes how the module is computed, not what."""
+    if bench.pairs is None:
+        return {}
+    asked: dict[str, Matcher] = {"torch": student, **{way: OnnxMatcher(file) for way, file in files.items()}}
+    reports = {
+        way: evaluate(
+            matcher, bench.pairs, "student", device=bench.device if way == "torch" else "cpu", progress=False
+        ).report
+        for way, matcher in asked.items()
+    }
+    return {way: {f"pck@{ALPHA}": round(report["pck"]["image"][ALPHA], 2)} for way, report in reports.items()}
+
+
+def _ways(
+    student: nn.Module, files: Mapping[str, Path], threads: int, bench: StudentBench
+) -> Iterator[tuple[str, Matcher, str]]:
+    """Yields name, matcher and device of each way to run, one after the other, so that only one has threads."""
+    yield "torch", student, bench.device
+    if bench.compiled:
+        torch.compiler.reset()  # what was compiled for another number of threads
+        yield "torch.compile", torch.compile(student), bench.device
+    for way, file in files.items():
+        yield way, OnnxMatcher(file, threads), "cpu"
+
+
+def _rows(matcher: Matcher, place: str, bench: StudentBench) -> Iterator[dict[str, Any]]:
+    for batch in bench.batches:
+        query = [value.to(place) for value in example(batch, N_POINTS, bench.size, seed=0)]
+        with PeakMemory() as memory, torch.inference_mode():
+            milliseconds, processor = _timed(partial(matcher, *query), bench.repeats)
+        latency = statistics.median(milliseconds)
+        yield {
+            "batch": batch,
+            "per_second": round(1000 * batch / latency, 2),
+            "latency_ms": round(latency, 2),
+            "fastest_ms": round(min(milliseconds), 2),
+            "cpu_ms": round(statistics.median(processor), 2),
+            "peak_memory_mib": memory.mib,
+        }
+
+
+def _timed(call: Callable[[], object], repeats: int) -> tuple[list[float], list[float]]:
+    """Returns the milliseconds by the wall clock, and those that all threads of the process took of the processor."""
     call()
-    times = []
+    times, processor = [], []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         call()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         times.append(1000 * (time.perf_counter() - start))
-    return times
-
-
-def _row(variant: str, batch: int, milliseconds: list[float]) -> dict:
-    latency = statistics.median(milliseconds)
-    peak = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else process_peak_mib()
-    return {
-        "what": "student",
-        "variant": variant,
-        "batch": batch,
-        "threads": torch.get_num_threads(),
-        "per_second": round(1000 * batch / latency, 2),
-        "latency_ms": round(latency, 2),
-        "fastest_ms": round(min(milliseconds), 2),
-        "peak_memory_mib": round(peak, 1),
-    }
+        processor.append(1000 * (time.process_time() - used))
+    return times, processor

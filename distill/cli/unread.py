@@ -102,7 +102,21 @@ UNREAD: dict[str, tuple[Unread, ...]] = {
         Unread(("format", "to"), _does_not("action", "convert"), "it belongs to data convert"),
     ),
     "bench": (
-        Unread(("batches", "repeats", "student"), _does_not("what", "student"), "it belongs to what=[student]"),
+        Unread(
+            (
+                "batches",
+                "repeats",
+                "student",
+                "threads",
+                "precisions",
+                "compiled",
+                "ckpt",
+                "pck_pairs",
+                "calibration_pairs",
+            ),
+            _does_not("what", "student"),
+            "it belongs to what=[student]",
+        ),
         Unread(("teacher", "teacher_pairs"), _does_not("what", "teacher"), "it belongs to what=[teacher]"),
         Unread(("labels",), _does_not("what", "labels"), "it belongs to what=[labels]"),
     ),

@@ -52,12 +52,15 @@ class Recipe:
     Attributes:
         sources: what can be fetched.
         manual: what a person has to do, or has to know.
+        licence: what its authors say of its use; model cards repeat it.
     """
 
     sources: Sequence[Source]
     manual: str
+    licence: str
 
 
+_FLICKR = "images of PASCAL VOC, from Flickr, under its terms of use"
 _WILLOW = "https://www.di.ens.fr/willow/research"
 _LISTS = f"{_WILLOW}/cnngeometric/other_resources"
 
@@ -65,11 +68,13 @@ RECIPES: Mapping[str, Recipe] = {
     "spair71k": Recipe(
         [Source("https://cvlab.postech.ac.kr/research/SPair-71k/data/SPair-71k.tar.gz")],
         "https://cvlab.postech.ac.kr/research/SPair-71k/; afterwards data.root is the folder SPair-71k.",
+        f"SPair-71k names none; {_FLICKR}",
     ),
     "spair_u": Recipe(
         [],
         "download SPair-71k with data=spair71k, then the annotations from https://github.com/VICO-UoE/JamaisVu, and put them into "
         "its folder as ExtraPairAnnotation and ExtraImageAnnotation.",
+        f"see its repository; {_FLICKR}",
     ),
     "pf_pascal": Recipe(
         [
@@ -79,6 +84,7 @@ RECIPES: Mapping[str, Recipe] = {
         ],
         "the list of training pairs, train_pairs_pf_pascal.csv, has no stable address: SCNet's authors keep it, "
         "https://github.com/k-han/SCNet; put it beside the others.",
+        f"PF-PASCAL names none; {_FLICKR}",
     ),
     "pf_willow": Recipe(
         [
@@ -86,6 +92,7 @@ RECIPES: Mapping[str, Recipe] = {
             Source(f"{_LISTS}/test_pairs_pf.csv", into="PF-dataset"),
         ],
         "https://www.di.ens.fr/willow/research/proposalflow/; without test_pairs_pf.csv the 900 pairs are made.",
+        "PF-WILLOW names none; its images were collected for research",
     ),
     "cub": Recipe(
         [
@@ -95,15 +102,25 @@ RECIPES: Mapping[str, Recipe] = {
             )
         ],
         "https://www.vision.caltech.edu/datasets/cub_200_2011/; afterwards data.root is the folder CUB_200_2011.",
+        "images for non-commercial research and education only",
     ),
     "ap10k": Recipe(
         [],
         "AP-10K has no stable address: take the images from https://github.com/AlexTheBad/AP-10K, and make JPEGImages, "
         "ImageAnnotation and PairAnnotation of them with prepare_ap10k.ipynb of https://github.com/Junyi42/GeoAware-SC.",
+        "see its repository",
     ),
-    "folder": Recipe([], "photographs of your own need no download: one sub-folder for each category."),
-    "shapes": Recipe([], "shapes is drawn by the program and needs no download."),
+    "folder": Recipe(
+        [], "photographs of your own need no download: one sub-folder for each category.", "that of your photographs"
+    ),
+    "shapes": Recipe([], "shapes is drawn by the program and needs no download.", "Apache-2.0, drawn by the program"),
 }
+
+
+def licence_of(name: str) -> str | None:
+    """Returns what is said of the use of the data set ``name``, or None where that is not known."""
+    recipe = RECIPES.get(name)
+    return recipe.licence if recipe is not None else None
 
 
 def download(source: Source, folder: Path, progress: Callable[[int, int | None], None] | None = None) -> Path:

@@ -18,12 +18,15 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from torch import nn
 
 import distill
+from distill.core.files import replacing
 
 FORMAT = "distill-onnx-1"
 STORIES = ("teacher", "data", "figures", "licences")
@@ -65,6 +68,16 @@ def file_metadata(
         "fingerprint": fingerprint(student),
         **{key: json.dumps(value) for key, value in stories.items()},
     }
+
+
+def add_figures(path: str | Path, figures: Mapping[str, Any]) -> None:
+    """Adds figures, each naming its convention, to the metadata of an exported file; the graph stays as it is."""
+    model = onnx.load(path)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    metadata["figures"] = json.dumps({**json.loads(metadata.get("figures", "{}")), **figures})
+    onnx.helper.set_model_props(model, metadata)
+    with replacing(path) as unfinished:
+        onnx.save(model, unfinished)
 
 
 def fingerprint(student: nn.Module) -> str:

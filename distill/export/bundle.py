@@ -55,6 +55,11 @@ def model_card(config: Mapping[str, Any], about: Mapping[str, Any], n_values: in
         _listed(about, ("teacher", "data")),
         "## Figures",
         _listed(about, ("figures",)),
+        "## Conventions",
+        "- Points are x, y in pixels of the image they lie on; the centre of the top-left pixel is (0.5, 0.5).\n"
+        "- A figure pck@A is the share of points, in percent, within A times the longer side of what its convention names: the "
+        "object's box (bbox), the image (img) or the box of its points (kps_bbox); averaged over images where it says per image.\n"
+        f"- Images are RGB in [0, 1], resized to {config['size']} x {config['size']} px without keeping the ratio of their sides.",
         "## Limits",
         "- Every point gets an answer, also one that is hidden in the target; the confidence says how sure it is.\n"
         "- Objects unlike those of the data above, and the two sides of symmetric objects, are matched worse.",

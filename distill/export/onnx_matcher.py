@@ -10,14 +10,14 @@ from torch.nn import functional as F
 from distill.core.checks import check_query
 from distill.core.geometry import image_size, resize_points
 from distill.core.types import Matches
-from distill.export.runtime import OnnxFile
+from distill.export.runtime import CORRELATE, ENCODE, OnnxFile, SplitMatcher
 
 
 class OnnxMatcher:
-    """Matches with an ONNX file that ``export`` wrote. Images of another size than the file's are resized.
+    """Matches with what ``export`` wrote. Images of another size than the file's are resized.
 
     Args:
-        file: path of the file.
+        file: path of the file, or of a folder with ``encode.onnx`` and ``correlate.onnx``.
         threads: of ONNX Runtime; without it, as many as torch uses.
         providers: of ONNX Runtime, in order of preference; without them, the CPU.
 
@@ -29,7 +29,12 @@ class OnnxMatcher:
     def __init__(
         self, file: str | Path | None, threads: int | None = None, providers: Sequence[str] | None = None
     ) -> None:
-        self.file = OnnxFile(file, threads or torch.get_num_threads(), providers)
+        threads = threads or torch.get_num_threads()
+        self.file: OnnxFile | SplitMatcher
+        if file is not None and Path(file).is_dir():
+            self.file = SplitMatcher(Path(file, ENCODE), Path(file, CORRELATE), threads, providers)
+        else:
+            self.file = OnnxFile(file, threads, providers)
         self.size = self.file.size
 
     def __call__(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:

@@ -37,6 +37,8 @@ def write_page(
     precision: str = "fp32",
     about: Mapping[str, Any] | None = None,
     runtime: str | Path | None = None,
+    pairs: Benchmark | None = None,
+    insist: bool = False,
 ) -> Path:
     """Writes the page of ``student``; older files of the same names are replaced, others are left.
 
@@ -50,6 +52,8 @@ def write_page(
         precision: of the encoder, "fp32" or "fp16".
         about: see :func:`distill.export.onnx.export_student`.
         runtime: npm package of onnxruntime-web, see :func:`distill.export.onnxruntime_web.copy_runtime`.
+        pairs: see :func:`distill.export.onnx.export_student`.
+        insist: see there.
 
     Returns:
         The folder.
@@ -69,7 +73,7 @@ def write_page(
         names = copy_runtime(made / "runtime", runtime)
         for file in sorted(WEB.iterdir()):
             shutil.copyfile(file, made / file.name)
-        files = _write_network(student, made, size, config, precision, about)
+        files = _write_network(student, made, size, config, precision, about, pairs, insist)
         shown = []
         for name, picture in zip(("first", "second"), examples, strict=True):
             picture.save(made / f"example-{name}.png", optimize=True)
@@ -119,12 +123,14 @@ def _write_network(
     config: Mapping[str, Any] | None,
     precision: str,
     about: Mapping[str, Any] | None,
+    pairs: Benchmark | None,
+    insist: bool,
 ) -> dict[str, str]:
     """Writes the ONNX files; returns their names by what they are for."""
     if can_split(student):
-        export_split(student, folder, size, config, precision, about)
+        export_split(student, folder, size, config, precision, about, pairs, insist)
         return {"encode": ENCODE, "correlate": CORRELATE}
-    export_student(student, folder / MATCH, size, config, precision, about=about)
+    export_student(student, folder / MATCH, size, config, precision, None, pairs, insist, about)
     return {"match": MATCH}
 
 

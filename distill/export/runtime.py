@@ -26,6 +26,7 @@ OUTPUTS = ("trg_kps", "confidence", "heatmap")
 ENCODE, CORRELATE = "encode.onnx", "correlate.onnx"
 MAPS = ("src_map", "trg_map", "src_kps", "flipped_map")
 LARGEST_SIZE = 8192  # px, of the images that a file may ask for
+LARGEST_IMAGE = 178_956_970  # px, of an image that is given; the limit of Pillow, see distill.data.images
 MAX_POINTS = 10_000  # in one call
 Floats = NDArray[np.float32]
 
@@ -151,9 +152,9 @@ class Matcher:
             points: (N, 2) x, y in pixels of ``src``.
 
         Raises:
-            DataError: when an image is none, or a point is not inside ``src``, or there are more than 10,000.
+            DataError: when an image is none or too large, or a point is not inside ``src``, or there are more than 10,000.
         """
-        images = [as_floats(image, name) for image, name in ((src, "src"), (trg, "trg"))]
+        images = [checked_image(image, name) for image, name in ((src, "src"), (trg, "trg"))]
         src_size, trg_size = (np.array(image.shape[1::-1], np.float32) for image in images)  # width, height
         asked = _checked_points(points, src_size)
         stacks = [_squash(image, self.size) for image in images]
@@ -199,11 +200,26 @@ class SplitMatcher:
 
     def describe(self, image: Any) -> Descriptors:
         """Describes an image, given as to :meth:`Matcher.match`."""
-        pixels = as_floats(image, "image")
+        pixels = checked_image(image, "image")
         stack = _squash(pixels, self.size)
         both = np.concatenate([stack, stack[..., ::-1]]) if "flipped_map" in self.inputs else stack
         (maps,) = self.encode.run(["descriptors"], {"images": both})
         return Descriptors(np.array(pixels.shape[1::-1], np.float32), maps[:1], maps[-1:])
+
+    def run(self, src_img: Floats, trg_img: Floats, src_kps: Floats) -> tuple[Floats, Floats, Floats]:
+        """Does what :meth:`OnnxFile.run` does, with both files; see there.
+
+        Raises:
+            WeightsError: when a file fails.
+        """
+        images = [src_img, trg_img, *((trg_img[..., ::-1],) if "flipped_map" in self.inputs else ())]
+        try:
+            maps = np.split(self.encode.run(["descriptors"], {"images": np.concatenate(images)})[0], len(images))
+            feed = {"src_map": maps[0], "trg_map": maps[1], "src_kps": src_kps, "flipped_map": maps[-1]}
+            found, confidence, heatmap = self.correlate.run(list(OUTPUTS), {name: feed[name] for name in self.inputs})
+        except Exception as error:  # ONNX Runtime raises classes of its own that share no base but this
+            raise WeightsError(f"Expected an answer of two files but ONNX Runtime says: {_one_line(error)}.") from error
+        return found, confidence, heatmap
 
     def match(self, src: Descriptors, trg: Descriptors, points: ArrayLike) -> Answer:
         """Matches points (N, 2), x, y in pixels of the image ``src`` was made of, in that of ``trg``."""
@@ -230,6 +246,8 @@ def open_session(
         raise ConfigError(f"Expected providers of ONNX Runtime among {present} but got {wanted}; choose one of these.")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    # Threads that wait for work sleep. Spinning ones take the cores from whatever else runs, torch's threads among them.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4  # what is wrong is raised
     try:
         return Path(file), onnxruntime.InferenceSession(Path(file).read_bytes(), options, providers=wanted)
@@ -249,13 +267,15 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     return np.asarray(read_rgb(path)).copy()
 
 
-def as_floats(image: Any, name: str) -> Floats:
-    """Returns an image as (H, W, 3) floats in [0, 1].
+def checked_image(image: Any, name: str) -> NDArray[Any]:
+    """Returns an image as (H, W, 3), bytes or floats in [0, 1].
 
     Raises:
-        DataError: unless it is (H, W, 3) bytes, floats in [0, 1], or a Pillow image.
+        DataError: unless it is (H, W, 3) bytes, floats in [0, 1], or a Pillow image, of at most 179 megapixels.
     """
     if isinstance(image, Image.Image):
+        if image.width * image.height > LARGEST_IMAGE:
+            raise _too_large(name, image.width, image.height)
         image = image.convert("RGB")
     elif not isinstance(image, np.ndarray):
         raise DataError(
@@ -264,8 +284,10 @@ def as_floats(image: Any, name: str) -> Floats:
     array = np.asarray(image)
     if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
         raise DataError(f"Expected {name} of shape (H, W, 3) but got {array.shape}; convert it to RGB, channels last.")
+    if array.shape[0] * array.shape[1] > LARGEST_IMAGE:
+        raise _too_large(name, array.shape[1], array.shape[0])
     if array.dtype == np.uint8:
-        return array.astype(np.float32) / np.float32(255)
+        return array
     if not np.issubdtype(array.dtype, np.floating):
         raise DataError(
             f"Expected {name} as bytes or as floats in [0, 1] but got {array.dtype}; divide by its maximum."
@@ -273,7 +295,13 @@ def as_floats(image: Any, name: str) -> Floats:
     low, high = float(array.min()), float(array.max())
     if not (low >= -1e-3 and high <= 1 + 1e-3):
         raise DataError(f"Expected {name} in [0, 1] but got [{low:.3g}, {high:.3g}]; divide by 255.")
-    return array.astype(np.float32)
+    return array
+
+
+def _too_large(name: str, width: int, height: int) -> DataError:
+    return DataError(
+        f"Expected {name} of at most {LARGEST_IMAGE / 1e6:.0f} megapixels but got {width} x {height} px; make it smaller."
+    )
 
 
 def _checked_points(points: ArrayLike, size: Floats) -> Floats:
@@ -298,13 +326,21 @@ def _checked_points(points: ArrayLike, size: Floats) -> Floats:
     return array
 
 
-def _squash(image: Floats, side: int) -> Floats:
-    """Returns (1, 3, side, side): the image resized to a square, as torch's antialiased bilinear interpolation does."""
-    if image.shape[:2] != (side, side):
-        channels = (Image.fromarray(image[..., c]) for c in range(3))
-        resized = [np.asarray(c.resize((side, side), Image.Resampling.BILINEAR)) for c in channels]
-        image = np.stack(resized, axis=-1).clip(0, 1).astype(np.float32)
-    return np.ascontiguousarray(image.transpose(2, 0, 1)[None])
+def _squash(image: NDArray[Any], side: int) -> Floats:
+    """Returns (1, 3, side, side) floats: the image resized to a square, as torch's antialiased bilinear interpolation does.
+
+    One channel after the other becomes floats, which take four times the memory of bytes.
+    """
+    channels = []
+    for number in range(3):
+        channel = image[..., number].astype(np.float32)
+        if image.dtype == np.uint8:
+            channel /= np.float32(255)
+        if channel.shape != (side, side):
+            resized = Image.fromarray(channel).resize((side, side), Image.Resampling.BILINEAR)
+            channel = np.asarray(resized).clip(0, 1)
+        channels.append(channel)
+    return np.stack(channels)[None]
 
 
 def _side(text: str) -> int:

@@ -8,8 +8,8 @@ of the horizontally flipped target, each (pairs, C, h, w), and ``src_kps`` (pair
 """
 
 import copy
+import tempfile
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,14 @@ from torch import Tensor, nn
 
 from distill.core.errors import ConfigError, ExportError
 from distill.core.files import replacing
+from distill.core.protocols import Benchmark
 from distill.core.types import Matches
+from distill.export import gate
 from distill.export.about import file_metadata
+from distill.export.gate import Gate
 from distill.export.graph import finish, trace
 from distill.export.onnx import TRACED, example, network_name
+from distill.export.onnx_matcher import OnnxMatcher
 from distill.export.precision import in_half
 from distill.export.runtime import CORRELATE, ENCODE, OUTPUTS, Descriptors, SplitMatcher
 
@@ -37,7 +41,9 @@ def export_split(
     config: Mapping[str, Any] | None = None,
     precision: str = "fp32",
     about: Mapping[str, Any] | None = None,
-) -> float:
+    pairs: Benchmark | None = None,
+    insist: bool = False,
+) -> tuple[float, Gate | None]:
     """Writes ``encode.onnx`` and ``correlate.onnx`` to ``folder`` and checks that they give the student's answers.
 
     Args:
@@ -47,13 +53,15 @@ def export_split(
         config: the student's configuration, kept in the metadata as JSON.
         precision: of the encoder, "fp32" or "fp16".
         about: see :func:`distill.export.onnx.export_student`.
+        pairs: see there.
+        insist: see there.
 
     Returns:
-        The largest difference of a heatmap, relative to its range.
+        The largest difference of a heatmap, relative to its range, and PCK of both on ``pairs``, if there are any.
 
     Raises:
         ConfigError: for another precision, or a student that compares pixels after its descriptors, or has none.
-        ExportError: when torch cannot export the student, or the files' answers differ from its own.
+        ExportError: when torch cannot export the student, or the files' answers or PCK differ from its own.
     """
     if precision not in TOLERANCE:
         raise ConfigError(f"Expected precision of two files to be fp32 or fp16 but got {precision!r}; or split=false.")
@@ -69,12 +77,24 @@ def export_split(
     written = in_half(student) if precision == "fp16" else student
     metadata = file_metadata(student, size, precision, config or {}, about or {})
     graphs = {ENCODE: _encoder(written, size), CORRELATE: _correlation(student, size)}
-    with ExitStack() as stack:
-        files = {name: stack.enter_context(replacing(Path(folder, name))) for name in graphs}
-        for name, model in graphs.items():
-            onnx.helper.set_model_props(model, metadata)
-            onnx.save(model, files[name])
-        return _verified(SplitMatcher(files[ENCODE], files[CORRELATE]), student, size, TOLERANCE[precision])
+    with tempfile.TemporaryDirectory(prefix="distill-split-") as made:
+        _save(graphs, metadata, made)
+        split, found = SplitMatcher(Path(made, ENCODE), Path(made, CORRELATE)), None
+        differs = _verified(split, student, size, TOLERANCE[precision])
+        if pairs is not None:
+            found = gate.measure(student, OnnxMatcher(made), pairs)
+            if not insist:
+                gate.check(found, precision)
+            metadata = gate.with_figures(metadata, found)
+    _save(graphs, metadata, folder)
+    return differs, found
+
+
+def _save(graphs: Mapping[str, onnx.ModelProto], metadata: Mapping[str, str], folder: str | Path) -> None:
+    for name, model in graphs.items():
+        onnx.helper.set_model_props(model, dict(metadata))
+        with replacing(Path(folder, name)) as unfinished:
+            onnx.save(model, unfinished)
 
 
 def can_split(student: nn.Module) -> bool:

@@ -13,6 +13,7 @@ import distill
 from distill.core.errors import ConfigError, WeightsError
 from distill.core.files import replacing
 from distill.core.weights import check_finite, check_kinds
+from distill.export.hub import hub_file, is_hub_id
 from distill.export.trusted import build_student, read_description, without_sources
 
 _FORMAT = "distill-student-2"
@@ -96,14 +97,16 @@ def read_about(path: str | Path) -> dict[str, Any]:
 
 
 def _file(path: str | Path) -> Path:
-    """Returns a student's file, or that in the folder of a bundle.
+    """Returns a student's file, that in the folder of a bundle, or that of a repository of the Hugging Face hub.
 
     Raises:
         ConfigError: when it is no path.
     """
     if not isinstance(path, str | Path):
         raise ConfigError(f"Expected the path of a student's file but got {path!r:.80}; give it as text.")
-    return Path(path, BUNDLED) if Path(path).is_dir() else Path(path)
+    if Path(path).is_dir():
+        return Path(path, BUNDLED)
+    return hub_file(str(path), BUNDLED) if is_hub_id(path) else Path(path)
 
 
 def load_into(student: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> nn.Module:
@@ -132,14 +135,14 @@ def load_student(path: str | Path | None, trusted: Sequence[str] = ()) -> nn.Mod
     none; ``student.requires_grad_(True).train()`` trains it further.
 
     Args:
-        path: of the file, or of the folder of a bundle.
+        path: of the file, or of the folder of a bundle; or the hub's name of one, "owner/name" or "owner/name@revision".
         trusted: packages of your own whose classes the file may name, besides ``student``. A file decides which of their
             classes is called and with which arguments.
 
     Raises:
         ConfigError: when no file is given, or no path.
         WeightsError: when the file is missing, truncated, no student, holds weights that are not finite, or names a class of
-            another package.
+            another package, or the hub does not give it.
     """
     if path is None:
         raise ConfigError(

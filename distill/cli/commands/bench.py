@@ -1,12 +1,13 @@
 """Measure speed and memory of student, teacher and data loading, side by side in one run.
 
 Prints a table and writes bench.json. Weights are as configured: random ones serve for timing. The student is measured as a
-torch module and as an ONNX file, the teacher beside the same method in plain loops, and with ablation=true one
-increment after the other.
+torch module, as torch.compile makes it, and as each exported file; with ckpt= also its PCK, beside which student.svg draws
+the time. The teacher is measured beside the same method in plain loops, and with ablation=true one increment after the other.
 
 Examples:
   python -m distill bench
   python -m distill bench what=[student] student.backbone=mobilenetv4_conv_small student.strides=[16,32] data.size=256
+  python -m distill bench student ckpt=runs/fit/student.safetensors data.split=test pck_pairs=200
   python -m distill bench teacher ablation=true ablation_pairs=4 paper.steps=13 paper.embeddings=1 paper.crops=4
 """
 
@@ -16,15 +17,20 @@ from functools import partial
 import torch
 from omegaconf import DictConfig
 
+from distill.bench.chart import accuracy_chart
 from distill.bench.labels import label_rates
 from distill.bench.loader import loader_rates
-from distill.bench.student import student_rates
+from distill.bench.student import StudentBench, student_rates
 from distill.bench.teacher import measure_variants
 from distill.cli.config import instantiate
+from distill.cli.datasets import pairs_of
 from distill.cli.reporting import announce
 from distill.cli.run_folder import RunFolder
 from distill.core.errors import ConfigError
 from distill.core.protocols import Benchmark
+from distill.export.onnx import network_name
+from distill.export.precision import PRECISIONS
+from distill.export.student_file import load_student, read_student_file
 from distill.system.environment import choose_device, describe
 from distill.system.tables import print_table
 
@@ -53,6 +59,8 @@ def run(cfg: DictConfig) -> list[dict]:
     announce("bench", ", ".join(wanted), device, folder.path)
     rows = [row for what in wanted for row in measured[what](cfg, benchmark)]
     folder.write_json("bench.json", {"rows": rows, "environment": describe()})
+    if accuracy_chart(rows, folder / "student.svg"):
+        print(folder / "student.svg")
     columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [[str(row.get(column, "")) for column in columns] for row in rows]
     print_table([column.replace("_", " ") for column in columns], cells, "measured side by side")
@@ -68,10 +76,33 @@ def _check_batches(batches: Sequence[object]) -> None:
 
 
 def _students(cfg: DictConfig, benchmark: Benchmark) -> list[dict]:
-    student = instantiate(cfg.student)
-    return student_rates(
-        student, cfg.student.backbone, cfg.data.size, cfg.batches, cfg.repeats, choose_device(cfg.device)
+    size, student = cfg.data.size, None
+    if cfg.ckpt is not None:
+        description, _ = read_student_file(cfg.ckpt)
+        student, size = load_student(cfg.ckpt, cfg.trust), description["size"]
+    wanted = [str(precision) for precision in cfg.precisions]
+    unknown = [precision for precision in wanted if precision not in PRECISIONS]
+    if unknown:
+        raise ConfigError(f"Expected precisions among {list(PRECISIONS)} but got {unknown}; correct precisions=[...].")
+    data = DictConfig({**cfg.data, "size": size})
+    pairs = (
+        pairs_of(data, cfg.data.split, DictConfig({"n_pairs": cfg.pck_pairs})) if student and cfg.pck_pairs else None
     )
+    calibration = pairs_of(data, "train", DictConfig({"n_pairs": cfg.calibration_pairs})) if "int8" in wanted else None
+    student = student or instantiate(cfg.student)
+    threads = [int(number) for number in cfg.threads]
+    bench = StudentBench(
+        size,
+        list(cfg.batches),
+        cfg.repeats,
+        threads,
+        wanted,
+        cfg.compiled,
+        pairs,
+        calibration,
+        choose_device(cfg.device),
+    )
+    return student_rates(student, network_name(student), bench)
 
 
 def _teacher(cfg: DictConfig, benchmark: Benchmark) -> list[dict]:

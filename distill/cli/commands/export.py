@@ -23,6 +23,7 @@ from distill.cli.datasets import pairs_of
 from distill.core.protocols import Benchmark, Matcher
 from distill.evaluation.label_truth import LabelTruth
 from distill.export.bundle import write_bundle
+from distill.export.gate import Gate
 from distill.export.onnx import Deviation, export_student
 from distill.export.page import examples_of, write_page
 from distill.export.runtime import CORRELATE, ENCODE
@@ -49,8 +50,11 @@ def run(cfg: DictConfig) -> Deviation | float | Path:
     if cfg.split:
         folder = Path(cfg.file).parent
         print(f"{folder / ENCODE}, {folder / CORRELATE}: are written, which takes up to a minute", flush=True)
-        differs = export_split(student, folder, size, config, cfg.precision, read_about(cfg.ckpt))
+        about = read_about(cfg.ckpt)
+        pairs = gate_pairs(_pairs(cfg, "val", cfg.gate_pairs, size), student, about)
+        differs, gate = export_split(student, folder, size, config, cfg.precision, about, pairs, cfg.insist)
         print(f"{folder / ENCODE}, {folder / CORRELATE}: heatmap within {differs:.2g} of its range of torch")
+        _tell(gate)
         return differs
     calibration = _pairs(cfg, "train", cfg.calibration_pairs, size) if cfg.precision == "int8" else None
     about = read_about(cfg.ckpt)
@@ -61,12 +65,15 @@ def run(cfg: DictConfig) -> Deviation | float | Path:
         f"{cfg.file}: points within {deviation.points_px:.2g} px of torch ({deviation.ties:.1%} ties), confidence within "
         f"{deviation.confidence:.2g}, heatmap within {deviation.heatmap:.2g} of its range"
     )
-    gate = deviation.gate
+    _tell(deviation.gate)
+    return deviation
+
+
+def _tell(gate: Gate | None) -> None:
     if gate is not None:
         print(
             f"PCK@0.10 {gate.torch:.1f} of torch, {gate.file:.1f} of the file, on {gate.n_pairs} pairs ({gate.convention})"
         )
-    return deviation
 
 
 def gate_pairs(pairs: Benchmark | None, student: Matcher, about: Mapping[str, Any]) -> Benchmark | None:
@@ -100,7 +107,8 @@ def _page(cfg: DictConfig, student: nn.Module, config: dict[str, Any], size: int
     examples = examples_of(given, _pairs(cfg, "val", 1, size) if given is None else None)
     print(f"{cfg.page}: is written, which takes up to a minute", flush=True)
     about, runtime = read_about(cfg.ckpt), cfg.onnxruntime_web
-    folder = write_page(student, cfg.page, size, examples, config, cfg.precision, about, runtime)
+    pairs = gate_pairs(_pairs(cfg, "val", cfg.gate_pairs, size), student, about)
+    folder = write_page(student, cfg.page, size, examples, config, cfg.precision, about, runtime, pairs, cfg.insist)
     print(f"{folder}: a web page for any static host; python -m distill demo page={folder} shows it here")
     return folder
 

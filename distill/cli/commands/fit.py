@@ -26,8 +26,10 @@ from distill.cli.reporting import announce, report
 from distill.cli.run_folder import RunFolder, check_unchanged
 from distill.core.errors import ExportError
 from distill.core.protocols import Benchmark, Matcher, PairMatcher
+from distill.data.download import licence_of
 from distill.evaluation.compare import Comparison, compare
 from distill.evaluation.label_truth import LabelTruth
+from distill.export.about import add_figures, backbone_licence
 from distill.export.onnx import export_student
 from distill.export.student_file import add_about, save_student
 from distill.labels.generate import label
@@ -87,7 +89,10 @@ def origin(cfg: DictConfig, parts: FitParts) -> dict[str, Any]:
     """Returns what a student's file says of its teacher and data; of paths only the last part, which is no secret."""
     teacher = {"class": cfg.teacher["_target_"], "model": Path(str(cfg.teacher.get("model") or "")).name}
     data = {"name": parts.train.name, "split": parts.train.split, "n_pairs": len(parts.train)}
-    return {"teacher": {key: value for key, value in teacher.items() if value}, "data": data}
+    weights = backbone_licence(parts.student, cfg.student)
+    licences = {"backbone": weights, "data": licence_of(parts.train.name)}
+    known = {"teacher": teacher, "data": data, "licences": licences}
+    return {story: {key: value for key, value in told.items() if value} for story, told in known.items()}
 
 
 def keep(cfg: DictConfig, student: nn.Module, folder: RunFolder, about: Mapping[str, Any]) -> nn.Module:
@@ -145,6 +150,8 @@ def finish(cfg: DictConfig, parts: FitParts, student: nn.Module, folder: RunFold
     comparison.notes.append(note)
     report(folder, comparison, pairs)
     add_about(folder / "student.safetensors", {"figures": figures(comparison)})
+    if (folder / "student.onnx").is_file():
+        add_figures(folder / "student.onnx", figures(comparison))
     return comparison
 
 

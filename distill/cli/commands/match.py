@@ -8,10 +8,15 @@ Points are pixels of the image as viewers show it: its EXIF orientation is appli
 whose images are matched one after the other. points is a list of pairs, or a file: JSON that holds such a list, CSV with the
 columns x, y or part, x, y, or a data set's file of points.
 
+dense=8 matches a grid of points 8 px apart, with or without points: flow.npz holds where they lie, flow.png is the target in the
+shape of the source. Where src is a video, points of its first frame are matched in every later one: tracks.csv, tracks.mp4.
+
 Examples:
   python -m distill match src=a.jpg trg=b.jpg points=[[120,80],[60,200]] ckpt=runs/fit/student.safetensors
   python -m distill match matcher=onnx file=student.onnx src=a.jpg trg=b.jpg points=points.json
   python -m distill match src=photos/cat/1.jpg trg=photos/cat points=photos/points.csv ckpt=runs/fit/student.safetensors
+  python -m distill match src=a.jpg trg=b.jpg dense=8 ckpt=runs/fit/student.safetensors
+  python -m distill match src=clip.mp4 points=[[120,80]] ckpt=runs/fit/student.safetensors
 """
 
 import csv
@@ -25,6 +30,7 @@ from torch import Tensor, nn
 
 from distill.cli.config import instantiate
 from distill.cli.match_input import Points, read_points, targets
+from distill.cli.match_more import follow, write_flow
 from distill.cli.run_folder import RunFolder
 from distill.core.checks import check_points
 from distill.core.errors import DataError
@@ -32,6 +38,7 @@ from distill.core.protocols import Matcher
 from distill.data.coco import write_coco
 from distill.data.images import read_image, read_size
 from distill.data.keypoints import ImageKeypoints, check_threshold
+from distill.data.video import is_video
 from distill.evaluation.pictures import match_panel
 from distill.matchers.match_images import match_images
 from distill.system.environment import choose_device
@@ -47,15 +54,24 @@ def run(cfg: DictConfig) -> dict:
         DataError: for images or points that cannot be read, and when no image of a folder of targets can.
     """
     src = Path(cfg.src)
-    src_img, points = read_image(src), read_points(cfg.points, src)
+    if cfg.points is None and cfg.dense is None:
+        raise DataError(
+            "Expected points=[[x,y],...], or a file of them, but got none; or dense=<px> for a grid of points."
+        )
+    if is_video(src):
+        return follow(cfg, _matcher(cfg), choose_device(cfg.device))
+    if cfg.trg is None:
+        raise DataError(
+            "Expected trg, a target image, a list of them or a folder, but got none; only a video needs none."
+        )
+    src_img = read_image(src)
+    points = read_points(cfg.points, src) if cfg.points is not None else Points(src_img.new_zeros(1, 0, 2), [])
     check_points(points.xy, src_img, "points")
     check_threshold(cfg.unsure)
     files, from_folder = targets(cfg.trg, src)
     device = choose_device(cfg.device)
     images = {file: read_image(file) for file in files} if not from_folder else None  # an error before anything is made
-    matcher = instantiate(cfg.matcher)
-    if isinstance(matcher, nn.Module):
-        matcher = matcher.to(device)
+    matcher = _matcher(cfg)
     found: dict[Path, Rows] = {}
     with RunFolder.numbered(cfg) as folder:
         for number, file in enumerate(track(files, "match", enabled=len(files) > 1), start=1):
@@ -65,14 +81,25 @@ def run(cfg: DictConfig) -> dict:
                 print(f"left out: {error}")
                 continue
             path = folder / ("match.png" if len(files) == 1 else f"pictures/{number:04d}_{file.stem}.png")
-            found[file] = answer(matcher, src_img, trg_img, points, cfg.size, device)
-            picture(path, src_img, trg_img, points.xy[0], found[file])
+            found[file] = answer(matcher, src_img, trg_img, points, cfg.size, device) if points.names else []
+            if points.names:
+                picture(path, src_img, trg_img, points.xy[0], found[file])
+            if cfg.dense is not None:
+                name = "flow" if len(files) == 1 else f"flow/{number:04d}_{file.stem}"
+                print(write_flow(folder, name, matcher, (src_img, trg_img), cfg, device))
         if not found:
             raise DataError(f"Expected images that can be read in {cfg.trg} but none of {len(files)} can; see above.")
         matches = write(folder, src, found, points)
-        write_keypoints(folder, src, found, points, cfg.unsure)
-    tell(folder, found)
+        if points.names:
+            write_keypoints(folder, src, found, points, cfg.unsure)
+    if points.names:
+        tell(folder, found)
     return matches
+
+
+def _matcher(cfg: DictConfig) -> Matcher:
+    matcher, device = instantiate(cfg.matcher), choose_device(cfg.device)
+    return matcher.to(device) if isinstance(matcher, nn.Module) else matcher
 
 
 def answer(matcher: Matcher, src_img: Tensor, trg_img: Tensor, points: Points, size: int | None, device: str) -> Rows:

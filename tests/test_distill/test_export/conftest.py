@@ -53,7 +53,7 @@ def exported_page(tmp_path_factory: pytest.TempPathFactory, runtime_package: Pat
     folder = tmp_path_factory.mktemp("page")
     ckpt, page = folder / "student.safetensors", folder / "page"
     save_student(page_student(), {"_target_": "student.StudentMatcher", **STUDENT, "size": SIZE}, ckpt)
-    assert main(["export", f"ckpt={ckpt}", f"page={page}", f"onnxruntime_web={runtime_package}"]) == 0
+    assert main(["export", f"ckpt={ckpt}", f"page={page}", f"onnxruntime_web={runtime_package}", "gate_pairs=8"]) == 0
     return page_student(), page
 
 

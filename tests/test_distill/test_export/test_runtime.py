@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -101,3 +102,25 @@ print(json.dumps(answer.points.tolist()))
     images = [distill.read_image(folder / f"{name}.png") for name in "ab"]
     expected = OnnxMatcher(folder / "student.onnx")(*images, torch.tensor([POINTS])).trg_kps[0]
     np.testing.assert_allclose(json.loads(done.stdout), expected, atol=0.02)
+
+
+def test_pictures_that_are_too_large_are_refused_and_the_matcher_goes_on(folder, tmp_path):
+    matcher, image = Matcher(folder / "student.onnx"), read_image(folder / "a.png")
+    huge = np.broadcast_to(np.zeros((1, 1, 3), np.uint8), (20_000, 10_000, 3))  # 200 megapixels, of three bytes
+    with pytest.raises(DataError, match="trg of at most 179 megapixels but got 10000 x 20000 px"):
+        matcher.match(image, huge, POINTS)
+    bomb = tmp_path / "bomb.png"
+    Image.new("1", (20_000, 20_000)).save(bomb)  # 50 kB that ask for a gigabyte
+    with pytest.raises(DataError, match="bomb.png cannot be read .*megapixels"):
+        read_image(bomb)
+    assert matcher.match(image, image, POINTS).points.shape == (3, 2)
+
+
+def test_two_questions_at_once_get_the_answers_of_one_after_the_other(folder):
+    matcher = Matcher(folder / "student.onnx", threads=1)
+    images = [read_image(folder / f"{name}.png") for name in "ab"]
+    questions = [[(10.0 + number, 20.0)] for number in range(8)]
+    expected = [matcher.match(*images, points).points for points in questions]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda points: matcher.match(*images, points).points, questions))
+    np.testing.assert_allclose(found, expected, atol=1e-4)

@@ -1,5 +1,7 @@
 """A student as two files: descriptors once an image, then matches."""
 
+import json
+
 import numpy as np
 import onnx
 import pytest
@@ -7,11 +9,12 @@ import torch
 
 from distill.core.errors import ConfigError, DataError, WeightsError
 from distill.export.onnx import example
+from distill.export.onnx_matcher import OnnxMatcher
 from distill.export.runtime import SplitMatcher
 from distill.export.split import export_split
 from student import StudentMatcher
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]  # where the page was exported
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -81,3 +84,14 @@ def test_what_cannot_be_split_is_refused_before_anything_is_traced(tmp_path):
     with pytest.raises(ConfigError, match="fp32 or fp16 but got 'int8'"):
         export_split(refined, tmp_path, 64, precision="int8")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_two_files_is_a_matcher_like_a_single_file(exported, make_pairs):
+    student, folder = exported
+    pair = make_pairs(5, size=128)
+    with torch.no_grad():
+        expected = student(pair.src_img, pair.trg_img, pair.src_kps)
+    found = OnnxMatcher(folder)(pair.src_img, pair.trg_img, pair.src_kps)
+    torch.testing.assert_close(found.heatmap, expected.heatmap, atol=1e-3, rtol=1e-3)
+    figures = {e.key: e.value for e in onnx.load(folder / "encode.onnx").metadata_props}["figures"]
+    assert json.loads(figures)["pck@0.10"]["pairs"] == 8  # gate_pairs of the export

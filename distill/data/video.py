@@ -1,0 +1,113 @@
+"""Frames of a video file, read by PyAV (FFmpeg).
+
+The container's format is that of the file's suffix and is not guessed: formats that name other files or addresses, such as
+playlists, are never opened.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.core.errors import ConfigError, DataError
+
+FORMATS = {".mp4": "mov", ".m4v": "mov", ".mov": "mov", ".mkv": "matroska", ".webm": "matroska", ".avi": "avi"}
+"""Demuxers of FFmpeg by suffix."""
+LARGEST_FRAME = 64_000_000  # px
+
+
+class Frame(NamedTuple):
+    """One frame.
+
+    Attributes:
+        number: from 0 on.
+        seconds: from the start of the video.
+        pixels: (H, W, 3) bytes, RGB, turned as the file says.
+    """
+
+    number: int
+    seconds: float
+    pixels: NDArray[np.uint8]
+
+
+def is_video(path: str | Path) -> bool:
+    """Says whether the name of a file is that of a video."""
+    return Path(str(path)).suffix.lower() in FORMATS
+
+
+def read_frames(path: str | Path, every: int = 1) -> Iterator[Frame]:
+    """Yields every ``every``-th frame, beginning with the first.
+
+    Raises:
+        ConfigError: when PyAV is not installed, or ``every`` is below 1.
+        DataError: when the file is missing, damaged or no video, or its frames are larger than 64 megapixels.
+    """
+    if every < 1:
+        raise ConfigError(f"Expected every to be at least 1 but got {every}.")
+    av = _av()
+    if not Path(path).is_file():
+        raise DataError(f"Expected a video at {path} but there is no such file.")
+    try:
+        with av.open(
+            str(path), format=FORMATS[Path(path).suffix.lower()], options={"protocol_whitelist": "file"}
+        ) as video:
+            if not video.streams.video:
+                raise DataError(f"Expected a video at {path} but it has no pictures.")
+            stream = video.streams.video[0]
+            if stream.width * stream.height > LARGEST_FRAME:
+                raise DataError(
+                    f"Expected frames of at most {LARGEST_FRAME / 1e6:.0f} megapixels but {path} has {stream.width} x "
+                    f"{stream.height} px; make it smaller."
+                )
+            for number, frame in enumerate(video.decode(stream)):
+                if number % every == 0:
+                    pixels = np.rot90(
+                        frame.to_ndarray(format="rgb24"), round((getattr(frame, "rotation", 0) or 0) / 90)
+                    )
+                    yield Frame(number, float(frame.time or 0.0), np.ascontiguousarray(pixels))
+    except av.error.FFmpegError as error:
+        raise DataError(f"Expected a whole video at {path} but it cannot be read ({error}); copy it again.") from error
+
+
+class VideoWriter:
+    """Writes pictures of one size as an MP4 file (MPEG-4 part 2), a context.
+
+    Args:
+        path: of the file.
+        rate: pictures a second.
+    """
+
+    def __init__(self, path: str | Path, rate: int = 10) -> None:
+        self.av, self.rate = _av(), rate
+        self.stream: Any = None
+        self.container: Any = self.av.open(str(path), "w", format="mp4")
+
+    def __enter__(self) -> "VideoWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.stream is not None:
+            self.container.mux(self.stream.encode())
+        self.container.close()
+
+    def write(self, pixels: NDArray[np.uint8]) -> None:
+        """Adds (H, W, 3) bytes, of which an odd last row or column is left out."""
+        height, width = (side - side % 2 for side in pixels.shape[:2])
+        if self.stream is None:
+            self.stream = self.container.add_stream("mpeg4", rate=self.rate)
+            self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, "yuv420p"
+            self.stream.bit_rate = 4_000_000
+        picture = np.ascontiguousarray(pixels[: self.stream.height, : self.stream.width])
+        self.container.mux(self.stream.encode(self.av.VideoFrame.from_ndarray(picture, format="rgb24")))
+
+
+def _av() -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise ConfigError(
+            "Expected PyAV, which reads videos, but it is not installed; pip install 'distill[video]'."
+        ) from error
+    return av

@@ -1,0 +1,40 @@
+"""Speed, memory and PCK of a student and its files, and the chart of them."""
+
+import pytest
+import torch
+
+from distill.bench.chart import accuracy_chart
+from distill.bench.student import StudentBench, student_rates
+from distill.data.datasets.shapes import ShapesPairs
+from distill.evaluation.evaluate import evaluate
+from student import StudentMatcher
+
+
+@pytest.mark.slow
+def test_each_way_to_run_has_its_time_memory_and_pck():
+    torch.manual_seed(0)
+    student = StudentMatcher("test_resnet", [16], 8).eval()
+    pairs, before = ShapesPairs(size=32, split="val", n_pairs=4), torch.get_num_threads()
+    rows = student_rates(student, "tiny", StudentBench(32, [1, 2], 2, [1, 2], ["fp32"], pairs=pairs))
+    keys = [(row["variant"], row["threads"], row["batch"]) for row in rows]
+    ways = ("tiny, torch", "tiny, ONNX Runtime fp32")
+    assert keys == [(way, threads, batch) for threads in (1, 2) for way in ways for batch in (1, 2)]
+    assert all(0 < row["fastest_ms"] <= row["latency_ms"] and row["peak_memory_mib"] > 0 for row in rows)
+    expected = evaluate(student, pairs, "student", progress=False).report["pck"]["image"]["0.10"]
+    assert all(row["pck@0.10"] == pytest.approx(expected, abs=0.01) for row in rows)
+    assert all(("file_mib" in row) == ("ONNX" in row["variant"]) for row in rows)
+    assert torch.get_num_threads() == before
+
+
+def test_the_chart_has_a_mark_for_each_way_and_number_of_threads_of_one_pair(tmp_path):
+    row = {"variant": "a, torch", "threads": 1, "batch": 1, "latency_ms": 20.0, "pck@0.10": 80.0}
+    rows = [row, {**row, "threads": 2, "latency_ms": 12.0}, {**row, "batch": 8}, {**row, "variant": "b"}]
+    assert accuracy_chart(rows, tmp_path / "chart.svg")
+    text = (tmp_path / "chart.svg").read_text()
+    assert text.count('id="PathCollection_') == 2 * 3  # in the chart and in its legend
+    assert "a, torch, 2 threads" in text and "b, 1 thread" in text
+
+
+def test_without_pck_there_is_no_chart(tmp_path):
+    assert not accuracy_chart([{"variant": "a", "threads": 1, "batch": 1, "latency_ms": 1.0}], tmp_path / "chart.svg")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,100 @@
+"""match: flow fields, and points followed through a video."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from distill.__main__ import main
+from distill.core.errors import DataError
+from distill.data.video import VideoWriter, read_frames
+
+MATCHER = ["matcher=nearest_neighbour", "matcher.backbone=test_resnet", "matcher.strides=[4]", "size=64", "device=cpu"]
+
+
+@pytest.fixture(scope="module")
+def texture() -> np.ndarray:
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
+    return np.asarray(Image.fromarray(pixels).resize((96, 96), Image.Resampling.BICUBIC))
+
+
+@pytest.fixture
+def clip(tmp_path, texture):
+    """Five frames of 64 x 64 px, in which the texture moves by 3 px to the left a frame."""
+    with VideoWriter(tmp_path / "clip.mp4") as video:
+        for number in range(5):
+            video.write(texture[:64, 3 * number : 3 * number + 64])
+    return tmp_path / "clip.mp4"
+
+
+def test_frames_are_read_in_order_with_their_times(clip, texture):
+    frames = list(read_frames(clip))
+    assert [frame.number for frame in frames] == [0, 1, 2, 3, 4]
+    assert [frame.seconds for frame in frames] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    for number, frame in enumerate(frames):
+        sent = texture[:64, 3 * number : 3 * number + 64].astype(float)
+        assert frame.pixels.shape == (64, 64, 3) and abs(frame.pixels - sent).mean() < 20
+    assert [frame.number for frame in read_frames(clip, every=2)] == [0, 2, 4]
+
+
+def test_points_of_the_first_frame_are_followed(clip, tmp_path):
+    assert main(["match", f"src={clip}", "points=[[40,30],[30,44]]", f"run.dir={tmp_path}/out", *MATCHER]) == 0
+    with open(tmp_path / "out/tracks.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["frame"], row["part"]) for row in rows] == [(str(f), p) for f in range(5) for p in "01"]
+    for row in rows:
+        x, y = [(40, 30), (30, 44)][int(row["part"])]
+        assert abs(float(row["x"]) - (x - 3 * int(row["frame"]))) < 5 and abs(float(row["y"]) - y) < 5
+    drawn = list(read_frames(tmp_path / "out/tracks.mp4"))
+    assert len(drawn) == 5 and drawn[0].pixels.shape[1] > 384
+
+
+def test_a_part_of_the_frames_is_matched_where_that_is_asked_for(clip, tmp_path):
+    few = ["every=2", "frames=2", f"run.dir={tmp_path}/out"]
+    assert main(["match", f"src={clip}", "points=[[40,30]]", *few, *MATCHER]) == 0
+    text = (tmp_path / "out/tracks.csv").read_text()
+    assert [line.split(",")[0] for line in text.splitlines()[1:]] == ["0", "2"]
+
+
+@pytest.mark.parametrize("content", [b"", b"no video", b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n"])
+def test_what_is_no_video_is_refused(tmp_path, content):
+    (tmp_path / "a.mp4").write_bytes(content)
+    with pytest.raises(DataError, match="whole video at .*a.mp4"):
+        list(read_frames(tmp_path / "a.mp4"))
+    with pytest.raises(DataError, match="no such file"):
+        list(read_frames(tmp_path / "b.mp4"))
+
+
+def test_dense_writes_a_flow_field_and_the_warped_target(tmp_path, texture):
+    for name, left in (("a", 0), ("b", 8)):
+        Image.fromarray(texture[:64, left : left + 64]).save(tmp_path / f"{name}.png")
+    asked = [f"src={tmp_path}/a.png", f"trg={tmp_path}/b.png", "dense=8", f"run.dir={tmp_path}/out"]
+    assert main(["match", *asked, *MATCHER]) == 0
+    with np.load(tmp_path / "out/flow.npz") as flow:
+        assert flow["src"].shape == flow["trg"].shape == (8, 8, 2) and flow["src_size"].tolist() == [64, 64]
+        moved = np.median((flow["trg"] - flow["src"])[2:6, 2:6], (0, 1))
+    np.testing.assert_allclose(moved, [-8, 0], atol=2.5)
+    assert Image.open(tmp_path / "out/flow.png").size == (64, 64)
+    assert json.loads((tmp_path / "out/matches.json").read_text())["matches"] == []
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["trg={folder}/a.png"], "Expected points=[[x,y],...]"),
+        (["points=[[1,1]]"], "Expected trg, a target image"),
+        (["trg={folder}/a.png", "dense=0"], "at least 1 but got 0"),
+    ],
+)
+def test_what_is_missing_is_told(tmp_path, texture, capsys, given, message):
+    Image.fromarray(texture).save(tmp_path / "a.png")
+    given = [text.format(folder=tmp_path) for text in given]
+    assert main(["match", f"src={tmp_path}/a.png", f"run.dir={tmp_path}/out", *given, *MATCHER]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_video_takes_no_target(clip, tmp_path, capsys):
+    assert main(["match", f"src={clip}", f"trg={clip}", "points=[[1,1]]", f"run.dir={tmp_path}/out", *MATCHER]) == 2
+    assert "Expected neither trg nor dense where src is a video" in capsys.readouterr().err
