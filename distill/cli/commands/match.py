@@ -66,7 +66,8 @@ def run(cfg: DictConfig) -> dict:
         )
     src_img = read_image(src)
     points = read_points(cfg.points, src) if cfg.points is not None else Points(src_img.new_zeros(1, 0, 2), [])
-    check_points(points.xy, src_img, "points")
+    if cfg.points is not None:
+        check_points(points.xy, src_img, "points")
     check_threshold(cfg.unsure)
     files, from_folder = targets(cfg.trg, src)
     device = choose_device(cfg.device)
