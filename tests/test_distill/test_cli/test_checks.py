@@ -153,7 +153,7 @@ def test_keys_with_an_effect_are_taken():
     compose("match", ["matcher=rescored", "ckpt=a", "src=a", "trg=b", "points=[]"])
     compose("bench", ["what=student", "batches=[1]"])
     compose("data", ["action=pair", "pairs_per_image=2"])
-    assert set(UNREAD) <= {"fit", "label", "evaluate", "match", "data", "bench"}
+    assert set(UNREAD) <= {"fit", "label", "evaluate", "match", "data", "bench", "propagate"}
 
 
 def test_a_start_that_fails_while_it_works_does_not_refuse_the_corrected_command(tmp_path, capsys, monkeypatch):

@@ -45,7 +45,7 @@ def test_what_a_user_mistypes_is_named(overrides, message):
     ("verb", "overrides", "message"),
     [
         ("match", ["src=null"], "Expected a value for src but got null; write src=<src>"),
-        ("match", ["points=null", "trg=null"], "Expected a value for points .*Expected a value for trg"),
+        ("match", ["src=null", "run.dir=null"], "Expected a value for src .*Expected a value for run.dir"),
         ("match", ["run.dir=null"], "Expected a value for run.dir but got null; leave it out for runs/match"),
         ("match", ["src=[a,b]"], r"Expected one path for src but got \['a', 'b'\]"),
         ("evaluate", ["data=folder", "data.root=[a,b]"], "Expected one path for data.root"),

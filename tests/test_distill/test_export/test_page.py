@@ -254,3 +254,14 @@ def test_a_folder_with_other_files_and_a_precision_that_browsers_lack_are_refuse
         write_page(None, tmp_path, 64, [])
     with pytest.raises(ConfigError, match="precision of a page to be fp32 or fp16 but got 'int8'"):
         write_page(None, tmp_path / "page", 64, [], precision="int8")
+
+
+def test_it_needs_no_special_headers_and_no_threads(another, served_page):
+    index = (served_page[1] / "index.html").read_text()
+    another.route("**/?backend=wasm", lambda route: route.fulfill(body=index, content_type="text/html"))
+    another.goto(f"{served_page[0]}?backend=wasm")
+    another.wait_for_selector(READY, state="attached")
+    assert another.evaluate("crossOriginIsolated") is False
+    another.fill("#coordinates", "20, 30")
+    another.click("#typed button")
+    assert rows(another, 1)[0][1] == "20.0, 30.0"
