@@ -11,11 +11,12 @@ from torch import nn
 
 from distill.cli.config import instantiate
 from distill.core.errors import ConfigError, nearest
-from distill.core.protocols import Matcher, PairMatcher
+from distill.core.protocols import Fingerprinted, Matcher, PairMatcher
 from distill.export.onnx_matcher import OnnxMatcher
 from distill.export.student_file import load_student, read_student_file
 from distill.export.trusted import plain_arguments
 from distill.labels.cached import Cached
+from distill.labels.place import place_for
 from distill.matchers.stored_predictions import StoredPredictions
 
 AnyMatcher = Matcher | PairMatcher
@@ -180,9 +181,23 @@ def _check(row: Row, names: Sequence[str], cfg: DictConfig) -> None:
         )
 
 
+def labelled(teacher: Matcher | PairMatcher, cfg: DictConfig) -> Cached:
+    """Returns the teacher behind its labels: in ``labels.dir``, or beside it where that holds another teacher's.
+
+    Raises:
+        ConfigError: when the teacher has no fingerprint.
+        LabelError: when the labels are damaged.
+    """
+    folder = Path(cfg.labels.dir)
+    place = place_for(folder, teacher.fingerprint()) if isinstance(teacher, Fingerprinted) else folder
+    if place != folder:
+        print(f"note: {folder} holds labels of another teacher; those of this one are in {place}")
+    return Cached(place, teacher, fallbacks=list(cfg.labels.fallbacks))
+
+
 def _build(cfg: DictConfig, row: Row, backbone: Mapping[str, Any] | None) -> AnyMatcher:
     if row.what == TEACHER:
-        return Cached(cfg.labels.dir, instantiate(cfg.teacher), fallbacks=list(cfg.labels.fallbacks))
+        return labelled(instantiate(cfg.teacher), cfg)
     if row.what == LIVE:
         return instantiate(cfg.teacher)
     if row.what == STUDENT or row.student_file:
