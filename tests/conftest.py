@@ -1,22 +1,66 @@
-"""What several tests share: small pairs, random miniatures of pipelines, and a headless browser."""
+"""How the tests are spread over processes, and what several share: small pairs, miniatures of pipelines, a browser.
+
+Large libraries are imported where they are used: the process that only hands the tests out needs none of them.
+"""
+
+from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 from browser import browser, browser_page  # noqa: F401 - fixtures
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
-from distill.core.types import PairBatch
-from distill.data.pairs import AnnotatedImage, make_pair
+if TYPE_CHECKING:
+    from distill.core.types import PairBatch
+    from distill.data.pairs import AnnotatedImage
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# pytest-xdist runs a process for each core: each, and what it starts, has one thread.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+MAX_PROCESSES = 4
+"""Each process holds up to three GiB."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Spreads whole folders of tests over processes, one thread each, where the command does not say how.
+
+    A file stays in one process, which shares its fixtures. Without pytest-xdist, with ``-n 0``, for single files, under
+    a debugger, with ``-s`` and on a card (``-m gpu``), all tests run in one process.
+    """
+    option = config.option
+    if hasattr(config, "workerinput") or not config.pluginmanager.hasplugin("xdist"):
+        return
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if option.numprocesses == "auto" and not option.usepdb:
+        option.numprocesses = min(available, MAX_PROCESSES)  # by itself it counts physical cores: one of two threads
+    if option.numprocesses is None and not (option.usepdb or option.capture == "no" or option.markexpr == "gpu"):
+        folders = any(Path(config.invocation_params.dir, name.partition("::")[0]).is_dir() for name in config.args)
+        if folders and available > 1 and option.dist == "no" and not option.tx:
+            option.numprocesses = min(available, MAX_PROCESSES)
+    if option.numprocesses:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        if option.dist == "no":
+            option.dist, option.loadscopereorder = "loadfile", False
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skips what is marked ``gpu`` where there is no card; in several processes the longest files come first."""
+    on_cards = [item for item in items if item.get_closest_marker("gpu")]
+    if on_cards and not _has_card():
+        for item in on_cards:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    if hasattr(config, "workerinput"):
+        slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+        items.sort(key=lambda item: -slow[item.path])
+
+
+def _has_card() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 @pytest.fixture(scope="session")
@@ -33,15 +77,11 @@ def photographs() -> Path:
     return folder
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what is marked ``gpu`` where there is no card."""
-    if not torch.cuda.is_available():
-        for item in items:
-            if "gpu" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-
-
 def pair_of(n: int = 3, size: int = 32, seed: int = 0, threshold: str = "bbox") -> PairBatch:
+    import torch
+
+    from distill.data.pairs import AnnotatedImage, make_pair
+
     random = torch.Generator().manual_seed(seed)
 
     def image(name: str) -> AnnotatedImage:
@@ -59,7 +99,7 @@ def pair_of(n: int = 3, size: int = 32, seed: int = 0, threshold: str = "bbox") 
     return make_pair(image("source"), image("target"), threshold)  # type: ignore[arg-type]
 
 
-class Pairs(torch.utils.data.Dataset):
+class Pairs:
     """A few pairs in memory."""
 
     name, split, threshold = "few", "test", "bbox"
@@ -87,6 +127,9 @@ def few() -> Pairs:
 @pytest.fixture(scope="session")
 def sd1_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline of Stable Diffusion 1.x's architecture, random and small: 64 px, 8 x 8 latents."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
         sample_size=8,

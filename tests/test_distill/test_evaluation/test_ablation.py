@@ -52,7 +52,15 @@ def test_finished_fits_are_not_made_again(tmp_path):
         "student.strides=[8,16]",
         "data.size=64",
     ]
-    small += ["student.width=8", "train.n_pairs=8", "val.n_pairs=4", "test.n_pairs=4", "device=cpu"]
+    small += [
+        "student.width=8",
+        "train.n_pairs=8",
+        "val.n_pairs=4",
+        "test.n_pairs=4",
+        "device=cpu",
+        "onnx=false",
+        "pictures=0",
+    ]
     base = json.dumps([*small, "trainer.accelerator=cpu"])
     (mine / "two.yaml").write_text(f"base: {base}\nvariants:\n  a: []\n  b: [ema=0.5]\n")
     arguments = ["ablate", "suite=two", "seeds=[0]", f"run.dir={tmp_path}/run", "--config-dir", str(tmp_path)]

@@ -52,7 +52,7 @@ def test_another_students_file_is_found_out(exported):
         verify(exported[1], other, 64)
 
 
-def test_a_student_of_nan_leaves_no_file(exported, tmp_path):
+def test_a_student_of_nan_leaves_no_file(tmp_path):
     student = StudentMatcher("test_resnet", [8, 16], 16).eval()
     with torch.no_grad():
         student.fusion.refine[3].bias.fill_(float("nan"))
