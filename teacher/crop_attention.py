@@ -1,155 +1,205 @@
-"""Attention of prompts to crops of an image.
+"""Attention of prompts to crops of images.
 
-Either with the prompt's influence on the features, as in the paper ("conditioned"), or without it ("frozen").
+Either with the prompt's influence on the features, as in the paper ("conditioned"), or without it ("frozen"). Prompts of
+several images run together. What their crops show is computed and laid out in tables before the first step; a step
+then reads rows of these tables by numbers that lie on the device, so that it copies nothing between host and device.
 """
 
-from collections.abc import Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from teacher.attention import read_tokens, split_heads
-from teacher.crop_sampling import CropBatch, CropSampler, PoolCropSampler, RandomCropSampler
-from teacher.feature_cache import FeatureCache, KeyedImage
+from teacher.attention import Layer, read_tokens, split_heads
+from teacher.crop_sampling import CropPlan, CropSampler, PoolCropSampler, RandomCropSampler
+from teacher.feature_cache import FeatureCache, KeyedImage, NoisyCrop
+from teacher.settings import Settings
+from teacher.unet import PromptedUNet
+
+DRAWS_AT_ONCE = 16
+"""Draws that are laid out together where each has noise, or crops, of its own; it bounds their memory."""
 
 
-class ConditionedCropAttention:
-    """The method of the paper: every prompt runs through the UNet and changes the features that it attends to.
+class CropFeatures(ABC):
+    """What R prompts are shown at K draws, ready to be attended to."""
 
-    Args:
-        features: of images.
-        image: that is attended to.
-        timestep: diffusion time.
-    """
-
-    def __init__(self, features: FeatureCache, image: KeyedImage, timestep: int) -> None:
-        self.features, self.image, self.timestep = features, image, timestep
-
-    def sampler(self, names: Sequence[tuple], draws: int, replace: bool) -> CropSampler:
-        """Returns what draws crops for prompts of these names, at most ``draws`` times."""
-        return _sampler(self.features, self.image, names, draws, replace)
-
-    def attend(self, prompts: Tensor, crops: CropBatch, draw: int, tokens: int = 1) -> list[Tensor]:
-        """Returns the attention maps of R prompts.
+    @abstractmethod
+    def attend(self, prompts: Tensor, draw: Tensor, rows: Tensor | None = None, tokens: int = 1) -> list[Tensor]:
+        """Returns attention maps.
 
         Args:
-            prompts: (R, L, D).
-            crops: one for each prompt.
-            draw: number of the noise.
+            prompts: (A, L, D).
+            draw: (1,) int64 in [0, K), on the device.
+            rows: (A,) int64 in [0, R), which prompts these are; None for all.
             tokens: T, how many tokens after the start are read.
 
         Returns:
-            One (R, T, h, w) in [0, 1] a layer, differentiable with respect to ``prompts``.
+            One (A, T, h, w) in [0, 1] a layer, differentiable with respect to ``prompts``.
         """
-        unet, upper = self.features.model.unet, self.features.settings.heads == "upper"
-        latents, row_of = self._noisy_latents(crops, draw)
-        recorded = unet.record(unet.prefix(latents, self.timestep), row_of, prompts)
-        scales = [layer.attention.scale for layer in unet.layers]
-        return [read_tokens(r.query, r.key, s, tokens, upper) for r, s in zip(recorded, scales, strict=True)]
+
+
+class FrozenCropFeatures(CropFeatures):
+    """Queries of crops that no prompt has changed.
+
+    Args:
+        layers: that are read.
+        queries: one (C, heads, h * w, d) a layer.
+        row_of: (K, R) int64 in [0, C), which crop each prompt is shown.
+        settings: of the method.
+    """
+
+    def __init__(self, layers: list[Layer], queries: list[Tensor], row_of: Tensor, settings: Settings) -> None:
+        self.layers, self.queries, self.row_of, self.upper = layers, queries, row_of, settings.heads == "upper"
+
+    def attend(self, prompts: Tensor, draw: Tensor, rows: Tensor | None = None, tokens: int = 1) -> list[Tensor]:
+        """See :meth:`CropFeatures.attend`."""
+        chosen, maps = at_draw(self.row_of, draw, rows), []
+        for (_, _, layer), queries in zip(self.layers, self.queries, strict=True):
+            key = split_heads(layer.to_k(prompts.to(layer.to_k.weight.dtype)), layer.heads)
+            maps.append(read_tokens(queries[chosen], key, layer.scale, tokens, self.upper))
+        return maps
+
+
+class ConditionedCropFeatures(CropFeatures):
+    """Noisy latents of crops, which run through the UNet together with the prompts.
+
+    Args:
+        unet: whose layers are recorded.
+        latents: (C, channels, h, w).
+        row_of: (K, R) int64 in [0, C), which crop each prompt is shown.
+        shared: where a draw has no more crops than prompts, (K, S) int64 in [0, C), these crops, and (K, R) int64 in
+            [0, S), which of them each prompt is shown; None where every prompt has its own.
+        timestep: diffusion time.
+        settings: of the method.
+    """
+
+    def __init__(
+        self,
+        unet: PromptedUNet,
+        latents: Tensor,
+        row_of: Tensor,
+        shared: tuple[Tensor, Tensor] | None,
+        timestep: int,
+        settings: Settings,
+    ) -> None:
+        self.unet, self.latents, self.row_of, self.shared = unet, latents, row_of, shared
+        self.timestep, self.upper = timestep, settings.heads == "upper"
+
+    def attend(self, prompts: Tensor, draw: Tensor, rows: Tensor | None = None, tokens: int = 1) -> list[Tensor]:
+        """See :meth:`CropFeatures.attend`."""
+        latents, crop_of = self.at(draw, rows)
+        recorded = self.unet.record(self.unet.prefix(latents, self.timestep), crop_of, prompts)
+        scales = [layer.attention.scale for layer in self.unet.layers]
+        return [read_tokens(r.query, r.key, s, tokens, self.upper) for r, s in zip(recorded, scales, strict=True)]
+
+    def at(self, draw: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Returns noisy latents (S, channels, h, w), and (A,) which of them each prompt is shown."""
+        if self.shared is None or (rows is not None and len(rows) < self.shared[0].shape[1]):
+            latents = self.latents[at_draw(self.row_of, draw, rows)]
+            return latents, torch.arange(len(latents), device=latents.device)
+        shared, shared_of = self.shared
+        return self.latents[at_draw(shared, draw)], at_draw(shared_of, draw, rows)
+
+
+class CropAttention:
+    """Attention to crops of R images, one for each prompt.
+
+    Args:
+        features: of images.
+        images: of the R prompts.
+        timestep: diffusion time.
+    """
+
+    def __init__(self, features: FeatureCache, images: Sequence[KeyedImage], timestep: int) -> None:
+        self.features, self.settings, self.timestep, self.rows = features, features.settings, timestep, list(images)
+        self.images = list({image.key: image for image in images}.values())
+        numbers = {image.key: number for number, image in enumerate(self.images)}
+        self.image_of = torch.tensor([numbers[image.key] for image in images], device=features.model.device)
+
+    def sampler(self, names: Sequence[tuple], draws: int, replace: bool) -> CropSampler:
+        """Returns what draws crops for prompts of these names, at most ``draws`` times."""
+        settings, model = self.settings, self.features.model
+        if settings.crop_source == "fresh":
+            return RandomCropSampler(model.pipeline.image_size, names, settings, model.device, draws)
+        pools = torch.stack([self.features.pool(image) for image in self.images])
+        return PoolCropSampler(pools[self.image_of], names, settings, draws if replace else None)
+
+    def parts(self, steps: int, per_step: int) -> list[slice]:
+        """Returns the draws, ``per_step`` of each of ``steps`` steps, that are to be prepared together, in order."""
+        lasting = self.settings.queries == "frozen" or self.settings.noise_draws is not None
+        many = steps if lasting and self.settings.crop_source == "pool" else max(1, DRAWS_AT_ONCE // per_step)
+        return [slice(first * per_step, min(first + many, steps) * per_step) for first in range(0, steps, many)]
+
+    def prepare(self, plan: CropPlan, first: int = 0) -> CropFeatures:
+        """Computes what the crops of ``plan`` show.
+
+        Args:
+            plan: K draws for R prompts.
+            first: number of its first draw, which decides the noise.
+        """
+        if plan.crop_of is None:
+            return self._prepare_fresh(plan, first)
+        draws = self._noises(first, len(plan.boxes))
+        cells = dict.fromkeys((d, n) for d, numbers in zip(draws, plan.candidates, strict=True) for n in numbers)
+        crops = [NoisyCrop(image, *cell) for image in self.images for cell in cells]
+        place_of = {cell: place for place, cell in enumerate(cells)}
+        width = self.settings.crop_pool + 1
+        table = torch.tensor([[place_of.get((d, n), 0) for n in range(width)] for d in draws])
+        places = table.to(plan.crop_of.device).gather(1, plan.crop_of)
+        row_of = self.image_of * len(cells) + places
+        if self.settings.queries == "frozen":
+            queries = self.features.queries(crops, self.timestep)
+            return FrozenCropFeatures(self.features.model.unet.layers, queries, row_of, self.settings)
+        latents = self.features.noisy_latents(crops, self.timestep)
+        shared = self._shared(plan, table, len(cells))
+        return ConditionedCropFeatures(self.features.model.unet, latents, row_of, shared, self.timestep, self.settings)
+
+    def _noises(self, first: int, count: int) -> list[int]:
+        """Returns the numbers of the noise of some draws."""
+        held = self.features.draws if self.settings.queries == "frozen" else self.settings.noise_draws
+        return [draw % held if held else draw for draw in range(first, first + count)]
+
+    def _shared(self, plan: CropPlan, table: Tensor, cells: int) -> tuple[Tensor, Tensor] | None:
+        """Returns the crops of each draw, and which of them prompts are shown, where there are fewer than prompts."""
+        numbers = plan.candidates[0]
+        if any(others != numbers for others in plan.candidates) or len(self.images) * len(numbers) > len(self.rows):
+            return None
+        assert plan.crop_of is not None
+        places = table[:, list(numbers)].to(self.image_of.device)
+        images = torch.arange(len(self.images), device=places.device)[:, None] * cells
+        shared = (images + places[:, None]).flatten(1)
+        return shared, self.image_of * len(numbers) + plan.crop_of - numbers[0]
+
+    def _prepare_fresh(self, plan: CropPlan, first: int) -> ConditionedCropFeatures:
+        """Encodes crops that are in no pool; each prompt has noise of its own."""
+        draws, count = plan.boxes.shape[:2]
+        keyed = torch.cat([self.image_of.expand(draws, -1)[..., None].to(plan.boxes), plan.boxes], dim=-1).flatten(0, 1)
+        distinct, row_of = keyed.unique(dim=0, return_inverse=True)  # in the order of the images
+        encoded = self.features.encode(
+            [self.images[int(number)] for number in distinct[:, 0].tolist()], distinct[:, 1:]
+        )
+        prompts = [(image.key, name) for image, name in zip(self.rows, plan.names, strict=True)]
+        seeds = [(key, "noise", name, noise) for noise in self._noises(first, draws) for key, name in prompts]
+        drawn = {seed: self.features.noise(encoded.shape[1:], *seed) for seed in dict.fromkeys(seeds)}
+        noise = torch.stack([drawn[seed] for seed in seeds])
+        noisy = self.features.model.pipeline.add_noise(encoded[row_of], noise.to(encoded), self.timestep)
+        rows = torch.arange(draws * count, device=noisy.device).view(draws, count)
+        return ConditionedCropFeatures(self.features.model.unet, noisy, rows, None, self.timestep, self.settings)
 
     def queries_at(self, number: int, names: Sequence[tuple], prompts: Tensor) -> list[Tensor]:
         """Returns one (R, heads, h * w, d) a layer: the queries of R prompts at crop ``number``, with the first noise."""
+        plan = CropPlan.of([self.sampler(names, 1, replace=False).numbered(number)])
+        shown, draw = self.prepare(plan), torch.zeros(1, dtype=torch.int64, device=prompts.device)
+        if isinstance(shown, FrozenCropFeatures):
+            return [queries[at_draw(shown.row_of, draw)] for queries in shown.queries]
+        assert isinstance(shown, ConditionedCropFeatures)
+        latents, crop_of = shown.at(draw)
         unet = self.features.model.unet
-        crops = self.sampler(names, 1, replace=False).numbered(number)
-        latents, row_of = self._noisy_latents(crops, 0)
-        return [r.query for r in unet.record(unet.prefix(latents, self.timestep), row_of, prompts)]
-
-    def prefetch(self, noisy_crops: Iterable[tuple[int, int]]) -> None:
-        """Does nothing: queries depend on the prompt."""
-
-    def _noisy_latents(self, crops: CropBatch, draw: int) -> tuple[Tensor, Tensor]:
-        """Returns C noisy latents, and (R,) which of them each prompt is shown."""
-        settings = self.features.settings
-        draw = draw % settings.noise_draws if settings.noise_draws else draw
-        if crops.crop_of is None:
-            return self._fresh_latents(crops, draw)
-        latents = self.features.noisy_latents(self.image, [(draw, n) for n in crops.candidates], self.timestep)
-        row_of = crops.crop_of - crops.candidates[0]
-        if len(row_of) >= len(latents):
-            return latents, row_of
-        return latents[row_of], torch.arange(len(row_of), device=row_of.device)
-
-    def _fresh_latents(self, crops: CropBatch, draw: int) -> tuple[Tensor, Tensor]:
-        """Encodes crops that are in no pool; each prompt has noise of its own."""
-        boxes, row_of = crops.boxes.unique(dim=0, return_inverse=True)
-        latents = self.features.encode(self.image, boxes)[row_of]
-        shape = latents.shape[1:]
-        noise = {n: self.features.noise(shape, self.image.key, "noise", n, draw) for n in dict.fromkeys(crops.names)}
-        drawn = torch.stack([noise[name] for name in crops.names]).to(latents)
-        noisy = self.features.model.pipeline.add_noise(latents, drawn, self.timestep)
-        return noisy, torch.arange(len(latents), device=latents.device)
+        return [r.query for r in unet.record(unet.prefix(latents, self.timestep), crop_of, prompts)]
 
 
-class FrozenCropAttention:
-    """A cheaper method: the UNet runs once per noisy crop with a prompt without content, and its queries are kept.
-
-    A prompt then acts through the keys of the layers that are read only, so that no step of the optimisation runs the
-    UNet. The maps differ from the paper's, because there the prompt also acts on the features.
-
-    Args: see :class:`ConditionedCropAttention`; crops are those of the pool.
-    """
-
-    def __init__(self, features: FeatureCache, image: KeyedImage, timestep: int) -> None:
-        self.features, self.image, self.timestep = features, image, timestep
-        self.layers = [layer.attention for layer in features.model.unet.layers]
-        self._of_draw: dict[int, tuple[dict[int, int], Tensor, list[Tensor]]] = {}
-
-    def sampler(self, names: Sequence[tuple], draws: int, replace: bool) -> CropSampler:
-        """See :meth:`ConditionedCropAttention.sampler`."""
-        return _sampler(self.features, self.image, names, draws, replace)
-
-    def attend(self, prompts: Tensor, crops: CropBatch, draw: int, tokens: int = 1) -> list[Tensor]:
-        """See :meth:`ConditionedCropAttention.attend`."""
-        assert crops.crop_of is not None
-        row_of, queries = self._queries(draw % self.features.draws, crops.candidates)
-        rows, upper = row_of[crops.crop_of], self.features.settings.heads == "upper"
-        maps = []
-        for layer, query in zip(self.layers, queries, strict=True):
-            key = split_heads(layer.to_k(prompts.to(layer.to_k.weight.dtype)), layer.heads)
-            maps.append(read_tokens(query[rows], key, layer.scale, tokens, upper))
-        return maps
-
-    def queries_at(self, number: int, names: Sequence[tuple], prompts: Tensor) -> list[Tensor]:
-        """See :meth:`ConditionedCropAttention.queries_at`; the same for all prompts."""
-        queries = self.features.queries(self.image, [(0, number)], self.timestep)
-        return [query.expand(len(prompts), -1, -1, -1) for query in queries]
-
-    def prefetch(self, noisy_crops: Iterable[tuple[int, int]]) -> None:
-        """Computes the queries of (number of the noise, number of the crop) together, beforehand."""
-        known = dict.fromkeys((draw % self.features.draws, number) for draw, number in noisy_crops)
-        queries = self.features.queries(self.image, list(known), self.timestep)
-        for draw in dict.fromkeys(draw for draw, _ in known):
-            rows = [row for row, noisy_crop in enumerate(known) if noisy_crop[0] == draw]
-            self._keep(draw, [list(known)[row][1] for row in rows], [query[rows] for query in queries])
-
-    def _queries(self, draw: int, candidates: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        """Returns (P,), the row of each crop of the pool, and one (rows, heads, h * w, d) a layer."""
-        held = self._of_draw[draw][0] if draw in self._of_draw else {}
-        if not all(number in held for number in candidates):
-            crops = sorted({*held, *candidates})
-            noisy_crops = [(draw, number) for number in crops]
-            self._keep(draw, crops, self.features.queries(self.image, noisy_crops, self.timestep))
-        return self._of_draw[draw][1:]
-
-    def _keep(self, draw: int, crops: Sequence[int], queries: list[Tensor]) -> None:
-        row_of = {number: row for row, number in enumerate(crops)}
-        rows = [row_of.get(number, 0) for number in range(self.features.settings.crop_pool + 1)]
-        self._of_draw[draw] = row_of, torch.tensor(rows, device=self.features.model.device), queries
-
-
-CropAttention = ConditionedCropAttention | FrozenCropAttention
-
-
-def crop_attention(features: FeatureCache, image: KeyedImage, timestep: int) -> CropAttention:
-    """Returns attention to ``image`` at a diffusion time, with or without the prompt's influence as the settings say."""
-    kind = ConditionedCropAttention if features.settings.queries == "conditioned" else FrozenCropAttention
-    return kind(features, image, timestep)
-
-
-def _sampler(
-    features: FeatureCache, image: KeyedImage, names: Sequence[tuple], draws: int, replace: bool
-) -> CropSampler:
-    settings, model = features.settings, features.model
-    if settings.crop_source == "fresh":
-        return RandomCropSampler(model.pipeline.image_size, names, settings, model.device, draws)
-    return PoolCropSampler(features.pool(image), names, settings, draws if replace else None)
+def at_draw(table: Tensor, draw: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Returns the entry of ``table`` (K, R, ...) for ``draw`` (1,), of some or all rows, without a look at ``draw``."""
+    entry = table.index_select(0, draw)[0]
+    return entry if rows is None else entry[rows]

@@ -7,7 +7,7 @@ prompt are drawn beforehand, so that a step draws nothing and copies nothing bet
 
 import hashlib
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -35,6 +35,35 @@ class CropBatch(NamedTuple):
     names: Sequence[Hashable]
 
 
+class CropPlan(NamedTuple):
+    """The crops that R prompts are shown at K draws, all known beforehand.
+
+    Attributes:
+        boxes: (K, R, 3).
+        crop_of: (K, R) int64, their numbers in the pool; None when there is no pool.
+        candidates: for each draw, the numbers that ``crop_of`` may hold.
+        names: of the prompts, see :class:`CropBatch`.
+    """
+
+    boxes: Tensor
+    crop_of: Tensor | None
+    candidates: Sequence[Sequence[int]]
+    names: Sequence[Hashable]
+
+    @classmethod
+    def of(cls, batches: Sequence[CropBatch]) -> Self:
+        """Returns the plan of ``batches``, one a draw."""
+        crop_of = [batch.crop_of for batch in batches if batch.crop_of is not None]
+        boxes = torch.stack([batch.boxes for batch in batches])
+        numbers = torch.stack(crop_of) if crop_of else None
+        return cls(boxes, numbers, [batch.candidates for batch in batches], batches[0].names)
+
+    def part(self, draws: slice) -> Self:
+        """Returns the plan of some draws."""
+        crop_of = None if self.crop_of is None else self.crop_of[draws]
+        return type(self)(self.boxes[draws], crop_of, self.candidates[draws], self.names)
+
+
 def generator(*seeds: object) -> torch.Generator:
     """Returns a generator on the CPU whose numbers depend on all of ``seeds`` and on nothing else."""
     digest = hashlib.blake2b(repr(seeds).encode(), digest_size=8).digest()
@@ -60,38 +89,42 @@ class PoolCropSampler:
     """Draws crops of a pool for R prompts.
 
     Args:
-        boxes: (P, 3), the pool.
+        boxes: (P, 3), the pool; or (R, P, 3), that of each prompt's image.
         names: of the R prompts; each prompt's crops are drawn from its name, so that the other prompts do not matter.
         settings: of the method.
-        draws: how often :meth:`at` will be called. None for a sampler without replacement: a prompt is shown no crop
-            twice, in an order of preference drawn once. Otherwise each call draws anew, and the whole image is left out.
+        draws: how many draws :meth:`plan` makes. None for a sampler without replacement: a prompt is shown no crop
+            twice, in an order of preference drawn once. Otherwise the whole image is left out.
     """
 
     def __init__(self, boxes: Tensor, names: Sequence[tuple], settings: Settings, draws: int | None) -> None:
-        self.boxes, self.margin = boxes, settings.crop_margin
-        self._replace = draws is not None
-        self._priority = _uniform(names, settings.seed, (draws or 1, len(boxes))).to(boxes)
-        self._excluded = torch.zeros(len(names), len(boxes), dtype=torch.bool, device=boxes.device)
+        self.boxes, self.margin = boxes.expand(len(names), -1, -1), settings.crop_margin
+        self._replace, self._rows = draws is not None, torch.arange(len(names), device=boxes.device)
+        count = boxes.shape[-2]
+        self._priority = _uniform(names, settings.seed, (draws or 1, count)).to(boxes).transpose(0, 1)
+        self._excluded = torch.zeros(len(names), count, dtype=torch.bool, device=boxes.device)
         self._excluded[:, WHOLE] = self._replace
-        self._candidates = range(WHOLE + self._replace, len(boxes))
-        self._calls = 0
+        self._candidates = range(WHOLE + self._replace, count)
+
+    def plan(self, points: Tensor) -> CropPlan:
+        """Returns the crops of all draws, which show points (R, T, 2) off their border."""
+        assert self._replace, "without replacement a draw depends on those before"
+        priority = self._priority.masked_fill(self._excluded, -torch.inf)
+        crop_of = choose_crops(points, self.boxes, priority, self.margin)
+        return CropPlan(self.boxes[self._rows, crop_of], crop_of, [self._candidates] * len(crop_of), ())
 
     def numbered(self, number: int) -> CropBatch:
         """Returns crop ``number`` of the pool for all prompts."""
-        return self._batch(self.boxes.new_full((len(self._excluded),), number, dtype=torch.int64), (number,))
+        return self._batch(torch.full_like(self._rows, number), (number,))
 
-    def at(self, points: Tensor, rows: Tensor | None = None) -> CropBatch:
-        """Returns crops that show points (R, T, 2) off their border, for the prompts of ``rows`` (R,), or for all."""
-        priority = self._priority[:, self._calls if self._replace else 0]
-        self._calls += 1
-        priority = priority.masked_fill(self._excluded, -torch.inf)
-        priority = priority if rows is None else priority[rows]
+    def at(self, points: Tensor) -> CropBatch:
+        """Returns crops that show points (R, T, 2) off their border, none that a prompt was shown before."""
+        priority = self._priority[0].masked_fill(self._excluded, -torch.inf)
         return self._batch(choose_crops(points, self.boxes, priority, self.margin), self._candidates)
 
     def _batch(self, crop_of: Tensor, candidates: Sequence[int]) -> CropBatch:
         if not self._replace:
             self._excluded.scatter_(1, crop_of[:, None], True)
-        return CropBatch(self.boxes[crop_of], crop_of, candidates, ())
+        return CropBatch(self.boxes[self._rows, crop_of], crop_of, candidates, ())
 
 
 class RandomCropSampler:
@@ -122,12 +155,17 @@ class RandomCropSampler:
         corner = torch.tensor([[[(number - 1) % 2, (number - 1) // 2]]], dtype=torch.float32, device=self.device)
         return self.at(corner.repeat(len(self.names), 1, 1))
 
-    def at(self, points: Tensor, rows: Tensor | None = None) -> CropBatch:
-        """See :meth:`PoolCropSampler.at`."""
+    def at(self, points: Tensor) -> CropBatch:
+        """Returns new crops that show points (R, T, 2) off their border."""
         random = self._random[:, self._calls]
         self._calls += 1
-        boxes = fresh_boxes(points.to(random), random if rows is None else random[rows], self.side, self.settings)
-        return CropBatch(boxes.float(), None, (), _chosen(self.names, rows))
+        return CropBatch(fresh_boxes(points.to(random), random, self.side, self.settings).float(), None, (), self.names)
+
+    def plan(self, points: Tensor) -> CropPlan:
+        """See :meth:`PoolCropSampler.plan`."""
+        random = self._random.transpose(0, 1)
+        boxes = fresh_boxes(points.to(random), random, self.side, self.settings).float()
+        return CropPlan(boxes, None, [()] * len(boxes), self.names)
 
 
 CropSampler = PoolCropSampler | RandomCropSampler
@@ -138,12 +176,12 @@ def fresh_boxes(points: Tensor, random: Tensor, side: int, settings: Settings) -
 
     Args:
         points: (R, T, 2); with several the crop suits them all as far as it can.
-        random: (R, 2) in [0, 1), where in the range of places that suit.
+        random: (..., R, 2) in [0, 1), where in the range of places that suit.
         side: of the image, px, to whole ones of which everything is rounded down if the settings say so.
         settings: ratio, margin, edges.
 
     Returns:
-        (R, 3).
+        (..., R, 3).
     """
     whole = settings.crop_edges == "pixels"
     unit = side if whole else 1
@@ -159,7 +197,7 @@ def fresh_boxes(points: Tensor, random: Tensor, side: int, settings: Settings) -
         offset = low + (random * (high - low + 1)).floor()
     else:
         offset = low + random * (high - low)
-    return torch.cat([offset, torch.full_like(offset[:, :1], length)], dim=1) / unit
+    return torch.cat([offset, torch.full_like(offset[..., :1], length)], dim=-1) / unit
 
 
 def choose_crops(points: Tensor, boxes: Tensor, priority: Tensor, margin: float) -> Tensor:
@@ -171,14 +209,14 @@ def choose_crops(points: Tensor, boxes: Tensor, priority: Tensor, margin: float)
 
     Args:
         points: (R, T, 2) of the image; with several the least suited one counts.
-        boxes: (P, 3), the image's pool.
-        priority: (R, P) in [0, 1); minus infinity excludes a crop.
+        boxes: (P, 3), the image's pool; or (R, P, 3), that of each prompt's image.
+        priority: (..., R, P) in [0, 1); minus infinity excludes a crop.
         margin: fraction of the crop's side.
 
     Returns:
-        (R,) int64 in [0, P).
+        (..., R) int64 in [0, P).
     """
-    inside = into_crop(points[:, None], boxes[None, :, None])
+    inside = into_crop(points[:, None], boxes[..., :, None, :])
     room = torch.minimum(inside, 1 - inside).amin((-2, -1)).clamp(-1.0, margin)
     return ((room * 1000).round() + priority).argmax(-1)  # a thousandth of the side makes no difference
 
@@ -187,8 +225,3 @@ def _uniform(names: Sequence[tuple], seed: int, shape: tuple[int, int]) -> Tenso
     """Returns (R, *shape) numbers in [0, 1), each row drawn from its name; drawn once for names that repeat."""
     drawn = {name: torch.rand(shape, generator=generator(seed, *name)) for name in dict.fromkeys(names)}
     return torch.stack([drawn[name] for name in names])
-
-
-def _chosen(names: Sequence[Hashable], rows: Tensor | None) -> Sequence[Hashable]:
-    """Returns the names at ``rows``, or all."""
-    return names if rows is None else [names[row] for row in rows.tolist()]

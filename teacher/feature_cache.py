@@ -1,6 +1,7 @@
 """Features of images in the frozen model, computed at their first use and cached."""
 
 from collections.abc import Hashable, Sequence
+from itertools import groupby
 from typing import NamedTuple, Self
 
 import torch
@@ -35,6 +36,20 @@ class KeyedImage(NamedTuple):
         return type(self)(self.pixels.flip(-1), f"{self.key} mirrored")  # part of a seed: not to be renamed
 
 
+class NoisyCrop(NamedTuple):
+    """A crop of an image's pool, and a draw of noise for it.
+
+    Attributes:
+        image: that is cropped.
+        draw: number of the noise.
+        crop: number of the crop.
+    """
+
+    image: KeyedImage
+    draw: int
+    crop: int
+
+
 class FeatureCache:
     """Computes latents of crops, queries of the recorded layers and descriptors, and keeps them.
 
@@ -63,52 +78,43 @@ class FeatureCache:
             boxes = (boxes.double() * side + 1e-9).floor().to(boxes) / side
         return boxes.to(self.model.device)
 
-    def latents(self, image: KeyedImage, crops: Sequence[int]) -> Tensor:
-        """Returns the latents (C, channels, h, w) of crops of the pool."""
-        names = [("latents", image.key, number) for number in crops]
-        found = {name: self.cache[name] for name in names if name in self.cache}
-        missing = [number for number, name in zip(crops, names, strict=True) if name not in found]
+    def latents(self, crops: Sequence[NoisyCrop]) -> Tensor:
+        """Returns the latents (C, channels, h, w) of crops, without noise; those of all images are encoded together."""
+        names = [("latents", crop.image.key, crop.crop) for crop in crops]
+        known = {name: self.cache[name] for name in names if name in self.cache}
+        missing = {name: crop for name, crop in zip(names, crops, strict=True) if name not in known}
         if missing:
-            encoded = self.encode(image, self.pool(image)[missing])
-            for number, latent in zip(missing, encoded, strict=True):
-                name = ("latents", image.key, number)
-                found[name] = self.cache[name] = latent.clone()
-        return torch.stack([found[name] for name in names])
+            pools = {crop.image.key: self.pool(crop.image) for crop in missing.values()}
+            boxes = torch.stack([pools[crop.image.key][crop.crop] for crop in missing.values()])
+            encoded = self.encode([crop.image for crop in missing.values()], boxes)
+            for name, latent in zip(missing, encoded, strict=True):
+                known[name] = self.cache[name] = latent.clone()
+        return torch.stack([known[name] for name in names])
 
-    def noisy_latents(self, image: KeyedImage, noisy_crops: Sequence[tuple[int, int]], timestep: int) -> Tensor:
-        """Returns latents (len(noisy_crops), channels, h, w) of crops, diffused to ``timestep``.
+    def noisy_latents(self, crops: Sequence[NoisyCrop], timestep: int) -> Tensor:
+        """Returns the latents (C, channels, h, w) of crops, diffused to ``timestep``."""
+        latents = self.latents(crops)
+        shape, drawn = (self.settings.crop_pool + 1, *latents.shape[1:]), dict[tuple[str, int], Tensor]()
+        for image, draw, _ in crops:
+            if (image.key, draw) not in drawn:
+                drawn[image.key, draw] = self.noise(shape, image.key, "noise", draw)
+        noise = torch.stack([drawn[crop.image.key, crop.draw][crop.crop] for crop in crops])
+        return self.model.pipeline.add_noise(latents, noise.to(latents), timestep)
 
-        Args:
-            image: of the crops.
-            noisy_crops: number of the noise and number of the crop, of each.
-            timestep: diffusion time.
-        """
-        latents = self.latents(image, [number for _, number in noisy_crops])
-        shape = (self.settings.crop_pool + 1, *latents.shape[1:])
-        noise = {draw: self.noise(shape, image.key, "noise", draw) for draw in dict.fromkeys(d for d, _ in noisy_crops)}
-        chosen = torch.stack([noise[draw][number] for draw, number in noisy_crops])
-        return self.model.pipeline.add_noise(latents, chosen.to(latents), timestep)
-
-    def queries(self, image: KeyedImage, noisy_crops: Sequence[tuple[int, int]], timestep: int) -> list[Tensor]:
-        """Returns the queries of noisy crops under a prompt without content.
-
-        Args:
-            image: of the crops.
-            noisy_crops: number of the noise and number of the crop, of each.
-            timestep: diffusion time.
+    def queries(self, crops: Sequence[NoisyCrop], timestep: int) -> list[Tensor]:
+        """Returns the queries of noisy crops under a prompt without content; those of all images run together.
 
         Returns:
-            One (len(noisy_crops), heads, h * w, d) a layer.
+            One (C, heads, h * w, d) a layer.
         """
-        names = [("queries", image.key, timestep, *noisy_crop) for noisy_crop in noisy_crops]
-        found = {name: self.cache[name] for name in names if name in self.cache}
-        missing = [noisy_crop for noisy_crop, name in zip(noisy_crops, names, strict=True) if name not in found]
+        names = [("queries", crop.image.key, timestep, crop.draw, crop.crop) for crop in crops]
+        known = {name: self.cache[name] for name in names if name in self.cache}
+        missing = {name: crop for name, crop in zip(names, crops, strict=True) if name not in known}
         if missing:
-            computed = self._frozen_queries(self.noisy_latents(image, missing, timestep), timestep)
-            for row, noisy_crop in enumerate(missing):
-                name = ("queries", image.key, timestep, *noisy_crop)
-                found[name] = self.cache[name] = [of_layer[row].clone() for of_layer in computed]
-        return [torch.stack(of_layer) for of_layer in zip(*(found[name] for name in names), strict=True)]
+            computed = self._frozen_queries(self.noisy_latents(list(missing.values()), timestep), timestep)
+            for row, name in enumerate(missing):
+                known[name] = self.cache[name] = [of_layer[row].clone() for of_layer in computed]
+        return [torch.stack(of_layer) for of_layer in zip(*(known[name] for name in names), strict=True)]
 
     def descriptors(self, image: KeyedImage) -> Tensor:
         """Returns descriptors of length 1, (C, h, w), made of the queries of all layers at the uncropped image.
@@ -122,30 +128,54 @@ class FeatureCache:
             return descriptors
         return self.cache[name]
 
+    def describe(self, images: Sequence[KeyedImage]) -> None:
+        """Computes the descriptors of ``images`` together, beforehand, as far as the cache is to keep them."""
+        missing = {image.key: image for image in images if ("descriptors", image.key) not in self.cache}
+        if self.cache.maxsize and len(missing) > 1:
+            for key, queries in zip(missing, self._full_image_queries(list(missing.values())), strict=True):
+                self.cache["descriptors", key] = _descriptors(queries)
+
     def full_image_queries(self, image: KeyedImage) -> list[Tensor]:
         """Returns one (C, h, w) a layer: queries at the uncropped image under a prompt without content.
 
         The mean over several draws of noise, at the source's timestep.
         """
+        return self._full_image_queries([image])[0]
+
+    def _full_image_queries(self, images: Sequence[KeyedImage]) -> list[list[Tensor]]:
         pipeline, timestep = self.model.pipeline, self.settings.timestep
-        latent = pipeline.encode(pipeline.squash(image.pixels))
-        noise = torch.cat([self.noise(latent.shape, image.key, "whole", draw) for draw in range(self.draws)])
-        noisy = pipeline.add_noise(latent.expand_as(noise), noise.to(latent), timestep)
-        maps = []
+        latents = self._encode([pipeline.squash(image.pixels) for image in images])
+        shape = (1, *latents.shape[1:])
+        drawn = [self.noise(shape, image.key, "whole", draw) for image in images for draw in range(self.draws)]
+        repeated = latents.repeat_interleave(self.draws, 0)
+        noisy = pipeline.add_noise(repeated, torch.cat(drawn).to(latents), timestep)
+        maps: list[list[Tensor]] = [[] for _ in images]
         for query in self._frozen_queries(noisy, timestep):
-            rows = query.mean(0).transpose(0, 1).flatten(1)  # (h * w, heads * d)
-            maps.append(rows.T.unflatten(1, (round(len(rows) ** 0.5), -1)))
+            for number, of_image in enumerate(query.split(self.draws)):
+                rows = of_image.mean(0).transpose(0, 1).flatten(1)  # (h * w, heads * d)
+                maps[number].append(rows.T.unflatten(1, (round(len(rows) ** 0.5), -1)))
         return maps
 
-    def encode(self, image: KeyedImage, boxes: Tensor) -> Tensor:
-        """Returns the latents of crops of ``image`` at ``boxes`` (C, 3)."""
-        pipeline = self.model.pipeline
+    def encode(self, images: Sequence[KeyedImage], boxes: Tensor) -> Tensor:
+        """Returns the latents of C crops, ``boxes`` (C, 3) of C images."""
         cut = crop_pixels if self.settings.crop_edges == "pixels" else crop
-        square = pipeline.squash(image.pixels)[0]
-        return torch.cat(self._batch.run(lambda rows: pipeline.encode(cut(square, boxes[rows])), len(boxes)))
+        squares = {image.key: self.model.pipeline.squash(image.pixels)[0] for image in images}
+
+        def pixels(rows: slice) -> Tensor:
+            """Returns the crops (R, 3, S, S) of some rows, cut out of one image after the other."""
+            runs = [list(run) for _, run in groupby(range(len(images))[rows], key=lambda row: images[row].key)]
+            return torch.cat([cut(squares[images[run[0]].key], boxes[run[0] : run[-1] + 1]) for run in runs])
+
+        encoded = self._batch.run(lambda rows: self.model.pipeline.encode(pixels(rows)), len(images))
+        return torch.cat(encoded)
+
+    def _encode(self, squares: Sequence[Tensor]) -> Tensor:
+        """Returns the latents of whole images (1, 3, S, S)."""
+        encode = self.model.pipeline.encode
+        return torch.cat(self._batch.run(lambda rows: encode(torch.cat(list(squares[rows]))), len(squares)))
 
     def noise(self, shape: Sequence[int], *seeds: Hashable) -> Tensor:
-        """Returns noise (*shape) on the CPU, of the settings' kind; it depends on their seed and ``seeds`` only."""
+        """Returns noise (*shape) that depends on the seed and ``seeds`` only, drawn on the CPU: the same for all devices."""
         random = generator(self.settings.seed, *seeds)
         sampler = torch.randn if self.settings.noise == "gaussian" else torch.rand
         return sampler(tuple(shape), generator=random)

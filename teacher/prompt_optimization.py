@@ -5,7 +5,7 @@ same prompt's attention peaks in the target image is the match.
 """
 
 import hashlib
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,12 +20,12 @@ from distill.core.types import Matches, PairBatch
 from teacher import confidence
 from teacher.feature_cache import FeatureCache, KeyedImage
 from teacher.frozen_model import FrozenModel, settle_precision
-from teacher.memory import AdaptiveBatch, TensorCache
+from teacher.memory import GIB, AdaptiveBatch, TensorCache
 from teacher.neighbourhood_consensus import ConsensusMaps, consensus_maps, flipped_consensus_maps
 from teacher.pipeline import Pipeline, as_device, check_folder, locate_folder, weights_digest
 from teacher.prompts import CachedPrompts, Prompts
 from teacher.settings import Settings
-from teacher.target_image import TargetImage, aggregate_maps, read_out
+from teacher.target_image import TargetImages, aggregate_maps, read_out
 from teacher.text import check_text
 
 VERSION = "2"
@@ -33,6 +33,24 @@ VERSION = "2"
 
 FLIP_CONSISTENCY_POWER = 3.0
 """Of the consensus that judges an answer again; chosen on 150 training pairs for its calibration."""
+
+
+MAPS_GIB = 0.5
+"""Attention maps of all prompts that are held at once, at most, unless those of a single pair are more."""
+
+
+class PointQuery(NamedTuple):
+    """A pair of images, and points of the source.
+
+    Attributes:
+        src: the source.
+        trg: the target.
+        points: (N, 2) in fractions of the source's sides.
+    """
+
+    src: KeyedImage
+    trg: KeyedImage
+    points: Tensor
 
 
 class Localization(NamedTuple):
@@ -155,80 +173,126 @@ class PromptOptimization:
         points = src_kps.cpu().float() / torch.tensor([width, height])
         answers = {}
         with without_autocast(torch.empty(0, device=self.device)):  # precision= decides; points and maps are in fp32
-            for row in mask.any(1).nonzero()[:, 0].tolist():
-                src, trg = KeyedImage(src_img[row], src_keys[row]), KeyedImage(trg_img[row], trg_keys[row])
-                answers[row] = self._match_pair(src, trg, points[row, mask[row]])
+            for rows in self._together(mask):
+                queries = [
+                    PointQuery(
+                        KeyedImage(src_img[r], src_keys[r]), KeyedImage(trg_img[r], trg_keys[r]), points[r, mask[r]]
+                    )
+                    for r in rows
+                ]
+                answers |= dict(zip(rows, self._match_queries(queries), strict=True))
         return _padded(answers, mask, src_kps.device, image_size(trg_img))
 
-    def _match_pair(self, src: KeyedImage, trg: KeyedImage, points: Tensor) -> Matches:
-        """Matches points (N, 2) of one pair of images, in fractions of the sides."""
-        prompts = self.prompts.at(src, points)
-        found = self._localize_with_consensus(src, trg, points, prompts)
-        side = self.settings.heatmap_side or max(1, self.features.model.map_side // 2)
-        found = found._replace(heatmap=F.adaptive_avg_pool2d(found.heatmap, side))
-        kinds = self.settings.confidence
-        confidences = [self._confidence(kind, src, trg, points, prompts, found) for kind in kinds]
-        return Matches(found.points, confidence.joint(confidences)[None], found.heatmap)
+    def _together(self, mask: Tensor) -> list[list[int]]:
+        """Returns the pairs that have points, in groups whose attention maps of all prompts take at most ``MAPS_GIB``."""
+        counts = mask.sum(1).tolist()
+        model, points = self.features.model, 0.0
+        if any(counts):
+            points = MAPS_GIB * GIB / (4 * model.map_side**2 * self.settings.embeddings * len(model.unet.layers))
+        groups: list[list[int]] = []
+        room = 0.0
+        for row, count in enumerate(counts):
+            if count and count > room:
+                groups.append([])
+                room = points
+            if count:
+                groups[-1].append(row)
+                room -= count
+        return groups
 
-    def _localize_with_consensus(
-        self, src: KeyedImage, trg: KeyedImage, points: Tensor, prompts: Prompts
-    ) -> Localization:
-        """Localises prompts in the target, and weighs their maps by the consensus of neighbouring matches."""
+    def _match_queries(self, queries: Sequence[PointQuery]) -> list[Matches]:
+        """Matches the points of several pairs of images; an answer does not depend on the other pairs."""
+        prompts = self.prompts.at_all([(query.src, query.points) for query in queries])
+        found = self._localize_with_consensus(queries, prompts)
+        side = self.settings.heatmap_side or max(1, self.features.model.map_side // 2)
+        found = [one._replace(heatmap=F.adaptive_avg_pool2d(one.heatmap, side)) for one in found]
+        of_kinds = [self._confidence(kind, queries, prompts, found) for kind in self.settings.confidence]
+        joint = [confidence.joint(list(of_query)) for of_query in zip(*of_kinds, strict=True)]
+        return [Matches(one.points, value[None], one.heatmap) for one, value in zip(found, joint, strict=True)]
+
+    def _localize_with_consensus(self, queries: Sequence[PointQuery], prompts: Sequence[Prompts]) -> list[Localization]:
+        """Localises prompts in the targets, and weighs their maps by the consensus of neighbouring matches."""
         if not self.settings.consensus:
-            return self.localize(trg, prompts)
-        consensus = consensus_maps(self.features, src, trg, points)
-        found = self.localize(trg, prompts, consensus.flipped)
-        heatmap = NeighbourhoodConsensus(self.settings.consensus).multiply(found.heatmap, consensus.maps)
-        return Localization(read_out(heatmap, self.settings), heatmap, found.maps, consensus)
+            return self._localize([query.trg for query in queries], prompts)
+        images = [image for query in queries for image in (query.src, query.trg)]
+        self.features.describe(images + [query.trg.flipped() for query in queries if self.settings.consensus_flip])
+        consensus = [consensus_maps(self.features, *query) for query in queries]
+        localized = self._localize([query.trg for query in queries], prompts, [one.flipped for one in consensus])
+        multiply, weighed = NeighbourhoodConsensus(self.settings.consensus).multiply, []
+        for one, agreed in zip(localized, consensus, strict=True):
+            heatmap = multiply(one.heatmap, agreed.maps)
+            weighed.append(Localization(read_out(heatmap, self.settings), heatmap, one.maps, agreed))
+        return weighed
 
     def localize(self, trg: KeyedImage, prompts: Prompts, flipped: bool = False) -> Localization:
         """Returns where the attention of prompts peaks in the target, or in its flipped image, flipped back."""
-        maps = self.attention_maps(trg, prompts, flipped)
-        contrast = None
+        return self._localize([trg], [prompts], [flipped])[0]
+
+    def _localize(
+        self, targets: Sequence[KeyedImage], prompts: Sequence[Prompts], flipped: Sequence[bool] | None = None
+    ) -> list[Localization]:
+        """Does the same for the prompts of several targets together."""
+        flips = [False] * len(targets) if flipped is None else list(flipped)
+        maps = self._attention_maps(targets, prompts, flips)
+        contrasts: Sequence[Tensor | None] = [None] * len(targets)
         if self.settings.symmetry == "flip_contrast":
-            contrast = self.attention_maps(trg, prompts, not flipped)
-        heatmap = aggregate_maps(maps, self.settings.layer_temperature, contrast)[None]
-        return Localization(read_out(heatmap, self.settings), heatmap, maps.mean(2))
+            contrasts = self._attention_maps(targets, prompts, [not flip for flip in flips])
+        found = []
+        for one, contrast in zip(maps, contrasts, strict=True):
+            heatmap = aggregate_maps(one, self.settings.layer_temperature, contrast)[None]
+            found.append(Localization(read_out(heatmap, self.settings), heatmap, one.mean(2)))
+        return found
 
     def attention_maps(self, trg: KeyedImage, prompts: Prompts, flipped: bool = False) -> Tensor:
         """Returns the attention of N points' prompts (N, E, layers, side, side); arguments as for :meth:`localize`."""
-        target = TargetImage(self.features, trg.flipped() if flipped else trg, self.batch)
-        rows = prompts.embedding.flatten(0, 1)
-        token = prompts.token.repeat_interleave(self.settings.embeddings)
-        maps = target.attention_maps(rows, token).unflatten(0, prompts.embedding.shape[:2])
-        return maps.flip(-1) if flipped else maps
+        return self._attention_maps([trg], [prompts], [flipped])[0]
+
+    def _attention_maps(
+        self, targets: Sequence[KeyedImage], prompts: Sequence[Prompts], flips: Sequence[bool]
+    ) -> list[Tensor]:
+        """Does the same for the prompts of several targets together."""
+        copies, images = self.settings.embeddings, []
+        for trg, of_points, flip in zip(targets, prompts, flips, strict=True):
+            images += [trg.flipped() if flip else trg] * (copies * len(of_points.token))
+        rows = torch.cat([of_points.embedding.flatten(0, 1) for of_points in prompts])
+        token = torch.cat([of_points.token for of_points in prompts]).repeat_interleave(copies)
+        maps = TargetImages(self.features, self.batch).attention_maps(images, rows, token)
+        parts = maps.unflatten(0, (-1, copies)).split([len(of_points.token) for of_points in prompts])
+        return [part.flip(-1) if flip else part for part, flip in zip(parts, flips, strict=True)]
 
     def _confidence(
-        self,
-        kind: str,
-        src: KeyedImage,
-        trg: KeyedImage,
-        points: Tensor,
-        prompts: Prompts,
-        found: Localization,
-    ) -> Tensor:
-        """Returns (N,) in [0, 1], the confidence of one kind; see :mod:`teacher.confidence`."""
+        self, kind: str, queries: Sequence[PointQuery], prompts: Sequence[Prompts], found: Sequence[Localization]
+    ) -> list[Tensor]:
+        """Returns for each pair (N,) in [0, 1], the confidence of one kind; see :mod:`teacher.confidence`."""
         if kind == "peak_mass":
-            return confidence.peak_mass(found.heatmap, found.points, 2 / (1 + self.settings.consensus))[0]
+            power = 2 / (1 + self.settings.consensus)
+            return [confidence.peak_mass(one.heatmap, one.points, power)[0] for one in found]
         if kind == "peak":
-            return found.maps.mean(1).amax((-2, -1))
+            return [one.maps.mean(1).amax((-2, -1)) for one in found]
         if kind == "entropy":
-            return confidence.relative_negentropy(found.maps.mean(1))
+            return [confidence.relative_negentropy(one.maps.mean(1)) for one in found]
         if kind == "prompt_agreement":
-            return confidence.prompt_agreement(found.maps)
+            return [confidence.prompt_agreement(one.maps) for one in found]
         if kind == "flip_consistency":
-            return self._flip_consistency(src, trg, points, found)
+            return [self._flip_consistency(*both) for both in zip(queries, found, strict=True)]
         if kind == "flip_agreement":
-            other = self.localize(trg, prompts, flipped=True).points
-            return confidence.exponential_weight((other - found.points).norm(dim=-1)[0])
-        assert kind == "cycle", kind
-        answer = found.points[0].clamp(0, 1).cpu()
-        back = self._localize_with_consensus(trg, src, answer, self.prompts.at(trg, answer)).points[0]
-        return confidence.exponential_weight((back - points.to(back)).norm(dim=-1))
+            others = self._localize([query.trg for query in queries], prompts, [True] * len(queries))
+            moved = [(other.points - one.points)[0] for other, one in zip(others, found, strict=True)]
+        else:
+            assert kind == "cycle", kind
+            moved = self._cycle_errors(queries, found)
+        return [confidence.exponential_weight(distance.norm(dim=-1)) for distance in moved]
 
-    def _flip_consistency(self, src: KeyedImage, trg: KeyedImage, points: Tensor, found: Localization) -> Tensor:
+    def _cycle_errors(self, queries: Sequence[PointQuery], found: Sequence[Localization]) -> list[Tensor]:
+        """Returns for each pair (N, 2), by how much the way back from the answers misses the points."""
+        answers = [one.points[0].clamp(0, 1).cpu() for one in found]
+        ways = [PointQuery(q.trg, q.src, answer) for q, answer in zip(queries, answers, strict=True)]
+        back = self._localize_with_consensus(ways, self.prompts.at_all([(way.src, way.points) for way in ways]))
+        return [one.points[0] - query.points.to(one.points) for one, query in zip(back, queries, strict=True)]
+
+    def _flip_consistency(self, query: PointQuery, found: Localization) -> Tensor:
         assert found.consensus is not None  # the settings see to it
-        flipped = flipped_consensus_maps(self.features, src, trg, points, found.consensus.flipped)
+        flipped = flipped_consensus_maps(self.features, *query, found.consensus.flipped)
         both, side = (found.consensus.maps * flipped).sqrt(), self.features.model.map_side
         maps = F.interpolate(both, (side, side), mode="bilinear", align_corners=False)
         return confidence.peak_mass(maps, found.points, FLIP_CONSISTENCY_POWER)[0]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from teacher.feature_cache import FeatureCache, KeyedImage
 from teacher.memory import AdaptiveBatch, TensorCache
-from teacher.source_image import SourceImage
+from teacher.source_image import SourceImages
 
 Name = tuple[str, float, float]
 
@@ -40,23 +40,48 @@ class CachedPrompts:
 
     def at(self, image: KeyedImage, points: Tensor) -> Prompts:
         """Returns the prompts of points (N, 2), x, y in fractions of the sides of ``image``."""
-        names = [(image.key, round(x, 4), round(y, 4)) for x, y in points.tolist()]
-        known = {name: self.cache[name] for name in names if name in self.cache}
-        missing = [row for row, name in enumerate(names) if name not in known]
-        if missing:
-            source = SourceImage(self.features, image, self.batch)
-            for groups in grouped(missing, self.features.settings.points_per_prompt):
-                known |= self._optimise(source, points[torch.tensor(groups)], [[names[r] for r in g] for g in groups])
+        return self.at_all([(image, points)])[0]
+
+    def at_all(self, queries: Sequence[tuple[KeyedImage, Tensor]]) -> list[Prompts]:
+        """Returns the prompts of points (N, 2) of each image; those that are missing are optimised together."""
+        names = [[(image.key, round(x, 4), round(y, 4)) for x, y in points.tolist()] for image, points in queries]
+        known = {name: self.cache[name] for some in names for name in some if name in self.cache}
+        groups: list[_Group] = []
+        planned = set(known)
+        for (image, points), some in zip(queries, names, strict=True):
+            missing = [row for row, name in enumerate(some) if name not in planned]
+            planned.update(some)
+            for same in grouped(missing, self.features.settings.points_per_prompt):
+                groups += [_Group(image, points[rows], [some[row] for row in rows]) for rows in same]
+        known |= self._optimise(groups)
         for name, prompt in known.items():
             self.cache[name] = prompt
-        found, device = [known[name] for name in names], self.features.model.device
+        return [self._stacked([known[name] for name in some]) for some in names]
+
+    def _stacked(self, found: Sequence[tuple[Tensor, int]]) -> Prompts:
+        device = self.features.model.device
         embedding = torch.stack([embedding.to(device) for embedding, _ in found])
         return Prompts(embedding, torch.tensor([token for _, token in found], device=device))
 
-    def _optimise(self, source: SourceImage, points: Tensor, names: list[list[Name]]) -> dict[Name, tuple[Tensor, int]]:
-        """Optimises the prompts of G groups of T points (G, T, 2) each; ``names`` are those of the points."""
-        prompts = source.optimise(points, [group[0] for group in names])
-        return {name: (prompts[g].clone(), t) for g, group in enumerate(names) for t, name in enumerate(group)}
+    def _optimise(self, groups: Sequence["_Group"]) -> dict[Name, tuple[Tensor, int]]:
+        """Optimises the prompts of groups of points, those of equally many points together."""
+        found = {}
+        source = SourceImages(self.features, self.batch)
+        for number in sorted({len(group.names) for group in groups}):
+            same = sorted((group for group in groups if len(group.names) == number), key=lambda group: group.image.key)
+            points = torch.stack([group.points for group in same])
+            prompts = source.optimise([group.image for group in same], points, [group.names[0] for group in same])
+            for group, prompt in zip(same, prompts, strict=True):
+                found |= {name: (prompt.clone(), token) for token, name in enumerate(group.names)}
+        return found
+
+
+class _Group(NamedTuple):
+    """Points (T, 2) of one image that share a prompt, and their names."""
+
+    image: KeyedImage
+    points: Tensor
+    names: list[Name]
 
 
 def grouped(rows: Sequence[int], size: int) -> list[list[list[int]]]:

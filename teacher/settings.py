@@ -124,6 +124,8 @@ class Settings(CheckedSettings):
         feature_cache_size: bound on the memory of kept features of images, GiB, on the model's device.
         truncate_unet: whether the UNet stops after the last layer that is read.
         share_prefix: whether prompts share what the UNet computes before they enter.
+        cuda_graph: "auto" captures a step of the optimisation on a GPU and replays it, which saves launching its kernels one
+            by one; "off" does not. Without effect on a CPU, and with ``early_stop``, whose steps differ.
     """
 
     embeddings: Count = 2
@@ -166,6 +168,7 @@ class Settings(CheckedSettings):
     feature_cache_size: Amount = 2.0
     truncate_unet: Flag = True
     share_prefix: Flag = True
+    cuda_graph: Literal["auto", "off"] = "auto"
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
@@ -199,7 +202,9 @@ class Settings(CheckedSettings):
         return {name: str(value) for name, value in self.model_dump(exclude=set(COST_ONLY)).items()}
 
 
-COST_ONLY = frozenset({"batch_size", "prompt_cache_size", "feature_cache_size", "truncate_unet", "share_prefix"})
+COST_ONLY = frozenset(
+    {"batch_size", "prompt_cache_size", "feature_cache_size", "truncate_unet", "share_prefix", "cuda_graph"}
+)
 """Settings that change time and memory, and no answer."""
 
 _BOUNDS = {

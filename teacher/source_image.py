@@ -1,6 +1,7 @@
-"""First phase: prompts whose attention peaks at given points of the source image."""
+"""First phase: prompts whose attention peaks at given points of source images."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,13 +10,14 @@ from torch.nn import functional as F
 from distill.core.geometry import gaussian_heatmap, sample_at
 from distill.core.readout import argmax
 from teacher.attention import Layer
-from teacher.crop_attention import crop_attention
+from teacher.crop_attention import CropAttention, CropFeatures, at_draw
 from teacher.crop_sampling import WHOLE, generator
 from teacher.crops import into_crop
+from teacher.cuda_graph import repeat
 from teacher.feature_cache import FeatureCache, KeyedImage
 from teacher.memory import AdaptiveBatch
 from teacher.settings import Settings
-from teacher.target_image import TargetImage
+from teacher.target_image import TargetImages
 
 WINDOW = 10
 """Steps over which the loss is averaged to see whether it still falls."""
@@ -23,97 +25,158 @@ WINDOW = 10
 _LOSS_SCALE = 2.0**14  # keeps gradients of maps from vanishing in half precision; Adam is invariant to it
 
 
-class SourceImage:
-    """A source image, at whose points prompts are optimised.
+class SourceImages:
+    """Source images, at whose points prompts are optimised, those of all images together.
 
     Args:
         features: of images in the frozen model.
-        image: the source.
         batch: how many prompts are optimised together.
     """
 
-    def __init__(self, features: FeatureCache, image: KeyedImage, batch: AdaptiveBatch) -> None:
-        self.features, self.image, self.batch = features, image, batch
+    def __init__(self, features: FeatureCache, batch: AdaptiveBatch) -> None:
+        self.features, self.batch = features, batch
         self.settings, self.side = features.settings, features.model.map_side
-        self.attention = crop_attention(features, image, self.settings.timestep)
 
-    def optimise(self, points: Tensor, names: Sequence[tuple]) -> Tensor:
+    def optimise(self, images: Sequence[KeyedImage], points: Tensor, names: Sequence[tuple]) -> Tensor:
         """Optimises the prompts of G groups of T points each.
 
         Args:
-            points: (G, T, 2) in fractions of the image's sides; token 1 + t of a prompt stands for point t of its group.
+            images: of the groups.
+            points: (G, T, 2) in fractions of the images' sides; token 1 + t of a prompt stands for point t of its group.
             names: of the groups; they decide what is random, so that the other groups of the call do not matter.
 
         Returns:
             (G, E, L, D), from E random starts each.
         """
-        settings, shape = self.settings, self.features.model.prompt_shape
+        settings, copies = self.settings, self.settings.embeddings
         points = points.to(self.features.model.device)
-        starts = random_prompts(points[:, 0], self.image.key, shape, settings).flatten(0, 1)
-        targets = points.repeat_interleave(settings.embeddings, 0)
-        rows = [(*name, copy) for name in names for copy in range(settings.embeddings)]
+        starts = self._starts(images, points[:, 0])
+        targets = points.repeat_interleave(copies, 0)
+        row_images = [image for image in images for _ in range(copies)]
+        row_names = [(*name, copy) for name in names for copy in range(copies)]
 
         def optimise(batch: slice) -> Tensor:
             """Returns the optimised prompts of the rows ``batch``, (R, L, D)."""
-            start, target, row_names = starts[batch], targets[batch], rows[batch]
+            rows = _Rows(row_images[batch], targets[batch], row_names[batch])
+            attention = CropAttention(self.features, rows.images, settings.timestep)
+            start = starts[batch]
             if settings.start == "query":
-                start = self._start_at_query(start, target, row_names)
-            prompts = self._descend(start, target, row_names)
-            if settings.symmetry == "negative_token":
-                prompts = self._add_negative_token(prompts, target, row_names)
-            return prompts
+                start = self._start_at_query(attention, start, rows)
+            prompts = self._descend(attention, start, rows)
+            return self._add_negative_token(prompts, rows) if settings.symmetry == "negative_token" else prompts
 
-        return torch.cat(self.batch.run(optimise, len(rows))).unflatten(0, (len(names), settings.embeddings))
+        return torch.cat(self.batch.run(optimise, len(row_names))).unflatten(0, (len(names), copies))
+
+    def _starts(self, images: Sequence[KeyedImage], points: Tensor) -> Tensor:
+        """Returns (G * E, L, D), the random starts at one point (G, 2) of each of G images."""
+        shape, host = self.features.model.prompt_shape, points.cpu()
+        drawn = [random_prompts(host[g : g + 1], image.key, shape, self.settings)[0] for g, image in enumerate(images)]
+        return torch.cat(drawn).to(points)
 
     @torch.enable_grad()
-    def _descend(self, starts: Tensor, points: Tensor, names: Sequence[tuple]) -> Tensor:
-        """Optimises R prompts (R, L, D) until their tokens 1, 2, ... are attended to at points (R, T, 2)."""
-        settings, draws = self.settings, self.settings.steps * self.settings.crops_per_step
-        sampler = self.attention.sampler([("crops", name) for name in names], draws, replace=True)
-        self.attention.prefetch((draw, crop) for draw in range(draws) for crop in range(1, settings.crop_pool + 1))
-        prompts = starts.clone().requires_grad_()
-        optimizer = torch.optim.Adam([prompts], lr=settings.lr)
-        converged = Convergence(starts, settings.early_stop)
-        scale = _LOSS_SCALE if settings.precision == "fp16" else 1.0
-        for step in range(settings.steps):
-            optimizer.zero_grad()
-            targets = converged.active(points)
-            for draw in range(step * settings.crops_per_step, (step + 1) * settings.crops_per_step):
-                crops = sampler.at(targets, converged.rows)
-                maps = self.attention.attend(converged.active(prompts), crops, draw, points.shape[1])
-                loss = attention_loss(maps, into_crop(targets, crops.boxes[:, None]), settings, self.side)
-                (loss.sum() * scale).backward()  # a sum, so that no prompt's gradient depends on the others
-            assert prompts.grad is not None
-            prompts.grad /= scale
-            optimizer.step()
-            if converged.update(prompts.detach(), loss.detach()):
+    def _descend(self, attention: CropAttention, starts: Tensor, rows: "_Rows") -> Tensor:
+        """Optimises R prompts (R, L, D) until their tokens 1, 2, ... are attended to at the points of ``rows``."""
+        settings, per_step = self.settings, self.settings.crops_per_step
+        draws = settings.steps * per_step
+        plan = attention.sampler([("crops", name) for name in rows.names], draws, replace=True).plan(rows.points)
+        descent = Descent(starts, rows.points, settings, self.side)
+        unet, captured = self.features.model.unet, settings.cuda_graph == "auto" and starts.is_cuda
+        for part in attention.parts(settings.steps, per_step):
+            descent.show(attention.prepare(plan.part(part), part.start), plan.boxes[part])
+            steps = (part.stop - part.start) // per_step
+            if settings.early_stop is None:
+                before = unet.passes
+                called = repeat(descent.step, steps, captured)
+                unet.passes += (unet.passes - before) // called * (steps - called)
+            elif any(descent.step_and_check() for _ in range(steps)):
                 break
-        return converged.prompts
+        return descent.prompts
 
     @torch.no_grad()
-    def _start_at_query(self, starts: Tensor, points: Tensor, names: Sequence[tuple]) -> Tensor:
-        """Replaces random tokens (of R prompts) by tokens that are solved for the features at points (R, T, 2)."""
-        queries = self.attention.queries_at(WHOLE, [("start", name) for name in names], starts)
-        tokens = token_for(queries, points, self.features.model.unet.layers)
+    def _start_at_query(self, attention: CropAttention, starts: Tensor, rows: "_Rows") -> Tensor:
+        """Replaces random tokens (of R prompts) by tokens that are solved for the features at the points."""
+        queries = attention.queries_at(WHOLE, [("start", name) for name in rows.names], starts)
+        tokens = token_for(queries, rows.points, self.features.model.unet.layers)
         return torch.cat([starts[:, :1], tokens, starts[:, 1 + tokens.shape[1] :]], dim=1)
 
-    def _add_negative_token(self, prompts: Tensor, points: Tensor, names: Sequence[tuple]) -> Tensor:
+    def _add_negative_token(self, prompts: Tensor, rows: "_Rows") -> Tensor:
         """Optimises on, with a second token at the place where the first one is attended to in the flipped image.
 
         The left part of a symmetric object appears in the flipped image as its right part did. Where the prompt's attention
         peaks in the flipped image is therefore where it would be mistaken. Prompts that peak at the point itself are
         left as they are.
         """
-        flipped = TargetImage(self.features, self.image.flipped(), self.batch, self.settings.timestep)
+        flipped = TargetImages(self.features, self.batch, self.settings.timestep)
         token = torch.zeros(len(prompts), dtype=torch.int64, device=prompts.device)
-        maps = flipped.attention_maps(prompts, token).mean(1, keepdim=True)
-        negative = argmax(maps, (1, 1))
+        maps = flipped.attention_maps([image.flipped() for image in rows.images], prompts, token)
+        negative = argmax(maps.mean(1, keepdim=True), (1, 1))
         negative = torch.cat([1 - negative[..., :1], negative[..., 1:]], dim=-1)
-        apart = ((negative - points).norm(dim=-1)[:, 0] > 2 * self.settings.sigma).nonzero()[:, 0].tolist()
+        apart = ((negative - rows.points).norm(dim=-1)[:, 0] > 2 * self.settings.sigma).nonzero()[:, 0].tolist()
         if apart:
-            both = torch.cat([points, negative], dim=1)[apart]
-            prompts[apart] = self._descend(prompts[apart], both, [("competing", *names[row]) for row in apart])
+            both = torch.cat([rows.points, negative], dim=1)[apart]
+            competing = _Rows([rows.images[r] for r in apart], both, [("competing", *rows.names[r]) for r in apart])
+            attention = CropAttention(self.features, competing.images, self.settings.timestep)
+            prompts[apart] = self._descend(attention, prompts[apart], competing)
         return prompts
+
+
+class _Rows(NamedTuple):
+    """R prompts that are optimised together: image, points (R, T, 2) and name of each."""
+
+    images: list[KeyedImage]
+    points: Tensor
+    names: list[tuple]
+
+
+class Descent:
+    """Adam on R prompts, whose steps read everything from the device.
+
+    Args:
+        starts: (R, L, D).
+        points: (R, T, 2) of the images, at which tokens 1, 2, ... shall be attended to.
+        settings: of the method.
+        side: of the grid on which maps are compared, cells.
+    """
+
+    def __init__(self, starts: Tensor, points: Tensor, settings: Settings, side: int) -> None:
+        self.points, self.settings, self.side = points, settings, side
+        self._free = starts.clone().requires_grad_()
+        fused = starts.device.type in ("cpu", "cuda")  # counts its steps on the device, or not in a tensor that is read
+        self._optimizer = torch.optim.Adam([self._free], lr=settings.lr, fused=fused)
+        self._converged = Convergence(starts, settings.early_stop)
+        self._scale = _LOSS_SCALE if settings.precision == "fp16" else 1.0
+        self._draw = torch.zeros(1, dtype=torch.int64, device=starts.device)
+
+    @property
+    def prompts(self) -> Tensor:
+        """(R, L, D) as they are, or as they were when they converged."""
+        return self._free.detach() if self.settings.early_stop is None else self._converged.prompts
+
+    def show(self, features: CropFeatures, boxes: Tensor) -> None:
+        """Says what the crops of the next draws show, and where they lie in the images, (K, R, 3)."""
+        self._features, self._boxes = features, boxes
+        self._draw.zero_()
+
+    def step(self) -> Tensor:
+        """Takes a step; returns the loss (A,) of the prompts that still improve, at the last of its crops."""
+        self._free.grad, rows = None, self._converged.rows
+        points = self._converged.active(self.points)
+        for _ in range(self.settings.crops_per_step):
+            boxes = at_draw(self._boxes, self._draw, rows)
+            maps = self._features.attend(self._converged.active(self._free), self._draw, rows, points.shape[1])
+            loss = attention_loss(maps, into_crop(points, boxes[:, None]), self.settings, self.side)
+            (loss.sum() * self._scale).backward()  # a sum, so that no prompt's gradient depends on the others
+            self._draw += 1
+        assert self._free.grad is not None
+        if self._scale != 1:
+            self._free.grad /= self._scale
+        self._optimizer.step()
+        return loss.detach()
+
+    def step_and_check(self) -> bool:
+        """Takes a step; returns whether all prompts have converged, which is looked at every ``WINDOW`` steps."""
+        loss = self.step()
+        return self._converged.update(self._free.detach(), loss)
 
 
 class Convergence:
@@ -130,7 +193,7 @@ class Convergence:
     """
 
     def __init__(self, starts: Tensor, threshold: float | None) -> None:
-        self.prompts, self.threshold = starts, threshold
+        self.prompts, self.threshold = starts.clone(), threshold
         self.rows: Tensor | None = None
         self._losses: list[Tensor] = []
 
@@ -140,10 +203,7 @@ class Convergence:
 
     def update(self, prompts: Tensor, loss: Tensor) -> bool:
         """Takes the prompts after a step, and its loss (A,); returns whether all have converged."""
-        if self.rows is None:
-            self.prompts = prompts.clone() if self.threshold is not None else prompts
-        else:
-            self.prompts[self.rows] = prompts[self.rows]
+        self._keep(prompts)
         if self.threshold is None:
             return False
         self._losses.append(loss)
@@ -155,6 +215,12 @@ class Convergence:
         self.rows = rows[falling]
         self._losses = [one[falling] for one in self._losses[WINDOW:]]
         return len(self.rows) == 0
+
+    def _keep(self, prompts: Tensor) -> None:
+        if self.rows is None:
+            self.prompts.copy_(prompts)
+        else:
+            self.prompts[self.rows] = prompts[self.rows]
 
 
 def attention_loss(maps: list[Tensor], points: Tensor, settings: Settings, side: int) -> Tensor:

@@ -1,75 +1,83 @@
-"""Second phase: where in the target image the prompts' attention peaks."""
+"""Second phase: where in the target images the prompts' attention peaks."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from distill.core.geometry import cell_centres
 from distill.core.readout import argmax, windowed_soft_argmax
-from teacher.crop_attention import crop_attention
-from teacher.crop_sampling import CORNERS, WHOLE
+from teacher.crop_attention import CropAttention
+from teacher.crop_sampling import CORNERS, WHOLE, CropPlan
 from teacher.crops import paste
 from teacher.feature_cache import FeatureCache, KeyedImage
 from teacher.memory import AdaptiveBatch
 from teacher.settings import Settings
 
 
-class TargetImage:
-    """A target image, in which prompts are localised.
+class TargetImages:
+    """Target images, in which prompts are localised, those of all images together.
 
     Args:
         features: of images in the frozen model.
-        image: the target.
         batch: how many prompts run together.
         timestep: diffusion time; None for the target's of the settings.
     """
 
-    def __init__(
-        self, features: FeatureCache, image: KeyedImage, batch: AdaptiveBatch, timestep: int | None = None
-    ) -> None:
+    def __init__(self, features: FeatureCache, batch: AdaptiveBatch, timestep: int | None = None) -> None:
         settings = features.settings
         self.features, self.settings, self.batch, self.side = features, settings, batch, features.model.map_side
         if timestep is None:
             timestep = settings.timestep if settings.locate_timestep is None else settings.locate_timestep
-        self.attention = crop_attention(features, image, timestep)
+        self.timestep = timestep
 
-    def attention_maps(self, prompts: Tensor, token: Tensor) -> Tensor:
-        """Returns each prompt's attention over the target image, accumulated over crops.
+    def attention_maps(self, images: Sequence[KeyedImage], prompts: Tensor, token: Tensor) -> Tensor:
+        """Returns each prompt's attention over its target image, accumulated over crops.
 
         Args:
+            images: of the prompts.
             prompts: (R, L, D).
             token: (R,) int64, which of the tokens after the start is read, from 0.
 
         Returns:
             (R, layers, side, side).
         """
-        maps = self.batch.run(lambda rows: self._accumulate(prompts[rows], token[rows]), len(prompts))
-        return torch.cat(maps)
+        return torch.cat(
+            self.batch.run(lambda rows: self._accumulate(images[rows], prompts[rows], token[rows]), len(prompts))
+        )
 
     @torch.no_grad()
-    def _accumulate(self, prompts: Tensor, token: Tensor) -> Tensor:
+    def _accumulate(self, images: Sequence[KeyedImage], prompts: Tensor, token: Tensor) -> Tensor:
         """Adds up what crops show, and divides each cell by how often it was seen.
 
         The first crops show every pixel; the others are taken around the maximum found so far.
         """
         n_crops, device = self.settings.crops, prompts.device
         first = (CORNERS if n_crops >= len(CORNERS) else (WHOLE,))[:n_crops]
-        rows, tokens = torch.arange(len(prompts), device=device), self.settings.points_per_prompt
+        attention = CropAttention(self.features, images, self.timestep)
         # All prompts are shown the same crops, named as they always were: the name is part of a seed.
-        sampler = self.attention.sampler([("locate",)] * len(prompts), n_crops, replace=False)
-        self.attention.prefetch(enumerate(first))
+        sampler = attention.sampler([("locate",)] * len(prompts), n_crops, replace=False)
+        plan, place = CropPlan.of([sampler.numbered(number) for number in first]), 0
+        shown, draw = attention.prepare(plan), torch.zeros(1, dtype=torch.int64, device=device)
         total, seen = torch.zeros((), device=device), torch.zeros((), device=device)
-        for draw in range(n_crops):
-            if draw < len(first):
-                crops = sampler.numbered(first[draw])
-            else:
-                crops = sampler.at(argmax((total / seen).mean(1, keepdim=True), (1, 1)))
-            maps = self.attention.attend(prompts, crops, draw, tokens)
-            pasted = [paste(layer_map[rows, token], crops.boxes, self.side) for layer_map in maps]
+        for number in range(n_crops):
+            if number >= len(first):
+                maximum = argmax((total / seen).mean(1, keepdim=True), (1, 1))
+                plan, place = CropPlan.of([sampler.at(maximum)]), 0
+                shown = attention.prepare(plan, number)
+                draw.zero_()
+            maps = shown.attend(prompts, draw, tokens=self.settings.points_per_prompt)
+            pasted = [paste(of_token(layer_map, token), plan.boxes[place], self.side) for layer_map in maps]
             total = total + torch.stack([p for p, _ in pasted], dim=1)
             seen = seen + pasted[0][1][:, None]
+            draw, place = draw + 1, place + 1
         return total / seen
+
+
+def of_token(maps: Tensor, token: Tensor) -> Tensor:
+    """Returns (R, h, w), the map of one token (R,) of each prompt out of ``maps`` (R, T, h, w)."""
+    return maps[torch.arange(len(maps), device=maps.device), token]
 
 
 def aggregate_maps(maps: Tensor, layer_temperature: float | None, flipped: Tensor | None = None) -> Tensor:

@@ -59,6 +59,7 @@ class PromptedUNet:
         self.unet, self.layers, self.image_size = unet, layers, image_size
         self.passes = 0  # prompts run so far
         self._records: list[Recording] = []
+        self._times: dict[tuple, Tensor] = {}
         unet.set_attn_processor(AttnProcessor2_0())
         for layer in layers:
             layer.attention.set_processor(_Recorder(self._records, last=truncate and layer is layers[-1]))
@@ -69,7 +70,7 @@ class PromptedUNet:
     def prefix(self, latents: Tensor, timestep: int) -> Prefix:
         """Runs noisy ``latents`` (C, channels, h, w) as far as no prompt is needed."""
         latents = latents.to(self.unet.dtype)
-        time = self._time_embedding(latents, timestep)
+        time = self._time_of(latents, timestep)
         sample = self.unet.conv_in(2 * latents - 1 if self.unet.config.center_input_sample else latents)
         skips = [sample]
         for block in self.unet.down_blocks[: self._n_shared]:
@@ -113,6 +114,13 @@ class PromptedUNet:
         for block in unet.up_blocks:
             skips = [own.pop() if own else shared.pop()[crop_of] for _ in block.resnets]
             sample = run(block, sample, res_hidden_states_tuple=tuple(reversed(skips)))
+
+    def _time_of(self, latents: Tensor, timestep: int) -> Tensor:
+        """Returns the time embedding for each of ``latents``; made once, because a number is copied to the device for it."""
+        key = timestep, latents.dtype, latents.device, self.image_size
+        if key not in self._times:
+            self._times[key] = self._time_embedding(latents[:1], timestep)
+        return self._times[key].expand(len(latents), -1)
 
     def _time_embedding(self, latents: Tensor, timestep: int) -> Tensor:
         unet = self.unet

@@ -5,12 +5,12 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 
 from distill.core.protocols import Benchmark
 from distill.core.types import PairBatch
-from distill.data.pairs import Query, to_device, with_views
+from distill.data.pairs import Query, collate_pairs, to_device, with_views
 from distill.labels import LabelStore
 from distill.labels.cached import Cached
 from distill.labels.locks import Locks
@@ -18,7 +18,12 @@ from distill.system.progress import bar, track
 
 
 def label(
-    teacher: Cached, benchmark: Benchmark, device: str = "cpu", progress: bool = True, every: slice | None = None
+    teacher: Cached,
+    benchmark: Benchmark,
+    device: str = "cpu",
+    progress: bool = True,
+    every: slice | None = None,
+    batch_size: int = 8,
 ) -> int:
     """Makes and stores the labels of ``benchmark`` that are not there yet; safe to interrupt and to start again.
 
@@ -33,6 +38,7 @@ def label(
         device: where the images are sent.
         progress: whether to draw a bar with points per second and the time left.
         every: which of the source images; all without it.
+        batch_size: pairs that the teacher is given together, at most.
 
     Returns:
         How many points were labelled by this process.
@@ -41,7 +47,7 @@ def label(
     with bar("pairs") as shown:
         name, total = f"label {benchmark.name} {benchmark.split}", sum(map(len, groups))
         task = shown.add_task(name, total=total, note="", visible=progress)
-        work = _Work(teacher, benchmark, device)
+        work = _Work(teacher, benchmark, device, batch_size)
         with _exit_on_sigterm(), closing(work.through(groups)) as finished:
             for done in finished:
                 shown.update(task, advance=done, note=f", {work.rate:.1f} points/s" if work.made else ", read")
@@ -56,8 +62,9 @@ class _Work:
     Locks on source images are kept until their labels are written, so that no other process makes them too.
     """
 
-    def __init__(self, teacher: Cached, benchmark: Benchmark, device: str) -> None:
-        self.teacher, self.benchmark, self.device = teacher, benchmark, device
+    def __init__(self, teacher: Cached, benchmark: Benchmark, device: str, batch_size: int) -> None:
+        self.teacher, self.benchmark, self.device, self.batch_size = teacher, benchmark, device, batch_size
+        self.waiting: list[int] = []  # pairs that lack labels, whose source images are locked
         self.made, self.start = 0, time.perf_counter()
         self.locks: Locks | None = None  # made when something is missing: a complete store may be read-only
         self.written = time.monotonic()
@@ -72,24 +79,28 @@ class _Work:
         put_off = []
         try:
             for group in groups:
-                done = self._label(group)
+                done = self._collect(group)
                 put_off += [group[done:]] if done < len(group) else []
                 yield done
                 if time.monotonic() - self.written > self.teacher.flush_seconds:
                     self._write()
             self._write()
             for group in put_off:
-                yield self._label(group, wait=True)
-                self._write()
+                yield self._collect(group, wait=True)
+                self._write()  # no lock is held while another is waited for, so that no two processes wait for each other
         finally:
             try:
-                self._write()
+                self._flush()
             finally:
                 if self.locks is not None:
                     self.locks.close()
 
-    def _label(self, group: list[int], wait: bool = False) -> int:
-        """Labels the pairs of a group until one is locked by another process; returns how many there were."""
+    def _collect(self, group: list[int], wait: bool = False) -> int:
+        """Labels the pairs of a group, or puts them with those that wait to be, until one is locked by another process.
+
+        Returns:
+            How many there were.
+        """
         locked = False
         for done, number in enumerate(group):
             query = query_of(self.benchmark, number)
@@ -101,10 +112,21 @@ class _Work:
                     return done
                 locked = True
                 self.teacher.store.refresh()  # the process that had the lock before may have made these labels
-            before = len(self.teacher.store)
-            self.teacher.match_pairs(to_device(self._originals(number), self.device))
-            self.made += len(self.teacher.store) - before
+                if self.teacher.store.known(query).all():
+                    continue
+            self.waiting.append(number)
+            if len(self.waiting) == self.batch_size:
+                self._label()
         return len(group)
+
+    def _label(self) -> None:
+        """Has the teacher label the pairs that wait."""
+        if self.waiting:
+            before, pairs = len(self.teacher.store), [self._originals(number) for number in self.waiting]
+            self.waiting = []
+            for same in _of_one_size(pairs):
+                self.teacher.match_pairs(to_device(collate_pairs(same), self.device))
+            self.made += len(self.teacher.store) - before
 
     def _originals(self, number: int) -> PairBatch:
         """Returns a pair at the size that the teacher is made for, if it and the data set say so, else as it is."""
@@ -115,6 +137,10 @@ class _Work:
         return with_views(pair, *views(number, size))
 
     def _write(self) -> None:
+        self._label()
+        self._flush()
+
+    def _flush(self) -> None:
         self.teacher.flush()
         self.written = time.monotonic()
         if self.locks is not None:
@@ -127,6 +153,14 @@ def _is_at(pair: PairBatch, size: int) -> bool:
     return all(
         image.shape[-2:] == (size, size) and content.tolist() == [[0, 0, size, size]] for image, content in images
     )
+
+
+def _of_one_size(pairs: Sequence[PairBatch]) -> list[list[PairBatch]]:
+    """Shares pairs out so that the images of each share have one size."""
+    shares = defaultdict(list)
+    for pair in pairs:
+        shares[pair.src_img.shape, pair.trg_img.shape].append(pair)
+    return list(shares.values())
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from distill.cli.config import compose
 from teacher import PromptOptimization, source_image
-from teacher.crop_attention import ConditionedCropAttention
+from teacher.crop_attention import CropAttention
 from teacher.feature_cache import FeatureCache, KeyedImage
 from teacher.settings import Settings
 
@@ -168,25 +168,26 @@ def windowed(heatmap, relative: float):
 def record(monkeypatch):
     """Takes down the box and the noise of every prompt at every step: [step][prompt] -> (box, noise)."""
     steps, drawn = [], {}
-    noise_of, noisy_latents = FeatureCache.noise, ConditionedCropAttention._noisy_latents
+    noise_of, prepare = FeatureCache.noise, CropAttention.prepare
 
     def noise(self, shape, *seeds):
         drawn[seeds] = noise_of(self, shape, *seeds)
         return drawn[seeds]
 
-    def take_down(self, crops, draw):
-        drawn.clear()
-        answer = noisy_latents(self, crops, draw)
-        if crops.crop_of is None:
-            rows = [drawn[self.image.key, "noise", name, draw] for name in crops.names]
-        else:
-            (of_pool,) = drawn.values()
-            rows = [of_pool[crop] for crop in crops.crop_of]
-        steps.append(list(zip(crops.boxes, rows, strict=True)))
+    def take_down(self, plan, first=0):
+        answer, (image,) = prepare(self, plan, first), self.images
+        held = self.settings.noise_draws
+        for place, boxes in enumerate(plan.boxes):
+            number = (first + place) % held if held else first + place
+            if plan.crop_of is None:
+                rows = [drawn[image.key, "noise", name, number] for name in plan.names]
+            else:
+                rows = [drawn[image.key, "noise", number][crop] for crop in plan.crop_of[place]]
+            steps.append(list(zip(boxes, rows, strict=True)))
         return answer
 
     monkeypatch.setattr(FeatureCache, "noise", noise)
-    monkeypatch.setattr(ConditionedCropAttention, "_noisy_latents", take_down)
+    monkeypatch.setattr(CropAttention, "prepare", take_down)
     return steps
 
 
@@ -194,11 +195,11 @@ def record(monkeypatch):
 def optimisation(monkeypatch):
     """Takes down what the optimisation starts from, its losses, and its gradients."""
     seen = Optimisation([], [], [])
-    descend, loss_of = source_image.SourceImage._descend, source_image.attention_loss
+    descend, loss_of = source_image.SourceImages._descend, source_image.attention_loss
 
-    def watched_descend(self, starts, *rest):
+    def watched_descend(self, attention, starts, rows):
         seen.starts.append(starts.clone())
-        return descend(self, starts, *rest)
+        return descend(self, attention, starts, rows)
 
     def attention_loss(*arguments):
         loss = loss_of(*arguments)
@@ -210,7 +211,7 @@ def optimisation(monkeypatch):
             seen.gradients.append(self.param_groups[0]["params"][0].grad.clone())
             return super().step(*arguments)
 
-    monkeypatch.setattr(source_image.SourceImage, "_descend", watched_descend)
+    monkeypatch.setattr(source_image.SourceImages, "_descend", watched_descend)
     monkeypatch.setattr(source_image, "attention_loss", attention_loss)
     monkeypatch.setattr(torch.optim, "Adam", Adam)
     return seen

@@ -136,9 +136,26 @@ def test_a_samplers_numbers_depend_on_a_prompts_own_name_only():
     points = torch.full((3, 1, 2), 0.5)
     together = PoolCropSampler(boxes, names, settings, draws=6)
     alone = PoolCropSampler(boxes, names[1:2], settings, draws=9)
-    drawn = [(together.at(points).crop_of[1], alone.at(points[:1]).crop_of[0]) for _ in range(6)]
-    assert all(a == b for a, b in drawn) and len({int(a) for a, _ in drawn}) > 1
-    assert all(0 not in together.at(points).crop_of for together in [PoolCropSampler(boxes, names, settings, 1)])
+    drawn, again = together.plan(points).crop_of, alone.plan(points[:1]).crop_of
+    assert torch.equal(drawn[:, 1], again[:6, 0]) and len(set(drawn[:, 1].tolist())) > 1
+    assert (drawn != 0).all(), "the whole image is not among them"
+
+
+def test_crops_that_are_planned_are_those_that_are_drawn_one_by_one():
+    settings = Settings(crop_source="fresh", queries="conditioned")
+    names, points = [("n", row) for row in range(3)], torch.rand(3, 1, 2, generator=torch.Generator().manual_seed(0))
+    planned, one_by_one = (RandomCropSampler(64, names, settings, torch.device("cpu"), 4) for _ in range(2))
+    boxes = planned.plan(points).boxes
+    assert torch.equal(boxes, torch.stack([one_by_one.at(points).boxes for _ in range(4)]))
+
+
+def test_prompts_of_several_images_are_shown_crops_of_their_own():
+    pools = torch.stack([crop_boxes(4, ratio, torch.Generator().manual_seed(0)) for ratio in (0.5, 0.8)])
+    names, points = [("crops", row) for row in range(3)], torch.full((3, 1, 2), 0.5)
+    together = PoolCropSampler(pools[[0, 1, 1]], names, Settings(), draws=5).plan(points)
+    for row, pool in enumerate(pools[[0, 1, 1]]):
+        alone = PoolCropSampler(pool, names[row : row + 1], Settings(), draws=5).plan(points[:1])
+        assert torch.equal(together.boxes[:, row], alone.boxes[:, 0])
 
 
 @pytest.mark.parametrize(

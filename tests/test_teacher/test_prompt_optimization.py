@@ -9,9 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from distill.core.errors import ConfigError, DataError, WeightsError
 from distill.core.protocols import Fingerprinted, PairMatcher
 from distill.data.pairs import collate_pairs
-from teacher import PromptOptimization, frozen_model
-from teacher.crop_attention import crop_attention
+from teacher import PromptOptimization, frozen_model, prompt_optimization, source_image
+from teacher.crop_attention import CropAttention
+from teacher.crop_sampling import CropPlan
 from teacher.feature_cache import KeyedImage
+from teacher.prompt_optimization import PointQuery
 from teacher.settings import Settings
 from teacher.source_image import attention_loss, random_prompts
 
@@ -39,14 +41,15 @@ def test_optimising_lowers_the_loss_on_the_source(sd1_folder, make_pairs, querie
     pair = make_pairs(2, size=64)
     points = pair.src_kps[0] / 64
     image = KeyedImage(pair.src_img[0], "key")
-    attention = crop_attention(teacher.features, image, 200)
+    attention = CropAttention(teacher.features, [image] * 4, 200)
     starts = random_prompts(points, "key", (7, 24), teacher.settings).flatten(0, 1)
     prompts = teacher.prompts.at(image, points).embedding.flatten(0, 1)
     rows = points.repeat_interleave(2, 0)[:, None]
     whole = attention.sampler([("any",)] * 4, 1, replace=False).numbered(0)
+    shown, draw = attention.prepare(CropPlan.of([whole]), first=99), torch.zeros(1, dtype=torch.int64)
     with torch.no_grad():
         before, after = (
-            attention_loss(attention.attend(p, whole, 99), rows, teacher.settings, 16).mean() for p in (starts, prompts)
+            attention_loss(shown.attend(p, draw), rows, teacher.settings, 16).mean() for p in (starts, prompts)
         )
     assert after < before
 
@@ -64,10 +67,10 @@ def test_the_prompts_of_a_point_serve_all_targets(sd1_folder, make_pairs, monkey
     teacher, pair = build(sd1_folder), make_pairs(2, size=64)
     calls = []
     optimise = teacher.prompts._optimise
-    monkeypatch.setattr(teacher.prompts, "_optimise", lambda *a: calls.append(len(a[1])) or optimise(*a))
+    monkeypatch.setattr(teacher.prompts, "_optimise", lambda groups: calls.append(len(groups)) or optimise(groups))
     teacher.match_pairs(pair)
     teacher.match_pairs(pair._replace(trg_img=pair.src_img, trg_hash=["other"]))
-    assert calls == [2]
+    assert calls == [2, 0]
 
 
 def test_the_fingerprint_names_settings_and_weights(sd1_folder, tmp_path):
@@ -209,19 +212,81 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_step_draws_no_random_number_and_copies_nothing_between_host_and_device(sd1_folder, make_pairs):
-    pair, counts = make_pairs(3, size=64), {}
-    for steps in (4, 10):
-        teacher = build(sd1_folder, queries="frozen", null_prompt="zeros", steps=steps, noise_draws=2)
+STEP_COUNTS = {  # draws of random numbers, and what copies between host and device or waits for the device
+    *("rand", "randn", "uniform_", "normal_", "bernoulli_"),
+    *("_local_scalar_dense", "item", "nonzero", "_unique2", "unique_dim", "masked_select", "lift_fresh", "_to_copy"),
+}
+EVERY_OPTION = [
+    {"queries": "frozen", "noise_draws": 2},
+    {"queries": "frozen", "crops_per_step": 2, "points_per_prompt": 2},
+    {"queries": "conditioned", "noise_draws": 2},
+    {"queries": "conditioned", "noise_draws": None},
+    {"queries": "conditioned", "crop_source": "fresh", "crop_edges": "pixels"},
+]
+
+
+@pytest.mark.parametrize("settings", EVERY_OPTION, ids=str)
+def test_a_step_draws_nothing_and_copies_nothing_between_host_and_device(sd1_folder, make_pairs, settings, monkeypatch):
+    pairs, steps = collate_pairs([make_pairs(3, size=64), make_pairs(2, size=64, seed=1)]), []
+    teacher = build(sd1_folder, null_prompt="zeros", steps=5, **settings)
+    step = source_image.Descent.step
+
+    def counted(self):
         with Operations() as operations:
-            teacher.prompts.at(KeyedImage(pair.src_img[0], "key"), pair.src_kps[0] / 64)
-        counts[steps] = operations.counts
-    per_step = {name: (counts[10][name] - counts[4][name]) / 6 for name in counts[10]}
-    assert per_step["_softmax"] == 2 * 3, "one a layer and step for each of three layers at two places"
-    for name in ("rand", "randn", "uniform_", "normal_", "lift_fresh", "nonzero", "_unique2", "unique_dim"):
-        assert per_step.get(name, 0) == 0, name
-    assert per_step["_local_scalar_dense"] == 1, "Adam's count of steps, which lies on the host"
-    assert counts[10]["rand"] + counts[10]["uniform_"] > 0, "they are drawn beforehand"
+            loss = step(self)
+        steps.append(operations.counts)
+        return loss
+
+    monkeypatch.setattr(source_image.Descent, "step", counted)
+    teacher.match_pairs(pairs)
+    assert len(steps) >= 5 and all(counts == steps[1] for counts in steps[2:5]), "no step does more than another"
+    assert all(not STEP_COUNTS & {name for name, count in counts.items() if count} for counts in steps[1:])
+    assert steps[0]["index_select"] > 0 and steps[0]["_fused_adam_"] == 1
+
+
+def test_the_work_of_a_step_does_not_grow_with_the_number_of_prompts(sd1_folder, make_pairs):
+    calls = {}
+    for points in (1, 6):
+        teacher = build(sd1_folder, queries="frozen", null_prompt="zeros", steps=4, noise_draws=2)
+        longer = build(sd1_folder, queries="frozen", null_prompt="zeros", steps=10, noise_draws=2)
+        pair, counts = make_pairs(points, size=64), []
+        for one in (teacher, longer):
+            with Operations() as operations:
+                one.prompts.at(KeyedImage(pair.src_img[0], "key"), pair.src_kps[0] / 64)
+            counts.append(operations.counts)
+        calls[points] = (counts[1].total() - counts[0].total()) / 6
+    assert calls[1] == calls[6] < 500, "operations a step and six layers, of one point and of six"
+
+
+@pytest.mark.parametrize(
+    "settings", [*EVERY_OPTION, {"symmetry": "negative_token"}, {"early_stop": 0.5, "steps": 22}], ids=str
+)
+def test_pairs_asked_together_are_answered_as_one_by_one(sd1_folder, make_pairs, settings):
+    """Other pairs, other numbers of points, and one source image in two pairs."""
+    first, second = make_pairs(3, size=64), make_pairs(2, size=64, seed=1)
+    third = first._replace(trg_img=second.trg_img, trg_hash=second.trg_hash)
+    pairs, settings = [first, second, third], {"null_prompt": "zeros", "consensus": 2.0, "crops": 5, **settings}
+    alone = [build(sd1_folder, **settings).match_pairs(pair) for pair in pairs]
+    together = build(sd1_folder, batch_size=7, **settings).match_pairs(collate_pairs(pairs))
+    for row, answer in enumerate(alone):
+        found = [values[row, : answer.trg_kps.shape[1]] for values in together]
+        torch.testing.assert_close(found[0], answer.trg_kps[0], atol=1e-3, rtol=0)
+        torch.testing.assert_close(found[1], answer.confidence[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found[2], answer.heatmap[0], atol=1e-5, rtol=1e-3)
+
+
+def test_attention_maps_of_many_pairs_are_held_in_bounded_memory(sd1_folder, make_pairs, monkeypatch):
+    pairs = collate_pairs([make_pairs(3, size=64, seed=seed) for seed in range(4)])
+    teacher, held = build(sd1_folder), []
+    match = teacher._match_queries
+    monkeypatch.setattr(teacher, "_match_queries", lambda queries: held.append(len(queries)) or match(queries))
+    expected = teacher.match_pairs(pairs)
+    of_a_pair = 3 * teacher.settings.embeddings * len(teacher.features.model.unet.layers) * 4 * 16**2
+    monkeypatch.setattr(prompt_optimization, "MAPS_GIB", 2.5 * of_a_pair / 2**30)
+    torch.testing.assert_close(teacher.match_pairs(pairs).trg_kps, expected.trg_kps, atol=1e-3, rtol=0)
+    monkeypatch.setattr(prompt_optimization, "MAPS_GIB", 1e-9)
+    teacher.match_pairs(pairs)
+    assert held == [4, 2, 2, 1, 1, 1, 1]
 
 
 def test_maps_points_and_consensus_are_in_single_precision_where_the_model_is_in_half(
@@ -233,7 +298,7 @@ def test_maps_points_and_consensus_are_in_single_precision_where_the_model_is_in
     src, trg = (KeyedImage(image[0], key) for image, key in ((pair.src_img, "a"), (pair.trg_img, "b")))
     prompts = teacher.prompts.at(src, pair.src_kps[0] / 64)
     with torch.no_grad():
-        found = teacher._localize_with_consensus(src, trg, pair.src_kps[0] / 64, prompts)
+        (found,) = teacher._localize_with_consensus([PointQuery(src, trg, pair.src_kps[0] / 64)], [prompts])
     assert teacher.pipeline.unet.dtype == torch.bfloat16
     for values in (prompts.embedding, found.points, found.heatmap, found.maps, found.consensus.maps):
         assert values.dtype == torch.float32

@@ -85,7 +85,8 @@ def _make(cfg: DictConfig) -> int:
     shown = fabric.is_global_zero
     if shown:
         announce("label", ", ".join(f"{len(p)} {p.split} pairs of {p.name}" for p in datasets), device, cfg.labels.dir)
-    mine = sum(label(teacher, pairs, device, progress=shown, every=every) for pairs in datasets)
+    batch_size = cfg.label.batch_size
+    mine = sum(label(teacher, pairs, device, progress=shown, every=every, batch_size=batch_size) for pairs in datasets)
     made = int(fabric.all_reduce(float(mine), reduce_op="sum"))
     if fabric.is_global_zero:
         if cfg.label.compact:
