@@ -141,6 +141,14 @@ class PhotographPairs(Dataset[PairBatch], ABC):
         points = pair.src.points[pair.src.visible & pair.trg.visible] / src.size[::-1]
         return Query(src.hash, trg.hash, points)
 
+    def original_size(self, path: Path) -> tuple[int, int]:
+        """Returns height, width of a photograph before resizing, px.
+
+        Raises:
+            DataError: when the file cannot be read.
+        """
+        return self._original(path).size
+
     def _original(self, path: Path) -> Original:
         """Returns what labels of a photograph are keyed by; its file is looked at once."""
         if path not in self._originals:

@@ -8,9 +8,11 @@ import torch
 
 from distill.__main__ import main
 from distill.data.datasets.shapes import ShapesPairs
+from distill.data.pairs import collate_pairs
 from teacher import DiffusionFeatures, PromptOptimization
 from teacher.pretrain import build_autoencoder, build_unet
 from teacher.pretrain.latents import encode
+from teacher.source_image import Descent
 
 pytestmark = pytest.mark.gpu
 FEW = ["train.n_pairs=4", "val.n_pairs=2", "test.n_pairs=2"]
@@ -30,6 +32,46 @@ def test_the_teacher_answers_on_a_card_as_on_a_cpu(model, difficulty):
     )
     distance = (here.trg_kps - there.trg_kps).norm(dim=-1)
     assert distance.median() < 0.5 and (distance < 2).float().mean() > 0.8, "px; a flat maximum may move further"
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"queries": "conditioned"}, {"queries": "conditioned", "noise_draws": None}], ids=str
+)
+def test_steps_that_are_replayed_as_a_graph_answer_as_those_that_are_launched(model, settings, caplog):
+    pairs = collate_pairs([ShapesPairs("val", 4, 0, 128)[number] for number in range(3)])
+    replayed, launched = (
+        PromptOptimization(model, device="cuda", steps=12, cuda_graph=graph, **settings).match_pairs(pairs)
+        for graph in ("auto", "off")
+    )
+    assert "cannot be captured" not in caplog.text
+    distance = (replayed.trg_kps - launched.trg_kps).norm(dim=-1)[pairs.kps_mask]
+    assert distance.median() < 0.1 and (distance < 1).float().mean() > 0.9, "px"
+
+
+def test_pairs_asked_together_are_answered_as_one_by_one(model):
+    pairs = [ShapesPairs("val", 4, 0, 128)[number] for number in range(3)]
+    together = PromptOptimization(model, device="cuda", steps=10).match_pairs(collate_pairs(pairs))
+    for row, pair in enumerate(pairs):
+        alone = PromptOptimization(model, device="cuda", steps=10).match_pairs(pair).trg_kps[0]
+        distance = (together.trg_kps[row, : len(alone)] - alone).norm(dim=-1)
+        assert distance.median() < 0.1 and (distance < 1).float().mean() > 0.9, "px"
+
+
+def test_a_step_waits_for_nothing(model):
+    pair, step, waits = ShapesPairs("val", 4, 0, 128)[0], Descent.step, []
+
+    def watched(self):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return step(self)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+            waits.append(1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Descent, "step", watched)
+        PromptOptimization(model, device="cuda", steps=10, cuda_graph="off").match_pairs(pair)
+    assert len(waits) == 10
 
 
 def test_diffusion_features_are_the_same_on_a_card(model):

@@ -176,7 +176,10 @@ def _datasets(cfg: DictConfig) -> list:
     wanted, found, empty = [split for split in cfg.splits if cfg[split].n_pairs != 0], [], None
     for split in wanted:
         try:
-            found.append(pairs_of(cfg.data, split, cfg[split]))
+            pairs = pairs_of(cfg.data, split, cfg[split])
+            # As fit does: points of its own are for training, annotated ones for measuring.
+            gridded = split == "train" and cfg.points is not None
+            found.append(instantiate(cfg.points, pairs=pairs) if gridded else pairs)
         except EmptySplit as error:  # of a folder too small to set photographs aside, which fit takes, too
             empty = error
             if is_first_process() and len(wanted) > 1:

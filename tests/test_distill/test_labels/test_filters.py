@@ -8,6 +8,7 @@ from distill.core.geometry import gaussian_heatmap
 from distill.core.types import Matches
 from distill.data.grid_points import GridPoints
 from distill.data.pairs import collate_pairs, to_device
+from distill.labels.cached import Cached
 from distill.labels.filters import (
     Agreement,
     Filtered,
@@ -17,8 +18,11 @@ from distill.labels.filters import (
     RelaxedCycle,
     label_confidences,
 )
+from distill.labels.generate import label
+from distill.losses import CoordinateHuber, Example, HeatmapKL
 from distill.matchers.memoized import MemoizedMatcher
 from distill.matchers.oracle import Oracle
+from student import StudentMatcher
 
 
 def shifted(dx: float):
@@ -148,3 +152,39 @@ def test_points_on_a_grid_are_the_same_every_time_and_know_no_counterpart(few):
     assert len(grid) == 4 and (grid.name, grid.threshold) == (few.name, few.threshold)
     with pytest.raises(ConfigError, match="points.side"):
         GridPoints(few, side=0)
+
+
+def test_points_on_a_grid_within_the_object_are_those_inside_its_box(few):
+    everywhere, inside = GridPoints(few, side=20)[0].src_kps[0], GridPoints(few, side=20, within="box")[0]
+    x0, y0, x1, y1 = few[0].src_bbox[0].tolist()
+    expected = [p for p in everywhere.tolist() if x0 <= p[0] <= x1 and y0 <= p[1] <= y1]
+    assert 0 < len(expected) < 400 and inside.kps_mask.all()
+    torch.testing.assert_close(inside.src_kps[0], torch.tensor(expected))
+    with pytest.raises(ConfigError, match=r"points.within to be image or box but got 'mask'"):
+        GridPoints(few, within="mask")
+
+
+def test_a_student_learns_from_hundreds_of_labels_a_pair_with_small_heatmaps(few, tmp_path):
+    grid = GridPoints(few, side=20, within="box")
+
+    class Small:
+        def fingerprint(self):
+            return {"method": "small"}
+
+        def match_pairs(self, pairs):
+            heatmap = torch.rand(*pairs.kps_mask.shape, 4, 4, generator=torch.Generator().manual_seed(0))
+            return Matches(pairs.src_kps, torch.ones(pairs.kps_mask.shape), heatmap)
+
+    label(Cached(tmp_path, Small()), grid, progress=False)
+    batch = collate_pairs([grid[0], grid[1]])
+    found, present = Cached(tmp_path, Small()).store.lookup(batch)
+    assert present[batch.kps_mask].all() and found.heatmap.shape[-2:] == (4, 4) and batch.kps_mask.sum() > 100
+    size = sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
+    points = sum(int(grid[i].kps_mask.sum()) for i in range(len(grid)))
+    assert size / points < 80, "bytes a label"
+    student = StudentMatcher("resnet10t", width=16)
+    prediction, src_map, trg_map = student.forward_with_descriptors(batch.src_img, batch.trg_img, batch.src_kps)
+    for loss in (HeatmapKL(), CoordinateHuber()):
+        value = loss(Example(batch, found, prediction, student, src_map, trg_map))
+        gradients = torch.autograd.grad(value, list(student.parameters()), retain_graph=True, allow_unused=True)
+        assert torch.isfinite(value) and any(g is not None and g.abs().sum() > 0 for g in gradients)

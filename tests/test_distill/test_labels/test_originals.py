@@ -157,6 +157,20 @@ def test_points_on_a_grid_are_the_same_at_every_size(tmp_path, photographs):
         assert label(Cached(tmp_path, Flat()), grid, progress=False) == 0
 
 
+def test_points_on_a_grid_are_known_without_decoding_a_photograph(tmp_path, photographs, monkeypatch):
+    pairs = FolderPairs(photographs, size=32)
+    for within in ("image", "box"):
+        grid = GridPoints(pairs, side=5, within=within)
+        label(Cached(tmp_path / within, Flat()), grid, progress=False)
+        expected, found = Query.of(grid[0]), grid.query(0)
+        assert (expected.src, expected.trg) == (found.src, found.trg)
+        np.testing.assert_allclose(found.points, expected.points, atol=1e-6)
+    monkeypatch.setattr(FolderPairs, "image", lambda *_: pytest.fail("decoded"))
+    for within in ("image", "box"):
+        grid = GridPoints(FolderPairs(photographs, size=64), side=5, within=within)
+        assert label(Cached(tmp_path / within, Flat()), grid, progress=False) == 0
+
+
 class Flat:
     """Answers with the middle."""
 
