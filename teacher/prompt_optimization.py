@@ -171,7 +171,7 @@ class PromptOptimization:
     ) -> Matches:
         height, width = src_img.shape[-2:]
         points = src_kps.cpu().float() / torch.tensor([width, height])
-        answers = {}
+        answers: dict[int, Matches] = {}
         with without_autocast(torch.empty(0, device=self.device)):  # precision= decides; points and maps are in fp32
             for rows in self._together(mask):
                 queries = [

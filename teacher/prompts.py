@@ -65,7 +65,7 @@ class CachedPrompts:
 
     def _optimise(self, groups: Sequence["_Group"]) -> dict[Name, tuple[Tensor, int]]:
         """Optimises the prompts of groups of points, those of equally many points together."""
-        found = {}
+        found: dict[Name, tuple[Tensor, int]] = {}
         source = SourceImages(self.features, self.batch)
         for number in sorted({len(group.names) for group in groups}):
             same = sorted((group for group in groups if len(group.names) == number), key=lambda group: group.image.key)
