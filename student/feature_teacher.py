@@ -1,8 +1,7 @@
 """A teacher without a diffusion model: nearest neighbours with neighbourhood consensus, cycle and flip consistency."""
 
-import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from distill.core.geometry import flip_points, gaussian_weight, image_size, samp
 from distill.core.precision import in_single, without_autocast
 from distill.core.readout import window_mass, windowed_soft_argmax
 from distill.core.types import Matches, PairBatch
+from student.fused_features import Describer, source_fingerprint
 
 Size = tuple[int, int]
 """H, W, px."""
@@ -33,8 +33,8 @@ class FeatureTeacher:
     being the distance as a fraction of the longer side.
 
     Args:
-        model: has ``describe(images) -> (B, C, h, w)``, descriptors of length 1, as :class:`student.NearestNeighbour`
-            and :class:`student.StudentMatcher` have.
+        model: has ``describe(images) -> (B, C, h, w)``, descriptors of length 1, as :class:`student.NearestNeighbour`,
+            :class:`student.FusedFeatures`, :class:`student.StudentMatcher` and ``teacher.DiffusionFeatures`` have.
         temperature: divides the cosines.
         side: largest number of source cells a side that take part in the consensus; finer maps are averaged.
         target_side: largest number of target cells a side; the resolution of the answer.
@@ -55,7 +55,7 @@ class FeatureTeacher:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Describer,
         temperature: float = 0.05,
         side: int = 20,
         target_side: int = 40,
@@ -76,7 +76,7 @@ class FeatureTeacher:
             raise ConfigError(
                 f"Expected positive amounts in the feature teacher but got {wrong}; correct teacher.<name>."
             )
-        self.model = model.eval().requires_grad_(False)
+        self.model = model.eval().requires_grad_(False) if isinstance(model, nn.Module) else model
         self.consensus = NeighbourhoodConsensus(consensus, side, target_side, sigma_cells, temperature)
         self.flip, self.cycle_tolerance, self.flip_tolerance = flip, cycle_tolerance, flip_tolerance
         self.radius_cells, self.feature_cache_size = radius_cells, feature_cache_size
@@ -86,18 +86,17 @@ class FeatureTeacher:
     @property
     def n_parameters(self) -> int:
         """Number of parameters of the network."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        return sum(parameter.numel() for parameter in self._parameters())
+
+    def _parameters(self) -> Iterator[nn.Parameter]:
+        return self.model.parameters() if isinstance(self.model, nn.Module) else iter(())
 
     def fingerprint(self) -> dict[str, str]:
         """See :class:`distill.core.protocols.Fingerprinted`."""
-        digest = hashlib.blake2b(digest_size=16)
-        for name, value in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         settings = {name: str(value) for name, value in sorted(vars(self.consensus).items())}
         settings |= {name: str(getattr(self, name)) for name in ("flip", "cycle_tolerance", "flip_tolerance", "size")}
-        settings |= {"radius_cells": str(self.radius_cells), "weights": digest.hexdigest()}
-        return {"method": "features 4", "model": type(self.model).__name__, **settings}
+        told = {f"model.{name}": value for name, value in source_fingerprint(self.model).items()}
+        return {"method": "features 5", "radius_cells": str(self.radius_cells), **settings, **told}
 
     def __call__(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
         """See :class:`distill.core.protocols.Matcher`."""
@@ -115,11 +114,11 @@ class FeatureTeacher:
 
     def describe(self, images: Tensor) -> Tensor:
         """Returns (B, 2, C, h, w): descriptors of length 1 of the images (B, 3, H, W) and of the flipped images."""
-        parameter = next(self.model.parameters(), None)
-        if parameter is not None and parameter.device != images.device:
+        parameter = next(self._parameters(), None)
+        if isinstance(self.model, nn.Module) and parameter is not None and parameter.device != images.device:
             self.model.to(images.device)
         with torch.no_grad():
-            maps = in_single(self.model.describe(torch.cat([images, images.flip(-1)])))  # type: ignore[operator]
+            maps = in_single(self.model.describe(torch.cat([images, images.flip(-1)]))).to(images.device)
         return pooled(maps, self.consensus.target_side).unflatten(0, (2, -1)).transpose(0, 1)
 
     def _sized(self, images: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.core.checks import check_query
+from distill.core.digest import state_digest
 from distill.core.geometry import flip_points, image_size, sample_at
 from distill.core.precision import in_single, without_autocast
 from distill.core.readout import argmax
@@ -79,6 +80,11 @@ class NearestNeighbour(nn.Module):
         points = torch.where(flipped[..., 0], flip_points(points, size), points)
         heatmap = torch.where(flipped, heatmap.flip(-1), heatmap)
         return Matches(points, ((1 + best) / 2).clamp(0, 1), heatmap)
+
+    def fingerprint(self) -> dict[str, str]:
+        """See :class:`distill.core.protocols.Fingerprinted`."""
+        told = {"backbone": self.backbone.name, "levels": str(self.backbone.levels), "enlarge": str(self.enlarge)}
+        return {"method": "nearest neighbour 1", **told, "weights": state_digest(self)}
 
     def describe(self, images: Tensor) -> Tensor:
         """Returns descriptors of length 1, (B, C, h, w), of ``images`` (B, 3, H, W) in [0, 1]."""

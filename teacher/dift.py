@@ -82,6 +82,10 @@ SDXL = FeatureChoice(("up@1/4:5.transformer", "up@1/4:7.transformer", "up@1/2:0.
 (github.com/Darkbblue/generic-diffusion-feature)."""
 
 
+SMALL = FeatureChoice(("up@1/2", "up@1/1:0.transformer"), 50)
+"""What is read of the shipped small model; chosen among single layers and pairs of them on 120 training pairs."""
+
+
 class DiffusionFeatures(FeatureMatcher):
     """Compares the features of a Stable Diffusion's UNet by their cosine.
 
@@ -192,12 +196,16 @@ class DiffusionFeatures(FeatureMatcher):
 def default_features(unet: UNet2DConditionModel) -> FeatureChoice:
     """Returns what is read where the settings do not say.
 
-    SDXL, told by its second conditioning: ``SDXL``. SD 1.x and 2.x: the second block of the decoder at time 261, as in DIFT. Any
-    other, the shipped small model among them: the same block and time.
+    SDXL, told by its second conditioning: ``SDXL``. Two blocks, as in the shipped small model: ``SMALL``. SD 1.x, 2.x and any other: the
+    second block of the decoder at time 261, as in DIFT.
     """
-    present = {layer.name for layer in feature_layers(unet)}
-    if unet.config.addition_embed_type == "text_time" and present.issuperset(SDXL.layers):
-        return SDXL
+    present = {name for layer in feature_layers(unet) for name in (layer.name, layer.place)}
+    for choice, fits in (
+        (SDXL, unet.config.addition_embed_type == "text_time"),
+        (SMALL, len(unet.up_blocks) == 2),
+    ):
+        if fits and present.issuperset(choice.layers):
+            return choice
     decoder = [place for place, _ in named_blocks(unet) if place.startswith("up@")]
     return FeatureChoice((decoder[min(1, len(decoder) - 1)],), 261)
 

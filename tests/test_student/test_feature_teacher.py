@@ -120,7 +120,12 @@ def test_the_fingerprint_tells_weights_and_settings_apart():
         for seed, options in ((0, {}), (0, {}), (1, {}), (0, {"consensus": 1.0}))
     ]
     assert prints[0] == prints[1] and prints[0] != prints[2] and prints[0] != prints[3]
-    assert {name for name in prints[0] if prints[0][name] != prints[2][name]} == {"weights"}
+    assert {name for name in prints[0] if prints[0][name] != prints[2][name]} == {"model.weights"}
+
+
+def test_maps_of_other_layers_of_the_same_weights_have_another_fingerprint():
+    first, second = (FeatureTeacher(NearestNeighbour("test_resnet", strides)) for strides in ([32], [16, 32]))
+    assert first.fingerprint() != second.fingerprint()
 
 
 def test_amounts_that_cannot_work_are_named():

@@ -5,8 +5,9 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from distill.core.errors import ConfigError
-from teacher.dift import SDXL, default_features
+from teacher.dift import SDXL, SMALL, default_features
 from teacher.feature_layers import choose_features, feature_layers, record
+from teacher.unet_weights import meta_unet
 
 SD1 = dict(
     sample_size=16,
@@ -118,6 +119,12 @@ def test_sdxl_reads_four_inner_layers_by_default_and_leaves_the_pass_after_the_l
     handle.remove()
     assert [tuple(feature_map.shape[1:]) for feature_map in maps] == [(16, 4, 4), (16, 4, 4), (8, 8, 8), (8, 8, 8)]
     assert not seen and before == 1 and hooks(sdxl) == 0
+
+
+def test_the_shipped_model_reads_a_block_and_an_inner_transformer_block_by_default(root):
+    unet = meta_unet(root / "checkpoints" / "sd-mini")
+    assert default_features(unet) == SMALL
+    assert [layer.name for layer in choose_features(unet, SMALL.layers)] == ["up@1/2:0.block", "up@1/1:0.transformer"]
 
 
 def test_hooks_are_removed_when_the_pass_fails(sd1):

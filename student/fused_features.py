@@ -1,0 +1,111 @@
+"""Features of several networks as one description of an image (Zhang et al., "A Tale of Two Features", NeurIPS 2023)."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from distill.core.digest import state_digest
+from distill.core.errors import ConfigError, nearest
+from distill.core.precision import in_single
+
+
+class Describer(Protocol):
+    """A network that describes images densely."""
+
+    def describe(self, images: Tensor) -> Tensor:
+        """Returns descriptors of length 1, (B, C, h, w), of ``images`` (B, 3, H, W) in [0, 1]."""
+        ...
+
+
+class FusedFeatures(nn.Module):
+    """Joins the descriptors of several sources, each of length 1 times its weight.
+
+    The cosine of two joined descriptors is the mean of the sources' cosines, weighted by the squares of the weights. Maps are
+    enlarged bilinearly to the finest grid. Zhang et al. join Stable Diffusion and DINOv2 with equal weights; they reduce the
+    former by a joint PCA of both images first, which is not done here.
+
+    Args:
+        sources: what describes images, by names of your choice: :class:`student.NearestNeighbour`,
+            ``teacher.DiffusionFeatures``, or any object with ``describe``; None leaves an entry out.
+        weights: of the sources, by name; 1 where none is named.
+        sizes: side in px that images are resized to for a source, by name; sources without one are given the images as they are.
+
+    Raises:
+        ConfigError: for no source, names that are not sources, or weights and sizes that are not positive.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Describer | None],
+        weights: Mapping[str, float] | None = None,
+        sizes: Mapping[str, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.sources: dict[str, Describer] = {name: source for name, source in sources.items() if source is not None}
+        if not self.sources:
+            raise ConfigError("Expected at least one source of fused features but got none; name one in sources.")
+        blind = [name for name, source in self.sources.items() if not callable(getattr(source, "describe", None))]
+        if blind:
+            raise ConfigError(
+                f"Expected sources of fused features that describe images but {blind[0]} has no method describe; choose another."
+            )
+        _check("weights", weights or {}, sources)
+        _check("sizes", sizes or {}, sources)
+        self.weights = {name: float((weights or {}).get(name, 1.0)) for name in self.sources}
+        self.sizes = {name: int(size) for name, size in (sizes or {}).items() if name in self.sources}
+        # Those that are modules are moved and counted with this one; the others see to their own weights.
+        self.networks = nn.ModuleDict({name: s for name, s in self.sources.items() if isinstance(s, nn.Module)})
+        self.eval().requires_grad_(False)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Returns what decides a description, by field name; see :class:`distill.core.protocols.Fingerprinted`."""
+        fields = {}
+        for name, source in self.sources.items():
+            told = source_fingerprint(source) | {"weight": str(self.weights[name])}
+            told |= {"size": str(self.sizes[name])} if name in self.sizes else {}
+            fields |= {f"{name}.{field}": value for field, value in told.items()}
+        return fields
+
+    def describe(self, images: Tensor) -> Tensor:
+        """Returns descriptors of length 1, (B, C, h, w), of ``images`` (B, 3, H, W) in [0, 1]."""
+        maps = []
+        for name, source in self.sources.items():
+            described = source.describe(_resized(images, self.sizes.get(name)))
+            maps.append(F.normalize(in_single(described).to(images.device), dim=1))
+        grid = max(m.shape[-2] for m in maps), max(m.shape[-1] for m in maps)
+        finer = [F.interpolate(m, grid, mode="bilinear", align_corners=False) for m in maps]
+        weighted = [w * F.normalize(m, dim=1) for w, m in zip(self.weights.values(), finer, strict=True)]
+        return F.normalize(torch.cat(weighted, dim=1), dim=1)
+
+
+def source_fingerprint(source: Any) -> dict[str, str]:
+    """Returns what decides the descriptions of ``source``: its own fingerprint, or its class and weights."""
+    own = getattr(source, "fingerprint", None)
+    if callable(own):
+        return dict(own())
+    if not isinstance(source, nn.Module):
+        raise ConfigError(
+            f"Expected a source of features with a fingerprint, or a torch.nn.Module, but got {type(source).__name__}; give it a "
+            "method fingerprint() that returns what decides its answers."
+        )
+    return {"model": type(source).__name__, "weights": state_digest(source)}
+
+
+def _resized(images: Tensor, size: int | None) -> Tensor:
+    if size is None or images.shape[-2:] == (size, size):
+        return images
+    resized = F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    return resized.clamp(0, 1)
+
+
+def _check(what: str, given: Mapping[str, float], sources: Mapping[str, Any]) -> None:
+    for name, value in given.items():
+        if name not in sources:
+            raise ConfigError(f"Expected {what} of fused features by the names of sources; {nearest(name, sources)}.")
+        if not 0 < value < float("inf"):
+            raise ConfigError(
+                f"Expected positive {what} of fused features but {name} has {value}; correct {what}.{name}."
+            )
