@@ -62,7 +62,7 @@ class FusedFeatures(nn.Module):
 
     def fingerprint(self) -> dict[str, str]:
         """Returns what decides a description, by field name; see :class:`distill.core.protocols.Fingerprinted`."""
-        fields = {}
+        fields: dict[str, str] = {}
         for name, source in self.sources.items():
             told = source_fingerprint(source) | {"weight": str(self.weights[name])}
             told |= {"size": str(self.sizes[name])} if name in self.sizes else {}
