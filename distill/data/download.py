@@ -110,6 +110,12 @@ RECIPES: Mapping[str, Recipe] = {
         "ImageAnnotation and PairAnnotation of them with prepare_ap10k.ipynb of https://github.com/Junyi42/GeoAware-SC.",
         "see its repository",
     ),
+    "soco": Recipe(
+        [],
+        "hf download GenIntelLab/SOCO --repo-type dataset --local-dir SOCOv1; unpack its three archives there, and data.root is "
+        "SOCOv1.",
+        "CC BY 4.0",
+    ),
     "folder": Recipe(
         [], "photographs of your own need no download: one sub-folder for each category.", "that of your photographs"
     ),

@@ -23,6 +23,7 @@ LAYOUTS = {
     "cub": ("images.txt",),
     "spair71k": ("PairAnnotation", "Layout"),
     "ap10k": ("PairAnnotation", "ImageAnnotation"),
+    "soco": ("PairAnnotations", "Images"),
     "pf_pascal": ("Annotations", "JPEGImages"),
     "pf_willow": ("duck(S)",),
 }

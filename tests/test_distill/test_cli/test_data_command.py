@@ -246,7 +246,7 @@ def test_fit_compares_on_annotated_photographs_as_far_as_there_are_any(tmp_path,
         assert tested in capsys.readouterr().out and (test is None) == (count == 6)
 
 
-@pytest.mark.parametrize("name", ["ap10k", "cub", "folder", "pf_pascal", "pf_willow", "spair71k", "spair_u"])
+@pytest.mark.parametrize("name", ["ap10k", "cub", "folder", "pf_pascal", "pf_willow", "soco", "spair71k", "spair_u"])
 def test_the_defaults_of_a_class_are_those_of_its_configuration(name):
     """A setting stands in one place; that class and file agree is checked here."""
     data = compose("evaluate", [f"data={name}", "data.root=x"]).data

@@ -137,7 +137,7 @@ def test_a_damaged_archive_is_told(tmp_path, name, content):
 
 
 def test_every_benchmark_says_how_one_comes_by_it():
-    assert set(RECIPES) == {"shapes", "spair71k", "spair_u", "pf_pascal", "pf_willow", "cub", "ap10k", "folder"}
+    assert set(RECIPES) == {"shapes", "spair71k", "spair_u", "pf_pascal", "pf_willow", "cub", "ap10k", "soco", "folder"}
     for recipe in RECIPES.values():
         assert recipe.manual and all(source.url.startswith("https://") for source in recipe.sources)
 

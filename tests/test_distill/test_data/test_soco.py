@@ -1,0 +1,114 @@
+"""SOCO, on a miniature of its published layout."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from distill.cli.commands.doctor import layout as recognised
+from distill.core.errors import ConfigError, DataError
+from distill.data.datasets.soco import SOCOPairs
+from distill.evaluation.evaluate import evaluate
+from distill.matchers.oracle import Oracle
+
+
+def point(number: int, name: str, place: list[float]) -> dict:
+    concept = {"concept_id": 10, "concept_name": "wheel", "kind": "functional", "shared": True}
+    return {"id": number, "name": name, "pos": place, **concept}
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    for category, size in (("car", (60, 48)), ("bus", (72, 50))):
+        (tmp_path / "Images" / category).mkdir(parents=True)
+        for number in (1, 2):
+            noise = np.random.default_rng(number).integers(0, 255, (size[1], size[0], 3), np.uint8)
+            Image.fromarray(noise).save(tmp_path / "Images" / category / f"{category}_{number}.JPEG")
+    for folder, source, size in (
+        ("intra", "car", [60, 48]),
+        ("cross", "bus", [72, 50]),
+        ("trainsplits/test", "car", [60, 48]),
+    ):
+        pair = {
+            "pair_id": 1,
+            "pair_group": "car",
+            "src_category": source,
+            "trg_category": "car",
+            "src_image": f"{source}_1.JPEG",
+            "trg_image": "car_2.JPEG",
+            "src_imsize": size,
+            "trg_imsize": [60, 48],
+            "src_bndbox": [2, 2, 58, 44],
+            "trg_bndbox": [4, 6, 54, 40],
+            "src_keypoints": [point(7, "front", [10, 30]), point(8, "rear", [50, 31]), point(3, "mirror", [22, 12])],
+            "trg_keypoints": [point(8, "rear", [48, 33]), point(9, "hook", [5, 20]), point(7, "front", [12, 32])],
+            "semantic_overlap": ["front", "rear"],
+            "concept_matches": [],
+        }
+        (tmp_path / "PairAnnotations" / folder / "car").mkdir(parents=True)
+        (tmp_path / "PairAnnotations" / folder / "car" / "00001.json").write_text(json.dumps(pair))
+    return tmp_path
+
+
+def edit(root: Path, folder: str = "intra", **changes) -> None:
+    file = root / "PairAnnotations" / folder / "car" / "00001.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize(("split", "width"), [("intra", 60), ("cross", 72), ("test", 60)])
+def test_common_points_are_asked_for_by_name_and_the_targets_others_are_known(root, split, width):
+    pair = SOCOPairs(str(root), split, size=64)[0]
+    # "front" and "rear" of both images, in the pixels of squares of 64.
+    np.testing.assert_allclose(
+        pair.trg_kps[0].numpy(), [[12 * 64 / 60, 32 * 64 / 48], [48 * 64 / 60, 33 * 64 / 48]], rtol=1e-5
+    )
+    np.testing.assert_allclose(pair.src_kps[0, :, 0].numpy(), [10 * 64 / width, 50 * 64 / width], rtol=1e-5)
+    assert pair.trg_all_id[0].tolist() == [0, 1, 2] and pair.category == ["car"]
+    assert pair.pck_threshold.tolist() == [50.0], "the longer side of the target's box"
+
+
+def test_the_truth_scores_full_marks_and_the_doctor_recognises_the_layout(root):
+    report = evaluate(Oracle(), SOCOPairs(str(root), "cross", size=64), "oracle", progress=False).report
+    assert report["pck_category_mean"]["image"]["0.10"] == 100 and report["n_points"] == 2
+    assert recognised(root) == "soco"
+
+
+def test_a_pair_without_a_box_is_scored_by_the_whole_image(root):
+    edit(root, trg_bndbox=None)
+    assert SOCOPairs(str(root), size=64)[0].pck_threshold.tolist() == [60.0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"semantic_overlap": ["front", "mirror"]}, "not points of both images"),
+        ({"semantic_overlap": ["front", "front"]}, "not points of both images, each once"),
+        ({"trg_image": "../../../secret.png"}, "no plain name"),
+        ({"src_category": ".."}, "no plain name"),
+        ({"trg_bndbox": [4, 6, 4, 40]}, "is empty"),
+        ({"trg_bndbox": None, "trg_imsize": None}, "both missing"),
+        ({"src_keypoints": [point(7, "front", [1, 2])] * 2}, "'front' comes twice"),
+        ({"src_keypoints": 3}, "structure is another"),
+        ({"trg_image": "none.JPEG"}, "none.JPEG"),
+        ({"trg_imsize": [61, 48]}, "car_2.JPEG"),
+    ],
+)
+def test_annotations_that_cannot_be_true_are_named(root, changes, message):
+    edit(root, **changes)
+    pairs = SOCOPairs(str(root), size=64)
+    with pytest.raises(DataError, match=message):
+        pairs[0]
+    assert list(pairs.problems()) and len(SOCOPairs(str(root), "cross", size=64).problems()) == 0
+
+
+def test_what_is_not_there_is_named(root, tmp_path):
+    with pytest.raises(DataError, match="Images.zip and PairAnnotations.zip"):
+        SOCOPairs(str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match="categories of split intra but got 'cars'; did you mean 'car'"):
+        SOCOPairs(str(root), categories=["cars"])
+    with pytest.raises(ConfigError, match="data.split"):
+        SOCOPairs(str(root), "val")
+    with pytest.raises(ConfigError, match="convention=canonical"):
+        SOCOPairs(str(root), convention="paper")
