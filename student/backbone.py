@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from distill.core.errors import ConfigError, nearest
 from student import lora as adapters
+from student.debias import BLANK_CELLS, PositionalDebias
 from student.weights import load_weights
 
 Tuning = Literal["full", "fixed_norm", "frozen"]
@@ -38,6 +39,8 @@ class Backbone(nn.Module):
             normalisation, which small batches would spoil; "frozen" trains nothing.
         lora: rank, alpha and targets of low-rank adapters, see :func:`student.lora.add_adapters`; everything else in the
             network is frozen then.
+        debias: number of directions that tell the position in the image and are projected out of the features of a
+            vision transformer, see :class:`student.debias.PositionalDebias`; 0 for none.
 
     Raises:
         ConfigError: for an unknown model, one without the feature contract, a stride or block that it does not have, or
@@ -59,6 +62,7 @@ class Backbone(nn.Module):
         layers: Sequence[int] | None = None,
         tuning: Tuning = "full",
         lora: dict[str, Any] | None = None,
+        debias: int = 0,
     ) -> None:
         super().__init__()
         if not timm.is_model(name):
@@ -84,6 +88,9 @@ class Backbone(nn.Module):
         for key, value in (("mean", mean), ("std", std)):
             chosen = value or preprocessing[key]
             self.register_buffer(key, torch.tensor([float(v) for v in chosen]).view(3, 1, 1))
+        self.debias: nn.ModuleList | None = None
+        if debias:
+            self._debias(debias)
         if tuning == "frozen" or lora is not None:
             self.network.requires_grad_(False)
         if lora is not None:
@@ -107,7 +114,30 @@ class Backbone(nn.Module):
             output_fmt="NCHW",
             intermediates_only=True,
         )
-        return [maps[wanted.index(level)] for level in self.levels]
+        chosen = [maps[wanted.index(level)] for level in self.levels]
+        if self.debias is None:
+            return chosen
+        return [debias(feature_map) for debias, feature_map in zip(self.debias, chosen, strict=True)]
+
+    def _debias(self, components: int) -> None:
+        """Finds the directions that tell the position from an image of the mean colour.
+
+        Raises:
+            ConfigError: for a network that is no transformer, and for a number of directions that there is not.
+        """
+        if self.patch == 1:
+            raise ConfigError(
+                f"Expected debias=0 for {self.name}, which is no plain vision transformer, but got {components}."
+            )
+        debiases = [PositionalDebias(channels, components) for channels in self.channels]
+        side = BLANK_CELLS * self.patch
+        blank, training = self.mean.expand(1, 3, side, side), self.network.training
+        self.network.eval()
+        with torch.no_grad():
+            for debias, feature_map in zip(debiases, self(blank), strict=True):
+                debias.fit(feature_map)
+        self.network.train(training)
+        self.debias = nn.ModuleList(debiases)
 
     def check_size(self, height: int, width: int) -> None:
         """Raises a :class:`ConfigError` unless the network's patches divide an image of that size, px."""

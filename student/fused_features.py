@@ -60,6 +60,11 @@ class FusedFeatures(nn.Module):
         self.networks = nn.ModuleDict({name: s for name, s in self.sources.items() if isinstance(s, nn.Module)})
         self.eval().requires_grad_(False)
 
+    @property
+    def size(self) -> int | None:
+        """Side of the images that it is best given, px: the largest in ``sizes``; None where none is named."""
+        return max(self.sizes.values(), default=None)
+
     def fingerprint(self) -> dict[str, str]:
         """Returns what decides a description, by field name; see :class:`distill.core.protocols.Fingerprinted`."""
         fields: dict[str, str] = {}

@@ -38,6 +38,7 @@ class NearestNeighbour(nn.Module):
         seed: of random weights.
         enlarge: whether an answer is the best pixel, and not the centre of the best cell.
         flip: whether the target may be compared flipped.
+        debias: see :class:`student.backbone.Backbone`.
     """
 
     def __init__(
@@ -51,12 +52,13 @@ class NearestNeighbour(nn.Module):
         seed: int = 0,
         enlarge: bool = False,
         flip: bool = False,
+        debias: int = 0,
     ) -> None:
         super().__init__()
         self.enlarge, self.flip = enlarge, flip
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.backbone = Backbone(backbone, strides, weights, mean, std, options)
+            self.backbone = Backbone(backbone, strides, weights, mean, std, options, debias=debias)
         self.eval().requires_grad_(False)
 
     def forward(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:

@@ -1,7 +1,8 @@
 """Slow matchers on diffusion models."""
 
 from teacher.dift import DiffusionFeatures
+from teacher.dit import TransformerFeatures
 from teacher.prompt_optimization import PromptOptimization
 from teacher.reference import ReferencePromptOptimization
 
-__all__ = ["DiffusionFeatures", "PromptOptimization", "ReferencePromptOptimization"]
+__all__ = ["DiffusionFeatures", "PromptOptimization", "ReferencePromptOptimization", "TransformerFeatures"]

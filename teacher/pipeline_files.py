@@ -17,6 +17,7 @@ from distill.core.errors import WeightsError
 
 CONFIGS = {
     "unet": "config.json",
+    "transformer": "config.json",
     "vae": "config.json",
     "scheduler": "scheduler_config.json",
     "text_encoder": "config.json",
@@ -28,12 +29,17 @@ _INDEX = re.compile(r"(?:diffusion_pytorch_)?model\.safetensors\.index(?:\.(?P<v
 _DTYPES = {"F16": "float16", "F32": "float32", "BF16": "bfloat16"}
 
 
-def locate_folder(model: str, variant: str | None = None) -> Path:
+PARTS = ("unet", "vae", "text_encoder")
+"""Parts with weights that the teachers on UNets read."""
+
+
+def locate_folder(model: str, variant: str | None = None, parts: tuple[str, ...] = PARTS) -> Path:
     """Returns the local folder of ``model``, downloading what is needed of a hub id.
 
     Args:
         model: a pipeline folder, a folder of the hub's cache (``models--org--name``), or a hub id.
         variant: of the weights to download.
+        parts: whose weights are downloaded.
 
     Raises:
         WeightsError: when there is no such folder, and when ``model`` is a single file.
@@ -46,7 +52,7 @@ def locate_folder(model: str, variant: str | None = None) -> Path:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         raise WeightsError(f"Expected a pipeline folder or a hub id as model but found no folder {model!r}; check it.")
     try:
-        return Path(snapshot_download(model, allow_patterns=_hub_files(variant)))
+        return Path(snapshot_download(model, allow_patterns=_hub_files(variant, parts)))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise WeightsError(
@@ -55,14 +61,14 @@ def locate_folder(model: str, variant: str | None = None) -> Path:
         ) from error
 
 
-def _hub_files(variant: str | None) -> list[str]:
+def _hub_files(variant: str | None, parts: tuple[str, ...]) -> list[str]:
     """Returns patterns of the files to download of a repository: weights of one variant only, and no pickles."""
     name = f".{variant}" if variant else ""
     weights = (f"*model{name}.safetensors", f"*model-*-of-*{name}.safetensors", f"*model{name}-*-of-*.safetensors")
     return [
         "*/*.json",
         "tokenizer/merges.txt",
-        *(f"{part}/{file}" for part in ("unet", "vae", "text_encoder") for file in dict.fromkeys(weights)),
+        *(f"{part}/{file}" for part in parts for file in dict.fromkeys(weights)),
     ]
 
 

@@ -32,18 +32,22 @@ class HubMatcher(nn.Module):
         heatmap_side: cells a side of heatmaps that are made of points.
 
     Raises:
-        ConfigError: when the code is not trusted, there is no such folder or entry, or the entry fails.
+        ConfigError: when repo or entry is not named, the code is not trusted, there is no such folder or entry, or it fails.
     """
 
     def __init__(
         self,
-        repo: str,
-        entry: str,
+        repo: str | None,
+        entry: str | None,
         run_code: bool = False,
         options: Mapping[str, Any] | None = None,
         heatmap_side: int = 32,
     ) -> None:
         super().__init__()
+        if not repo or not entry:
+            raise ConfigError(
+                f"Expected repo and entry of a torch.hub repository but got {repo!r} and {entry!r}; name both."
+            )
         self.repo, self.entry = Path(repo).expanduser(), entry
         self.options, self.heatmap_side = dict(options or {}), heatmap_side
         if heatmap_side < 1:

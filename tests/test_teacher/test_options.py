@@ -13,6 +13,7 @@ from teacher import DiffusionFeatures, PromptOptimization, ReferencePromptOptimi
 from teacher.attention import Layer, read_tokens
 from teacher.crop_sampling import CORNERS, PoolCropSampler, RandomCropSampler, crop_boxes
 from teacher.dift import DiffusionFeaturesSettings
+from teacher.dit import TransformerFeaturesSettings
 from teacher.feature_cache import KeyedImage
 from teacher.pipeline import as_device
 from teacher.prompts import grouped
@@ -55,9 +56,22 @@ def test_the_papers_variant_is_what_the_released_code_runs_with():
 
 
 def test_the_class_and_its_configuration_have_the_same_settings_and_defaults():
-    for group, settings in (("prompt_optimization", Settings()), ("dift", DiffusionFeaturesSettings())):
+    for group, settings in (
+        ("prompt_optimization", Settings()),
+        ("dift", DiffusionFeaturesSettings()),
+        ("dit", TransformerFeaturesSettings()),
+    ):
         config = OmegaConf.to_container(compose("label", [f"teacher={group}"]).teacher, resolve=True)
-        others = {"_target_", "model", "variant", "unet_weights", "image_size", "prompt_length", "device"}
+        others = {
+            "_target_",
+            "model",
+            "variant",
+            "unet_weights",
+            "prompt_file",
+            "image_size",
+            "prompt_length",
+            "device",
+        }
         assert {
             name: value for name, value in config.items() if name not in others
         }.keys() == settings.model_fields_set | (type(settings).model_fields.keys())

@@ -105,9 +105,8 @@ class SOCOPairs(PhotographPairs):
                 raise ValueError(f"semantic_overlap {common} are not points of both images, each once")
             names = [*common, *(name for name in trg if name not in common)]
             given = {"src": {name: src[name] for name in common}, "trg": trg}
-            return PairAnnotation(
-                *(self._side(content, side, given[side], names, group, file) for side in ("src", "trg"))
-            )
+            first, second = (self._side(content, side, given[side], names, group, file) for side in ("src", "trg"))
+            return PairAnnotation(first, second)
 
         return read_json(file, parse, "the points and boxes of a pair of SOCO")
 

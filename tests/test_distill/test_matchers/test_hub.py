@@ -96,6 +96,8 @@ def test_what_is_not_there_or_fails_is_named(repo, tmp_path):
         HubMatcher(str(repo), "nothing", run_code=True)
     with pytest.raises(ConfigError, match="RuntimeError: weights are missing; correct entry or options"):
         HubMatcher(str(repo), "broken", run_code=True)
+    with pytest.raises(ConfigError, match="repo and entry of a torch.hub repository but got None and 'shift'"):
+        HubMatcher(None, "shift", run_code=True)
     with pytest.raises(ConfigError, match="heatmap_side to be at least 1"):
         HubMatcher(str(repo), "shift", run_code=True, heatmap_side=0)
 
