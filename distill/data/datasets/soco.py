@@ -14,14 +14,15 @@ not repeated here.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from distill.core.errors import ConfigError, DataError, nearest
 from distill.data.annotations import ImageAnnotation, PairAnnotation
+from distill.data.image_config import ImageConfig, ImageOptions
 from distill.data.pairs import Threshold
-from distill.data.photograph_pairs import ImageConfig, PhotographPairs, check_split
+from distill.data.photograph_pairs import PhotographPairs, check_split
 from distill.data.readers import read_json
 
 SPLITS = {"intra": "intra", "cross": "cross", "train": "trainsplits/train", "test": "trainsplits/test"}
@@ -35,12 +36,8 @@ class SOCOPairs(PhotographPairs):
         split: "intra" for pairs within categories, "cross" for pairs across them, "train" or "test" for the two halves of the former.
         n_pairs: how many pairs, drawn by the seed; without it all, by group and name.
         seed: of the draw.
-        size: side that images are brought to, px.
         categories: which of the groups of pairs; all without it.
-        resize: see :class:`ImageConfig`.
-        convention: see :class:`ImageConfig`; "canonical" is the only one.
-        on_error: see :class:`ImageConfig`.
-        cache_mib: see :class:`ImageConfig`.
+        image_options: size, resize, convention, on_error and cache_mib, see :class:`ImageConfig`; the convention is "canonical".
 
     Raises:
         ConfigError: for a setting that is none of the choices.
@@ -57,15 +54,11 @@ class SOCOPairs(PhotographPairs):
         split: str = "intra",
         n_pairs: int | None = None,
         seed: int = 0,
-        size: int = 128,
         categories: Sequence[str] | None = None,
-        resize: str = "squash",
-        convention: str = "canonical",
-        on_error: str = "raise",
-        cache_mib: int = 2048,
+        **image_options: Unpack[ImageOptions],
     ) -> None:
         check_split(split, SPLITS)
-        image_config = ImageConfig(size, resize, convention, on_error, cache_mib)
+        image_config = ImageConfig.of(image_options)
         self._configure(image_config)
         self.root, self.split = Path(root), split
         self._folder = self.root / "PairAnnotations" / SPLITS[split]
