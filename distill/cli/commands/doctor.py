@@ -14,6 +14,8 @@ from omegaconf import DictConfig
 
 from distill.cli.config import compose, instantiate, shipped
 from distill.core.errors import DataError, DistillError
+from distill.data.download import licence_of
+from distill.export.licences import UNKNOWN, weights_licence
 from distill.system.environment import describe
 
 PARTS = ("torch", "torchvision", "lightning", "diffusers", "transformers", "timm", "torchmetrics", "onnxruntime")
@@ -40,6 +42,7 @@ def run(cfg: DictConfig) -> None:
         print(f"{name:<14} {value}")
     problems = [problem for name in PARTS if (problem := _import_problem(name))]
     problems += _problems("teacher's model", {"_target_": "teacher.PromptOptimization", "model": str(cfg.model)})
+    print(f"{'licence':<14} of the teacher's model: {weights_licence(str(cfg.model))}")
     if cfg.data_root is not None:
         problems += _data_problems(Path(cfg.data_root))
     labels = sorted(shipped("checkpoints/labels").glob("*/*.safetensors"))
@@ -69,6 +72,7 @@ def _data_problems(root: Path) -> list[str]:
     except DistillError as error:
         return [f"data set: {error}"]
     print(f"{'data set':<14} data={name} in {root}; python -m distill data check reads all of it")
+    print(f"{'licence':<14} of data={name}: {licence_of(name) or UNKNOWN}")
     return []
 
 

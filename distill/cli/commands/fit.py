@@ -30,6 +30,7 @@ from distill.data.download import licence_of
 from distill.evaluation.compare import Comparison, compare
 from distill.evaluation.label_truth import LabelTruth
 from distill.export.about import add_figures, backbone_licence
+from distill.export.licences import teacher_licence
 from distill.export.onnx import export_student
 from distill.export.student_file import add_about, save_student
 from distill.labels.generate import label
@@ -90,7 +91,8 @@ def origin(cfg: DictConfig, parts: FitParts) -> dict[str, Any]:
     teacher = {"class": cfg.teacher["_target_"], "model": Path(str(cfg.teacher.get("model") or "")).name}
     data = {"name": parts.train.name, "split": parts.train.split, "n_pairs": len(parts.train)}
     weights = backbone_licence(parts.student, cfg.student)
-    licences = {"backbone": weights, "data": licence_of(parts.train.name)}
+    config: dict[str, Any] = OmegaConf.to_container(cfg.teacher, resolve=True)  # type: ignore[assignment]
+    licences = {"teacher": teacher_licence(config), "backbone": weights, "data": licence_of(parts.train.name)}
     known = {"teacher": teacher, "data": data, "licences": licences}
     return {story: {key: value for key, value in told.items() if value} for story, told in known.items()}
 
