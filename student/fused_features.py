@@ -87,7 +87,11 @@ class FusedFeatures(nn.Module):
 
 
 def source_fingerprint(source: Any) -> dict[str, str]:
-    """Returns what decides the descriptions of ``source``: its own fingerprint, or its class and weights."""
+    """Returns what decides the descriptions of ``source``: its own fingerprint, or its class and weights.
+
+    Raises:
+        ConfigError: for a source that has neither.
+    """
     own = getattr(source, "fingerprint", None)
     if callable(own):
         return dict(own())
