@@ -46,7 +46,8 @@ class FeatureTeacher:
             which halves the work.
         radius_cells: of the window of the soft-argmax.
         feature_cache_size: number of images whose descriptors are kept in memory.
-        size: side of the squares that images are brought to before they are described, px; None describes them as they are.
+        size: side of the squares that images are brought to before they are described, px; None for what the model
+            says it wants (``model.size``), and as they are where it says nothing.
             Labels are made at that size from the original images, whatever size a student has.
 
     Raises:
@@ -80,7 +81,7 @@ class FeatureTeacher:
         self.consensus = NeighbourhoodConsensus(consensus, side, target_side, sigma_cells, temperature)
         self.flip, self.cycle_tolerance, self.flip_tolerance = flip, cycle_tolerance, flip_tolerance
         self.radius_cells, self.feature_cache_size = radius_cells, feature_cache_size
-        self.size = size
+        self.size = getattr(model, "size", None) if size is None else size
         self._features: OrderedDict[str, Tensor] = OrderedDict()
 
     @property

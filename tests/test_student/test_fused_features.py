@@ -68,6 +68,13 @@ def test_one_source_answers_as_it_does_alone():
     assert alone.n_parameters == fused.n_parameters > 0
 
 
+def test_images_are_looked_at_in_the_size_that_the_sources_want():
+    sources = {"a": Fixed(5, 4, 0), "b": Fixed(7, 8, 1)}
+    assert FeatureTeacher(FusedFeatures(sources, sizes={"a": 24, "b": 32})).size == 32
+    assert FeatureTeacher(FusedFeatures(sources)).size is None
+    assert FeatureTeacher(FusedFeatures(sources, sizes={"a": 24}), size=48).size == 48
+
+
 def test_everything_that_decides_a_description_is_in_the_fingerprint():
     def fingerprint(version="1", seed=0, **options):
         sources = {"a": Outside(version), "b": NearestNeighbour("test_resnet", [16], seed=seed)}
