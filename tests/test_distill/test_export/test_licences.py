@@ -50,5 +50,5 @@ def test_a_fit_writes_them_and_the_model_card_shows_them():
     assert (
         "teacher stable-diffusion-v1-5: CreativeML Open RAIL-M" in card
         and "data Apache-2.0, drawn by the program" in card
-    assert about["licences"].keys() <= {"teacher", "backbone", "data"}
     )
+    assert about["licences"].keys() <= {"teacher", "backbone", "data"}
