@@ -53,7 +53,8 @@ class CachedPrompts:
             planned.update(some)
             for same in grouped(missing, self.features.settings.points_per_prompt):
                 groups += [_Group(image, points[rows], [some[row] for row in rows]) for rows in same]
-        known |= self._optimise(groups)
+        if groups:
+            known |= self._optimise(groups)
         for name, prompt in known.items():
             self.cache[name] = prompt
         return [self._stacked([known[name] for name in some]) for some in names]

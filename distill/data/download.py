@@ -188,7 +188,9 @@ def extract(archive: Path, folder: Path) -> None:
                 members = tarred.getmembers()
                 special = [m.name for m in members if not (m.isfile() or m.isdir())]
                 _check_members(archive, [m.name for m in members], special)
-                tarred.extraction_filter = getattr(tarfile, "data_filter", None)  # absent from the first Python 3.11
+                tarred.extraction_filter = getattr(tarfile, "data_filter", None)  # absent before Python 3.11.4,
+                for member in members:  # hence modes without set-user-id and the like here, and the reader may write
+                    member.mode = 0o755 if member.isdir() else 0o644
                 tarred.extractall(folder, members)
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
         raise DataError(

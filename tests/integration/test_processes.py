@@ -1,7 +1,6 @@
 """One command on two processes, as Lightning starts them, and a training that is killed and goes on."""
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -20,7 +19,6 @@ from distill.cli.fit_parts import build
 from distill.labels.audit import audit
 from distill.labels.store import LabelStore
 
-FORK = multiprocessing.get_context("fork")  # so that what is killed need not import torch again
 DATA = ["teacher=oracle", "data.size=32", "train.n_pairs=24", "val.n_pairs=11", "test.n_pairs=0", "device=cpu"]
 FIT = [*DATA, "student.backbone=test_convnext", "student.strides=[8,16]", "student.width=8", "batch_size=4"]
 TRAINER = ["trainer.accelerator=cpu", "trainer.check_val_every_n_epoch=1", "trainer.log_every_n_steps=1"]
@@ -46,7 +44,7 @@ def rows(folder: Path) -> list[dict]:
 
 @pytest.fixture
 def one_thread():
-    """Threads do not survive a fork."""
+    """What the other process computes with, bit for bit."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -83,26 +81,24 @@ def test_on_two_processes_fit_validates_as_one_process_does(tmp_path):
         assert two[name] == pytest.approx(value, rel=1e-4), name
 
 
-def interrupted(folder: Path, settings: list[str], number: signal.Signals) -> int | None:
+def interrupted(folder: Path, settings: list[str], number: signal.Signals) -> int:
     """Starts a fit, sends it a signal in its second epoch, and returns its exit code.
 
     Six steps make an epoch: when there are more than eight rows, the second has begun, and the first one's checkpoint is
     there.
     """
 
-    def run() -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
-        sys.exit(main(["fit", f"run.dir={folder}", *settings]))
-
-    process = FORK.Process(target=run)
-    process.start()
+    program = (  # Ctrl-C is ignored where the tests run in a shell's background
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from distill.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    )
+    arguments = [sys.executable, "-c", program, "fit", f"run.dir={folder}", *settings]
+    process = subprocess.Popen(arguments, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and not ((folder / "metrics.jsonl").exists() and len(rows_so_far(folder)) > 8):
         time.sleep(0.005)
-    assert process.pid is not None
-    os.kill(process.pid, number)
-    process.join(60)
-    return process.exitcode
+    process.send_signal(number)
+    return process.wait(60)
 
 
 @pytest.mark.slow

@@ -81,7 +81,9 @@ class Shifted:
 
     def match_pairs(self, pairs):
         move = torch.tensor([self.by * pairs.trg_img.shape[-1], 0.0])
-        return Matches(pairs.trg_kps + move, torch.ones_like(pairs.trg_kps[..., 0]), torch.zeros(1, 1, 2, 2))
+        return Matches(
+            pairs.trg_kps + move, torch.ones_like(pairs.trg_kps[..., 0]), torch.zeros(*pairs.trg_kps.shape[:2], 2, 2)
+        )
 
 
 def test_trap_source_box_instead_of_target_box(tmp_path):

@@ -158,7 +158,7 @@ def test_a_terminated_process_stores_what_it_finished(tmp_path, many):
                 time.sleep(60)
             return super().match_pairs(pairs)
 
-    process = started(lambda: label(Cached(tmp_path, Told(4)), many, progress=False))
+    process = started(lambda: label(Cached(tmp_path, Told(4)), many, progress=False, batch_size=1))
     process.join(50)
     assert process.exitcode == 143 and audit(tmp_path).labels == 24
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

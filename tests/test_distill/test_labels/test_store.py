@@ -175,6 +175,6 @@ class Interrupted(Oracle):
 def test_what_was_finished_before_an_interruption_is_stored(tmp_path, few, make_pairs, error):
     pairs = type(few)([make_pairs(2, seed=seed) for seed in range(40)])
     with pytest.raises(type(error)):
-        label(Cached(tmp_path, Interrupted(12, error)), pairs, progress=False)
+        label(Cached(tmp_path, Interrupted(12, error)), pairs, progress=False, batch_size=1)
     assert len(LabelStore(tmp_path)) == 24  # 12 of 40 pairs of two points
     assert label(Cached(tmp_path, Oracle(heatmap_side=4)), pairs, progress=False) == 56
