@@ -13,7 +13,7 @@ from pathlib import Path
 
 from distill import __version__
 from distill.cli.arguments import CommandLine, split
-from distill.cli.interruption import Terminated, end_with_starter, is_started, terminable
+from distill.cli.interruption import Terminated, end_with_starter, is_started, starter_ended, terminable
 from distill.core.errors import ConfigError, DistillError, nearest
 
 VERBS = {
@@ -71,6 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _ended("interrupted", hint, 130)
     except Terminated:
         return _ended("terminated", hint, 143)
+    except RuntimeError:  # the connection to the first process may be lost before its end is seen
+        if not starter_ended():
+            raise
+        return 143
     except BrokenPipeError:  # as after "| head"
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

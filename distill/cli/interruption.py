@@ -58,6 +58,16 @@ def end_with_starter() -> None:
         threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
 
 
+def starter_ended() -> bool:
+    """Returns whether this process was started by another of the same command that is gone, or is within five seconds."""
+    deadline = time.monotonic() + 5
+    while is_started() and time.monotonic() < deadline:
+        if os.environ.get(STARTER) != str(os.getppid()):
+            return True
+        time.sleep(0.05)
+    return False
+
+
 def _watch(starter: int) -> None:
     while os.getppid() == starter:
         time.sleep(CHECKED_EVERY)
