@@ -30,7 +30,8 @@ def label(
     Pairs are taken in the order of their source images, because a prompt that was optimised for a source point serves
     all targets. Any number of processes may label into one folder at once: a source image that another process has locked
     is put off, and all labels are there when this returns. Finished labels are written when Ctrl-C, SIGTERM or an error
-    ends this; a process that is killed loses those of the last ``teacher.flush_seconds``.
+    ends this, without the pairs that the teacher is at work on; a process that is killed also loses those of the last
+    ``teacher.flush_seconds``.
 
     Args:
         teacher: with its store.
