@@ -8,66 +8,40 @@ Which layers are read, with which weights and how much noise, are settings: Clea
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from annotated_types import Ge
 from diffusers import UNet2DConditionModel
-from pydantic import Strict
 from torch import Tensor
 
 from teacher import text
 from teacher.attention import named_blocks
-from teacher.crop_sampling import generator
 from teacher.feature_layers import FeatureLayer, choose_features, feature_layers, record
-from teacher.feature_matcher import FeatureMatcher, joined
-from teacher.frozen_model import DTYPES, settle_precision
-from teacher.memory import AdaptiveBatch
+from teacher.feature_matcher import FeatureMatcher, FeatureSettings, joined
+from teacher.frozen_model import DTYPES
 from teacher.pipeline import Pipeline, as_device, check_folder, load_pipeline, locate_folder, weights_digest
-from teacher.settings import (
-    Amount,
-    CheckedSettings,
-    Count,
-    Names,
-    NullPrompt,
-    Positive,
-    Precision,
-    Seed,
-    Timestep,
-)
+from teacher.pipeline_files import file_digest
+from teacher.settings import Names, NullPrompt, Timestep
 from teacher.unet import added_conditions
-from teacher.unet_weights import check_unet_weights, file_digest, load_unet_weights, locate_unet_weights, meta_unet
+from teacher.unet_weights import check_unet_weights, load_unet_weights, locate_unet_weights, meta_unet
 
 VERSION = "2"
 
 
-class DiffusionFeaturesSettings(CheckedSettings):
-    """Settings of diffusion features.
+class DiffusionFeaturesSettings(FeatureSettings):
+    """Settings of diffusion features. Those not listed here are of :class:`FeatureSettings`.
 
     Attributes:
         layers: what is read, see :mod:`teacher.feature_layers`; several are joined after normalisation. None for what
             suits the model, see :func:`default_features`.
         timestep: diffusion time; None for what suits the model.
-        draws: draws of noise that are averaged. The paper's 8. 0 for no noise and a single pass, as CleanDIFT's weights want.
+        draws: draws of noise that are averaged. The paper's 8. CleanDIFT's weights want 0.
         null_prompt: what the UNet is given: the text encoder's "empty" prompt, or "zeros".
-        temperature: of the soft-argmax over cosines in a window around the best cell.
-        radius_cells: of that window.
-        precision: "fp32", or "bf16" or "fp16" for weights and activations of the model.
-        seed: of the noise; with the image's content it decides each draw.
-        batch_size: draws that run together, at most. When memory runs out, the cache is emptied first, then it is halved.
-        feature_cache_size: bound on the memory of kept features of images, GiB, on the model's device.
     """
 
     layers: Names | None = None
     timestep: Timestep | None = None
-    draws: Annotated[int, Strict(), Ge(0)] = 8
     null_prompt: NullPrompt = "empty"
-    temperature: Positive = 0.05
-    radius_cells: Positive = 2.0
-    precision: Precision = "fp32"
-    seed: Seed = 0
-    batch_size: Count = 8
-    feature_cache_size: Amount = 1.0
 
 
 class FeatureChoice(NamedTuple):
@@ -104,6 +78,8 @@ class DiffusionFeatures(FeatureMatcher):
         WeightsError: for a folder that is not a whole pipeline, or weights of another UNet, before weights are read.
     """
 
+    settings: DiffusionFeaturesSettings
+
     def __init__(
         self,
         model: str,
@@ -114,9 +90,7 @@ class DiffusionFeatures(FeatureMatcher):
         unet_weights: str | None = None,
         **settings: Any,
     ) -> None:
-        asked = DiffusionFeaturesSettings(**settings)
-        super().__init__(as_device(device), asked.temperature, asked.radius_cells, asked.feature_cache_size)
-        self.settings = asked.model_copy(update={"precision": settle_precision(asked.precision, self.device)})
+        super().__init__(as_device(device), DiffusionFeaturesSettings(**settings))
         self.model, self.image_size, self.prompt_length = model, image_size, prompt_length
         self.variant, self.folder = variant, locate_folder(model, variant)
         check_folder(self.folder, variant)
@@ -127,15 +101,14 @@ class DiffusionFeatures(FeatureMatcher):
         self.unet_weights = None if unet_weights is None else locate_unet_weights(unet_weights)
         if self.unet_weights is not None:
             check_unet_weights(self.unet_weights, unet)
-        self._batch = AdaptiveBatch(self.settings.batch_size, (self._cache,))
-        self.passes = 0  # images and draws run so far
 
     def fingerprint(self) -> dict[str, str]:
         """Returns all that decides an answer besides images and points, by field name."""
-        settings = self.settings.model_dump(exclude={"batch_size", "feature_cache_size"})
-        settings |= {"layers": " ".join(self.choice.layers), "timestep": self.choice.timestep}
+        chosen = {"layers": " ".join(self.choice.layers), "timestep": str(self.choice.timestep)}
         other = {} if self.unet_weights is None else {"unet_weights": file_digest(self.unet_weights)}
-        return {name: str(value) for name, value in settings.items()} | {
+        return {
+            **self.settings.decisive(),
+            **chosen,
             "method": f"diffusion_features {VERSION}",
             "weights": weights_digest(self.folder, self.settings.null_prompt == "empty", self.variant),
             "image_size": str(self.image_size or "the model's"),
@@ -151,12 +124,9 @@ class DiffusionFeatures(FeatureMatcher):
 
     def _noisy(self, latent: Tensor, key: str) -> Tensor:
         """Returns the latent (1, C, h, w) at the diffusion time with each draw of noise; as it is where there are none."""
-        settings = self.settings
-        if not settings.draws:
+        if not self.settings.draws:
             return latent
-        generators = [generator(settings.seed, key, draw) for draw in range(settings.draws)]
-        noise = torch.cat([torch.randn(latent.shape, generator=random) for random in generators])
-        return self.pipeline.add_noise(latent, noise.to(latent), self.choice.timestep)
+        return self.pipeline.add_noise(latent, self._noise(latent, key), self.choice.timestep)
 
     def _features(self, noisy: Tensor) -> list[Tensor]:
         """Returns what the layers put out, one (R, C, h, w) each, for noisy latents; nothing after them is computed."""

@@ -24,15 +24,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.core.errors import ConfigError, WeightsError
-from teacher.crop_sampling import generator
-from teacher.feature_matcher import FeatureMatcher
-from teacher.frozen_model import DTYPES, settle_precision
-from teacher.memory import AdaptiveBatch
+from teacher.feature_matcher import FeatureMatcher, FeatureSettings
+from teacher.frozen_model import DTYPES
 from teacher.pipeline import as_device, load_part
 from teacher.pipeline_checks import check_not_quantised, check_tensors
-from teacher.pipeline_files import locate_folder, missing_files, read_config, weight_files
-from teacher.settings import Amount, CheckedSettings, Count, Positive, Precision, Seed, Timestep
-from teacher.unet_weights import file_digest
+from teacher.pipeline_files import file_digest, locate_folder, missing_files, read_config, weight_files
+from teacher.settings import Positive, Precision, Timestep
 
 VERSION = "1"
 KINDS = {"FluxTransformer2DModel": FluxTransformer2DModel, "SD3Transformer2DModel": SD3Transformer2DModel}
@@ -42,35 +39,24 @@ STEPS = 1000
 Channels = Annotated[tuple[Annotated[int, Strict(), Ge(0)], ...], BeforeValidator(lambda value: tuple(value))]
 
 
-class TransformerFeaturesSettings(CheckedSettings):
-    """Settings of transformer features.
+class TransformerFeaturesSettings(FeatureSettings):
+    """Settings of transformer features. Those not listed here are of :class:`FeatureSettings`.
 
     Attributes:
         block: whose modulated input is read, from 0 on; FLUX's blocks of two streams first, then those of one. The paper's 28 of FLUX.
         timestep: diffusion time, of 1000. The paper's 260.
-        draws: draws of noise that are averaged. The paper's 8. 0 for no noise and a single pass.
+        draws: draws of noise that are averaged. The paper's 8.
         discard: massive channels that are set to zero; the paper's 154 and 1446 of FLUX. They differ from model to model; an
             empty list for none.
         guidance: scale that a guidance-distilled model, such as FLUX.1-dev, is told. The paper's 3.5.
-        temperature: of the soft-argmax over cosines in a window around the best cell.
-        radius_cells: of that window.
-        precision: "fp32", or "bf16" or "fp16" for weights and activations of the model.
-        seed: of the noise; with the image's content it decides each draw.
-        batch_size: draws that run together, at most. When memory runs out, the cache is emptied first, then it is halved.
-        feature_cache_size: bound on the memory of kept features of images, GiB, on the model's device.
+        precision: as there, half by default: these models have billions of weights.
     """
 
     block: Timestep = 28
     timestep: Annotated[int, Strict(), Ge(0)] = 260
-    draws: Annotated[int, Strict(), Ge(0)] = 8
     discard: Channels = (154, 1446)
     guidance: Positive = 3.5
-    temperature: Positive = 0.05
-    radius_cells: Positive = 2.0
     precision: Precision = "bf16"
-    seed: Seed = 0
-    batch_size: Count = 8
-    feature_cache_size: Amount = 1.0
 
 
 class Prompt(NamedTuple):
@@ -96,6 +82,8 @@ class TransformerFeatures(FeatureMatcher):
         WeightsError: for a folder that is no pipeline of SD3 or FLUX, before weights are read.
     """
 
+    settings: TransformerFeaturesSettings
+
     def __init__(
         self,
         model: str,
@@ -105,9 +93,7 @@ class TransformerFeatures(FeatureMatcher):
         device: str = "auto",
         **settings: Any,
     ) -> None:
-        asked = TransformerFeaturesSettings(**settings)
-        super().__init__(as_device(device), asked.temperature, asked.radius_cells, asked.feature_cache_size)
-        self.settings = asked.model_copy(update={"precision": settle_precision(asked.precision, self.device)})
+        super().__init__(as_device(device), TransformerFeaturesSettings(**settings))
         self.model, self.variant, self.size, self.prompt_file = model, variant, image_size, prompt_file
         self.folder = locate_folder(model, variant, ("transformer", "vae"))
         self.kind = _check_folder(self.folder, variant)
@@ -115,27 +101,20 @@ class TransformerFeatures(FeatureMatcher):
         _check_settings(self.settings, config, vae, image_size)
         self._config = config
         self._prompt = _read_prompt(prompt_file, config)
-        self._batch = AdaptiveBatch(self.settings.batch_size, (self._cache,))
-        self.passes = 0  # images and draws run so far
 
     def fingerprint(self) -> dict[str, str]:
         """Returns all that decides an answer besides images and points, by field name."""
-        settings = self.settings.model_dump(exclude={"batch_size", "feature_cache_size"})
         files = [file for part in ("transformer", "vae") for file in weight_files(self.folder, part, self.variant)]
         told = {"method": f"transformer_features {VERSION}", "kind": self.kind, "image_size": str(self.size)}
         told |= {"weights": " ".join(file_digest(file) for file in files)}
         told |= {"prompt": "zeros" if self.prompt_file is None else file_digest(Path(self.prompt_file).expanduser())}
-        return {name: str(value) for name, value in settings.items()} | told
+        return self.settings.decisive() | told
 
     def _compute(self, image: Tensor, key: str) -> Tensor:
         """See :meth:`teacher.feature_matcher.FeatureMatcher._compute`."""
         latent = self._encode(image)
         settings, share = self.settings, self.settings.timestep / STEPS
-        noisy = latent
-        if settings.draws:
-            generators = [generator(settings.seed, key, draw) for draw in range(settings.draws)]
-            noise = torch.cat([torch.randn(latent.shape, generator=random) for random in generators])
-            noisy = (1 - share) * latent + share * noise.to(latent)
+        noisy = (1 - share) * latent + share * self._noise(latent, key) if settings.draws else latent
         batches = self._batch.run(lambda rows: self._features(noisy[rows]), len(noisy))
         states = torch.cat([states for states, _ in batches]).float().mean(0, keepdim=True)
         modulated = modulate(self._norm, states, batches[0][1].float(), settings.discard)

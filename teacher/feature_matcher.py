@@ -2,8 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
+from pydantic import Strict
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -12,8 +15,38 @@ from distill.core.geometry import image_size, sample_at
 from distill.core.precision import without_autocast
 from distill.core.readout import windowed_soft_argmax
 from distill.core.types import Matches, PairBatch
-from teacher.memory import TensorCache
+from teacher.crop_sampling import generator
+from teacher.frozen_model import settle_precision
+from teacher.memory import AdaptiveBatch, TensorCache
 from teacher.prompt_optimization import content_hashes
+from teacher.settings import Amount, CheckedSettings, Count, Positive, Precision, Seed
+
+
+class FeatureSettings(CheckedSettings):
+    """Settings of features of a generative model, those that all its kinds share.
+
+    Attributes:
+        draws: draws of noise that are averaged. 0 for no noise and a single pass.
+        temperature: of the soft-argmax over cosines in a window around the best cell.
+        radius_cells: of that window.
+        precision: "fp32", or "bf16" or "fp16" for weights and activations of the model.
+        seed: of the noise; with the image's content it decides each draw.
+        batch_size: draws that run together, at most. When memory runs out, the cache is emptied first, then it is halved.
+        feature_cache_size: bound on the memory of kept features of images, GiB, on the model's device.
+    """
+
+    draws: Annotated[int, Strict(), Ge(0)] = 8
+    temperature: Positive = 0.05
+    radius_cells: Positive = 2.0
+    precision: Precision = "fp32"
+    seed: Seed = 0
+    batch_size: Count = 8
+    feature_cache_size: Amount = 1.0
+
+    def decisive(self) -> dict[str, str]:
+        """Returns the settings that decide an answer, by name."""
+        costs = {"batch_size", "feature_cache_size"}
+        return {name: str(value) for name, value in self.model_dump(exclude=costs).items()}
 
 
 class FeatureMatcher(ABC):
@@ -23,17 +56,20 @@ class FeatureMatcher(ABC):
 
     Args:
         device: of the model.
-        temperature: of the soft-argmax over cosines in a window around the best cell.
-        radius_cells: of that window.
-        feature_cache_size: bound on the memory of kept descriptors, GiB, on the model's device.
+        settings: of its features; a precision that the device does not have is replaced.
+
+    Attributes:
+        passes: images and draws of noise run so far.
     """
 
-    def __init__(
-        self, device: torch.device, temperature: float, radius_cells: float, feature_cache_size: float
-    ) -> None:
+    settings: FeatureSettings
+
+    def __init__(self, device: torch.device, settings: FeatureSettings) -> None:
         self.device = device
-        self._temperature, self._radius_cells = temperature, radius_cells
-        self._cache = TensorCache(feature_cache_size)
+        self.settings = settings.model_copy(update={"precision": settle_precision(settings.precision, device)})
+        self._cache = TensorCache(settings.feature_cache_size)
+        self._batch = AdaptiveBatch(settings.batch_size, (self._cache,))
+        self.passes = 0
 
     def __call__(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
         """Matches B pairs at N points each; see :class:`distill.core.protocols.Matcher`.
@@ -71,7 +107,7 @@ class FeatureMatcher(ABC):
             src_map, trg_map = self.describe(src_img, src_keys), self.describe(trg_img, trg_keys)
             queries = F.normalize(sample_at(src_map, points, image_size(src_img)), dim=-1)
             heatmap = torch.einsum("bnc,bchw->bnhw", queries, trg_map)
-            found = windowed_soft_argmax(heatmap, size, self._temperature, self._radius_cells)
+            found = windowed_soft_argmax(heatmap, size, self.settings.temperature, self.settings.radius_cells)
         confidence = ((1 + heatmap.amax((-2, -1))) / 2).clamp(0, 1)
         return Matches(*(values.to(src_kps.device) for values in (found, confidence, heatmap)))
 
@@ -84,6 +120,11 @@ class FeatureMatcher(ABC):
         ):  # an answer does not depend on the caller's precision
             self._cache[key] = descriptors = self._compute(image, key)
         return descriptors
+
+    def _noise(self, latent: Tensor, key: str) -> Tensor:
+        """Returns each draw's noise (draws, C, h, w) for the latent (1, C, h, w) of the image of content ``key``."""
+        generators = [generator(self.settings.seed, key, draw) for draw in range(self.settings.draws)]
+        return torch.cat([torch.randn(latent.shape, generator=random) for random in generators]).to(latent)
 
     @abstractmethod
     def _compute(self, image: Tensor, key: str) -> Tensor:

@@ -197,10 +197,15 @@ def weights_digest(folder: Path, with_text: bool, variant: str | None = None) ->
         config = _as_written(read_config(folder, part), files.get(part, []))
         digest.update(json.dumps(config, sort_keys=True).encode())
     for file in (file for part in parts for file in files[part]):
-        with open(file, "rb") as stream:
-            while piece := stream.read(1 << 24):
-                digest.update(piece)
+        with file.open("rb") as stream:
+            hashlib.file_digest(stream, lambda: digest)
     return digest.hexdigest()
+
+
+def file_digest(file: Path) -> str:
+    """Returns a hash of a file's content."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def _as_written(config: dict[str, Any], files: list[Path]) -> dict[str, Any]:

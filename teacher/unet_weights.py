@@ -4,7 +4,6 @@ CleanDIFT (Stracke et al., CVPR 2025) trains the UNets of SD 1.5 and 2.1 to give
 files ``cleandift_sd15_unet.safetensors`` and ``cleandift_sd21_unet.safetensors`` have the names and shapes of diffusers' UNets.
 """
 
-import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -84,12 +83,3 @@ def check_unet_weights(file: Path, unet: UNet2DConditionModel) -> None:
 def load_unet_weights(unet: UNet2DConditionModel, file: Path) -> None:
     """Replaces all weights of ``unet`` by those of a file that :func:`check_unet_weights` accepts."""
     unet.load_state_dict(load_file(file), strict=True)
-
-
-def file_digest(file: Path) -> str:
-    """Returns a hash of a file's content."""
-    digest = hashlib.blake2b(digest_size=16)
-    with open(file, "rb") as stream:
-        while piece := stream.read(1 << 24):
-            digest.update(piece)
-    return digest.hexdigest()

@@ -1,6 +1,7 @@
-"""Writing files so that they appear whole or not at all."""
+"""Writing files and folders so that they appear whole or not at all."""
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,3 +38,24 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside ``path``, which is renamed to ``path`` on success and removed on failure.
+
+    Raises:
+        DataError: when it cannot be made.
+    """
+    temporary = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex[:12]}")
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise DataError(f"Expected a place to write {path} but got: {error}; choose another folder.") from error
+    try:
+        yield temporary
+        temporary.rename(path)
+    except OSError as error:
+        raise DataError(f"Expected to write {path} but got: {error}; choose another folder.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

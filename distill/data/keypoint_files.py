@@ -4,15 +4,12 @@ Each format's module says which pixel convention it assumes, where the confidenc
 """
 
 import json
-import shutil
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from distill.core.errors import ConfigError, DataError, nearest
-from distill.core.files import replacing
+from distill.core.files import new_folder, replacing
 from distill.data.coco import write_coco
 from distill.data.keypoints import ImageKeypoints
 from distill.data.label_studio import write_label_studio
@@ -91,24 +88,3 @@ def write_keypoints(
 def write_json(file: Path, content: Any) -> None:
     """Writes ``content`` to ``file``, which nothing protects from interruption: give it a temporary name."""
     file.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside ``path``, which is renamed to ``path`` on success and removed on failure.
-
-    Raises:
-        DataError: when it cannot be made.
-    """
-    temporary = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex[:12]}")
-    try:
-        temporary.mkdir(parents=True)
-    except OSError as error:
-        raise DataError(f"Expected a place to write {path} but got: {error}; choose another folder.") from error
-    try:
-        yield temporary
-        temporary.rename(path)
-    except OSError as error:
-        raise DataError(f"Expected to write {path} but got: {error}; choose another folder.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

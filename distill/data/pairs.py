@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill.core.errors import DataError
-from distill.core.geometry import map_points
+from distill.core.geometry import image_size, map_points
 from distill.core.types import Original, PairBatch
 
 Threshold = Literal["bbox", "img", "kps_bbox"]
@@ -228,6 +228,24 @@ def with_views(pair: PairBatch, src: ImageView, trg: ImageView) -> PairBatch:
 def _frame(view: ImageView) -> Tensor:
     """Returns (1, 4) the box of all of a view, px."""
     return torch.tensor([[0.0, 0.0, view.image.shape[-1], view.image.shape[-2]]])
+
+
+def exchanged(pairs: PairBatch, points: Tensor) -> PairBatch:
+    """Returns the pairs with source and target exchanged, and ``points`` (B, N, 2), x, y px of the targets, as queries.
+
+    Points outside the image are moved to its border. The answers' truth is unknown, NaN; what else is said of the former
+    targets' points, and the tolerance, stay as they are.
+    """
+    names = ("img", "bbox", "content", "id", "hash", "original")
+    sides = {
+        f"{new}_{name}": getattr(pairs, f"{old}_{name}")
+        for name in names
+        for new, old in (("src", "trg"), ("trg", "src"))
+    }
+    height, width = image_size(pairs.trg_img)
+    inside = torch.minimum(points.clamp_min(0), points.new_tensor([width, height]))
+    inside = inside.where(pairs.kps_mask[..., None], points.new_zeros(()))
+    return pairs._replace(**sides, src_kps=inside, trg_kps=torch.full_like(points, torch.nan))
 
 
 def to_original(points: Tensor, pairs: PairBatch) -> Tensor:

@@ -322,6 +322,15 @@ def _record(found: dict[str, str], name: str, read: Callable[..., T], *arguments
         return None
 
 
+def check_categories(asked: Iterable[str], split: str, known: Sequence[str]) -> None:
+    """Raises a :class:`ConfigError` unless all categories ``asked`` for are among those ``known`` of ``split``."""
+    for category in asked:
+        if category not in known:
+            raise ConfigError(
+                f"Expected data.categories of split {split} but got {category!r}; {nearest(category, known)}."
+            )
+
+
 def check_split(split: str, splits: Iterable[str]) -> None:
     """Raises a :class:`ConfigError` unless ``split`` is one of ``splits``."""
     choices = list(splits)

@@ -5,10 +5,9 @@ import torch
 from torch import Tensor
 
 from distill.core.errors import DataError
-from distill.core.geometry import image_size
 from distill.core.protocols import Benchmark, Matcher, PairMatcher
 from distill.core.types import PairBatch
-from distill.data.pairs import to_original
+from distill.data.pairs import exchanged, to_original
 from distill.evaluation.asking import ask, timed_answer
 from distill.evaluation.evaluate import Collected, Evaluation
 from distill.labels.cached import Cached
@@ -68,19 +67,8 @@ def turned(pairs: PairBatch, points: Tensor) -> PairBatch:
 
     Points outside the image are moved to its border.
     """
-    names = ("img", "bbox", "content", "id", "hash", "original")
-    there = {
-        f"{new}_{name}": getattr(pairs, f"{old}_{name}")
-        for name in names
-        for new, old in (("src", "trg"), ("trg", "src"))
-    }
-    height, width = image_size(pairs.trg_img)
-    limit = points.new_tensor([width, height])
-    inside = torch.minimum(points.clamp_min(0), limit).where(pairs.kps_mask[..., None], points.new_zeros(()))
     size = torch.tensor([original.size for original in pairs.src_original]).to(pairs.trg_size)
-    return pairs._replace(
-        **there,
-        src_kps=inside,
+    return exchanged(pairs, points)._replace(
         trg_kps=pairs.src_kps,
         trg_all_kps=pairs.src_kps,
         trg_all_id=pairs.kps_id,

@@ -15,17 +15,16 @@
 | licences | JSON: of the backbone's weights as timm names it, and of the data |
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import onnx
-import torch
 from torch import nn
 
 import distill
+from distill.core.digest import state_digest
 from distill.core.files import replacing
 
 FORMAT = "distill-onnx-1"
@@ -65,7 +64,7 @@ def file_metadata(
         "architecture": f"{type(student).__name__}{f' on {backbone}' if backbone else ''}, {count} parameters",
         "input": json.dumps(described),
         "student": json.dumps(dict(config)),
-        "fingerprint": fingerprint(student),
+        "fingerprint": state_digest(student),
         **{key: json.dumps(value) for key, value in stories.items()},
     }
 
@@ -78,15 +77,6 @@ def add_figures(path: str | Path, figures: Mapping[str, Any]) -> None:
     onnx.helper.set_model_props(model, metadata)
     with replacing(path) as unfinished:
         onnx.save(model, unfinished)
-
-
-def fingerprint(student: nn.Module) -> str:
-    """Returns 32 hexadecimal digits that name the weights of ``student``."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(student.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def backbone_licence(student: nn.Module, config: Mapping[str, Any]) -> str | None:

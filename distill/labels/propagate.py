@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from distill.core.protocols import Matcher, PairMatcher, match
 from distill.core.types import PairBatch
 from distill.core.vote import vote
 from distill.data.keypoints import ImageKeypoints
-from distill.data.pairs import AnnotatedImage, collate_pairs, make_pair, to_device, to_original
+from distill.data.pairs import AnnotatedImage, collate_pairs, exchanged, make_pair, to_device, to_original
 from distill.data.photographs import PhotographReader
 from distill.matchers.match_images import DEFAULT_SIZE
 
@@ -230,7 +230,7 @@ class Propagator:
                     "not; choose another."
                 )
             if self.config.cycle_tolerance is not None:
-                back = match(self.matcher, _swapped(batch, found.trg_kps)).trg_kps
+                back = match(self.matcher, exchanged(batch, found.trg_kps)).trg_kps
                 size = image_size(batch.src_img)
                 weight = weight * gaussian_weight(back, batch.src_kps, size, self.config.cycle_tolerance)
         count = batch.kps_mask.sum(1, keepdim=True).clamp_min(1)
@@ -244,13 +244,3 @@ def _by_part(values: Tensor, batch: PairBatch, n_parts: int) -> Tensor:
     for row, (ids, mask) in enumerate(zip(batch.kps_id.cpu(), batch.kps_mask.cpu(), strict=True)):
         found[ids[mask], row] = values[row, mask]
     return found
-
-
-def _swapped(batch: PairBatch, points: Tensor) -> PairBatch:
-    """Returns the pairs with source and target exchanged, asking for ``points`` (B, N, 2) of the targets."""
-    height, width = image_size(batch.trg_img)
-    inside = torch.minimum(points.clamp_min(0), points.new_tensor([width, height]))
-    exchanged: dict[str, Any] = {}
-    for name in ("img", "bbox", "content", "id", "hash", "original"):
-        exchanged |= {f"src_{name}": getattr(batch, f"trg_{name}"), f"trg_{name}": getattr(batch, f"src_{name}")}
-    return batch._replace(src_kps=inside, trg_kps=torch.full_like(points, torch.nan), **exchanged)

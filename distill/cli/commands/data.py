@@ -31,11 +31,12 @@ from distill.cli.config import instantiate
 from distill.cli.datasets import check_common_points, n_without_common_points, scored_pairs
 from distill.cli.run_folder import RunFolder
 from distill.core.errors import ConfigError, DataError, nearest
+from distill.core.files import new_folder
 from distill.core.protocols import Benchmark
 from distill.data.annotated_keypoints import annotated_keypoints, annotated_pairs, check_photographs, root_of
 from distill.data.datasets.folder import FolderPairs, of_split
 from distill.data.download import RECIPES, download
-from distill.data.keypoint_files import check_format, new_folder, write_keypoints
+from distill.data.keypoint_files import check_format, write_keypoints
 from distill.data.pair_list import pair_list
 from distill.data.pair_mining import nearest_pairs
 from distill.data.photograph_pairs import EmptySplit, PhotographPairs

@@ -30,8 +30,9 @@ from distill.cli.datasets import check_common_points, pairs_of
 from distill.cli.processes import is_first_process, launch
 from distill.cli.reporting import announce
 from distill.core.errors import ConfigError, LabelError, nearest
+from distill.core.files import new_folder
 from distill.data.annotated_keypoints import check_photographs, root_of
-from distill.data.keypoint_files import check_format, new_folder, write_keypoints
+from distill.data.keypoint_files import check_format, write_keypoints
 from distill.data.keypoints import check_threshold
 from distill.data.photograph_pairs import EmptySplit
 from distill.data.spair_tree import write_spair_tree

@@ -18,11 +18,11 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from distill.core.errors import ConfigError, DataError, nearest
+from distill.core.errors import DataError
 from distill.data.annotations import ImageAnnotation, PairAnnotation
 from distill.data.image_config import ImageConfig, ImageOptions
 from distill.data.pairs import Threshold
-from distill.data.photograph_pairs import PhotographPairs, check_split
+from distill.data.photograph_pairs import PhotographPairs, check_categories, check_split
 from distill.data.readers import read_json
 
 SPLITS = {"intra": "intra", "cross": "cross", "train": "trainsplits/train", "test": "trainsplits/test"}
@@ -68,11 +68,7 @@ class SOCOPairs(PhotographPairs):
                 "GenIntelLab/SOCO, and name the folder that holds Images and PairAnnotations in data.root."
             )
         groups = sorted(path.name for path in self._folder.iterdir() if path.is_dir())
-        unknown = [category for category in categories or () if category not in groups]
-        if unknown:
-            raise ConfigError(
-                f"Expected data.categories of split {split} but got {unknown[0]!r}; {nearest(unknown[0], groups)}."
-            )
+        check_categories(categories or (), split, groups)
         chosen = groups if categories is None else [group for group in groups if group in categories]
         pairs = [(group, file.stem) for group in chosen for file in sorted((self._folder / group).glob("*.json"))]
         images = sorted((self.root / "Images").glob("*/*"))
@@ -91,6 +87,7 @@ class SOCOPairs(PhotographPairs):
         file = self._folder / group / f"{stem}.json"
 
         def parse(content: dict[str, Any]) -> PairAnnotation:
+            """Returns the annotation that the JSON object ``content`` holds."""
             common = [str(name) for name in content["semantic_overlap"]]
             src, trg = (_points(content, side) for side in ("src", "trg"))
             absent = [name for name in common if name not in src or name not in trg]

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Unpack
 
 import numpy as np
 
-from distill.core.errors import ConfigError, DataError, nearest
+from distill.core.errors import DataError
 from distill.data import symmetry
 from distill.data.annotations import ImageAnnotation, PairAnnotation
 from distill.data.image_config import ImageConfig, ImageOptions
@@ -21,6 +21,7 @@ from distill.data.pairs import Threshold
 from distill.data.photograph_pairs import (
     PAPER_SIDE,
     PhotographPairs,
+    check_categories,
     check_split,
 )
 from distill.data.readers import read_json, read_text
@@ -68,11 +69,7 @@ class SPairPairs(PhotographPairs):
         names = _read_names(self.root / "Layout" / "large" / f"{SPLITS[split]}.txt", self.ignored)
         if categories is not None:
             known = sorted({pair[0].partition("/")[0] for pair in names})
-            unknown = [category for category in categories if category not in known]
-            if unknown:
-                raise ConfigError(
-                    f"Expected data.categories of split {split} but got {unknown[0]!r}; {nearest(unknown[0], known)}."
-                )
+            check_categories(categories, split, known)
             names = {pair: line for pair, line in names.items() if pair[0].partition("/")[0] in categories}
         names = self._annotated_lines(names)
         self._lines = names

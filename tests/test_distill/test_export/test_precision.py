@@ -9,11 +9,11 @@ import torch
 from onnx import TensorProto, numpy_helper
 
 from distill.cli.commands.export import gate_pairs
+from distill.core.digest import state_digest
 from distill.core.errors import ConfigError, ExportError
 from distill.core.types import Matches
 from distill.data.datasets.shapes import ShapesPairs
 from distill.export import gate
-from distill.export.about import fingerprint
 from distill.export.gate import Gate
 from distill.export.onnx import export_student
 from distill.export.precision import encoder_parts, in_half
@@ -73,7 +73,7 @@ def test_a_file_says_what_it_is_whose_answers_it_learned_and_how_good_it_is(stud
     assert said["format"] == "distill-onnx-1" and said["precision"] == "fp32" and said["size"] == "64"
     assert said["architecture"].startswith("StudentMatcher on test_resnet, ")
     assert json.loads(said["input"])["range"] == [0, 1] and json.loads(said["input"])["size"] == [64, 64]
-    assert json.loads(said["student"]) == CONFIG and said["fingerprint"] == fingerprint(student)
+    assert json.loads(said["student"]) == CONFIG and said["fingerprint"] == state_digest(student)
     assert {key: json.loads(said[key]) for key in ABOUT} == ABOUT
     figures = json.loads(said["figures"])["pck@0.10"]
     assert figures["torch"] == figures["file"] and figures["pairs"] == 6
