@@ -37,6 +37,8 @@ def test_descriptors_once_an_image_give_the_students_answers_for_several_targets
             expected = student(src[:1], trg[target : target + 1], points[:1])
         answer = runtime.match(source, runtime.describe(images[1][target]), points[0].numpy())
         np.testing.assert_allclose(answer.heatmap, expected.heatmap[0], atol=1e-3)
+        difference = float(np.abs(answer.heatmap - expected.heatmap[0].numpy()).max())
+        assert difference / float(np.ptp(expected.heatmap[0].numpy())) < 1e-4
         np.testing.assert_allclose(answer.points, expected.trg_kps[0], atol=0.05)
 
 
