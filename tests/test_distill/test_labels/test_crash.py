@@ -82,7 +82,7 @@ def test_after_fifty_kills_nothing_is_wrong_and_the_store_equals_one_made_in_one
         os.kill(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
         process.join()
         killed += process.exitcode == -signal.SIGKILL
-        if folder.exists():
+        if any(folder.glob("[!.]*.safetensors")):  # one killed early has made the folder and stored nothing
             found = audit(folder)
             assert found.problems == [] and not any("twice" in note for note in found.notes)
             if found.labels > 100:  # nearly done: begin anew, so that all kills hit a worker
