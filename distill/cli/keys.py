@@ -34,6 +34,7 @@ LISTS_OR_WORDS = ("what",)
 
 LEAST = {
     "ablation_pairs": 1,
+    "batch_seconds": 0,
     "batch_size": 1,
     "browsed": 0,
     "calibration_pairs": 0,

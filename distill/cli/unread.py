@@ -68,7 +68,10 @@ UNREAD: dict[str, tuple[Unread, ...]] = {
         Unread(("label.unsure",), _lacks_format, "it belongs to label.format"),
         Unread(("label.coverage",), _does_not("label.action", "status"), "it belongs to label status"),
         Unread(
-            ("label.shard", "label.batch_size", "label.flush_seconds", "label.compact", "trainer"),
+            (
+                *(f"label.{key}" for key in ("shard", "batch_size", "batch_seconds", "flush_seconds", "compact")),
+                "trainer",
+            ),
             _does_not("label.action", "make"),
             "it matters when labels are made",
         ),

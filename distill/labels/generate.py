@@ -4,7 +4,7 @@ import signal
 import sys
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 
@@ -16,6 +16,9 @@ from distill.labels.cached import Cached
 from distill.labels.locks import Locks
 from distill.system.progress import bar, track
 
+BATCH_SECONDS = 10.0
+"""What is lost when labelling is interrupted."""
+
 
 def label(
     teacher: Cached,
@@ -24,14 +27,15 @@ def label(
     progress: bool = True,
     every: slice | None = None,
     batch_size: int = 8,
+    batch_seconds: float = BATCH_SECONDS,
 ) -> int:
     """Makes and stores the labels of ``benchmark`` that are not there yet; safe to interrupt and to start again.
 
     Pairs are taken in the order of their source images, because a prompt that was optimised for a source point serves
     all targets. Any number of processes may label into one folder at once: a source image that another process has locked
     is put off, and all labels are there when this returns. Finished labels are written when Ctrl-C, SIGTERM or an error
-    ends this, without the pairs that the teacher is at work on; a process that is killed also loses those of the last
-    ``teacher.flush_seconds``.
+    ends this, without the pairs that the teacher is at work on, about ``batch_seconds`` of work; a process that is killed
+    also loses those of the last ``teacher.flush_seconds``.
 
     Args:
         teacher: with its store.
@@ -40,6 +44,7 @@ def label(
         progress: whether to draw a bar with points per second and the time left.
         every: which of the source images; all without it.
         batch_size: pairs that the teacher is given together, at most.
+        batch_seconds: that the teacher works on such a batch, by its speed so far; a single pair may take longer.
 
     Returns:
         How many points were labelled by this process.
@@ -48,7 +53,7 @@ def label(
     with bar("pairs") as shown:
         name, total = f"label {benchmark.name} {benchmark.split}", sum(map(len, groups))
         task = shown.add_task(name, total=total, note="", visible=progress)
-        work = _Work(teacher, benchmark, device, batch_size)
+        work = _Work(teacher, benchmark, device, _Pace(batch_size, batch_seconds))
         with _exit_on_sigterm(), closing(work.through(groups)) as finished:
             for done in finished:
                 shown.update(task, advance=done, note=f", {work.rate:.1f} points/s" if work.made else ", read")
@@ -57,15 +62,44 @@ def label(
     return work.made
 
 
+class _Pace:
+    """How many pairs the teacher is given together, so that it answers them in time.
+
+    The first pair is asked alone, then at most twice as many as the time before; the slowest of the last ``MEASURED``
+    batches says how long a point takes.
+
+    Args:
+        most: pairs together, at most.
+        seconds: that a batch may take; a single pair may take longer.
+    """
+
+    MEASURED = 4
+
+    def __init__(self, most: int, seconds: float) -> None:
+        self.most, self.seconds = most, seconds
+        self._pairs, self._per_point = 1, deque[float](maxlen=self.MEASURED)
+
+    def is_enough(self, pairs: int, points: int) -> bool:
+        """Returns whether a batch of ``pairs`` with ``points`` missing labels has no room for another pair like these."""
+        with_another = max(self._per_point, default=0.0) * points * (pairs + 1) / pairs
+        return pairs >= min(self.most, self._pairs) or with_another > self.seconds
+
+    def measure(self, pairs: int, points: int, seconds: float) -> None:
+        """Takes how long a batch took."""
+        self._pairs = 2 * pairs if pairs >= self._pairs else self._pairs
+        self._per_point.append(seconds / points)
+
+
 class _Work:
     """One process's share of the labelling.
 
     Locks on source images are kept until their labels are written, so that no other process makes them too.
     """
 
-    def __init__(self, teacher: Cached, benchmark: Benchmark, device: str, batch_size: int) -> None:
-        self.teacher, self.benchmark, self.device, self.batch_size = teacher, benchmark, device, batch_size
+    def __init__(self, teacher: Cached, benchmark: Benchmark, device: str, pace: _Pace) -> None:
+        self.teacher, self.benchmark, self.device, self.pace = teacher, benchmark, device, pace
         self.waiting: list[int] = []  # pairs that lack labels, whose source images are locked
+        self.missing = 0  # labels that these lack
         self.made, self.start = 0, time.perf_counter()
         self.locks: Locks | None = None  # made when something is missing: a complete store may be read-only
         self.written = time.monotonic()
@@ -76,19 +110,18 @@ class _Work:
         return self.made / max(time.perf_counter() - self.start, 1e-9)
 
     def through(self, groups: list[list[int]]) -> Generator[int]:
-        """Labels groups of pairs with one source image each; yields how many pairs were finished."""
+        """Labels groups of pairs with one source image each; yields how many pairs have been finished since the last time."""
         put_off = []
         try:
             for group in groups:
-                done = self._collect(group)
-                put_off += [group[done:]] if done < len(group) else []
-                yield done
+                taken = yield from self._collect(group)
+                put_off += [group[taken:]] if taken < len(group) else []
                 if time.monotonic() - self.written > self.teacher.flush_seconds:
-                    self._write()
-            self._write()
+                    yield self._write()
+            yield self._write()
             for group in put_off:
-                yield self._collect(group, wait=True)
-                self._write()  # no lock is held while another is waited for, so that no two processes wait for each other
+                yield from self._collect(group, wait=True)
+                yield self._write()  # no lock is held while another is waited for: no two processes wait for each other
         finally:
             try:
                 self._flush()
@@ -96,38 +129,50 @@ class _Work:
                 if self.locks is not None:
                     self.locks.close()
 
-    def _collect(self, group: list[int], wait: bool = False) -> int:
+    def _collect(self, group: list[int], wait: bool = False) -> Generator[int, None, int]:
         """Labels the pairs of a group, or puts them with those that wait to be, until one is locked by another process.
 
         Returns:
             How many there were.
         """
-        locked = False
-        for done, number in enumerate(group):
+        locked, finished = False, 0
+        for taken, number in enumerate(group):
             query = query_of(self.benchmark, number)
-            if self.teacher.store.known(query).all():
-                continue
-            if not locked:
+            missing = self._count_missing(query)
+            if missing and not locked:
                 self.locks = self.locks or Locks(self.teacher.store.folder)
                 if not self.locks.take(query.src, wait):
-                    return done
+                    yield finished
+                    return taken
                 locked = True
                 self.teacher.store.refresh()  # the process that had the lock before may have made these labels
-                if self.teacher.store.known(query).all():
-                    continue
+                missing = self._count_missing(query)
+            if not missing:
+                finished += 1
+                continue
             self.waiting.append(number)
-            if len(self.waiting) == self.batch_size:
-                self._label()
+            self.missing += missing
+            if self.pace.is_enough(len(self.waiting), self.missing):
+                yield finished + self._label()
+                finished = 0
+        yield finished
         return len(group)
 
-    def _label(self) -> None:
-        """Has the teacher label the pairs that wait."""
-        if self.waiting:
-            before, pairs = len(self.teacher.store), [self._originals(number) for number in self.waiting]
-            self.waiting = []
-            for same in _of_one_size(pairs):
-                self.teacher.match_pairs(to_device(collate_pairs(same), self.device))
-            self.made += len(self.teacher.store) - before
+    def _count_missing(self, query: Query) -> int:
+        return int((~self.teacher.store.known(query)).sum())
+
+    def _label(self) -> int:
+        """Has the teacher label the pairs that wait; returns how many they were."""
+        if not self.waiting:
+            return 0
+        before, pairs = len(self.teacher.store), [self._originals(number) for number in self.waiting]
+        missing, self.waiting, self.missing = self.missing, [], 0
+        start = time.perf_counter()
+        for same in _of_one_size(pairs):
+            self.teacher.match_pairs(to_device(collate_pairs(same), self.device))
+        self.pace.measure(len(pairs), missing, time.perf_counter() - start)
+        self.made += len(self.teacher.store) - before
+        return len(pairs)
 
     def _originals(self, number: int) -> PairBatch:
         """Returns a pair at the size that the teacher is made for, if it and the data set say so, else as it is."""
@@ -137,9 +182,11 @@ class _Work:
             return pair
         return with_views(pair, *views(number, size))
 
-    def _write(self) -> None:
-        self._label()
+    def _write(self) -> int:
+        """Labels what waits and writes all labels; returns how many pairs have been finished."""
+        finished = self._label()
         self._flush()
+        return finished
 
     def _flush(self) -> None:
         self.teacher.flush()

@@ -86,8 +86,8 @@ def _make(cfg: DictConfig) -> int:
     shown = fabric.is_global_zero
     if shown:
         announce("label", ", ".join(f"{len(p)} {p.split} pairs of {p.name}" for p in datasets), device, cfg.labels.dir)
-    batch_size = cfg.label.batch_size
-    mine = sum(label(teacher, pairs, device, progress=shown, every=every, batch_size=batch_size) for pairs in datasets)
+    limits = {"batch_size": cfg.label.batch_size, "batch_seconds": cfg.label.batch_seconds}
+    mine = sum(label(teacher, pairs, device, progress=shown, every=every, **limits) for pairs in datasets)
     made = int(fabric.all_reduce(float(mine), reduce_op="sum"))
     if fabric.is_global_zero:
         if cfg.label.compact:

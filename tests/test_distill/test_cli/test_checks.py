@@ -281,6 +281,7 @@ def test_bench_refuses_numbers_that_measure_nothing(extra, message, tmp_path, ca
         (["export", "ckpt=x"], "gate_pairs=-1"),
         (["export", "ckpt=x"], "calibration_pairs=-1"),
         (["label"], "label.flush_seconds=-1"),
+        (["label"], "label.batch_seconds=-1"),
     ],
 )
 def test_counts_below_the_least_that_makes_sense_are_refused(verb, key, capsys):

@@ -24,6 +24,7 @@ from distill.labels.cached import Cached
 from distill.labels.generate import label
 from distill.labels.store import LabelStore
 from distill.matchers.oracle import Oracle
+from distill.system.progress import LineProgress
 
 KILLS = 50
 FORK = multiprocessing.get_context("fork")  # so that a worker need not import torch again
@@ -147,21 +148,78 @@ def test_eight_processes_in_one_folder_lose_double_and_tear_nothing(tmp_path, ma
     assert files == in_one_go(tmp_path / "whole", many)
 
 
-def test_a_terminated_process_stores_what_it_finished(tmp_path, many):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_process_that_is_told_to_end_stores_what_it_finished(tmp_path, many, number):
     class Told(Slow):
-        asked = 0
+        answered = 0
 
         def match_pairs(self, pairs: PairBatch) -> Matches:
-            self.asked += 1
-            if self.asked == 13:
-                os.kill(os.getpid(), signal.SIGTERM)
+            if self.answered >= 24:
+                (tmp_path / "answered").write_text(str(self.answered))
+                os.kill(os.getpid(), number)
                 time.sleep(60)
+            self.answered += len(pairs.category)
             return super().match_pairs(pairs)
 
-    process = started(lambda: label(Cached(tmp_path, Told(4)), many, progress=False, batch_size=1))
+    def task() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
+        try:
+            label(Cached(tmp_path / "labels", Told(4)), many, progress=False)
+        except KeyboardInterrupt:
+            os._exit(130)
+
+    process = started(task)
     process.join(50)
-    assert process.exitcode == 143 and audit(tmp_path).labels == 24
+    assert process.exitcode == 128 + number
+    assert audit(tmp_path / "labels").labels == 2 * int((tmp_path / "answered").read_text()) >= 48
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+class Timed(Oracle):
+    """An oracle that takes ``per_pair`` seconds for a pair, and writes down how many it was given together."""
+
+    def __init__(self, per_pair: float, first: float = 0.0) -> None:
+        super().__init__(4)
+        self.per_pair, self.first, self.given = per_pair, first, []
+
+    def match_pairs(self, pairs: PairBatch) -> Matches:
+        time.sleep(self.per_pair * len(pairs.category) + (0 if self.given else self.first))
+        self.given.append(len(pairs.category))
+        return super().match_pairs(pairs)
+
+
+def test_a_slow_teacher_is_given_no_more_pairs_than_it_answers_in_time(tmp_path, many):
+    teacher, some = Timed(0.02), type(many)(many.items[:20])
+    label(Cached(tmp_path, teacher), some, progress=False, batch_seconds=0.07)
+    assert sum(teacher.given) == 20 and max(teacher.given) in (2, 3)
+    teacher = Timed(0.02)
+    label(Cached(tmp_path / "slower", teacher), type(many)(many.items[:5]), progress=False, batch_seconds=0.01)
+    assert teacher.given == [1] * 5
+
+
+def test_the_batch_grows_from_one_pair_and_forgets_how_long_loading_took(tmp_path, many):
+    teacher = Timed(0.0, first=0.1)
+    label(Cached(tmp_path, teacher), many, progress=False, batch_seconds=0.08)
+    assert teacher.given[:4] == [1] * 4 and teacher.given[-2:-1] == [8], "the first one loaded the weights"
+    teacher = Timed(0.0)
+    label(Cached(tmp_path / "fast", teacher), many, progress=False)
+    assert teacher.given[:5] == [1, 2, 4, 8, 8]
+
+
+def test_the_bar_counts_a_pair_when_it_has_its_labels(tmp_path, many, monkeypatch):
+    shown, teacher = LineProgress(), Cached(tmp_path, Slow(4))
+    counted = []
+
+    def update(task, advance, note):
+        counted.append(advance)
+        assert 2 * sum(counted) == len(teacher.store)
+
+    monkeypatch.setattr(shown, "update", update)
+    monkeypatch.setattr("distill.labels.generate.bar", lambda unit: shown)
+    assert label(teacher, many) == 120 and sum(counted) == 60
+    counted.clear()
+    monkeypatch.setattr(shown, "update", lambda task, advance, note: counted.append(advance))
+    assert label(teacher, many) == 0 and sum(counted) == 60, "those that have their labels already"
 
 
 def test_what_another_process_is_at_work_on_is_waited_for(tmp_path, many):
