@@ -101,7 +101,8 @@ class StudentMatcher(nn.Module):
         """Returns the answer, and the descriptors (B, C, h, w) of sources and targets that it came from."""
         with_consensus = self.consensus is not None and not self.training
         images = (src_img, trg_img, *((trg_img.flip(-1),) if with_consensus else ()))
-        descriptors, pairs = self.describe(torch.cat(images)), len(src_img)
+        descriptors = self.describe(torch.cat(images))
+        pairs = src_img.shape[0]  # len() is a constant to torch.export, which then falls back to a slower capture
         src_map, trg_map = descriptors[:pairs], descriptors[pairs : 2 * pairs]
         flipped_map = descriptors[2 * pairs :] if with_consensus else None
         answer = self.correlate(src_map, trg_map, src_kps, image_size(src_img), image_size(trg_img), flipped_map)

@@ -68,7 +68,7 @@ class NearestNeighbour(nn.Module):
         """
         check_query(src_img, trg_img, src_kps, min_points=0, same_size=True)
         images, size = [src_img, trg_img, *([trg_img.flip(-1)] if self.flip else [])], image_size(trg_img)
-        src_map, trg_map, *others = in_single(self.describe(torch.cat(images))).split(len(src_img))
+        src_map, trg_map, *others = in_single(self.describe(torch.cat(images))).split(src_img.shape[0])
         queries = F.normalize(sample_at(src_map, src_kps, image_size(src_img)), dim=-1)
         with without_autocast(queries):
             flipped = src_map.new_zeros(len(src_map), 1, 1, 1, dtype=torch.bool)

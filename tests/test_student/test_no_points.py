@@ -38,7 +38,7 @@ def test_baseline_and_feature_teacher_asked_for_no_points_answer_with_none():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("settings", SETTINGS[::2], ids=str)
 def test_the_exported_graph_has_no_grid_sample_and_answers_no_points_with_none(settings, tmp_path):
     """The interpolation of an empty map ended ONNX Runtime 1.32 with SIGFPE."""
     torch.manual_seed(0)
@@ -55,3 +55,15 @@ def test_the_exported_graph_has_no_grid_sample_and_answers_no_points_with_none(s
     with torch.no_grad():
         expected = student(*some)
     np.testing.assert_allclose(found[2], expected.heatmap.numpy(), atol=1e-3)
+
+
+@pytest.mark.parametrize("settings", SETTINGS[1:2], ids=str)
+def test_pairs_and_points_stay_free_in_the_fast_capture(settings):
+    """Where it fails, the exporter captures again with its strict one, which takes two to three times as long."""
+    student = StudentMatcher("test_resnet", [8, 16], 8, **settings).eval()
+    free = torch.export.Dim.DYNAMIC
+    shapes = ({0: free}, {0: free}, {0: free, 1: free})
+    program = torch.export.export(student, query(3, pairs=2), dynamic_shapes=shapes, strict=False)
+    with torch.no_grad():
+        found, expected = program.module()(*query(5, pairs=3)), student(*query(5, pairs=3))
+    torch.testing.assert_close(found.trg_kps, expected.trg_kps, atol=1e-3, rtol=0)
