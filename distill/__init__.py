@@ -6,6 +6,8 @@ The names below are imported when they are first used: ``import distill`` alone 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from distill.core.version import __version__
+
 if TYPE_CHECKING:
     from distill.core.protocols import Matcher
     from distill.core.types import Matches, PairBatch
@@ -13,7 +15,6 @@ if TYPE_CHECKING:
     from distill.export.student_file import load_student
     from distill.matchers.match_images import match_images
 
-__version__ = "0.2.0.dev0"
 __all__ = ["Matcher", "Matches", "PairBatch", "__version__", "load_student", "match_images", "read_image"]
 
 _MODULES = {

@@ -11,10 +11,10 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill import __version__
 from distill.cli.arguments import CommandLine, split
 from distill.cli.interruption import Terminated, end_with_starter, is_started, starter_ended, terminable
 from distill.core.errors import ConfigError, DistillError, nearest
+from distill.core.version import __version__
 
 VERBS = {
     "fit": "train a student on a teacher's labels",

@@ -7,8 +7,8 @@ from pathlib import Path
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
-import distill
 from distill.core.protocols import Benchmark
+from distill.core.version import __version__
 from distill.evaluation.browser import LEVELS, browsed_pairs
 from distill.evaluation.compare import HEADLINE, Comparison
 from distill.evaluation.figures import figures
@@ -68,7 +68,7 @@ def html_page(
         script=Markup(_text("report.js")),
         settings=settings,
         environment=describe(),
-        version=distill.__version__,
+        version=__version__,
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 

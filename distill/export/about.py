@@ -23,9 +23,9 @@ from typing import Any
 import onnx
 from torch import nn
 
-import distill
 from distill.core.digest import state_digest
 from distill.core.files import replacing
+from distill.core.version import __version__
 
 FORMAT = "distill-onnx-1"
 STORIES = ("teacher", "data", "figures", "licences")
@@ -58,7 +58,7 @@ def file_metadata(
         stories["licences"] = {"backbone": licence, **stories["licences"]}
     return {
         "format": FORMAT,
-        "version": distill.__version__,
+        "version": __version__,
         "precision": precision,
         "size": str(size),
         "architecture": f"{type(student).__name__}{f' on {backbone}' if backbone else ''}, {count} parameters",

@@ -9,9 +9,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import distill
 from distill.core.errors import ConfigError, WeightsError
 from distill.core.files import replacing
+from distill.core.version import __version__
 from distill.core.weights import check_finite, check_kinds
 from distill.export.hub import hub_file, is_hub_id
 from distill.export.trusted import build_student, read_description, without_sources
@@ -39,7 +39,7 @@ def save_tensors(
     tensors: Mapping[str, Tensor], config: Mapping[str, Any], path: str | Path, about: Mapping[str, Any] | None = None
 ) -> None:
     """Writes a student's file of weights by name; see :func:`save_student`."""
-    metadata = {"format": _FORMAT, "student": json.dumps(without_sources(config)), "version": distill.__version__}
+    metadata = {"format": _FORMAT, "student": json.dumps(without_sources(config)), "version": __version__}
     metadata["about"] = json.dumps(dict(about or {}))
     with replacing(path) as unfinished:
         save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, unfinished, metadata)

@@ -6,8 +6,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-import distill
 from distill.core.errors import ConfigError, nearest
+from distill.core.version import __version__
 
 PACKAGES = ("torch", "torchvision", "lightning", "diffusers", "transformers", "timm", "torchmetrics", "onnxruntime")
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -18,7 +18,7 @@ def describe() -> dict[str, str]:
     versions = {name: _version(name) for name in PACKAGES}
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
-        "distill": distill.__version__,
+        "distill": __version__,
         "python": platform.python_version(),
         **versions,
         "machine": platform.machine(),
