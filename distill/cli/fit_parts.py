@@ -45,6 +45,7 @@ class FitParts:
     Attributes:
         device: of the teacher, the filters and the comparison.
         train: training pairs.
+        labelled: those of them that the teacher labels: without the annotated ones of ``truth``.
         val: validation pairs.
         test: annotated pairs of the final comparison; None for none.
         teacher: behind its label store.
@@ -59,6 +60,7 @@ class FitParts:
 
     device: str
     train: Benchmark
+    labelled: Benchmark
     val: Benchmark
     test: Benchmark | None
     teacher: Cached
@@ -93,7 +95,7 @@ def build(cfg: DictConfig) -> FitParts:
     train, val, test = fit_pairs(cfg)
     if cfg.points is not None:
         train = instantiate(cfg.points, pairs=train)
-    annotated = truth_pairs(cfg, train, (val, test))
+    annotated, labelled = truth_pairs(cfg, train, (val, test)), train
     truth = None
     if annotated is not None:
         train = JoinedPairs([train, *[annotated] * cfg.truth.repeat])
@@ -111,12 +113,13 @@ def build(cfg: DictConfig) -> FitParts:
     checkpoint, trainer = _trainer(cfg)
     metrics = built_by_name(cfg, "metrics", Metric)
     adamw(student, 1, cfg.lr, cfg.backbone_lr, cfg.weight_decay, cfg.warmup)  # raises now what it would after labelling
-    labelled = LabelledCollate(teacher.store.folder, teacher.fingerprint(), list(cfg.labels.fallbacks))
+    store = (teacher.store.folder, teacher.fingerprint(), list(cfg.labels.fallbacks))
     learns_all = is_taught(cfg) and not criteria and module.curriculum is None  # else labels are weighed, or not read
-    collate = (labelled if learns_all else collate_pairs, labelled)
+    collate = (LabelledCollate(*store, truth) if learns_all else collate_pairs, LabelledCollate(*store))
     data = PairDataModule(train, val, cfg.batch_size, cfg.num_workers, cfg.seed, *collate)  # type: ignore[arg-type]
     check_fit(trainer, data, resumed_from(checkpoint, cfg.run.resume))
-    return FitParts(device, train, val, test, teacher, baseline, criteria, module, data, trainer, checkpoint, metrics)
+    pairs = (train, labelled, val, test)
+    return FitParts(device, *pairs, teacher, baseline, criteria, module, data, trainer, checkpoint, metrics)
 
 
 def is_taught(cfg: DictConfig) -> bool:

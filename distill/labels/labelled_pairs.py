@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from distill.core.types import Matches, PairBatch
 from distill.data.pairs import collate_pairs
 from distill.labels.store import LabelStore
+from distill.labels.truth import FewShotTruth
 
 
 class LabelledPairs(NamedTuple):
@@ -30,10 +31,18 @@ class LabelledCollate:
         folder: of the label store.
         fingerprint: of the teacher whose labels are wanted.
         fallbacks: further folders to read from, see :class:`distill.labels.store.LabelStore`.
+        truth: annotation that goes before the labels; points that it knows need none, and theirs may be zero.
     """
 
-    def __init__(self, folder: Path, fingerprint: Mapping[str, str], fallbacks: Sequence[str | Path] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        fingerprint: Mapping[str, str],
+        fallbacks: Sequence[str | Path] = (),
+        truth: FewShotTruth | None = None,
+    ) -> None:
         self.folder, self.fingerprint, self.fallbacks = folder, dict(fingerprint), list(fallbacks)
+        self.truth = truth
         self._store: LabelStore | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -49,7 +58,8 @@ class LabelledCollate:
         if self._store is None:
             self._store = LabelStore(self.folder, self.fingerprint, self.fallbacks)
         label, found = self._store.lookup(batch)
-        return LabelledPairs(batch, label if bool(found[batch.kps_mask].all()) else None)
+        needed = (batch if self.truth is None else self.truth.without_known(batch)).kps_mask
+        return LabelledPairs(batch, label if bool(found[needed].all()) else None)
 
 
 def split_labelled(batch: PairBatch | LabelledPairs) -> LabelledPairs:

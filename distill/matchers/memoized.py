@@ -39,9 +39,10 @@ class MemoizedMatcher:
 
     @torch.no_grad()
     def match_pairs(self, pairs: PairBatch) -> Matches:
-        """See :class:`distill.core.protocols.PairMatcher`."""
+        """See :class:`distill.core.protocols.PairMatcher`. Pairs without points are not asked about."""
         keys = [self._key(pairs, row) for row in range(len(pairs.category))]
-        new = [row for row, key in enumerate(keys) if key not in self._answers]
+        wanted = pairs.kps_mask.any(1).tolist()
+        new = [row for row, key in enumerate(keys) if wanted[row] and key not in self._answers]
         for rows in ([row] for row in new) if self.singly else [new] if new else []:
             asked = select_pairs(pairs, rows)
             answers = match(self.matcher, _unpadded(asked) if self.singly else asked)
@@ -50,15 +51,14 @@ class MemoizedMatcher:
                 kept = (field[place] if self.singly else field[place][mask] for field in answers)
                 points, confidence, heatmap = (value.cpu() for value in kept)
                 self._answers[keys[row]] = Matches(points, confidence, heatmap.half())
-        return self._joined(pairs, [self._answers[key] for key in keys])
+        return self._joined(pairs, {row: self._answers[key] for row, key in enumerate(keys) if wanted[row]})
 
-    def _joined(self, pairs: PairBatch, rows: list[Matches]) -> Matches:
-        """Puts answers (n, ...) of each pair in the places of its points; zero elsewhere."""
+    def _joined(self, pairs: PairBatch, answers: dict[int, Matches]) -> Matches:
+        """Puts the answers (n, ...) of pairs, by their row, in the places of their points; zero elsewhere."""
         like, (b, n) = pairs.src_kps, pairs.kps_mask.shape
-        joined = Matches(
-            like.new_zeros(b, n, 2), like.new_zeros(b, n), like.new_zeros(b, n, *rows[0].heatmap.shape[-2:])
-        )
-        for row, answer in enumerate(rows):
+        cells = next((answer.heatmap.shape[-2:] for answer in answers.values()), (1, 1))
+        joined = Matches(like.new_zeros(b, n, 2), like.new_zeros(b, n), like.new_zeros(b, n, *cells))
+        for row, answer in answers.items():
             for field, value in zip(joined, answer, strict=True):
                 field[row, pairs.kps_mask[row]] = value.to(like)
         return joined

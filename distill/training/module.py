@@ -126,7 +126,7 @@ class Distillation(LightningModule):
         pairs, label = split_labelled(batch)
         with torch.no_grad():
             if label is None or self.labeller is not self.teacher:
-                label = match(self.labeller, pairs)
+                label = match(self.labeller, pairs if self.truth is None else self.truth.without_known(pairs))
             if self.curriculum is not None:
                 label = self.curriculum(label, self.progress())
             if self.truth is not None:

@@ -16,6 +16,7 @@ from distill.data.datasets.folder import FolderPairs
 from distill.data.joined_pairs import JoinedPairs
 from distill.data.keypoints import ImageKeypoints
 from distill.data.pairs import collate_pairs
+from distill.labels import LabelStore
 from distill.labels.truth import FewShotTruth
 
 
@@ -47,6 +48,23 @@ def test_annotated_pairs_get_the_truth_and_all_others_keep_their_label(make_pair
             and found.confidence[b, n] == 0.25
             and (found.heatmap[b, n] == 1).all()
         )
+
+
+def test_what_is_annotated_needs_no_label(make_pairs):
+    batch = collate_pairs([make_pairs(3, seed=1), make_pairs(2, seed=2)])
+    batch.trg_kps[0, 1] = torch.nan
+    asked = FewShotTruth([keys_of(batch)[0]]).without_known(batch)
+    assert asked.kps_mask.tolist() == [[False, True, False], [True, True, False]]
+    assert batch.kps_mask.tolist() == [[True] * 3, [True, True, False]], "the batch itself stays as it is"
+
+
+def test_a_batch_of_annotated_points_alone_has_heatmaps_although_nobody_was_asked(make_pairs):
+    batch = make_pairs(2)
+    nothing = Matches(torch.zeros(1, 2, 2), torch.zeros(1, 2), torch.zeros(1, 2, 1, 1))
+    found = FewShotTruth(keys_of(batch))(batch, nothing)
+    assert torch.equal(found.trg_kps, batch.trg_kps) and found.heatmap.shape == (1, 2, 32, 32)
+    cells = found.heatmap[0].flatten(1).argmax(1)  # of 1 px, as the image has 32
+    assert (torch.stack([cells % 32, cells // 32], 1) == batch.trg_kps[0].floor()).all()
 
 
 def test_labels_without_annotated_pairs_are_as_they_were(make_pairs):
@@ -110,10 +128,17 @@ def fit(folder: Path, run: Path, *extra: str) -> int:
     return main(["fit", "trainer=smoke", "data=folder", f"data.root={folder}", *small, f"run.dir={run}", *extra])
 
 
-def test_fit_takes_truth_beside_labels(photographs, tmp_path, capsys):
-    assert fit(photographs, tmp_path / "run", f"truth.points={photographs}/kps.json", "truth.repeat=2") == 0
+@pytest.mark.parametrize("filters", [[], ["filter=curriculum"]])
+def test_fit_takes_truth_beside_labels_and_asks_no_teacher_about_it(photographs, tmp_path, capsys, filters):
+    truth = [f"truth.points={photographs}/kps.json", "truth.repeat=2"]
+    assert fit(photographs, tmp_path / "run", *truth, *filters) == 0
     assert "truth:   2 pairs of annotated photographs" in capsys.readouterr().out
     assert (tmp_path / "run/student.safetensors").is_file()
+    store = LabelStore(tmp_path / "run/labels")
+    annotated = FolderPairs(str(photographs), points="kps.json", size=64, by_person=True)
+    assert len(annotated) == 2 and not any(store.known(annotated.query(number)).any() for number in (0, 1))
+    drawn = [FolderPairs(str(photographs), split=split, size=64, n_pairs=2) for split in ("train", "val")]
+    assert all(store.known(pairs.query(number)).all() for pairs in drawn for number in (0, 1)), "the others are labelled"
 
 
 @pytest.mark.parametrize(
