@@ -20,6 +20,7 @@ def report(
     panels: int = 6,
     browsed: int = 100,
     curve: Path | None = None,
+    heatmaps: bool = True,
 ) -> None:
     """Writes ``metrics.json``, ``report.md``, ``report.html``, ``matches.png`` and each matcher's answers, and prints the table.
 
@@ -30,10 +31,11 @@ def report(
         panels: how many pairs are drawn in ``matches.png``.
         browsed: how many pairs can be looked at in ``report.html``, at most.
         curve: ``metrics.jsonl`` of a fit; without it that of the folder, where there is one.
+        heatmaps: whether small ones are kept with the answers, so that the report can be made again without a matcher.
     """
     folder.write_json("metrics.json", comparison.report() | {"environment": describe()})
     for name, evaluation in comparison.evaluations.items():
-        evaluation.answers.write(folder / "predictions" / f"{name}.npz")
+        evaluation.answers.write(folder / "predictions" / f"{name}.npz", heatmaps)
     folder.write_text("report.md", markdown(comparison))
     settings = (folder / "config.yaml").read_text(encoding="utf-8") if (folder / "config.yaml").is_file() else ""
     own = folder / "metrics.jsonl"

@@ -6,7 +6,6 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from distill.core.errors import DataError
@@ -14,9 +13,6 @@ from distill.core.protocols import Benchmark, Matcher, PairMatcher, match
 from distill.core.types import Matches, PairBatch
 from distill.data.pairs import collate_pairs, to_device
 from distill.system.progress import track
-
-KEPT_SIDE = 16
-"""Cells a side of the heatmaps that are kept, at most."""
 
 
 class Asked(NamedTuple):
@@ -85,14 +81,3 @@ def timed_answer(
         if not torch.isfinite(values[pairs.kps_mask]).all():
             raise DataError(f"Expected finite {what} from {name} but got NaN or infinity; check its weights.")
     return answer, seconds
-
-
-def small_heatmaps(heatmap: Tensor) -> Tensor:
-    """Returns (B, N, h', w') uint8: maps (B, N, h, w) of at most 16 cells a side, from 0 at the lowest score to 255 at the highest.
-
-    Cells that fall together keep their highest score. A map of one value is 0 everywhere.
-    """
-    size = [min(KEPT_SIDE, side) for side in heatmap.shape[-2:]]
-    maps = F.adaptive_max_pool2d(heatmap.float().nan_to_num(), size)
-    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
-    return ((maps - low) / (high - low).clamp_min(1e-12) * 255).round().byte()

@@ -21,8 +21,8 @@ LIMIT = 17_000_000
 """Bytes of pictures and heatmaps that a report may hold."""
 SIDE = 256
 """Longer side of the pictures, px, at most."""
-LEVELS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_"
-"""The 64 levels of a heatmap's cells, one character each."""
+LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_"
+"""The levels of a heatmap's cells, one character each."""
 
 
 def browsed_pairs(comparison: Comparison, benchmark: Benchmark, most: int) -> dict[str, Any]:
@@ -73,14 +73,11 @@ def _pair(comparison: Comparison, pair: PairBatch, place: int, pictures: _Pictur
     Returns:
         "number" in the data set, "category", "srcId", "trgId"; "src" and "trg", numbers of pictures; "points" and "truth" (null
         without annotation), x and y; "others", further annotated points of the target; "tolerance", the tolerance base as a
-        fraction of the target's width and height; "frame", where a heatmap lies in the target: left, top, width, height;
-        "answers", one for each matcher.
+        fraction of the target's width and height; "answers", one for each matcher.
     """
     mask = (with_truth(pair) if comparison.scored else pair.kps_mask)[0]
     height, width = pair.trg_size[0].tolist()
     base = comparison.first.thresholds[place]
-    x0, y0, x1, y1 = pair.trg_content[0].tolist()
-    frame = (-x0 / (x1 - x0), -y0 / (y1 - y0), pair.trg_img.shape[-1] / (x1 - x0), pair.trg_img.shape[-2] / (y1 - y0))
     size = np.array([width, height])
     known = to_original(pair.trg_all_kps, pair)[0].numpy() / size
     is_known = (pair.trg_all_id[0] >= 0).numpy() & np.isfinite(known).all(-1)
@@ -95,14 +92,18 @@ def _pair(comparison: Comparison, pair: PairBatch, place: int, pictures: _Pictur
         "truth": _rounded(comparison.first.truth[place] / size) if comparison.scored else None,
         "others": _rounded(known[is_known]) if comparison.scored else [],
         "tolerance": [round(base / width, 4), round(base / height, 4)],
-        "frame": [round(value, 4) for value in frame],
         "answers": [_answer(evaluation, place, size) for evaluation in comparison.evaluations.values()],
     }
 
 
 def _answer(evaluation: Evaluation, place: int, size: NDArray) -> dict[str, Any]:
-    """Returns a matcher's "points", "confidence", "right" (0 or 1 each; null without truth), and "heat" of "cells" h, w."""
-    maps = evaluation.heatmaps[place]
+    """Returns one matcher's answers.
+
+    Returns:
+        "points", "confidence", "right" (0 or 1 each; null without truth), and "heat" of "cells" h, w, which lie in the "frame":
+        left, top, width, height.
+    """
+    maps, frame = evaluation.heatmaps[place]
     tells = maps.shape[1] * maps.shape[2] > 1
     right = evaluation.right(HEADLINE)[place].astype(int).tolist() if evaluation.scored else None
     return {
@@ -110,7 +111,8 @@ def _answer(evaluation: Evaluation, place: int, size: NDArray) -> dict[str, Any]
         "confidence": evaluation.confidence[place].round(3).tolist(),
         "right": right,
         "cells": list(maps.shape[1:]),
-        "heat": ["".join(LEVELS[level] for level in (cells.ravel() // 4)) for cells in maps] if tells else [],
+        "heat": ["".join(LETTERS[level] for level in cells.ravel()) for cells in maps] if tells else [],
+        "frame": frame.round(4).tolist(),
     }
 
 

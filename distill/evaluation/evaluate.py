@@ -16,8 +16,9 @@ from distill.core.geometry import image_size
 from distill.core.protocols import Benchmark, Matcher, PairMatcher
 from distill.core.types import Matches, PairBatch
 from distill.data.pairs import to_original
-from distill.evaluation.asking import Asked, ask, small_heatmaps
+from distill.evaluation.asking import Asked, ask
 from distill.evaluation.scores import Scores, confidence_figures
+from distill.matchers.kept_heatmaps import Heatmaps
 from distill.matchers.stored_predictions import Predictions, StoredPredictions
 from distill.metrics.given_candidates import best_candidate, same_group
 from distill.metrics.interval import over_images
@@ -39,7 +40,7 @@ class Evaluation:
         thresholds: tolerance base of each pair, px.
         image_pck: (P, A) in [0, 1], the share of right points of each pair; NaN where nothing is annotated.
         confidence: for each pair (n,) in [0, 1].
-        heatmaps: for each pair (n, h, w) uint8, see :func:`distill.evaluation.asking.small_heatmaps`.
+        heatmaps: for each pair those of its n points.
         answers: to all points, whether their truth is known or not, in the form in which they are kept in a file.
     """
 
@@ -51,7 +52,7 @@ class Evaluation:
     thresholds: list[float]
     image_pck: Array
     confidence: list[Array]
-    heatmaps: list[NDArray[np.uint8]]
+    heatmaps: list[Heatmaps]
     answers: Predictions
 
     @property
@@ -158,6 +159,7 @@ class Collected:
     """
 
     def __init__(self, matcher: object, name: str) -> None:
+        self.matcher = matcher
         self.stored = matcher.predictions if isinstance(matcher, StoredPredictions) else None
         self.answers, self.seconds = Predictions(self.stored.matcher if self.stored else name), 0.0
         self.rows: dict[str, list] = defaultdict(list)
@@ -166,10 +168,11 @@ class Collected:
         """Adds a batch; returns answers and truth (B, N, 2), x, y in the pixels that scores are taken in."""
         numbers, pairs, known, answer, seconds = asked
         self.seconds += seconds
-        self.answers.add(pairs, answer.trg_kps, answer.confidence, choice)
+        stored = isinstance(self.matcher, StoredPredictions)
+        heatmaps = self.matcher.heatmaps(pairs) if stored else Heatmaps.of(answer.heatmap, pairs)
+        self.answers.add(pairs, answer.trg_kps, answer.confidence, choice, heatmaps)
         predicted, truth = to_original(answer.trg_kps, pairs), to_original(pairs.trg_kps, pairs)
         shares = image_pck(pck_correct(predicted, truth, pairs.pck_threshold, ALPHAS), known)
-        small = small_heatmaps(answer.heatmap)
         for row, number in enumerate(numbers):
             mask = known[row]
             if mask.any():
@@ -181,7 +184,7 @@ class Collected:
                     "thresholds": float(pairs.pck_threshold[row]),
                     "image_pck": shares[row].numpy(),
                     "confidence": answer.confidence[row, mask].double().numpy(),
-                    "heatmaps": small[row, mask].numpy(),
+                    "heatmaps": heatmaps[row].of_points(mask.numpy()),
                 }
                 for key, value in found.items():
                     self.rows[key].append(value)

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from distill.core.protocols import Benchmark
 from distill.core.version import __version__
-from distill.evaluation.browser import LEVELS, browsed_pairs
+from distill.evaluation.browser import LETTERS, browsed_pairs
 from distill.evaluation.compare import HEADLINE, Comparison
 from distill.evaluation.figures import figures
 from distill.evaluation.plots import colour
@@ -45,7 +45,7 @@ def html_page(
         "reference": names.index(comparison.reference),
         "scored": comparison.scored,
         "alpha": HEADLINE,
-        "levels": LEVELS,
+        "levels": LETTERS,
         "truthName": getattr(benchmark, "truth_name", "truth"),
     }
     environment = Environment(

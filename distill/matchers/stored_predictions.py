@@ -1,7 +1,7 @@
 """Answers kept in a file, so that they are scored again without the matcher that gave them."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from zipfile import BadZipFile
@@ -14,6 +14,7 @@ from torch import Tensor
 from distill.core.errors import ConfigError, DataError
 from distill.core.files import replacing
 from distill.core.types import Matches, Original, PairBatch
+from distill.matchers.kept_heatmaps import LEVELS, SIDE, WHOLE, Heatmaps
 
 FORMAT = "distill-predictions-1"
 TOLERANCE = 1e-5
@@ -34,6 +35,9 @@ class Predictions:
         confidence: for each pair (n,) in [0, 1].
         choice: for each pair (n, 2) which annotated part of the target the heatmap prefers, of all and of the point's
             symmetric group, see :mod:`distill.metrics.given_candidates`; -1 where that is not known.
+        heatmap: for each pair (n, h, w) uint8, see :class:`distill.matchers.kept_heatmaps.Heatmaps`; no cells where none are kept.
+            They are for pictures; nothing is scored by them.
+        frame: for each pair (4,) where its heatmaps lie in the target, see there.
     """
 
     matcher: str = ""
@@ -44,8 +48,17 @@ class Predictions:
     trg_point: list[NDArray[np.float64]] = field(default_factory=list)
     confidence: list[NDArray[np.float64]] = field(default_factory=list)
     choice: list[NDArray[np.int64]] = field(default_factory=list)
+    heatmap: list[NDArray[np.uint8]] = field(default_factory=list)
+    frame: list[NDArray[np.float64]] = field(default_factory=list)
 
-    def add(self, pairs: PairBatch, points: Tensor, confidence: Tensor, choice: Tensor | None = None) -> None:
+    def add(
+        self,
+        pairs: PairBatch,
+        points: Tensor,
+        confidence: Tensor,
+        choice: Tensor | None = None,
+        heatmaps: Sequence[Heatmaps] | None = None,
+    ) -> None:
         """Adds the answers to the points in ``kps_mask``.
 
         Args:
@@ -53,6 +66,7 @@ class Predictions:
             points: (B, N, 2) x, y in px of ``pairs.trg_img``.
             confidence: (B, N).
             choice: (B, N, 2) preferred parts; without it they are not known.
+            heatmaps: of each pair; without it none are kept.
         """
         choice = torch.full((*confidence.shape, 2), -1) if choice is None else choice
         for row in pairs.kps_mask.any(1).nonzero()[:, 0].tolist():
@@ -63,11 +77,16 @@ class Predictions:
             self.trg_point.append(_relative(points[row, mask], pairs.trg_content[row]))
             self.confidence.append(confidence[row, mask].double().cpu().numpy())
             self.choice.append(choice[row, mask].cpu().numpy())
+            kept = Heatmaps.none(len(mask)) if heatmaps is None else heatmaps[row]
+            of_points = kept.of_points(mask.cpu().numpy())
+            self.heatmap.append(of_points.cells)
+            self.frame.append(of_points.frame)
 
-    def write(self, path: str | Path) -> None:
-        """Writes all to an ``.npz`` file of arrays, none of them pickled, whole or not at all."""
+    def write(self, path: str | Path, heatmaps: bool = True) -> None:
+        """Writes all, with or without ``heatmaps``, to an ``.npz`` file of arrays, none pickled, whole or not at all."""
         lists = (self.src_point, self.trg_point, self.confidence, self.choice)
         src_point, trg_point, confidence, choice = (np.concatenate(values) for values in lists)
+        maps = self.heatmap if heatmaps else [cells[:, :0, :0] for cells in self.heatmap]
         with replacing(path) as unfinished, open(unfinished, "wb") as file:
             np.savez_compressed(
                 file,
@@ -82,6 +101,9 @@ class Predictions:
                 trg_point=trg_point,
                 confidence=confidence,
                 choice=choice,
+                cells=np.array([cells.shape[1:] for cells in maps], np.int64),
+                heatmap=np.concatenate([cells.ravel() for cells in maps]),
+                frame=np.stack(self.frame),
             )
 
     @classmethod
@@ -96,15 +118,15 @@ class Predictions:
                 arrays = {name: file[name] for name in file.files}
             if str(arrays["format"]) != FORMAT:
                 raise ValueError(f"its format is {arrays['format']}, not {FORMAT}")
-            arrays.setdefault(
-                "choice", np.full((len(arrays["confidence"]), 2), -1, np.int64)
-            )  # files of earlier versions
+            for name, value in _of_earlier_versions(len(arrays["confidence"]), len(arrays["src"])).items():
+                arrays.setdefault(name, value)
             _check_arrays(arrays)
             ends = np.cumsum(arrays["count"])[:-1]
             points = (np.split(arrays[name], ends) for name in ("src_point", "trg_point", "confidence", "choice"))
             names = arrays["src"].tolist(), arrays["trg"].tolist()
-            return cls(str(arrays["matcher"]), float(arrays["seconds"]), *names, *points)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, BadZipFile) as error:
+            told = str(arrays["matcher"]), float(arrays["seconds"])
+            return cls(*told, *names, *points, _split_heatmaps(arrays), list(arrays["frame"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, MemoryError, BadZipFile) as error:
             raise DataError(
                 f"Expected predictions in {path} but it cannot be read ({error}); python -m distill evaluate writes a "
                 "predictions.npz."
@@ -158,6 +180,16 @@ class StoredPredictions:
             choice[row, mask] = torch.from_numpy(self.predictions.choice[kept][which])
         return choice
 
+    def heatmaps(self, pairs: PairBatch) -> list[Heatmaps]:
+        """Returns those of each pair; without cells where none are kept."""
+        found = [Heatmaps.none(mask.shape[0]) for mask in pairs.kps_mask]
+        for row, mask, kept, which in self._found(pairs):
+            maps = self.predictions.heatmap[kept]
+            cells = np.zeros((len(mask), *maps.shape[1:]), np.uint8)
+            cells[mask.cpu().numpy()] = maps[which]
+            found[row] = Heatmaps(cells, self.predictions.frame[kept])
+        return found
+
     def _found(self, pairs: PairBatch) -> Iterator[tuple[int, Tensor, int, NDArray[np.intp]]]:
         """Yields each row of ``pairs`` that has points, their mask (N,), the pair in the file, and their places in it."""
         for row in pairs.kps_mask.any(1).nonzero()[:, 0].tolist():
@@ -188,7 +220,33 @@ def _check_arrays(arrays: dict[str, NDArray]) -> None:
     total = int(count.sum()) if count.ndim == 1 and count.dtype.kind == "i" and (count > 0).all() else -1
     shapes = {"src": count.shape, "trg": count.shape, "src_point": (total, 2), "trg_point": (total, 2)}
     shapes |= {"confidence": (total,), "choice": (total, 2), "matcher": (), "seconds": ()}
+    cells = arrays["cells"]
+    if cells.shape != (*count.shape, 2) or cells.dtype.kind != "i" or not ((cells >= 0) & (cells <= SIDE)).all():
+        raise ValueError(f"its array cells has {cells.dtype}, {cells.shape}, or a side above {SIDE}")
+    shapes |= {"frame": (*count.shape, 4), "heatmap": (int((count * cells.prod(1)).sum()),)}
     for name, shape in shapes.items():
-        kind = {"src": "U", "trg": "U", "matcher": "U", "choice": "i"}.get(name, "f")
+        kind = {"src": "U", "trg": "U", "matcher": "U", "choice": "i", "heatmap": "u"}.get(name, "f")
         if arrays[name].shape != shape or arrays[name].dtype.kind != kind:
             raise ValueError(f"its array {name} has {arrays[name].dtype}, {arrays[name].shape}")
+    for name in ("src_point", "trg_point", "confidence", "seconds", "frame"):
+        if not np.isfinite(arrays[name]).all():
+            raise ValueError(f"its array {name} holds NaN or infinity")
+    if arrays["heatmap"].dtype != np.uint8 or (arrays["heatmap"] >= LEVELS).any():
+        raise ValueError(f"its array heatmap holds more than {LEVELS} levels")
+
+
+def _of_earlier_versions(n_points: int, n_pairs: int) -> dict[str, NDArray]:
+    """Returns what files of earlier versions lack."""
+    return {
+        "choice": np.full((n_points, 2), -1, np.int64),
+        "cells": np.zeros((n_pairs, 2), np.int64),
+        "heatmap": np.zeros(0, np.uint8),
+        "frame": np.tile(WHOLE, (n_pairs, 1)),
+    }
+
+
+def _split_heatmaps(arrays: Mapping[str, NDArray]) -> list[NDArray[np.uint8]]:
+    """Returns the heatmaps (n, h, w) of each pair."""
+    shapes = [(int(n), int(h), int(w)) for n, (h, w) in zip(arrays["count"], arrays["cells"], strict=True)]
+    flat = np.split(arrays["heatmap"], np.cumsum([n * h * w for n, h, w in shapes])[:-1])
+    return [maps.reshape(shape) for maps, shape in zip(flat, shapes, strict=True)]

@@ -52,7 +52,8 @@ def run(cfg: DictConfig) -> Comparison:
             f"The teacher was timed on {cfg.teacher_pairs} pairs that share no source image; the prompts of a source "
             "point serve further targets, which then cost less."
         )
-    report(folder, comparison, benchmark, cfg.panels, cfg.browsed, curve_of(cfg, student_files(cfg, rows)))
+    curve = curve_of(cfg, student_files(cfg, rows))
+    report(folder, comparison, benchmark, cfg.panels, cfg.browsed, curve, cfg.heatmaps)
     return comparison
 
 

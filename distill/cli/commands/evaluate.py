@@ -34,7 +34,7 @@ def run(cfg: DictConfig) -> Evaluation:
     announce("evaluate", f"{name} on {len(benchmark)} {benchmark.split} pairs of {benchmark.name}", device, folder.path)
     result = evaluate(matcher, benchmark, name, cfg.batch_size, device, metrics=metrics)
     folder.write_json("metrics.json", result.report | {"environment": describe()})
-    result.answers.write(folder / "predictions.npz")
+    result.answers.write(folder / "predictions.npz", cfg.heatmaps)
     report = result.report
     print(
         f"{report['data']} {report['split']}, {report['n_pairs']} pairs, {report['n_points']} points, threshold {report['threshold']}"

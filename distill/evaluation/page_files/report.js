@@ -189,7 +189,7 @@ function drawTruth(context, pair) {
   }
 }
 
-/** Lays a heatmap over the target: from clear at the lowest score to orange at the highest. */
+/** Lays a heatmap over the target, where the matcher saw it: from clear at the lowest score to orange at the highest. */
 function drawHeat(context, pair, answer) {
   const [rows, columns] = answer.cells;
   const cells = new OffscreenCanvas(columns, rows);
@@ -200,7 +200,7 @@ function drawHeat(context, pair, answer) {
   });
   cells.getContext("2d").putImageData(pixels, 0, 0);
   const { width, height } = context.canvas;
-  const [left, top, across, down] = pair.frame;
+  const [left, top, across, down] = answer.frame;
   context.drawImage(cells, left * width, top * height, across * width, down * height);
 }
 

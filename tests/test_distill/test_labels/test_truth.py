@@ -138,7 +138,9 @@ def test_fit_takes_truth_beside_labels_and_asks_no_teacher_about_it(photographs,
     annotated = FolderPairs(str(photographs), points="kps.json", size=64, by_person=True)
     assert len(annotated) == 2 and not any(store.known(annotated.query(number)).any() for number in (0, 1))
     drawn = [FolderPairs(str(photographs), split=split, size=64, n_pairs=2) for split in ("train", "val")]
-    assert all(store.known(pairs.query(number)).all() for pairs in drawn for number in (0, 1)), "the others are labelled"
+    assert all(store.known(pairs.query(number)).all() for pairs in drawn for number in (0, 1)), (
+        "the others are labelled"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Answers are kept in a file and scored again without the matcher."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from distill.core.geometry import gaussian_heatmap
 from distill.core.types import Matches
 from distill.data.datasets.shapes.pairs import ShapesPairs
 from distill.data.pairs import collate_pairs
+from distill.evaluation.browser import browsed_pairs
 from distill.evaluation.compare import compare
 from distill.evaluation.evaluate import evaluate
+from distill.matchers.kept_heatmaps import Heatmaps
 from distill.matchers.oracle import Oracle
 from distill.matchers.stored_predictions import StoredPredictions
 
@@ -45,6 +48,35 @@ def test_the_figures_are_the_same_without_the_matcher(stored):
     for name in ("predictions", "confidence", "truth"):
         for one, other in zip(getattr(first, name), getattr(again, name), strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+def test_the_browser_of_a_report_shows_kept_answers_as_it_showed_the_matcher(stored):
+    pairs, matchers = ShapesPairs("val", 6), {"rough": Rough()}
+    shown = browsed_pairs(compare(matchers, pairs, "rough", progress=False), pairs, 6)
+    again = browsed_pairs(compare({"rough": StoredPredictions(stored[1])}, pairs, "rough", progress=False), pairs, 6)
+    assert again == shown and len(shown["pairs"][0]["answers"][0]["heat"][0]) == 256
+    stored[0].answers.write(stored[1], heatmaps=False)
+    without = browsed_pairs(compare({"rough": StoredPredictions(stored[1])}, pairs, "rough", progress=False), pairs, 6)
+    assert without["pairs"][0]["answers"][0]["heat"] == []
+
+
+def test_kept_heatmaps_have_the_highest_score_of_what_falls_together_and_lie_where_the_matcher_saw_them(few):
+    pair = few[0]._replace(trg_content=torch.tensor([[0.0, 8.0, 32.0, 24.0]]))  # padded above and below
+    scores = torch.rand(1, 3, 32, 20, generator=torch.Generator().manual_seed(0))
+    (kept,) = Heatmaps.of(scores, pair)
+    assert kept.cells.shape == (3, 16, 16) and kept.frame.tolist() == [0.0, -0.5, 1.0, 2.0]
+    for point in range(3):
+        columns = [(math.floor(c * 20 / 16), math.ceil((c + 1) * 20 / 16)) for c in range(16)]
+        cells = np.array([[scores[0, point, 2 * r : 2 * r + 2, a:b].max() for a, b in columns] for r in range(16)])
+        np.testing.assert_array_equal(kept.cells[point], np.round(63 * (cells - cells.min()) / np.ptp(cells)))
+    assert not Heatmaps.of(torch.full((1, 3, 4, 4), 0.5), pair)[0].cells.any()
+
+
+def test_a_file_of_an_earlier_version_has_no_heatmaps(stored):
+    kept = arrays_of(stored[1])
+    np.savez(stored[1], **{name: kept[name] for name in kept if name not in ("cells", "heatmap", "frame")})
+    again = evaluate(StoredPredictions(stored[1]), ShapesPairs("val", 6), "again", progress=False)
+    assert again.report == stored[0].report and {maps.cells.shape[1:] for maps in again.heatmaps} == {(0, 0)}
 
 
 def test_a_file_of_an_earlier_version_does_not_say_which_candidates_were_preferred(stored):
@@ -121,6 +153,11 @@ def arrays_of(path: Path) -> dict:
         lambda a, tmp: a | {"trg": a["trg"][:-1]},
         lambda a, tmp: a | {"choice": a["choice"][:-1]},
         lambda a, tmp: a | {"choice": a["choice"].astype(np.float64)},
+        lambda a, tmp: a | {"cells": a["cells"] + 1},
+        lambda a, tmp: a | {"cells": a["cells"] * 10**6},
+        lambda a, tmp: a | {"heatmap": a["heatmap"] + np.uint8(64)},
+        lambda a, tmp: a | {"frame": a["frame"] * np.nan},
+        lambda a, tmp: a | {"confidence": a["confidence"] * np.inf},
         lambda a, tmp: {name: value for name, value in a.items() if name != "trg_point"},
     ],
 )
