@@ -168,8 +168,10 @@ class Collected:
         """Adds a batch; returns answers and truth (B, N, 2), x, y in the pixels that scores are taken in."""
         numbers, pairs, known, answer, seconds = asked
         self.seconds += seconds
-        stored = isinstance(self.matcher, StoredPredictions)
-        heatmaps = self.matcher.heatmaps(pairs) if stored else Heatmaps.of(answer.heatmap, pairs)
+        if isinstance(self.matcher, StoredPredictions):
+            heatmaps = self.matcher.heatmaps(pairs)
+        else:
+            heatmaps = Heatmaps.of(answer.heatmap, pairs)
         self.answers.add(pairs, answer.trg_kps, answer.confidence, choice, heatmaps)
         predicted, truth = to_original(answer.trg_kps, pairs), to_original(pairs.trg_kps, pairs)
         shares = image_pck(pck_correct(predicted, truth, pairs.pck_threshold, ALPHAS), known)

@@ -122,10 +122,16 @@ class Predictions:
                 arrays.setdefault(name, value)
             _check_arrays(arrays)
             ends = np.cumsum(arrays["count"])[:-1]
-            points = (np.split(arrays[name], ends) for name in ("src_point", "trg_point", "confidence", "choice"))
-            names = arrays["src"].tolist(), arrays["trg"].tolist()
-            told = str(arrays["matcher"]), float(arrays["seconds"])
-            return cls(*told, *names, *points, _split_heatmaps(arrays), list(arrays["frame"]))
+            of_points = ("src_point", "trg_point", "confidence", "choice")
+            return cls(
+                matcher=str(arrays["matcher"]),
+                seconds=float(arrays["seconds"]),
+                src=arrays["src"].tolist(),
+                trg=arrays["trg"].tolist(),
+                heatmap=_split_heatmaps(arrays),
+                frame=list(arrays["frame"]),
+                **{name: np.split(arrays[name], ends) for name in of_points},
+            )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, MemoryError, BadZipFile) as error:
             raise DataError(
                 f"Expected predictions in {path} but it cannot be read ({error}); python -m distill evaluate writes a "
