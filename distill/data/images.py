@@ -13,17 +13,21 @@
 
 import contextlib
 import warnings
+from collections.abc import Callable
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
 from distill.core.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Converted = TypeVar("Converted")
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF")
 SUFFIXES = (
@@ -58,6 +62,31 @@ def read_image(path: str | Path, exif_orientation: bool = True) -> "Tensor":
 
 def read_rgb(path: str | Path, exif_orientation: bool = True) -> Image.Image:
     """Returns an image file as a Pillow image of mode RGB; arguments and errors are those of :func:`read_image`."""
+    return _read(path, exif_orientation, _to_rgb)
+
+
+def read_alpha(path: str | Path, exif_orientation: bool = True) -> NDArray[np.uint8] | None:
+    """Returns (H, W), how opaque an image file is, 255 for opaque; None for a file without transparency.
+
+    Arguments and errors are those of :func:`read_image`.
+    """
+    alpha = _read(path, exif_orientation, _to_alpha)
+    return None if alpha is None else np.asarray(alpha)
+
+
+def read_levels(path: str | Path, exif_orientation: bool = True) -> NDArray[np.uint8]:
+    """Returns (H, W), an image file as grey values of 8 bits, the way masks are written.
+
+    Of a transparent image it is how opaque it is; of one with a palette 0 for the first colour and 255 for all others.
+    Arguments and errors are those of :func:`read_image`.
+    """
+    return np.asarray(_read(path, exif_orientation, _to_levels))
+
+
+def _read(
+    path: str | Path, exif_orientation: bool, convert: Callable[[Image.Image, str | None], Converted]
+) -> Converted:
+    """Returns what ``convert`` makes of an image file and its format."""
     try:
         if not Path(path).is_file():
             raise FileNotFoundError("there is no such file")
@@ -65,18 +94,18 @@ def read_rgb(path: str | Path, exif_orientation: bool = True) -> Image.Image:
             warnings.simplefilter("ignore")  # of sizes below the limit, and of metadata that is not used
             with Image.open(path, formats=_formats()) as image:
                 oriented = ImageOps.exif_transpose(image) if exif_orientation else image
-                rgb = _to_rgb(oriented, image.format)
+                size, converted = oriented.size, convert(oriented, image.format)
     except Image.DecompressionBombError as error:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         raise _unreadable(path, f"it has more than {limit:.1f} megapixels", "make it smaller") from error
     except Exception as error:  # Pillow's readers raise exceptions of many types for damaged files
         advice = TO_8_BITS if isinstance(error, _UnknownRange) else "restore or remove it"
         raise _unreadable(path, f"{' '.join(str(error).split()) or type(error).__name__}", advice) from error
-    if min(rgb.size) < MIN_SIDE:
+    if min(size) < MIN_SIDE:
         raise DataError(
-            f"Expected an image of at least {MIN_SIDE} px a side but {path} has {rgb.width} x {rgb.height} px; remove it."
+            f"Expected an image of at least {MIN_SIDE} px a side but {path} has {size[0]} x {size[1]} px; remove it."
         )
-    return rgb
+    return converted
 
 
 def read_size(path: str | Path, exif_orientation: bool = True) -> tuple[int, int]:
@@ -139,6 +168,19 @@ def _to_rgb(image: Image.Image, file_format: str | None) -> Image.Image:
         layers = Image.new("RGBA", image.size, "white"), image.convert("RGBA")
         return Image.alpha_composite(*layers).convert("RGB")
     return image.convert("RGB")
+
+
+def _to_alpha(image: Image.Image, file_format: str | None) -> Image.Image | None:
+    return image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+
+
+def _to_levels(image: Image.Image, file_format: str | None) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return _to_8_bits(image, file_format)
+    alpha = _to_alpha(image, file_format)
+    if alpha is not None and alpha.getextrema() != (255, 255):
+        return alpha
+    return Image.fromarray((np.asarray(image) != 0).astype(np.uint8) * 255) if image.mode == "P" else image.convert("L")
 
 
 def _to_8_bits(image: Image.Image, file_format: str | None) -> Image.Image:

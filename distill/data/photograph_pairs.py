@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from distill.core.errors import ConfigError, DataError, nearest
@@ -15,6 +16,7 @@ from distill.core.types import Original, PairBatch
 from distill.data.annotations import ImageAnnotation, PairAnnotation, check_annotation
 from distill.data.image_config import ImageConfig
 from distill.data.images import read_size
+from distill.data.masks import lookup, read_mask
 from distill.data.pair_sampling import MAX_PAIRS
 from distill.data.pairs import AnnotatedImage, ImageView, Query, Scoring, Threshold, make_pair
 from distill.data.photographs import PhotographReader, original_hash, squashed
@@ -141,13 +143,29 @@ class PhotographPairs(Dataset[PairBatch], ABC):
         points = pair.src.points[pair.src.visible & pair.trg.visible] / src.size[::-1]
         return Query(src.hash, trg.hash, points)
 
-    def original_size(self, path: Path) -> tuple[int, int]:
-        """Returns height, width of a photograph before resizing, px.
+    def source_box(self, index: int) -> NDArray[np.float64]:
+        """Returns (4,) x0, y0, x1, y1 of the object in a pair's source, in fractions of the sides; nothing is decoded.
 
         Raises:
-            DataError: when the file cannot be read.
+            DataError: when a file cannot be read.
         """
-        return self._original(path).size
+        src = self.pair_annotation(index).src
+        height, width = self._original(src.path).size
+        return src.bbox / np.array([width, height, width, height])
+
+    def source_mask(self, index: int, points: NDArray[np.float64], folder: Path | None = None) -> NDArray[np.bool_]:
+        """Returns (N,) which of ``points`` (N, 2), in fractions of the sides of a pair's source, show the object.
+
+        Args:
+            index: of the pair.
+            points: x / W, y / H.
+            folder: of masks, see :mod:`distill.data.masks`; None for the alpha channel.
+
+        Raises:
+            DataError: when there is no mask, or it does not belong to the photograph.
+        """
+        path = self.pair_annotation(index).src.path
+        return lookup(read_mask(path, self._original(path).size, folder, self.exif_orientation), points)
 
     def _original(self, path: Path) -> Original:
         """Returns what labels of a photograph are keyed by; its file is looked at once."""

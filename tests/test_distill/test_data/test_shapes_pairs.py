@@ -1,12 +1,13 @@
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from distill.core.errors import ConfigError
 from distill.data.datasets.shapes import ShapesPairs
-from distill.data.pairs import collate_pairs
+from distill.data.pairs import Query, collate_pairs
 
 
 def test_the_same_seed_gives_the_same_pairs_and_another_does_not():
@@ -57,3 +58,20 @@ def test_pairs_can_be_sent_to_processes_that_share_no_memory():
     loader = DataLoader(pairs, 2, collate_fn=collate_pairs, num_workers=1, multiprocessing_context="spawn")
     batches = list(loader)
     assert torch.equal(batches[1].trg_img[0], expected.trg_img[0])
+
+
+@pytest.mark.parametrize("difficulty", ["medium", "hard"])
+def test_what_labels_a_pair_has_is_known_without_rendering_it(difficulty, monkeypatch):
+    rendered = ShapesPairs("val", 24, 0, 32, difficulty)
+    expected = [Query.of(rendered[number]) for number in range(24)]
+    monkeypatch.setattr("distill.data.datasets.shapes.pairs.render", lambda *_: pytest.fail("rendered"))
+    pairs = ShapesPairs("val", 24, 0, 224, difficulty)
+    for number in range(24):
+        found = pairs.query(number)
+        assert (found.src, found.trg) == (expected[number].src, expected[number].trg)
+        np.testing.assert_allclose(found.points, expected[number].points, atol=1e-6)
+
+
+def test_the_box_of_a_source_is_that_of_its_rendering():
+    pairs = ShapesPairs("val", 3, 0, 32)
+    np.testing.assert_allclose(pairs.source_box(2) * 32, pairs[2].src_bbox[0], atol=1e-5)

@@ -160,8 +160,8 @@ def test_points_on_a_grid_within_the_object_are_those_inside_its_box(few):
     expected = [p for p in everywhere.tolist() if x0 <= p[0] <= x1 and y0 <= p[1] <= y1]
     assert 0 < len(expected) < 400 and inside.kps_mask.all()
     torch.testing.assert_close(inside.src_kps[0], torch.tensor(expected))
-    with pytest.raises(ConfigError, match=r"points.within to be image or box but got 'mask'"):
-        GridPoints(few, within="mask")
+    with pytest.raises(ConfigError, match=r"points.within to be image, box or mask but got 'msk'; did you mean 'mask'"):
+        GridPoints(few, within="msk")
 
 
 def test_a_student_learns_from_hundreds_of_labels_a_pair_with_small_heatmaps(few, tmp_path):

@@ -2,10 +2,12 @@
 
 from functools import lru_cache
 from math import ceil
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -13,10 +15,10 @@ from distill.core.errors import ConfigError, nearest
 from distill.core.types import PairBatch
 from distill.data.datasets.shapes.categories import CATEGORIES
 from distill.data.datasets.shapes.images import SPLITS
-from distill.data.datasets.shapes.render import render
+from distill.data.datasets.shapes.render import cast, render
 from distill.data.datasets.shapes.scene import Scene, find_difficulty, sample_scene
 from distill.data.pair_sampling import sample_pairs
-from distill.data.pairs import AnnotatedImage, ImageView, Threshold, make_pair
+from distill.data.pairs import AnnotatedImage, ImageView, Query, Threshold, make_pair
 
 WORLD_VERSION = 2
 """Raised whenever a change of the code changes a picture, so that old labels are refused."""
@@ -24,7 +26,26 @@ WORLD_VERSION = 2
 VISIBILITY_SIZE = 128
 """Side, in px, of the rendering that says which keypoints are visible and whether an object is occluded."""
 
+_BLOCK = 32
+"""Images of which it is found out together what is known of them without rendering."""
+
+_CACHES = ("scene", "image", "view", "block")
+
 SURFACE = 0.06  # half image sides; keypoints sit on or just below the surface
+
+
+class _Source(NamedTuple):
+    """What is known of an image without rendering it.
+
+    Attributes:
+        points: (K, 2) float64, x, y of the keypoints in fractions of the sides.
+        visible: (K,) bool.
+        box: (4,) x0, y0, x1, y1 of the object in fractions of the sides.
+    """
+
+    points: NDArray[np.float64]
+    visible: NDArray[np.bool_]
+    box: NDArray[np.float64]
 
 
 class ShapesPairs(Dataset[PairBatch]):
@@ -75,7 +96,7 @@ class ShapesPairs(Dataset[PairBatch]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves the caches behind, for processes that share no memory."""
-        return {name: value for name, value in vars(self).items() if name not in ("scene", "image", "view")}
+        return {name: value for name, value in vars(self).items() if name not in _CACHES}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -85,6 +106,7 @@ class ShapesPairs(Dataset[PairBatch]):
         self.scene = lru_cache(maxsize=4096)(self._scene)
         self.image = lru_cache(maxsize=4096)(self._image)
         self.view = lru_cache(maxsize=32)(self._view)
+        self.block = lru_cache(maxsize=4096)(self._block)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -95,6 +117,27 @@ class ShapesPairs(Dataset[PairBatch]):
         (src, src_occluded), (trg, trg_occluded) = self.image(source), self.image(target)
         flags = variation(self.scene(source), self.scene(target), src_occluded, trg_occluded)
         return make_pair(src, trg, self.threshold, flags)
+
+    def query(self, index: int) -> Query:
+        """Returns which labels a pair has; nothing is rendered, rays are cast at the keypoints alone."""
+        source, target = self.pairs[index]
+        src, trg = self._known(source), self._known(target)
+        return Query(self._name(source), self._name(target), src.points[src.visible & trg.visible])
+
+    def source_box(self, index: int) -> NDArray[np.float64]:
+        """Returns (4,) x0, y0, x1, y1 of the object in a pair's source, in fractions of the sides; nothing is rendered."""
+        return self._known(self.pairs[index][0]).box
+
+    def source_mask(self, index: int, points: NDArray[np.float64], folder: Path | None = None) -> NDArray[np.bool_]:
+        """Returns (N,) which of ``points`` (N, 2), in fractions of the source's sides, show the object; nothing is rendered.
+
+        Raises:
+            ConfigError: for a ``folder`` of masks, which this world has no use for.
+        """
+        if folder is not None:
+            raise ConfigError(f"Expected points.masks=null with data=shapes, which knows its masks, but got {folder}.")
+        u, v = torch.from_numpy(points * 2 - 1).unbind(-1)
+        return cast([self.scene(self.pairs[index][0])], u, v)[1][0].numpy()
 
     def views(self, index: int, size: int) -> tuple[ImageView, ImageView]:
         """Returns source and target of a pair rendered at ``size`` px a side."""
@@ -111,6 +154,25 @@ class ShapesPairs(Dataset[PairBatch]):
 
     def _scene(self, number: int) -> Scene:
         return sample_scene(self.seed, SPLITS[self.split].start + number, self.difficulty)
+
+    def _known(self, number: int) -> _Source:
+        return self.block(number // _BLOCK)[number % _BLOCK]
+
+    def _block(self, block: int) -> list[_Source]:
+        """Returns what is known of ``_BLOCK`` images, whose rays are cast together."""
+        scenes = [self._scene(block * _BLOCK + number) for number in range(_BLOCK)]
+        pixels = [_keypoint_pixels(scene, VISIBILITY_SIZE)[0] for scene in scenes]
+        # At the middles of pixels, as a rendering at VISIBILITY_SIZE.
+        u, v = torch.from_numpy((np.concatenate(pixels) + 0.5) * (2 / VISIBILITY_SIZE) - 1).unbind(-1)
+        depths = cast(scenes, u, v)[0].split([len(some) for some in pixels], dim=1)
+        return [
+            _Source(
+                (scene.keypoints[:, :2] + 1) / 2,
+                _visible(scene, depth[row].numpy(), VISIBILITY_SIZE),
+                (scene.bbox + 1) / 2,
+            )
+            for row, (scene, depth) in enumerate(zip(scenes, depths, strict=True))
+        ]
 
     def _image(self, number: int) -> tuple[AnnotatedImage, bool]:
         scene, size = self.scene(number), self.size
@@ -141,12 +203,20 @@ def visible_keypoints(scene: Scene, depth: Tensor) -> Tensor:
         scene: with K keypoints.
         depth: (S, S) what was rendered.
     """
-    size = depth.shape[-1]
+    (column, row), size = _keypoint_pixels(scene, depth.shape[-1])[0].T, depth.shape[-1]
+    return torch.as_tensor(_visible(scene, depth.cpu().numpy()[row, column], size))
+
+
+def _visible(scene: Scene, surface: NDArray[np.float32], size: int) -> NDArray[np.bool_]:
+    """Returns (K,) which keypoints are visible, by what is seen (K,) at their pixels in an image of ``size`` px a side."""
+    return _keypoint_pixels(scene, size)[1] & (scene.keypoints[:, 2] <= surface + SURFACE)
+
+
+def _keypoint_pixels(scene: Scene, size: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Returns (K, 2) column, row of the pixels of keypoints, moved into the image, and (K,) which were in it."""
     pixel = np.floor((scene.keypoints[:, :2] + 1) * size / 2).astype(int)
-    inside = (pixel >= 0).all(1) & (pixel < size).all(1)
-    column, row = pixel.clip(0, size - 1).T
-    surface = depth.cpu().numpy()[row, column]
-    return torch.as_tensor(inside & (scene.keypoints[:, 2] <= surface + SURFACE))
+    inside: NDArray[np.bool_] = np.all((pixel >= 0) & (pixel < size), axis=1)
+    return pixel.clip(0, size - 1), inside
 
 
 def variation(src: Scene, trg: Scene, src_occluded: bool, trg_occluded: bool) -> tuple[int, int, int, int]:

@@ -66,6 +66,18 @@ def render(scenes: list[Scene], size: int, device: torch.device | str = "cpu") -
     return Rendering(image.view(*shape, 3).permute(0, 3, 1, 2).contiguous(), depth.view(shape), mask.view(shape))
 
 
+@torch.no_grad()
+def cast(scenes: list[Scene], u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns what rays at (n,) u and v meet first in each of B scenes.
+
+    Returns:
+        (B, n) the depth, as in a rendering, and (B, n) bool whether it is the object.
+    """
+    primitives = _pack(scenes)
+    depth, winner = _cast(primitives, u.float(), v.float())
+    return depth, (depth < NOTHING) & primitives.is_object.gather(1, winner)
+
+
 def _pixel_grid(size: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Returns (S * S,) u and v of the pixel centres, row by row."""
     steps = (torch.arange(size, device=device, dtype=torch.float32) + 0.5) * (2 / size) - 1
