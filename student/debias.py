@@ -38,7 +38,7 @@ class PositionalDebias(nn.Module):
     @torch.no_grad()
     def fit(self, blank: Tensor) -> None:
         """Takes the principal components of the features (1, C, h, w) of a blank image."""
-        cells = blank[0].flatten(1).T.double()
+        cells = blank[0].flatten(1).T.cpu().double()
         _, _, directions = torch.linalg.svd(cells - cells.mean(0), full_matrices=False)
         self.basis.copy_(directions[: self.basis.shape[1]].T)
 

@@ -12,6 +12,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from distill.core.precision import in_double
 from teacher.crops import into_crop
 from teacher.settings import Settings
 
@@ -143,8 +144,7 @@ class RandomCropSampler:
 
     def __init__(self, side: int, names: Sequence[tuple], settings: Settings, device: torch.device, draws: int) -> None:
         self.side, self.names, self.settings, self.device = side, names, settings, device
-        precise = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
-        self._random = _uniform(names, settings.seed, (draws, 2)).to(device, precise)
+        self._random = in_double(_uniform(names, settings.seed, (draws, 2)).to(device))
         self._calls = 0
 
     def numbered(self, number: int) -> CropBatch:

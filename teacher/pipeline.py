@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
 
+from distill.core.devices import own_gpu
 from distill.core.errors import ConfigError, WeightsError
 from distill.core.weights import check_finite
 from teacher.pipeline_checks import (
@@ -140,11 +141,14 @@ def load_pipeline(
 def as_device(name: str) -> torch.device:
     """Returns the device of that name; for "auto" a GPU where there is one.
 
+    Where several processes share a machine, "auto" and "cuda" mean the GPU of this one.
+
     Raises:
         ConfigError: when torch knows no such device, or there is no such GPU.
     """
     try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+        device = torch.device(own_gpu() if name == "cuda" else name)
     except RuntimeError as error:
         raise ConfigError(
             f"Expected device to name a device but got {name!r}; auto, cpu, cuda and mps are some."

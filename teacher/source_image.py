@@ -86,7 +86,8 @@ class SourceImages:
             steps = (part.stop - part.start) // per_step
             if settings.early_stop is None:
                 before = unet.passes
-                called = repeat(descent.step, steps, captured)
+                with torch.cuda.device_of(starts):  # which need not be the current one, on which steps are captured
+                    called = repeat(descent.step, steps, captured)
                 unet.passes += (unet.passes - before) // called * (steps - called)
             elif any(descent.step_and_check() for _ in range(steps)):
                 break

@@ -123,7 +123,7 @@ def _ways(
 def _rows(matcher: Matcher, place: str, bench: StudentBench) -> Iterator[dict[str, Any]]:
     for batch in bench.batches:
         query = [value.to(place) for value in example(batch, N_POINTS, bench.size, seed=0)]
-        with PeakMemory() as memory, torch.inference_mode():
+        with PeakMemory(place) as memory, torch.inference_mode():
             milliseconds, processor = _timed(partial(matcher, *query), bench.repeats)
         latency = statistics.median(milliseconds)
         yield {

@@ -14,7 +14,7 @@ from distill.core.errors import ConfigError
 from distill.core.protocols import Benchmark, Matcher, PairMatcher
 from distill.evaluation.evaluate import evaluate
 from distill.metrics.pck import alpha_key
-from distill.system.memory import PeakMemory
+from distill.system.memory import PeakMemory, device_of
 
 ALPHA = 0.10
 
@@ -72,7 +72,7 @@ def measure(matcher: Matcher | PairMatcher, name: str, benchmark: Benchmark, n_p
     pairs = FirstPairs(benchmark, n_pairs)
     before = getattr(matcher, "passes", None)  # loads the weights, which is not to be timed
     start = time.perf_counter()
-    with PeakMemory() as memory:
+    with PeakMemory(device_of(matcher, "cpu")) as memory:
         report = evaluate(matcher, pairs, name, batch_size=1, progress=False).report
     seconds, points = time.perf_counter() - start, report["n_points"]
     passes = None if before is None else round((getattr(matcher, "passes", 0) - before) / points, 1)

@@ -1,4 +1,4 @@
-"""Single precision for coordinates and geometry, whatever autocast does.
+"""Single precision for coordinates and geometry, whatever autocast does, and double precision where a device has it.
 
 Under ``torch.autocast`` products of matrices are computed in half precision. A coordinate of 427 px becomes 428 px in
 bfloat16. Networks may be computed so; grids, warps and the read-out of a heatmap may not.
@@ -9,6 +9,14 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+
+SINGLE_ONLY = ("mps",)
+"""Types of devices that have no float64."""
+
+
+def in_double(tensor: Tensor) -> Tensor:
+    """Returns ``tensor``, of any shape, as float64; as float32 on a device that has none."""
+    return tensor.to(torch.float32 if tensor.device.type in SINGLE_ONLY else torch.float64)
 
 
 def in_single(tensor: Tensor) -> Tensor:

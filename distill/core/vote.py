@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from distill.core.precision import in_double
+
 STEPS = 20  # of mean shift; from an answer with support it converges in a few
 FEWEST = 1e-6  # the least weight of an answer, so that answers of no confidence are still counted among themselves
 
@@ -41,8 +43,9 @@ def vote(points: Tensor, weights: Tensor, sigma: float) -> Vote:
         NaN, with an agreement and a confidence of 0, for a point that no source answers.
     """
     given = torch.isfinite(points).all(-1)
-    known = torch.where(given[..., None], points, 0).double()
-    weight = torch.where(given, weights.double().clamp_min(FEWEST), 0)
+    known = in_double(torch.where(given[..., None], points, 0))
+    weight = torch.where(given, in_double(weights).clamp_min(FEWEST), 0)
+    least = torch.finfo(known.dtype).tiny
 
     def kernel(at: Tensor) -> Tensor:
         """Returns (N, M, S): how near the answers are to points (N, M, 2)."""
@@ -53,11 +56,11 @@ def vote(points: Tensor, weights: Tensor, sigma: float) -> Vote:
     mode = known.gather(1, best)  # (N, 1, 2)
     for _ in range(STEPS):
         near = kernel(mode)[:, 0] * weight
-        mode = (near[..., None] * known).sum(1, keepdim=True) / near.sum(1)[:, None, None].clamp_min(1e-300)
+        mode = (near[..., None] * known).sum(1, keepdim=True) / near.sum(1)[:, None, None].clamp_min(least)
     nearness = kernel(mode)[:, 0] * given
     near, total = (nearness * weight).sum(1), weight.sum(1)
     agreement = near / total.clamp_min(FEWEST / 2)
-    confidence = agreement * near / nearness.sum(1).clamp_min(1e-300)
+    confidence = agreement * near / nearness.sum(1).clamp_min(least)
     answered = given.any(1)
     return Vote(
         mode[:, 0].where(answered[:, None], torch.nan).to(points.dtype),

@@ -18,7 +18,7 @@ from distill.metrics.agreement import agreement
 from distill.metrics.interval import over_images, over_pairs
 from distill.metrics.pck import ALPHAS, alpha_key
 from distill.metrics.win_loss import agreement_by_rightness, win_loss
-from distill.system.memory import PeakMemory
+from distill.system.memory import PeakMemory, device_of
 
 HEADLINE = 0.10
 """The tolerance of figures that are given at one tolerance only."""
@@ -100,7 +100,7 @@ def compare(
     check_reference(reference, matchers)
     evaluations = {}
     for name, matcher in matchers.items():
-        with PeakMemory() as memory:
+        with PeakMemory(device_of(matcher, device)) as memory:
             if getattr(benchmark, "has_truth", True):
                 evaluation = evaluate(matcher, benchmark, name, batch_size, device, progress, metrics)
             else:

@@ -26,6 +26,8 @@ class OnnxMatcher:
         WeightsError: when the file is missing, truncated, or no exported student.
     """
 
+    device = "cpu"  # of its answers, wherever the images are
+
     def __init__(
         self, file: str | Path | None, threads: int | None = None, providers: Sequence[str] | None = None
     ) -> None:

@@ -6,11 +6,14 @@ point (the share of right points among all). Both are reported; they are not com
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torchmetrics import Metric
+
+from distill.core.precision import in_double
 
 ALPHAS = (0.01, 0.05, 0.10, 0.15)
 
@@ -32,8 +35,8 @@ def pck_correct(predicted: Tensor, truth: Tensor, pck_threshold: Tensor, alphas:
     Returns:
         (B, N, A) bool; false for a point with NaN.
     """
-    distance = (predicted.double() - truth.double()).norm(dim=-1)
-    tolerance = pck_threshold.double()[:, None] * torch.tensor(list(alphas), dtype=torch.float64).to(distance.device)
+    distance = (in_double(predicted) - in_double(truth)).norm(dim=-1)
+    tolerance = in_double(pck_threshold)[:, None] * torch.tensor(list(alphas), dtype=torch.float64).to(distance)
     # A point at exactly the tolerance is right; the slack is for rounding, far below a pixel.
     return distance[..., None] <= tolerance[:, None] * (1 + 1e-9) + 1e-9
 
@@ -46,7 +49,7 @@ def image_pck(correct: Tensor, kps_mask: Tensor) -> Tensor:
         kps_mask: (B, N) bool, which points count.
     """
     counted = correct & kps_mask[..., None]
-    return counted.sum(1).double() / kps_mask.sum(1, keepdim=True).double().where(
+    return in_double(counted.sum(1)) / in_double(kps_mask.sum(1, keepdim=True)).where(
         kps_mask.any(1, keepdim=True), torch.nan
     )
 
@@ -93,10 +96,19 @@ class PCK(Metric):
         self.n_pairs += kps_mask.any(1).sum()
         self.n_points += kps_mask.sum()
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> Module:
+        """Moves the state; as float32 to a device that refuses float64, as MPS does by a ``TypeError``."""
+        try:
+            return super()._apply(fn, exclude_state)
+        except TypeError:
+            return super()._apply(
+                lambda value: fn(value.float() if value.dtype == torch.float64 else value), exclude_state
+            )
+
     def compute(self) -> dict[str, dict[str, float]]:
         """Returns ``{"image": {"0.10": percent, ...}, "point": {...}}``; NaN when nothing was added."""
-        per_image = 100 * self.image_sum / self.n_pairs.double().where(self.n_pairs > 0, torch.nan)
-        per_point = 100 * self.point_sum / self.n_points.double().where(self.n_points > 0, torch.nan)
+        per_image = 100 * self.image_sum / in_double(self.n_pairs).where(self.n_pairs > 0, torch.nan)
+        per_point = 100 * self.point_sum / in_double(self.n_points).where(self.n_points > 0, torch.nan)
         keys = [alpha_key(alpha) for alpha in self.alphas]
         return {
             "image": dict(zip(keys, per_image.tolist(), strict=True)),

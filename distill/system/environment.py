@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from distill.core.devices import own_gpu
 from distill.core.errors import ConfigError, nearest
 from distill.core.version import __version__
 
@@ -29,7 +30,9 @@ def describe() -> dict[str, str]:
 
 
 def choose_device(name: str) -> str:
-    """Returns the device to work on: "cuda" or "cpu" for "auto", and other names as they are.
+    """Returns the device to work on: a GPU if there is one, or "cpu", for "auto", and other names as they are.
+
+    Where several processes share a machine, "auto" and "cuda" name the GPU of this one, see :func:`own_gpu`.
 
     Args:
         name: auto, cpu, cuda, cuda:<number> or mps.
@@ -42,12 +45,14 @@ def choose_device(name: str) -> str:
         hint = "did you mean 'cuda'? valid names: " + ", ".join(DEVICES) if kind == "gpu" else nearest(kind, DEVICES)
         raise ConfigError(f"Expected device to name a device but got {name!r}; {hint}.")
     if kind == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return own_gpu() if torch.cuda.is_available() else "cpu"
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"Expected the GPU that device={name} names but torch {torch.__version__} finds {torch.cuda.device_count()}; "
             "set device=auto or device=cpu, or install a driver and a torch that fits it."
         )
+    if name == "cuda":
+        return own_gpu()
     if kind == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("Expected an Apple GPU for device=mps but torch finds none; set device=auto or device=cpu.")
     return str(name)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from distill.core.errors import ConfigError
 from distill.core.geometry import image_size
-from distill.core.precision import in_single, without_autocast
+from distill.core.precision import in_double, in_single, without_autocast
 from distill.core.types import Matches, PairBatch
 
 
@@ -90,9 +90,9 @@ def move_points(points: Tensor, maps: Tensor, size: tuple[int, int]) -> Tensor:
     points = in_single(points)
     extent = points.new_tensor([size[1], size[0]])
     centred = points / extent * 2 - 1 - maps[:, None, :, 2]
-    # In double precision: the inverse of a single-precision map would move points by visible fractions of a pixel.
+    # In double precision where there is one: the inverse of a single-precision map would move points by visible fractions of a pixel.
     with without_autocast(points):
-        moved = torch.linalg.solve(maps[:, :, :2].double(), centred.transpose(1, 2).double()).transpose(1, 2)
+        moved = torch.linalg.solve(in_double(maps[:, :, :2]), in_double(centred.transpose(1, 2))).transpose(1, 2)
     return (moved.to(points) + 1) / 2 * extent
 
 

@@ -1,12 +1,21 @@
-"""Everything that is trained works where its inputs are; the meta device, which refuses to mix, stands for a GPU."""
+"""Everything that is trained works where its inputs are; the meta device, which refuses to mix, stands for a GPU.
+
+It also stands for a GPU without float64, as Apple's are.
+"""
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from distill import losses
+from distill.core.precision import in_double
 from distill.core.types import Matches
+from distill.core.vote import vote
+from distill.data.datasets.shapes import ShapesPairs
 from distill.data.pairs import to_device
 from distill.labels.curriculum import Curriculum
+from distill.metrics.pck import PCK
 from distill.transforms.augment import Augment
 from distill.transforms.warp import RandomWarp
 from student import FeatureTeacher, StudentMatcher
@@ -14,6 +23,24 @@ from student import FeatureTeacher, StudentMatcher
 
 def student(**settings) -> StudentMatcher:
     return StudentMatcher(**{"backbone": "resnet10t", "width": 16, **settings})
+
+
+class NoDoubles(TorchDispatchMode):
+    """Refuses tensors of double precision on the meta device."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        made = function(*arguments, **(named or {}))
+        for value in tree_leaves(made):
+            if isinstance(value, torch.Tensor) and value.device.type == "meta" and value.dtype == torch.float64:
+                raise TypeError(f"{function} makes a float64 on a device that has none")
+        return made
+
+
+@pytest.fixture(autouse=True)
+def no_doubles(monkeypatch):
+    monkeypatch.setattr("distill.core.precision.SINGLE_ONLY", ("meta",))
+    with NoDoubles():
+        yield
 
 
 @pytest.fixture
@@ -64,3 +91,25 @@ def test_augmentation_curriculum_and_losses_stay_where_the_pairs_are(elsewhere, 
     pairs, label = Augment(flip=0.5)(elsewhere, curriculum(label, 0.3))
     prediction, src_map, trg_map = network.forward_with_descriptors(pairs.src_img, pairs.trg_img, pairs.src_kps)
     assert make()(losses.Example(pairs, label, prediction, network, src_map, trg_map)).device.type == "meta"
+
+
+def test_the_stand_in_refuses_double_precision_as_apples_gpus_do():
+    with pytest.raises(TypeError, match="float64"):
+        torch.zeros(2, device="meta").double()
+    assert in_double(torch.zeros(2, device="meta")).dtype == torch.float32
+    assert in_double(torch.zeros(2)).dtype == torch.float64
+
+
+def test_scores_and_votes_are_counted_where_there_is_no_double_precision(elsewhere):
+    metric = PCK((0.05, 0.10)).to("meta")
+    metric.update(elsewhere.trg_kps, elsewhere.trg_kps, elsewhere.kps_mask, elsewhere.pck_threshold)
+    assert metric.image_sum.device.type == "meta" and metric.image_sum.dtype == torch.float32
+    found = vote(torch.rand(3, 4, 2, device="meta"), torch.rand(3, 4, device="meta"), sigma=2.0)
+    assert {field.device.type for field in found} == {"meta"}
+    on_cpu = PCK((0.05, 0.10)).to("cpu")
+    assert on_cpu.image_sum.dtype == on_cpu.half().image_sum.dtype == torch.float64
+
+
+def test_pairs_hold_nothing_that_such_a_gpu_cannot_take(make_pairs):
+    for pair in (make_pairs(4, size=64), ShapesPairs("val", 2, size=32)[0]):
+        assert not [name for name, value in pair._asdict().items() if getattr(value, "dtype", None) == torch.float64]

@@ -64,6 +64,44 @@ def test_two_processes_share_the_labelling_and_the_verb_reaches_the_second(tmp_p
     assert files[0] == files[1]
 
 
+ON_TWO_GPUS = """
+import json, os, sys
+from pathlib import Path
+from unittest import mock
+from distill.__main__ import main
+from distill.cli.commands import label as verb
+from distill.labels import generate
+
+choose_device, sent = verb.choose_device, []
+
+def on_two_gpus(name):
+    with mock.patch("torch.cuda.is_available", lambda: True), mock.patch("torch.cuda.device_count", lambda: 2):
+        return choose_device(name)
+
+verb.choose_device = on_two_gpus
+generate.to_device = lambda pairs, device: sent.append([device, len(pairs.category)]) or pairs
+code = main(sys.argv[2:])
+Path(sys.argv[1], os.environ["LOCAL_RANK"]).write_text(json.dumps(sent))
+sys.exit(code)
+"""
+"""The verb on a CPU, as on a machine that says it has two GPUs; writes down which pairs would have been sent where."""
+
+
+@pytest.mark.slow
+def test_under_torchrun_each_process_labels_its_share_on_a_gpu_of_its_own(tmp_path):
+    (tmp_path / "program.py").write_text(ON_TWO_GPUS)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    data = [*DATA[:-1], "splits=[train,val]", "trainer.devices=2", "trainer.accelerator=cpu"]
+    arguments = [f"{tmp_path}/program.py", str(tmp_path), "label", f"labels.dir={tmp_path}/labels", *data]
+    done = subprocess.run([*torchrun, *arguments], env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    shares = [json.loads((tmp_path / rank).read_text()) for rank in "01"]
+    assert [{device for device, _ in share} for share in shares] == [{"cuda:0"}, {"cuda:1"}]
+    pairs = [sum(number for _, number in share) for share in shares]
+    assert sum(pairs) == 24 + 11 and min(pairs) > 10
+    assert audit(tmp_path / "labels").problems == []
+
+
 @pytest.mark.slow
 def test_on_two_processes_fit_validates_as_one_process_does(tmp_path):
     # Known warps are drawn anew at each validation, by each process for its own pairs: their loss cannot be the same.

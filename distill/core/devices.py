@@ -1,0 +1,18 @@
+"""The GPU of each process where several share a machine."""
+
+import os
+
+import torch
+
+RANKS = ("LOCAL_RANK", "SLURM_LOCALID")
+"""Environment variables in which Lightning, torchrun and SLURM number the processes of one machine from 0 on."""
+
+
+def own_gpu() -> str:
+    """Returns "cuda", or where a launcher started several processes the GPU of this one, such as "cuda:1".
+
+    Processes take turns where there are fewer GPUs than processes.
+    """
+    rank = next((os.environ[name] for name in RANKS if os.environ.get(name)), None)
+    count = torch.cuda.device_count()
+    return "cuda" if rank is None or count < 2 else f"cuda:{int(rank) % count}"

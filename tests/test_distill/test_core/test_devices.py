@@ -1,0 +1,73 @@
+"""Each of several processes on one machine takes its own GPU; the counts of a machine with GPUs are made up."""
+
+import pytest
+import torch
+
+from distill.core.devices import own_gpu
+from distill.core.errors import ConfigError
+from distill.system.environment import choose_device
+from distill.system.memory import PeakMemory, device_of
+from teacher.pipeline import as_device
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        monkeypatch.delenv(name, raising=False)
+
+    def of(count: int, rank: int | None = None, variable: str = "LOCAL_RANK") -> None:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        if rank is not None:
+            monkeypatch.setenv(variable, str(rank))
+
+    return of
+
+
+@pytest.mark.parametrize("variable", ["LOCAL_RANK", "SLURM_LOCALID"])
+@pytest.mark.parametrize(
+    ("count", "rank", "expected"),
+    [(4, 0, "cuda:0"), (4, 3, "cuda:3"), (4, 6, "cuda:2"), (1, 3, "cuda"), (4, None, "cuda"), (1, None, "cuda")],
+)
+def test_a_process_takes_the_gpu_of_its_number(machine, variable, count, rank, expected):
+    machine(count, rank, variable)
+    assert own_gpu() == choose_device("auto") == choose_device("cuda") == expected
+    assert as_device("auto") == as_device("cuda") == torch.device(expected)
+
+
+def test_what_names_a_device_is_taken_by_every_process(machine):
+    machine(4, 3)
+    assert choose_device("cuda:1") == "cuda:1" and as_device("cuda:1") == torch.device("cuda:1")
+    assert choose_device("cpu") == "cpu" and as_device("cpu") == torch.device("cpu")
+    with pytest.raises(ConfigError, match="device=cuda:4 names but torch .* finds 4"):
+        choose_device("cuda:4")
+
+
+def test_without_a_gpu_every_process_takes_the_cpu(machine):
+    machine(0, 1)
+    assert choose_device("auto") == "cpu" and as_device("auto") == torch.device("cpu")
+    with pytest.raises(ConfigError, match="finds 0"):
+        choose_device("cuda")
+
+
+class Holder:
+    def __init__(self, **fields) -> None:
+        vars(self).update(fields)
+
+
+def test_memory_is_told_of_the_device_that_does_the_work(machine, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: asked.append(str(device)))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: asked.append(str(device)) or 3 * 2**20)
+    machine(2)
+    with PeakMemory("cuda:1") as memory:
+        pass
+    assert memory.mib == 3 and asked == ["cuda:1", "cuda:1"]
+    with PeakMemory("cpu") as memory:
+        pass
+    assert memory.mib > 50 and len(asked) == 2, "of the process, although there is a GPU"
+    on_meta = torch.nn.Linear(2, 2, device="meta")
+    assert device_of(on_meta, "cpu") == device_of(Holder(model=on_meta), "cpu") == torch.device("meta")
+    assert device_of(Holder(device=torch.device("cuda", 1)), "cpu") == torch.device("cuda:1")
+    assert device_of(Holder(teacher=Holder(device="cpu")), "cuda") == torch.device("cpu")
+    assert device_of(Holder(model="a folder"), "cuda") == device_of(Holder(), "cuda") == torch.device("cuda")
