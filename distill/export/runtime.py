@@ -20,15 +20,13 @@ from PIL import Image
 
 from distill.core.errors import ConfigError, DataError, WeightsError
 from distill.data.images import read_rgb
+from distill.export.runtime_query import Floats, checked_image, checked_points
 
 INPUTS = ("src_img", "trg_img", "src_kps")
 OUTPUTS = ("trg_kps", "confidence", "heatmap")
 ENCODE, CORRELATE = "encode.onnx", "correlate.onnx"
 MAPS = ("src_map", "trg_map", "src_kps", "flipped_map")
 LARGEST_SIZE = 8192  # px, of the images that a file may ask for
-LARGEST_IMAGE = 178_956_970  # px, of an image that is given; the limit of Pillow, see distill.data.images
-MAX_POINTS = 10_000  # in one call
-Floats = NDArray[np.float32]
 
 
 class Answer(NamedTuple):
@@ -57,7 +55,7 @@ class OnnxFile:
         providers: of ONNX Runtime, in order of preference, such as "CUDAExecutionProvider".
 
     Raises:
-        ConfigError: when no file is given, or ONNX Runtime has no such provider here.
+        ConfigError: when no file is given, ``threads`` is no number of threads, or ONNX Runtime has no such provider here.
         WeightsError: when the file is missing, truncated, or no exported student.
 
     Attributes:
@@ -156,7 +154,7 @@ class Matcher:
         """
         images = [checked_image(image, name) for image, name in ((src, "src"), (trg, "trg"))]
         src_size, trg_size = (np.array(image.shape[1::-1], np.float32) for image in images)  # width, height
-        asked = _checked_points(points, src_size)
+        asked = checked_points(points, src_size)
         stacks = [_squash(image, self.size) for image in images]
         inside = (asked[None] * (self.size / src_size)).astype(np.float32)
         found, confidence, heatmap = self.file.run(stacks[0], stacks[1], inside)
@@ -203,7 +201,7 @@ class SplitMatcher:
         pixels = checked_image(image, "image")
         stack = _squash(pixels, self.size)
         both = np.concatenate([stack, stack[..., ::-1]]) if "flipped_map" in self.inputs else stack
-        (maps,) = self.encode.run(["descriptors"], {"images": both})
+        maps = self._encoded(both)
         return Descriptors(np.array(pixels.shape[1::-1], np.float32), maps[:1], maps[-1:])
 
     def run(self, src_img: Floats, trg_img: Floats, src_kps: Floats) -> tuple[Floats, Floats, Floats]:
@@ -213,21 +211,38 @@ class SplitMatcher:
             WeightsError: when a file fails.
         """
         images = [src_img, trg_img, *((trg_img[..., ::-1],) if "flipped_map" in self.inputs else ())]
+        maps = np.split(self._encoded(np.concatenate(images)), len(images))
+        return self._correlated({"src_map": maps[0], "trg_map": maps[1], "src_kps": src_kps, "flipped_map": maps[-1]})
+
+    def _encoded(self, images: Floats) -> Floats:
         try:
-            maps = np.split(self.encode.run(["descriptors"], {"images": np.concatenate(images)})[0], len(images))
-            feed = {"src_map": maps[0], "trg_map": maps[1], "src_kps": src_kps, "flipped_map": maps[-1]}
-            found, confidence, heatmap = self.correlate.run(list(OUTPUTS), {name: feed[name] for name in self.inputs})
+            return self.encode.run(["descriptors"], {"images": images})[0]
         except Exception as error:  # ONNX Runtime raises classes of its own that share no base but this
-            raise WeightsError(f"Expected an answer of two files but ONNX Runtime says: {_one_line(error)}.") from error
+            raise _no_answer(error) from error
+
+    def _correlated(self, feed: dict[str, Floats]) -> tuple[Floats, Floats, Floats]:
+        try:
+            found, confidence, heatmap = self.correlate.run(list(OUTPUTS), {name: feed[name] for name in self.inputs})
+        except Exception as error:  # as above
+            raise _no_answer(error) from error
         return found, confidence, heatmap
 
     def match(self, src: Descriptors, trg: Descriptors, points: ArrayLike) -> Answer:
-        """Matches points (N, 2), x, y in pixels of the image ``src`` was made of, in that of ``trg``."""
-        asked = _checked_points(points, src.size)
+        """Matches points (N, 2), x, y in pixels of the image ``src`` was made of, in that of ``trg``.
+
+        Raises:
+            DataError: for points as in :meth:`Matcher.match`, and when ``src`` or ``trg`` was not made by :meth:`describe`.
+            WeightsError: when the file fails, as on descriptors of another student.
+        """
+        for name, described in (("src", src), ("trg", trg)):
+            if not isinstance(described, Descriptors):
+                raise DataError(
+                    f"Expected {name} as describe returns it but got {type(described).__name__}; call describe(image) first."
+                )
+        asked = checked_points(points, src.size)
         inside = (asked[None] * (self.size / src.size)).astype(np.float32)
         feed = {"src_map": src.map, "trg_map": trg.map, "src_kps": inside, "flipped_map": trg.flipped_map}
-        answer = self.correlate.run(list(OUTPUTS), {name: feed[name] for name in self.inputs})
-        found, confidence, heatmap = (field[0] for field in answer)
+        found, confidence, heatmap = (field[0] for field in self._correlated(feed))
         return Answer((found * (trg.size / self.size)).astype(np.float32), confidence, heatmap)
 
 
@@ -244,6 +259,10 @@ def open_session(
     wanted, present = list(providers or ["CPUExecutionProvider"]), onnxruntime.get_available_providers()
     if not set(wanted) <= set(present):
         raise ConfigError(f"Expected providers of ONNX Runtime among {present} but got {wanted}; choose one of these.")
+    if not isinstance(threads, int) or threads < 0:
+        raise ConfigError(
+            f"Expected threads of ONNX Runtime as a whole number, 0 for its own choice, but got {threads!r}."
+        )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     # Threads that wait for work sleep. Spinning ones take the cores from whatever else runs, torch's threads among them.
@@ -267,65 +286,6 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     return np.asarray(read_rgb(path)).copy()
 
 
-def checked_image(image: Any, name: str) -> NDArray[Any]:
-    """Returns an image as (H, W, 3), bytes or floats in [0, 1].
-
-    Raises:
-        DataError: unless it is (H, W, 3) bytes, floats in [0, 1], or a Pillow image, of at most 179 megapixels.
-    """
-    if isinstance(image, Image.Image):
-        if image.width * image.height > LARGEST_IMAGE:
-            raise _too_large(name, image.width, image.height)
-        image = image.convert("RGB")
-    elif not isinstance(image, np.ndarray):
-        raise DataError(
-            f"Expected {name} as an array (H, W, 3) or a Pillow image but got {type(image).__name__}; read_image reads one."
-        )
-    array = np.asarray(image)
-    if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
-        raise DataError(f"Expected {name} of shape (H, W, 3) but got {array.shape}; convert it to RGB, channels last.")
-    if array.shape[0] * array.shape[1] > LARGEST_IMAGE:
-        raise _too_large(name, array.shape[1], array.shape[0])
-    if array.dtype == np.uint8:
-        return array
-    if not np.issubdtype(array.dtype, np.floating):
-        raise DataError(
-            f"Expected {name} as bytes or as floats in [0, 1] but got {array.dtype}; divide by its maximum."
-        )
-    low, high = float(array.min()), float(array.max())
-    if not (low >= -1e-3 and high <= 1 + 1e-3):
-        raise DataError(f"Expected {name} in [0, 1] but got [{low:.3g}, {high:.3g}]; divide by 255.")
-    return array
-
-
-def _too_large(name: str, width: int, height: int) -> DataError:
-    return DataError(
-        f"Expected {name} of at most {LARGEST_IMAGE / 1e6:.0f} megapixels but got {width} x {height} px; make it smaller."
-    )
-
-
-def _checked_points(points: ArrayLike, size: Floats) -> Floats:
-    try:
-        array = np.asarray(points, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"Expected points as (N, 2) numbers but got: {error}.") from error
-    if array.size == 0:
-        return np.zeros((0, 2), np.float32)
-    if array.ndim != 2 or array.shape[1] != 2:
-        raise DataError(f"Expected points of shape (N, 2), x, y in pixels of the source, but got {array.shape}.")
-    if len(array) > MAX_POINTS:
-        raise DataError(f"Expected at most {MAX_POINTS} points at once but got {len(array)}; ask in several calls.")
-    outside = ~((array >= 0) & (array <= size)).all(1)
-    if outside.any():
-        number = int(outside.argmax())
-        x, y = array[number].tolist()
-        raise DataError(
-            f"Expected every point inside the source of {size[0]:.0f} x {size[1]:.0f} px but point {number} is ({x:.6g}, "
-            f"{y:.6g})."
-        )
-    return array
-
-
 def _squash(image: NDArray[Any], side: int) -> Floats:
     """Returns (1, 3, side, side) floats: the image resized to a square, as torch's antialiased bilinear interpolation does.
 
@@ -346,6 +306,10 @@ def _squash(image: NDArray[Any], side: int) -> Floats:
 def _side(text: str) -> int:
     """Returns the side of images, px, that metadata name, or 0 for none."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0
+
+
+def _no_answer(error: Exception) -> WeightsError:
+    return WeightsError(f"Expected an answer of two files but ONNX Runtime says: {_one_line(error)}.")
 
 
 def _one_line(error: Exception) -> str:

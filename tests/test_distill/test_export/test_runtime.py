@@ -67,6 +67,9 @@ def test_no_points_get_no_answers(folder):
         (None, [(1, 2, 3)], r"points of shape \(N, 2\)"),
         (None, [1, 2], r"points of shape \(N, 2\)"),
         (None, "here", "points as .* numbers"),
+        (None, [("1", "2")], "points as .* numbers"),
+        (None, [(True, False)], "points as .* numbers"),
+        (None, [(1, 2), (3,)], "points as .* numbers"),
         (None, [[1, 2]] * 100_000, "at most 10000 points at once but got 100000"),
     ],
 )
@@ -80,6 +83,12 @@ def test_what_is_no_query_is_refused_and_the_matcher_goes_on(folder, src, points
 def test_a_provider_that_is_not_there_is_refused(folder):
     with pytest.raises(ConfigError, match="Expected providers of ONNX Runtime among"):
         Matcher(folder / "student.onnx", providers=["NoSuchExecutionProvider"])
+
+
+@pytest.mark.parametrize("threads", ["two", -1, 1.5])
+def test_a_number_of_threads_that_is_none_is_refused(folder, threads):
+    with pytest.raises(ConfigError, match="threads of ONNX Runtime as a whole number"):
+        Matcher(folder / "student.onnx", threads=threads)
 
 
 def test_it_needs_neither_torch_nor_anything_else_that_is_large(folder):
