@@ -15,7 +15,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distill.core.errors import ConfigError, ExportError, WeightsError, nearest
@@ -27,7 +26,7 @@ from distill.export.about import file_metadata
 from distill.export.gate import Gate
 from distill.export.graph import finish, trace
 from distill.export.onnx_matcher import OnnxMatcher
-from distill.export.precision import PRECISIONS, encoder_parts, in_half, nodes_of, to_int8
+from distill.export.precision import PRECISIONS, Feed, encoder_parts, in_half, int8_candidates
 from distill.export.runtime import INPUTS, OUTPUTS
 
 TRACED = (2, 3)  # pairs, points; neither 0 nor 1, which the exporter would take for constants
@@ -85,7 +84,8 @@ def export_student(
         ExportError: when torch cannot export the student, or the file's answers differ too much from its own.
         WeightsError: when the student holds NaN or infinity.
     """
-    _check_settings(precision, size, calibration)
+    check_settings(precision, size, calibration)
+    check_weights(student)
     student = copy.deepcopy(student).cpu().float().eval()
     prepare = getattr(student, "freeze_for_export", None)
     if callable(prepare):
@@ -112,7 +112,8 @@ def export_student(
     return deviation
 
 
-def _check_settings(precision: str, size: int, calibration: Benchmark | None) -> None:
+def check_settings(precision: str, size: int, calibration: Benchmark | None) -> None:
+    """Raises a :class:`ConfigError` unless a file of these settings can be written."""
     if precision not in PRECISIONS:
         raise ConfigError(
             f"Expected a precision that can be exported but got {precision!r}; " + nearest(precision, PRECISIONS) + "."
@@ -121,6 +122,15 @@ def _check_settings(precision: str, size: int, calibration: Benchmark | None) ->
         raise ConfigError(f"Expected size, the side of the images in px, to be positive but got {size}.")
     if precision == "int8" and (calibration is None or not len(calibration)):
         raise ConfigError("Expected training pairs to calibrate int8 on but got none; set calibration_pairs above 0.")
+
+
+def check_weights(student: nn.Module) -> None:
+    """Raises a :class:`WeightsError` when the student holds NaN or infinity, which is seen before it is traced."""
+    for name, value in student.state_dict().items():
+        if not bool(torch.isfinite(value).all()):
+            raise WeightsError(
+                f"Expected a student with finite answers but its {name} holds NaN or infinity; train it again."
+            )
 
 
 def _candidates(
@@ -133,20 +143,21 @@ def _candidates(
     else:
         assert calibration is not None
         feeds = [_feed(calibration[number], size) for number in range(len(calibration))]
-        for chosen in (parts, [part for part in parts if part != "fusion"]):
-            copied = onnx.ModelProto.FromString(traced.SerializeToString())
-            yield finish(to_int8(copied, nodes_of(traced, chosen), feeds))
-            if "fusion" not in parts:
-                return
+        yield from map(finish, int8_candidates(traced, parts, feeds))
 
 
-def _feed(pairs: PairBatch, size: int) -> dict[str, NDArray[np.float32]]:
+def _feed(pairs: PairBatch, size: int) -> Feed:
+    query = (pairs.src_img, pairs.trg_img, pairs.src_kps)
+    check_calibration(pairs, size)
+    return {name: value.float().numpy() for name, value in zip(INPUTS, query, strict=True)}
+
+
+def check_calibration(pairs: PairBatch, size: int) -> None:
+    """Raises a :class:`ConfigError` unless the images of ``pairs`` are of ``size`` x ``size`` px."""
     if pairs.src_img.shape[-2:] != (size, size):
         raise ConfigError(
             f"Expected pairs of {size} px to calibrate on but got {pairs.src_img.shape[-1]}; set data.size."
         )
-    query = (pairs.src_img, pairs.trg_img, pairs.src_kps)
-    return {name: value.float().numpy() for name, value in zip(INPUTS, query, strict=True)}
 
 
 def _loss(deviation: Deviation) -> float:

@@ -21,7 +21,8 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from torch import nn
 
 PRECISIONS = ("fp32", "fp16", "int8")
-ENCODER = ("backbone", "fusion")
+HEAD = "fusion"
+ENCODER = ("backbone", HEAD)
 """Parts of a student that describe an image; of a student of another kind, all of its parts."""
 QUANTISED = ("Conv", "MatMul", "Gemm")
 SCOPES = "pkg.torch.onnx.name_scopes"
@@ -74,6 +75,20 @@ def _cast(value: Any, from_type: torch.dtype, to_type: torch.dtype) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_cast(inner, from_type, to_type) for inner in value)
     return value.to(to_type) if isinstance(value, torch.Tensor) and value.dtype == from_type else value
+
+
+def int8_candidates(traced: onnx.ModelProto, parts: Sequence[str], feeds: Sequence[Feed]) -> Iterator[onnx.ModelProto]:
+    """Yields a graph on 8-bit whole numbers: all of ``parts``, and again without the head if it is one of them.
+
+    Args:
+        traced: in single precision, with the exporter's notes; left as it is.
+        parts: of the encoder, see :func:`encoder_parts`.
+        feeds: inputs by name, a batch each, which the range of activations is taken from.
+    """
+    for chosen in (parts, [part for part in parts if part != HEAD]):
+        yield to_int8(traced, nodes_of(traced, chosen), feeds)
+        if HEAD not in parts:
+            return
 
 
 def to_int8(model: onnx.ModelProto, encoder: Sequence[str], feeds: Iterable[Feed]) -> onnx.ModelProto:

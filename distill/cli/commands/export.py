@@ -52,11 +52,14 @@ def run(cfg: DictConfig) -> Deviation | float | Path:
         print(f"{folder / ENCODE}, {folder / CORRELATE}: are written, which takes up to a minute", flush=True)
         about = read_about(cfg.ckpt)
         pairs = gate_pairs(_pairs(cfg, "val", cfg.gate_pairs, size), student, about)
-        differs, gate = export_split(student, folder, size, config, cfg.precision, about, pairs, cfg.insist)
+        calibration = _calibration(cfg, size)
+        differs, gate = export_split(
+            student, folder, size, config, cfg.precision, about, pairs, cfg.insist, calibration
+        )
         print(f"{folder / ENCODE}, {folder / CORRELATE}: heatmap within {differs:.2g} of its range of torch")
         _tell(gate)
         return differs
-    calibration = _pairs(cfg, "train", cfg.calibration_pairs, size) if cfg.precision == "int8" else None
+    calibration = _calibration(cfg, size)
     about = read_about(cfg.ckpt)
     pairs = gate_pairs(_pairs(cfg, "val", cfg.gate_pairs, size), student, about)
     print(f"{cfg.file}: is written and compared with torch, which takes up to a minute", flush=True)
@@ -67,6 +70,11 @@ def run(cfg: DictConfig) -> Deviation | float | Path:
     )
     _tell(deviation.gate)
     return deviation
+
+
+def _calibration(cfg: DictConfig, size: int) -> Benchmark | None:
+    """Returns training pairs for 8 bits, or None for another precision."""
+    return _pairs(cfg, "train", cfg.calibration_pairs, size) if cfg.precision == "int8" else None
 
 
 def _tell(gate: Gate | None) -> None:

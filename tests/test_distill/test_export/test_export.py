@@ -13,7 +13,7 @@ from distill.export.onnx_matcher import OnnxMatcher
 from student import StudentMatcher
 
 
-@pytest.fixture(scope="module", params=[0.0, 3.0], ids=["plain", "voting"])
+@pytest.fixture(scope="module", params=[0.0, 3.0], ids=["plain", "consensus"])
 def exported(request, tmp_path_factory):
     torch.manual_seed(0)
     student = StudentMatcher("test_resnet", [8, 16], 16, consensus=request.param).eval()
@@ -52,12 +52,26 @@ def test_another_students_file_is_found_out(exported):
         verify(exported[1], other, 64)
 
 
-def test_a_student_of_nan_leaves_no_file(tmp_path):
+class Overflowing(nn.Module):
+    """Finite weights, and confidences that are none."""
+
+    def __init__(self, student):
+        super().__init__()
+        self.student = student
+
+    def forward(self, *query):
+        answer = self.student(*query)
+        return answer._replace(confidence=answer.confidence / 0 * 0)
+
+
+def test_a_student_of_nan_leaves_no_file(exported, tmp_path):
     student = StudentMatcher("test_resnet", [8, 16], 16).eval()
     with torch.no_grad():
         student.fusion.refine[3].bias.fill_(float("nan"))
-    with pytest.raises(WeightsError, match="finite answers"):
+    with pytest.raises(WeightsError, match="finite answers but its fusion.refine.3.bias holds NaN"):
         export_student(student, tmp_path / "nan.onnx", 64)
+    with pytest.raises(WeightsError, match="finite answers but it gives NaN"):  # what only its answers show
+        verify(exported[1], Overflowing(exported[0]), 64)
     assert not list(tmp_path.iterdir())
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from distill.core.errors import ConfigError, DataError, WeightsError
+from distill.data.datasets.shapes import ShapesPairs
 from distill.export.onnx import example
 from distill.export.onnx_matcher import OnnxMatcher
 from distill.export.runtime import SplitMatcher
@@ -53,6 +54,15 @@ def test_answers_are_in_the_pixels_of_the_images_and_no_points_get_none(exported
         runtime.match(source, target, [(20.0, 150.0)])
 
 
+def test_what_was_not_described_by_these_files_is_refused(exported):
+    runtime, image = matcher(exported[1]), np.random.default_rng(0).random((40, 50, 3))
+    described = runtime.describe(image)
+    with pytest.raises(DataError, match="Expected src as describe returns it but got ndarray"):
+        runtime.match(image, described, [(1, 1)])
+    with pytest.raises(WeightsError, match="Expected an answer of two files but ONNX Runtime says"):
+        runtime.match(described, described._replace(map=described.map[:, :-1]), [(1, 1)])
+
+
 def test_the_graphs_have_names_opset_18_and_no_grid_sample(exported):
     names = {
         "encode": (["images"], ["descriptors"]),
@@ -83,8 +93,10 @@ def test_what_cannot_be_split_is_refused_before_anything_is_traced(tmp_path):
     refined = StudentMatcher("test_resnet", [8, 16], 16, refinement=8).eval()
     with pytest.raises(ConfigError, match="also compares pixels"):
         export_split(refined, tmp_path, 64)
-    with pytest.raises(ConfigError, match="fp32 or fp16 but got 'int8'"):
+    with pytest.raises(ConfigError, match="training pairs to calibrate int8 on but got none"):
         export_split(refined, tmp_path, 64, precision="int8")
+    with pytest.raises(ConfigError, match="fp32"):
+        export_split(refined, tmp_path, 64, precision="fp23")
     assert not list(tmp_path.iterdir())
 
 
@@ -97,3 +109,23 @@ def test_a_folder_of_two_files_is_a_matcher_like_a_single_file(exported, make_pa
     torch.testing.assert_close(found.heatmap, expected.heatmap, atol=1e-3, rtol=1e-3)
     figures = {e.key: e.value for e in onnx.load(folder / "encode.onnx").metadata_props}["figures"]
     assert json.loads(figures)["pck@0.10"]["pairs"] == 8  # gate_pairs of the export
+
+
+def test_descriptors_on_whole_numbers_are_calibrated_on_training_pairs_and_judged_by_pck(tmp_path):
+    torch.manual_seed(0)
+    student = StudentMatcher("test_resnet", [8, 16], 16).eval()
+    train, val = (ShapesPairs(size=64, split=split, n_pairs=4) for split in ("train", "val"))
+    differs, found = export_split(student, tmp_path, 64, None, "int8", None, val, True, train)
+    assert 1e-4 < differs < 0.2 and found.n_pairs == 4
+    encode, correlate = (onnx.load(tmp_path / f"{name}.onnx") for name in ("encode", "correlate"))
+    weights = [tensor for tensor in encode.graph.initializer if len(tensor.dims) == 4 and np.prod(tensor.dims) > 100]
+    kinds = {tensor.data_type for tensor in weights}
+    assert onnx.TensorProto.INT8 in kinds and encode.ByteSize() < 0.5 * sum(p.numel() * 4 for p in student.parameters())
+    assert not {node.op_type for node in correlate.graph.node} & {"QuantizeLinear", "DequantizeLinear"}
+    src, trg, points = example(1, 5, 64, seed=3)
+    with torch.no_grad():
+        expected = student(src, trg, points).heatmap
+    heatmap = OnnxMatcher(tmp_path)(src, trg, points).heatmap
+    assert float((heatmap - expected).abs().max()) < 0.2 * float(expected.max() - expected.min())
+    said = {entry.key: entry.value for entry in correlate.metadata_props}
+    assert said["precision"] == "int8" and json.loads(said["figures"])["pck@0.10"]["file"] == found.file
