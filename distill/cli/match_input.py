@@ -73,6 +73,10 @@ def read_points(given: ListConfig | str, src: Path) -> Points:
     if not isinstance(given, str):
         return _pairs(OmegaConf.to_container(given))
     file = Path(given)
+    if file.suffix.lower() in (".pkl", ".pickle"):
+        raise DataError(
+            f"Expected points in a CSV or JSON file but got {file}; pickles run code and are not read, convert it."
+        )
     if file.suffix.lower() != ".csv":
         content = read_json(file, lambda content: content, "points as [[x,y],...], or by image,")
         return _of_image(file, src, _image_names(content)) if isinstance(content, dict) else _pairs(content, file)

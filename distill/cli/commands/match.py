@@ -10,6 +10,7 @@ columns x, y or part, x, y, or a data set's file of points.
 
 dense=8 matches a grid of points 8 px apart, with or without points: flow.npz holds where they lie, flow.png is the target in the
 shape of the source. Where src is a video, points of its first frame are matched in every later one: tracks.csv, tracks.mp4.
+tracks= has it follow the points of TAP-Vid's arrays instead, and scores them: tracks.csv, metrics.json.
 
 Examples:
   python -m distill match src=a.jpg trg=b.jpg points=[[120,80],[60,200]] ckpt=runs/fit/student.safetensors
@@ -17,6 +18,7 @@ Examples:
   python -m distill match src=photos/cat/1.jpg trg=photos/cat points=photos/points.csv ckpt=runs/fit/student.safetensors
   python -m distill match src=a.jpg trg=b.jpg dense=8 ckpt=runs/fit/student.safetensors
   python -m distill match src=clip.mp4 points=[[120,80]] ckpt=runs/fit/student.safetensors
+  python -m distill match src=clip.mp4 tracks=tracks.npz ckpt=runs/fit/student.safetensors
 """
 
 import csv
@@ -31,6 +33,7 @@ from torch import Tensor, nn
 from distill.cli.config import instantiate
 from distill.cli.match_input import Points, read_points, targets
 from distill.cli.match_more import follow, write_flow
+from distill.cli.match_tracks import follow_tracks
 from distill.cli.run_folder import RunFolder
 from distill.core.checks import check_points
 from distill.core.errors import DataError
@@ -54,6 +57,8 @@ def run(cfg: DictConfig) -> dict:
         DataError: for images or points that cannot be read, and when no image of a folder of targets can.
     """
     src = Path(cfg.src)
+    if cfg.tracks is not None:
+        return follow_tracks(cfg, _matcher(cfg), choose_device(cfg.device))
     if cfg.points is None and cfg.dense is None:
         raise DataError(
             "Expected points=[[x,y],...], or a file of them, but got none; or dense=<px> for a grid of points."

@@ -68,6 +68,7 @@ def test_points_may_come_from_a_file(name, text, names, points, images):
         ("p.json", '[["1", "2"]]', "Expected points as"),
         ("p.json", '{"a.png": {"point": {"eye": [1, 2]}}}', "the key 'points' is missing from the entry of a.png"),
         ("p.json", "5", "Expected points as"),
+        ("p.pkl", "cos\nsystem\n(S'true'\ntR.", "pickles run code and are not read"),
     ],
 )
 def test_a_file_without_points_of_the_source_is_named(name, text, message, images, capsys):

@@ -10,6 +10,7 @@ from PIL import Image
 from distill.__main__ import main
 from distill.core.errors import DataError
 from distill.data.video import VideoWriter, read_frames
+from distill.metrics.position_accuracy import position_accuracy
 
 MATCHER = ["matcher=nearest_neighbour", "matcher.backbone=test_resnet", "matcher.strides=[4]", "size=64", "device=cpu"]
 
@@ -98,3 +99,66 @@ def test_what_is_missing_is_told(tmp_path, texture, capsys, given, message):
 def test_a_video_takes_no_target(clip, tmp_path, capsys):
     assert main(["match", f"src={clip}", f"trg={clip}", "points=[[1,1]]", f"run.dir={tmp_path}/out", *MATCHER]) == 2
     assert "Expected neither trg nor dense where src is a video" in capsys.readouterr().err
+
+
+@pytest.fixture
+def tracks(tmp_path):
+    """Three points of the clip: one from the first frame, hidden in the fourth; one from the third; one never visible."""
+    frames = np.arange(5)
+    places = np.array([[40, 30], [44, 44], [10, 10]], float)[:, None] - 3 * frames[None, :, None] * [1, 0]
+    occluded = np.zeros((3, 5), bool)
+    occluded[0, 3] = occluded[1, :2] = occluded[2] = True
+    np.savez(tmp_path / "tracks.npz", points=(places / 64).astype(np.float32), occluded=occluded)
+    return places, ~occluded
+
+
+def test_annotated_tracks_are_followed_from_their_first_frames_and_scored(clip, tracks, tmp_path, capsys):
+    given = [f"src={clip}", f"tracks={tmp_path}/tracks.npz", f"run.dir={tmp_path}/out"]
+    assert main(["match", *given, *MATCHER]) == 0
+    with open(tmp_path / "out/tracks.csv", newline="") as file:
+        rows = {(int(row["track"]), int(row["frame"])): row for row in csv.DictReader(file)}
+    assert sorted(rows) == [(0, 0), (0, 1), (0, 2), (0, 3), (0, 4), (1, 2), (1, 3), (1, 4)]
+    places, visible = tracks
+    scored = [key for key in [(0, 1), (0, 2), (0, 3), (0, 4), (1, 3), (1, 4)] if visible[key]]
+    off = []
+    for track, frame in scored:
+        x, y = (float(rows[track, frame][axis]) * 64 for axis in "xy")
+        off.append(4 * np.hypot(x - places[track, frame, 0], y - places[track, frame, 1]))  # px of 256
+    assert len(off) == 5 and max(off) < 20
+    report = json.loads((tmp_path / "out/metrics.json").read_text())
+    shares = {str(limit): 100 * sum(value < limit for value in off) / len(off) for limit in (1, 2, 4, 8, 16)}
+    assert report["position_accuracy"] == pytest.approx({**shares, "delta_avg": sum(shares.values()) / 5}, abs=1e-3)
+    assert (report["tracks"], report["frames"]) == (2, 5) and "delta_avg" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "extra", "message"),
+    [
+        (None, ["tracks={folder}/tracks.pkl"], "pickles run code and are not read"),
+        (None, ["tracks={folder}/none.npz"], "No such file"),
+        (None, ["points=[[1,1]]"], "neither points, trg, dense, every nor frames"),
+        ({"points": np.array([[[None, 1]]])}, [], "Object arrays cannot be loaded"),
+        ({"points": np.zeros((3, 5))}, [], "(N, T, 2) floats and occluded (N, T) bool"),
+        ({"occluded": np.ones((3, 5), bool)}, [], "finite places of visible points"),
+        ({"points": np.zeros((3, 4, 2)), "occluded": np.zeros((3, 4), bool)}, [], "of the 4 frames"),
+        ({"points": np.zeros((3, 6, 2)), "occluded": np.zeros((3, 6), bool)}, [], "has 5; give its own tracks"),
+    ],
+)
+def test_tracks_that_are_none_are_refused(clip, tracks, tmp_path, capsys, change, extra, message):
+    if change:
+        with np.load(tmp_path / "tracks.npz") as kept:
+            np.savez(tmp_path / "tracks.npz", **{**kept, **change})
+    given = [f"src={clip}", f"tracks={tmp_path}/tracks.npz", f"run.dir={tmp_path}/out", *MATCHER]
+    assert main(["match", *given, *(text.format(folder=tmp_path) for text in extra)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_position_accuracy_by_hand():
+    truth = np.zeros((2, 3, 2))
+    found = np.array([[[9, 9], [0.5, 0], [3, 0]], [[9, 9], [9, 9], [0, 16]]]) / 256
+    visible = np.array([[True, True, True], [False, True, True]])
+    accuracy = position_accuracy(found, truth, visible, np.array([0, 1]))
+    third = 100 / 3  # within 1 and 2 px one of three, within 4 and 8 two, and a point at 16 px is not within 16
+    shares = {"1": third, "2": third, "4": 2 * third, "8": 2 * third, "16": 2 * third}
+    assert accuracy == pytest.approx({**shares, "delta_avg": 1.6 * third})
+    assert np.isnan(position_accuracy(found, truth, visible, np.array([2, 2]))["delta_avg"])

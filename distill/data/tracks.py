@@ -1,0 +1,70 @@
+"""Points followed through a video by people or a simulator: an ``.npz`` file with the arrays of TAP-Vid.
+
+| array | shape | content |
+|---|---|---|
+| points | (N, T, 2) | x, y of N points in T frames, as fractions of the frame's width and height |
+| occluded | (N, T) | bool, where a point is hidden, and its place is not known |
+
+TAP-Vid itself (Doersch et al., 2022) is published as pickles, which may run code and are never read.
+"""
+
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.core.errors import DataError
+
+LARGEST = 100 * 2**20  # bytes of both arrays, unpacked
+
+
+class Tracks(NamedTuple):
+    """N points in T frames.
+
+    Attributes:
+        points: (N, T, 2) x, y as fractions of the frame's width and height.
+        visible: (N, T) bool.
+    """
+
+    points: NDArray[np.float64]
+    visible: NDArray[np.bool_]
+
+    def first(self) -> NDArray[np.int64]:
+        """Returns (N,) the first frame that each point is visible in."""
+        return self.visible.argmax(1)
+
+
+def read_tracks(path: str | Path) -> Tracks:
+    """Reads tracks; those that are never visible are left out.
+
+    Raises:
+        DataError: when the file is a pickle, missing, damaged or too large, its arrays are not those above, or no point is
+            visible.
+    """
+    if Path(path).suffix.lower() != ".npz":
+        raise DataError(
+            f"Expected tracks as an .npz file but got {path}; pickles run code and are not read, convert one as "
+            "docs/learn/photographs.md shows."
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(info.file_size for info in archive.infolist()) > LARGEST:
+                raise ValueError(f"it holds more than {LARGEST >> 20} MiB")
+        with np.load(path, allow_pickle=False) as file:
+            points, occluded = file["points"], file["occluded"]
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"Expected tracks with points and occluded in {path} but {reason}; write it again.") from error
+    fits = points.ndim == 3 and points.shape[2] == 2 and occluded.shape == points.shape[:2] and points.size
+    if not (fits and np.issubdtype(points.dtype, np.floating) and occluded.dtype == np.bool_):
+        raise DataError(
+            f"Expected points (N, T, 2) floats and occluded (N, T) bool in {path} but got {points.shape} {points.dtype} and "
+            f"{occluded.shape} {occluded.dtype}; write it again."
+        )
+    seen = ~occluded.all(1)
+    points, visible = points[seen].astype(np.float64), ~occluded[seen]
+    if not len(points) or not np.isfinite(points[visible]).all():
+        raise DataError(f"Expected finite places of visible points in {path} but got none, or NaN; write it again.")
+    return Tracks(points, visible)
