@@ -5,6 +5,7 @@ import subprocess
 import sysconfig
 import venv
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -20,6 +21,8 @@ from distill.export.onnx_matcher import OnnxMatcher
 
 pytestmark = pytest.mark.slow
 SIZE = 64
+DATA = [f"data.size={SIZE}", "data.difficulty=easy"]
+GATE_PAIRS = 200  # some 1,500 points, so that a point of PCK is no chance
 NEEDED = ("numpy", "numpy.libs", "onnxruntime", "PIL", "pillow.libs")
 """What the runtime needs of the running environment, and nothing else."""
 SCRIPT = """
@@ -32,41 +35,61 @@ print(json.dumps({file: [answer.points.tolist(), answer.confidence.tolist()] for
 """
 
 
+class Exported(NamedTuple):
+    """The student of a fit by its precisions, its own file as "torch", and the precisions that the gate refused."""
+
+    files: dict[str, Path]
+    refused: set[str]
+
+
 @pytest.fixture(scope="module")
-def files(tmp_path_factory) -> dict[str, Path]:
-    """The student of a fit by its precisions: its own file as "torch", and those that were exported."""
+def exported(tmp_path_factory) -> Exported:
+    """A student that is right about two points in three, so that losses are those of the precision."""
     folder = tmp_path_factory.mktemp("round")
-    small = ["student.backbone=test_resnet", "student.strides=[8,16]", "student.consensus=0", f"data.size={SIZE}"]
-    pairs = ["train.n_pairs=16", "val.n_pairs=8", "test.n_pairs=8", "trainer=smoke", "teacher=oracle"]
-    assert main(["fit", f"run.dir={folder}/fit", f"labels.dir={folder}/labels", *small, *pairs]) == 0
-    made = {"torch": folder / "fit/student.safetensors", "fp32": folder / "fit/student.onnx"}
+    small = ["student.backbone=test_resnet", "student.consensus=0", "student.position=true", "teacher=oracle"]
+    few = ["train.n_pairs=96", "val.n_pairs=8", "test.n_pairs=8", "pictures=0", "trainer.max_epochs=8"]
+    steps = ["lr=3e-3", "ema=null", "loss=distillation", "self_distillation=null"]
+    assert main(["fit", f"run.dir={folder}/fit", f"labels.dir={folder}/labels", *DATA, *small, *few, *steps]) == 0
+    files, refused = {"torch": folder / "fit/student.safetensors", "fp32": folder / "fit/student.onnx"}, set()
     for precision in ("fp16", "int8"):
-        made[precision] = folder / f"{precision}.onnx"
-        few = ["gate_pairs=8", "calibration_pairs=16", "insist=true"]
-        assert main(["export", f"ckpt={made['torch']}", f"file={made[precision]}", f"precision={precision}", *few]) == 0
-    return made
+        files[precision] = folder / f"{precision}.onnx"
+        asked = [f"ckpt={files['torch']}", f"file={files[precision]}", f"precision={precision}", DATA[1]]
+        asked += [f"gate_pairs={GATE_PAIRS}", "calibration_pairs=16"]
+        if main(["export", *asked]) != 0:
+            assert not files[precision].exists()
+            refused.add(precision)
+            assert main(["export", *asked, "insist=true"]) == 0
+    return Exported(files, refused)
 
 
-def test_every_file_is_evaluated_to_the_students_figures_within_the_gate(files, tmp_path):
+@pytest.fixture(scope="module")
+def files(exported) -> dict[str, Path]:
+    return exported.files
+
+
+def test_every_file_keeps_the_students_figures_within_the_gate_or_was_refused(exported, tmp_path):
     figures = {}
-    for name, file in files.items():
+    for name, file in exported.files.items():
         matcher = ["matcher=student", f"ckpt={file}"] if name == "torch" else ["matcher=onnx", f"file={file}"]
-        where = [f"run.dir={tmp_path / name}", f"data.size={SIZE}", "data.n_pairs=40"]
-        assert main(["evaluate", *matcher, *where]) == 0
+        where = [f"run.dir={tmp_path / name}", "data.split=val", f"data.n_pairs={GATE_PAIRS}"]
+        assert main(["evaluate", *matcher, *DATA, *where]) == 0
         figures[name] = json.loads((tmp_path / name / "metrics.json").read_text())["pck"]["image"]
-    for alpha, expected in figures["torch"].items():
-        assert abs(figures["fp32"][alpha] - expected) < 0.05
-        assert abs(figures["fp16"][alpha] - expected) <= 2  # one of some 400 points is a quarter of a point
-        assert abs(figures["int8"][alpha] - expected) <= 8  # of weights that one epoch has hardly trained
-    assert figures["torch"]["0.10"] > 0
-
-
-def test_what_a_file_says_of_its_loss_is_what_the_gate_allows_or_was_insisted_on(files):
+    expected = figures.pop("torch")
+    assert expected["0.10"] > 40
+    for alpha, figure in expected.items():
+        assert abs(figures["fp32"][alpha] - figure) < 0.05
+        assert abs(figures["fp16"][alpha] - figure) <= LARGEST_LOSS
     for name in ("fp16", "int8"):
-        metadata = {entry.key: entry.value for entry in onnx.load(files[name]).metadata_props}
-        figure = json.loads(metadata["figures"])["pck@0.10"]
-        assert metadata["precision"] == name and figure["pairs"] == 8
-        assert figure["torch"] - figure["file"] <= (LARGEST_LOSS if name == "fp16" else 20)
+        loss = expected["0.10"] - figures[name]["0.10"]
+        print(
+            f"\n{name} loses {loss:.2f} points of {expected['0.10']:.1f}{', and was refused' * (name in exported.refused)}"
+        )
+        assert (loss > LARGEST_LOSS) == (name in exported.refused)
+        metadata = {entry.key: entry.value for entry in onnx.load(exported.files[name]).metadata_props}
+        said = json.loads(metadata["figures"])["pck@0.10"]
+        assert metadata["precision"] == name and said["pairs"] == GATE_PAIRS
+        assert (said["torch"], said["file"]) == (expected["0.10"], figures[name]["0.10"])
+    assert "fp16" not in exported.refused
 
 
 def test_the_file_of_a_fit_names_teacher_data_and_figures(files):
@@ -76,7 +99,7 @@ def test_the_file_of_a_fit_names_teacher_data_and_figures(files):
     student = next(row for row in report["matchers"] if row["matcher"] == "student")
     assert figures["pck@0.10"] == student["pck"]["image"]["0.10"]
     assert figures["convention"] == "per image, bbox, shapes test, 8 pairs"
-    assert "Oracle" in json.loads(metadata["teacher"])["class"] and json.loads(metadata["data"])["n_pairs"] == 16
+    assert "Oracle" in json.loads(metadata["teacher"])["class"] and json.loads(metadata["data"])["n_pairs"] == 96
 
 
 def test_an_environment_without_torch_gives_the_same_answers(files, tmp_path, root):
