@@ -86,9 +86,9 @@ def read_points(given: ListConfig | str, src: Path) -> Points:
             f"Expected the columns x, y, before them part or image, part, in {file} but got {', '.join(header)}; rename them."
         )
     if "image" in header:
-        return _of_image(file, src, [row[0] for row in rows])
-    xy = np.stack([numbers(row[-2:], file, number) for number, row in enumerate(rows, start=2)])
-    names = [row[0] if "part" in header else str(index) for index, row in enumerate(rows)]
+        return _of_image(file, src, [row[0] for row in rows.values()])
+    xy = np.stack([numbers(row[-2:], file, number) for number, row in rows.items()])
+    names = [row[0] if "part" in header else str(index) for index, row in enumerate(rows.values())]
     return Points(torch.from_numpy(xy).float()[None], names)
 
 

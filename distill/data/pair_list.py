@@ -32,7 +32,7 @@ def read_pair_list(file: Path, known: Sequence[str]) -> list[tuple[str, str]]:
         )
     names = set(known)
     first_row: dict[tuple[str, str], int] = {}
-    for number, row in enumerate(rows, start=2):
+    for number, row in rows.items():
         unknown = [name for name in row if name not in names]
         if unknown:
             raise DataError(

@@ -155,7 +155,7 @@ def _read_csv(file: Path) -> dict[str, ImageKeypoints]:
         raise DataError(f"Expected the columns image, part, x, y in {file} but got {', '.join(header)}; rename them.")
     found: dict[str, ImageKeypoints] = {}
     first_row: dict[tuple[str, str], int] = {}
-    for number, (image, part, *xy) in enumerate(rows, start=2):
+    for number, (image, part, *xy) in rows.items():
         if (image, part) in first_row:
             raise DataError(
                 f"Expected each part of an image once but row {number} of {file} repeats {part} of {image} from row "

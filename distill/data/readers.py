@@ -1,6 +1,7 @@
 """Readers of text, JSON, CSV and MATLAB files whose errors name the file."""
 
 import csv
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -34,19 +35,26 @@ def read_text(file: Path, hint: str = "restore the file") -> str:
     return text
 
 
-def read_csv(file: Path, hint: str = "restore the file") -> tuple[list[str], list[list[str]]]:
-    """Returns the header and the rows of a CSV file; empty rows are left out.
+def read_csv(file: Path, hint: str = "restore the file") -> tuple[list[str], dict[int, list[str]]]:
+    """Returns the header and the rows of a CSV file, by their number in the file; empty rows count, and are left out.
 
     Raises:
         DataError: when it cannot be read, has no rows, or a row is shorter or longer than the header.
     """
+    rows: dict[int, list[str]] = {}
+    number = 0
     try:
-        header, *rows = [row for row in csv.reader(read_text(file, hint).splitlines(), strict=True) if row]
+        for number, row in enumerate(csv.reader(io.StringIO(read_text(file, hint)), strict=True), start=1):
+            if any(map(str.strip, row)):
+                rows[number] = row
     except csv.Error as error:
-        raise DataError(f"Expected CSV in {file} but it cannot be read ({error}); restore the file.") from error
+        raise DataError(
+            f"Expected CSV in {file} but row {number + 1} cannot be read ({error}); restore the file."
+        ) from error
+    header = rows.pop(min(rows), []) if rows else []
     if not rows:
         raise DataError(f"Expected rows below the header of {file} but there are none; restore the file.")
-    for number, row in enumerate(rows, start=2):
+    for number, row in rows.items():
         if len(row) != len(header):
             raise DataError(
                 f"Expected {len(header)} cells in row {number} of {file} but got {len(row)}; restore the file."

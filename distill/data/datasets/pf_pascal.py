@@ -154,7 +154,7 @@ def _read_list(
             f"Expected the columns {', '.join(COLUMNS)} in {file} but {missing} are missing; restore the file."
         )
     listed = []
-    for number, cells in enumerate(rows, start=2):
+    for number, cells in rows.items():
         row = dict(zip(header, cells, strict=True))
         if row.get("flip", "0").strip() not in ("0", ""):
             ignored[f"row {number} of {file.name}"] = "asks for a mirrored pair"

@@ -134,7 +134,7 @@ class PFWillowPairs(PhotographPairs):
                 f"Expected two images and {4 * N_POINTS} coordinates in each row of {file} but got {len(header)} columns; "
                 "restore the file, or remove it and the pairs are made."
             )
-        for number, row in enumerate(rows, start=2):
+        for number, row in rows.items():
             if not (PurePath(row[0].strip()).name and PurePath(row[1].strip()).name):
                 raise DataError(f"Expected two images in row {number} of {file} but got {row[:2]}; restore the file.")
             pair = _name(row[0]), _name(row[1])
