@@ -20,7 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from distill.cli.keys import check_assignments, keys, section_of, too_small
 from distill.cli.overrides import is_path, parse
@@ -76,6 +76,7 @@ def compose(
         _raise_together(check_assignments(config, [override for _, override in assigned], verb))
         if assigned:
             config = _hydra_compose(verb, [*base, *(text for text, _ in parsed)])
+    check_references(config)
     _raise_together([*unread(verb, config, [override.key_or_group for _, override in parsed]), *too_small(config)])
     expand_home(config)
     if complete:
@@ -93,6 +94,22 @@ def expand_home(config: DictConfig) -> None:
             expanded = [os.path.expanduser(v) if isinstance(v, str) and v.startswith("~") else v for v in values]
             if expanded != values:
                 OmegaConf.update(config, key, expanded if isinstance(value, ListConfig) else expanded[0])
+
+
+def check_references(config: DictConfig) -> None:
+    """Raises a :class:`ConfigError` that names the values whose ``${...}`` cannot be resolved; missing ones may be given later."""
+    problems = []
+    for key in keys(config):
+        try:
+            value = OmegaConf.select(config, key)
+            if isinstance(value, ListConfig):
+                OmegaConf.to_container(value, resolve=True)
+        except InterpolationToMissingValueError:
+            continue
+        except OmegaConfBaseException as error:
+            reason = str(error).partition("\n")[0].rstrip(".")
+            problems.append(f"Expected a reference in {key} that can be resolved but got: {reason}; correct it.")
+    _raise_together(problems)
 
 
 def check_complete(config: DictConfig) -> None:

@@ -17,25 +17,20 @@ from distill.core.errors import ConfigError
 
 PATHS = frozenset(
     [
-        "ckpt",
-        "curve",
-        "data_root",
-        "dir",
-        "file",
-        "folder",
-        "init_from",
-        "model",
-        "pairs",
-        "path",
-        "points",
-        "root",
-        "src",
-        "student",
-        "trg",
-        "weights",
+        *("annotations", "bundle", "ckpt", "corrections", "curve", "data_root", "dir", "file", "folder", "init_from"),
+        *("model", "onnxruntime_web", "page", "pairs", "path", "points", "prompt_file", "repo", "root", "save_dir"),
+        *("src", "student", "to", "trg", "unet_weights", "weights"),
     ]
 )
 """Last parts of the keys whose values are paths, or names that are read as they stand."""
+
+LISTS_OF_PATHS = frozenset(["examples", "fallbacks", "matchers", "sources", "trg"])
+"""Last parts of the keys whose values may be lists of paths, or of names."""
+
+_NO_TEXT = re.compile(r"(?i:true|false|[+-]?(?:[\d_]*\.?[\d_]+\.?(?:e[+-]?\d+)?|inf|nan))")
+"""What Hydra reads as a number or a truth value."""
+_ENTRY = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|\{[^{}]*\}|(?<=[\[,])\s*([^\s'"\[\]{},:]+)\s*(?=[,\]])""")
+"""Quoted text or a mapping in a list, or an entry that is neither, which is the group."""
 
 
 def plain(text: str, sweeps: bool = False) -> str:
@@ -46,6 +41,8 @@ def plain(text: str, sweeps: bool = False) -> str:
         sweeps: whether a comma separates values to try.
     """
     key, equals, value = text.partition("=")
+    if key.rpartition(".")[2] in LISTS_OF_PATHS and value[:1] == "[" and not os.path.lexists(value):
+        return f"{key}={_ENTRY.sub(_as_text, value)}"
     if not equals or not is_path(key) or value in ("", "null") or _is_quoted(value):
         return text
     if not os.path.lexists(value):
@@ -54,6 +51,11 @@ def plain(text: str, sweeps: bool = False) -> str:
         if sweeps and ("," in value or re.match(r"(choice|range|glob)\(", value)):
             return text
     return f"{key}={quoted(value)}"
+
+
+def _as_text(entry: re.Match[str]) -> str:
+    """Returns an entry of a list, quoted where Hydra would take it for a number or a truth value."""
+    return quoted(entry[1]) if entry[1] and _NO_TEXT.fullmatch(entry[1]) else entry[0]
 
 
 def is_path(key: str) -> bool:

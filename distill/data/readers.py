@@ -133,9 +133,15 @@ def numbers(cells: list[str], file: Path, row: int) -> NDArray[np.float64]:
         DataError: naming the file and the row when one is none.
     """
     try:
-        values = np.array([float(cell) for cell in cells])
+        values = np.array([_number(cell) for cell in cells])
     except ValueError as error:
         raise DataError(f"Expected numbers in row {row} of {file} but {error}; restore the file.") from error
     if not np.isfinite(values).all():
         raise DataError(f"Expected finite numbers in row {row} of {file} but got {cells}; restore the file.")
     return values
+
+
+def _number(cell: str) -> float:
+    if "_" in cell:  # Python takes 2_0 for 20
+        raise ValueError(f"could not convert string to float: {cell!r}")
+    return float(cell)

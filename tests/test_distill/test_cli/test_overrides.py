@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from distill.cli.config import compose
 from distill.cli.overrides import quoted
@@ -17,6 +18,56 @@ from distill.core.errors import ConfigError
 def test_a_path_is_taken_as_it_is(name):
     config = compose("fit", ["data=folder", f"data.root={name}", f"run.dir={name}", f"init_from={name}"])
     assert [config.data.root, config.run.dir, config.init_from] == [name] * 3
+
+
+def test_every_key_of_a_file_or_folder_holds_text():
+    fit = ["teacher=dift", "teacher.unet_weights=1_5", "logger=tensorboard", "logger.also.save_dir=1e3"]
+    for verb, others, keys in (
+        ("data", ["action=convert"], ["to"]),
+        ("demo", [], ["page"]),
+        ("export", ["ckpt=a"], ["page", "bundle", "onnxruntime_web"]),
+        ("propagate", ["action=apply"], ["corrections", "annotations"]),
+        ("fit", ["teacher=hub"], ["teacher.repo"]),
+        ("fit", ["teacher=dit"], ["teacher.prompt_file"]),
+    ):
+        config = compose(verb, [*others, *(f"{key}=2024_01_31" for key in keys)])
+        assert [OmegaConf.select(config, key) for key in keys] == ["2024_01_31"] * len(keys)
+    assert (compose("fit", fit).teacher.unet_weights, compose("fit", fit).logger.also.save_dir) == ("1_5", "1e3")
+
+
+@pytest.mark.parametrize(
+    ("verb", "key", "others"),
+    [
+        ("match", "trg", ["src=a"]),
+        ("label", "label.sources", ["label.action=merge"]),
+        ("fit", "labels.fallbacks", []),
+        ("compare", "matchers", []),
+        ("export", "examples", ["ckpt=a"]),
+    ],
+)
+def test_lists_of_paths_hold_text(verb, key, others):
+    config = compose(verb, [*others, f"{key}=[2024_01_31, 5,1e3, true,'a, 1',\"2\",b c,runs/${{run.dir}}]".replace("${run.dir}", "x")])
+    assert list(OmegaConf.select(config, key)) == ["2024_01_31", "5", "1e3", "true", "a, 1", "2", "b c", "runs/x"]
+
+
+def test_entries_of_matchers_with_names_keep_their_meaning():
+    assert compose("compare", ["matchers=[teacher,{1: 2.onnx, b: [3]}]"]).matchers == ["teacher", {1: "2.onnx", "b": [3]}]
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("${x}", "Interpolation key 'x' not found"),
+        ("runs/${oc.env:NO_SUCH_VARIABLE}", "NO_SUCH_VARIABLE"),
+        ("${nothing:1}", "Unsupported interpolation type nothing"),
+        ("${monitor}${run.dir}${labels.fallbacks}", "nterpolation"),
+    ],
+)
+@pytest.mark.parametrize("key", ["run.dir", "monitor", "labels.fallbacks"])
+def test_a_reference_that_leads_nowhere_is_named(key, value, reason):
+    with pytest.raises(ConfigError) as error:
+        compose("fit", [f"{key}=[{value}]" if key == "labels.fallbacks" else f"{key}={value}"])
+    assert str(error.value).startswith("Expected ") and reason in str(error.value)
 
 
 def test_quotes_lists_null_and_interpolations_keep_their_meaning():
