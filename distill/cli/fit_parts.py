@@ -198,7 +198,7 @@ def _module(cfg: DictConfig, student: nn.Module, teacher: Cached, truth: FewShot
 
 def _trainer(cfg: DictConfig) -> tuple[ModelCheckpoint, Trainer]:
     folder = Path(cfg.run.dir)
-    checkpoint = checkpoints(folder, cfg.monitor)
+    checkpoint = checkpoints(folder, cfg.monitor, cfg.loss.terms)
     loggers = [JsonLines(folder), *filter(None, [instantiate(cfg.logger.also)])]
     beside = callbacks(
         checkpoint,

@@ -158,7 +158,9 @@ def _read_csv(file: Path) -> dict[str, ImageKeypoints]:
     for number, (image, part, *xy) in rows.items():
         part = part.strip()
         if not part:
-            raise DataError(f"Expected the name of a part in row {number} of {file} but got none; write it before x, y.")
+            raise DataError(
+                f"Expected the name of a part in row {number} of {file} but got none; write it before x, y."
+            )
         if (image, part) in first_row:
             raise DataError(
                 f"Expected each part of an image once but row {number} of {file} repeats {part} of {image} from row "

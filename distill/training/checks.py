@@ -19,11 +19,12 @@ def check_fit(trainer: Trainer, data: PairDataModule, resume_from: Path | None) 
         resume_from: the checkpoint that the training goes on from; None for a new training.
 
     Raises:
-        ConfigError: for fewer validation batches than processes, a precision that rounds coordinates, a monitored figure
-            that no validation measures, or fewer epochs than the checkpoint has.
+        ConfigError: for fewer validation batches than processes, a precision that rounds coordinates, a training without
+            steps or without end, a monitored figure that no validation measures, or fewer epochs than the checkpoint has.
         WeightsError: when the checkpoint is damaged.
     """
     _check_precision(trainer)
+    _check_steps(trainer)
     _check_validation_batches(trainer, data)
     _check_monitor(trainer)
     if resume_from is not None:
@@ -36,6 +37,21 @@ def _check_precision(trainer: Trainer) -> None:
         raise ConfigError(
             f"Expected a trainer.precision that rounds no points but got {trainer.precision}, where 427 px are 428; set "
             "trainer.precision=bf16-mixed."
+        )
+
+
+def _check_steps(trainer: Trainer) -> None:
+    """Raises for a training after which no weights are kept, and for one whose schedule has no end."""
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        raise ConfigError(
+            "Expected a training that keeps weights but trainer.fast_dev_run keeps none; use trainer=smoke."
+        )
+    if trainer.limit_train_batches == 0:
+        raise ConfigError("Expected batches to train on but got trainer.limit_train_batches=0; raise it.")
+    if trainer.max_epochs == -1 and trainer.max_steps == -1:
+        raise ConfigError(
+            "Expected an end of the training, to which the learning rate leads down, but got trainer.max_epochs=-1; set it, "
+            "or trainer.max_steps."
         )
 
 
@@ -54,6 +70,11 @@ def _check_validation_batches(trainer: Trainer, data: PairDataModule) -> None:
 
 def _check_monitor(trainer: Trainer) -> None:
     monitored = [c.monitor for c in trainer.callbacks if isinstance(c, ModelCheckpoint) and c.monitor is not None]
+    if monitored and trainer.limit_val_batches == 0:
+        raise ConfigError(
+            f"Expected a validation for monitor={monitored[0]} but trainer.limit_val_batches=0 leaves it out; raise it, or "
+            "leave monitor out."
+        )
     epochs, every = trainer.max_epochs, trainer.check_val_every_n_epoch
     if monitored and epochs is not None and every is not None and 0 <= epochs < every:
         raise ConfigError(

@@ -56,5 +56,8 @@ def adamw(student: nn.Module, steps: int, lr: float, backbone_lr: float, weight_
     parts = groups(student, lr, backbone_lr)
     optimizer = torch.optim.AdamW(parts, lr=lr, weight_decay=weight_decay)
     peaks = [part["lr"] for part in parts]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=max(2, steps), pct_start=warmup)
+    total = max(2, steps)
+    if warmup * total == 1:  # OneCycleLR divides by the warm-up's length less one step
+        warmup *= 1 - 1e-9
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=total, pct_start=warmup)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,6 +1,6 @@
 """The callbacks of a training, built from its settings."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +14,49 @@ from lightning.pytorch.callbacks import (
 
 from distill.core.errors import ConfigError
 from distill.training.callbacks.progress import TrainingProgress
+from distill.training.module import TOTAL
 
 
-def checkpoints(folder: Path, monitor: str | None) -> ModelCheckpoint:
-    """Returns the callback that keeps the weights with the highest value of ``monitor``; without it, the last ones.
+class _MovableCheckpoint(ModelCheckpoint):
+    """Finds the files that it kept where the run's folder was moved: of the paths in a checkpoint the names count."""
+
+    @property
+    def state_key(self) -> str:
+        """See Lightning's; the same as of its class, so that runs of earlier versions are resumed."""
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over what ``state_dict`` returned in any folder."""
+        here = {name: self._here(state_dict.get(name)) for name in _PATHS}
+        models = {self._here(path): score for path, score in state_dict.get("best_k_models", {}).items()}
+        super().load_state_dict(state_dict | here | {"best_k_models": models, "dirpath": self.dirpath})
+
+    def _here(self, path: str | None) -> str:
+        return str(Path(str(self.dirpath), Path(path).name)) if path else ""
+
+
+_PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
+
+
+def checkpoints(folder: Path, monitor: str | None, losses: Iterable[str] = ()) -> ModelCheckpoint:
+    """Returns the callback that keeps the weights with the best value of ``monitor``; without it, the last ones.
+
+    The best value of a loss is the lowest, that of any other figure the highest.
 
     The last ones are written after every epoch, whether or not it was validated.
 
     Args:
         folder: of the run.
         monitor: a key that validation logs.
+        losses: names of the losses that are summed to ``loss``.
     """
     name = "best" if monitor else "final"
+    mode = "min" if monitor in {f"val/{loss}" for loss in (*losses, TOTAL)} else "max"
     # Without a counter: a resumed training would write new files beside the old ones, which would be resumed from again.
-    options: dict[str, Any] = {"monitor": monitor, "mode": "max", "enable_version_counter": False}
+    options: dict[str, Any] = {"monitor": monitor, "mode": mode, "enable_version_counter": False}
     if monitor is None:
         options |= {"every_n_epochs": 1, "save_on_train_epoch_end": True}
-    return ModelCheckpoint(folder / "checkpoints", name, **options)
+    return _MovableCheckpoint(folder / "checkpoints", name, **options)
 
 
 def resumable(folder: Path) -> ModelCheckpoint:
@@ -42,7 +68,7 @@ def resumable(folder: Path) -> ModelCheckpoint:
         folder: of the checkpoints.
     """
     options: dict[str, Any] = {"every_n_epochs": 1, "save_on_train_epoch_end": True, "enable_version_counter": False}
-    return ModelCheckpoint(folder, "last", **options)
+    return _MovableCheckpoint(folder, "last", **options)
 
 
 def callbacks(
@@ -81,7 +107,7 @@ def callbacks(
         self_distillation,
         pictures,
         EMAWeightAveraging(decay=ema) if ema is not None else None,
-        EarlyStopping(checkpoint.monitor, mode="max", patience=patience) if patience is not None else None,
+        EarlyStopping(checkpoint.monitor, mode=checkpoint.mode, patience=patience) if patience is not None else None,
         LearningRateFinder() if find_lr else None,
         *(others or {}).values(),
         checkpoint,

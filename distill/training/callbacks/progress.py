@@ -43,7 +43,8 @@ class TrainingProgress(ProgressBar):
         """Moves the bar."""
         if self._task is None:
             return
-        epoch = f"train, epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        last = "" if trainer.max_epochs in (None, -1) else f"/{trainer.max_epochs}"
+        epoch = f"train, epoch {trainer.current_epoch + 1}{last}"
         self._bar.update(self._task, completed=trainer.global_step, description=epoch)
         loss = trainer.callback_metrics.get("train/loss")
         if loss is not None and trainer.global_step % self.every == 0:

@@ -46,12 +46,18 @@ def test_every_key_of_a_file_or_folder_holds_text():
     ],
 )
 def test_lists_of_paths_hold_text(verb, key, others):
-    config = compose(verb, [*others, f"{key}=[2024_01_31, 5,1e3, true,'a, 1',\"2\",b c,runs/${{run.dir}}]".replace("${run.dir}", "x")])
+    config = compose(
+        verb,
+        [*others, f"{key}=[2024_01_31, 5,1e3, true,'a, 1',\"2\",b c,runs/${{run.dir}}]".replace("${run.dir}", "x")],
+    )
     assert list(OmegaConf.select(config, key)) == ["2024_01_31", "5", "1e3", "true", "a, 1", "2", "b c", "runs/x"]
 
 
 def test_entries_of_matchers_with_names_keep_their_meaning():
-    assert compose("compare", ["matchers=[teacher,{1: 2.onnx, b: [3]}]"]).matchers == ["teacher", {1: "2.onnx", "b": [3]}]
+    assert compose("compare", ["matchers=[teacher,{1: 2.onnx, b: [3]}]"]).matchers == [
+        "teacher",
+        {1: "2.onnx", "b": [3]},
+    ]
 
 
 @pytest.mark.parametrize(

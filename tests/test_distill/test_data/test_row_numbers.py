@@ -52,7 +52,10 @@ def test_text_that_is_no_csv_is_named_by_its_row(tmp_path):
         ("cat/1.jpg,a,1,2\n\n\ncat/1.jpg,b,4", "4 cells in row 6"),
         ("cat/1.jpg,a,1,2\n\n\ncat/1.jpg, a ,3,4", "row 6 of .* repeats a of cat/1.jpg from row 3"),
         ("cat/1.jpg,a,1,2\n\n\ncat/1.jpg, ,3,4", "name of a part in row 6"),
-        ("cat/1.jpg,a,1,2\n\n\ncat/1.jpg,b,3,2_0", "numbers in row 6 of .* but could not convert string to float: '2_0'"),
+        (
+            "cat/1.jpg,a,1,2\n\n\ncat/1.jpg,b,3,2_0",
+            "numbers in row 6 of .* but could not convert string to float: '2_0'",
+        ),
     ],
 )
 def test_points_of_photographs(tmp_path, rows, message):

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from lightning import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from distill.core.errors import ConfigError, DataError
 from distill.core.types import Matches
@@ -24,7 +25,7 @@ from distill.training.callbacks.seeding import BatchSeed
 from distill.training.callbacks.self_distillation import SelfDistillation
 from distill.training.checks import check_fit
 from distill.training.module import Distillation, UnregisteredReference
-from distill.training.optimiser import groups
+from distill.training.optimiser import adamw, groups
 from distill.transforms.augment import Augment
 from distill.transforms.warp import RandomWarp
 from student import FeatureTeacher, StudentMatcher
@@ -170,6 +171,25 @@ def test_the_backbone_learns_at_its_own_rate_and_what_is_frozen_not_at_all():
         groups(student, 1e-2, 0)
     with pytest.raises(ConfigError, match="all its parameters are frozen"):
         groups(student.requires_grad_(False), 1e-2, 1)
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(10, 0.1), (2, 0.5), (100, 0.01), (1, 0.5), (3, 1 / 3)])
+def test_a_warm_up_of_one_step_begins_at_the_peak_rate(steps, warmup):
+    made = adamw(torch.nn.Linear(1, 1), steps, 0.5, 1.0, 0.0, warmup)
+    rates = []
+    for _ in range(max(2, steps)):
+        rates.append(made["optimizer"].param_groups[0]["lr"])
+        made["optimizer"].step()
+        made["lr_scheduler"]["scheduler"].step() if len(rates) < max(2, steps) else None
+    assert rates[0] == pytest.approx(0.5) and rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx(0.5 / 25 / 1e4)
+
+
+@pytest.mark.parametrize(("figure", "mode"), [("val/loss", "min"), ("val/points", "min"), ("val/pck@0.10", "max")])
+def test_the_best_weights_have_the_lowest_loss_or_the_highest_pck(tmp_path, figure, mode):
+    checkpoint = checkpoints(tmp_path, figure, losses=["points"])
+    stopping = next(c for c in callbacks(checkpoint, patience=2) if isinstance(c, EarlyStopping))
+    assert checkpoint.mode == stopping.mode == mode
 
 
 def test_the_average_of_the_weights_is_what_is_kept(tmp_path):
@@ -359,6 +379,39 @@ def test_a_figure_that_no_validation_measures_is_refused(tmp_path):
     trainer, data = Trainer(accelerator="cpu", **options), PairDataModule(pairs, pairs, 4)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="validation in 1 epochs for monitor=val/pck@0.10 but .* every 2"):
         check_fit(trainer, data, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fast_dev_run": True}, "trainer.fast_dev_run keeps none; .*trainer=smoke"),
+        ({"limit_train_batches": 0}, "batches to train on but got trainer.limit_train_batches=0"),
+        (
+            {"limit_val_batches": 0},
+            "a validation for monitor=val/pck@0.10 but trainer.limit_val_batches=0 leaves it out",
+        ),
+        ({"max_epochs": -1}, "an end of the training, .* trainer.max_epochs=-1"),
+        ({"max_epochs": -1, "max_time": "00:00:01:00"}, "an end of the training, .* trainer.max_epochs=-1"),
+    ],
+)
+def test_a_training_that_keeps_no_weights_is_refused(tmp_path, options, message):
+    pairs, checkpoint = ShapesPairs("train", 8, 0, 32), checkpoints(tmp_path, "val/pck@0.10")
+    trainer = Trainer(accelerator="cpu", callbacks=[checkpoint], logger=False, **{"max_epochs": 2} | options | QUIET)
+    with pytest.raises(ConfigError, match=message):
+        check_fit(trainer, PairDataModule(pairs, pairs, 4), None)  # type: ignore[arg-type]
+
+
+def test_the_best_weights_are_found_again_where_the_folder_was_moved(tmp_path):
+    before, after = (checkpoints(tmp_path / name, "val/pck@0.10") for name in ("before", "after"))
+    best = str(tmp_path / "before" / "checkpoints" / "best.ckpt")
+    before.best_model_path = before.kth_best_model_path = best
+    before.best_model_score, before.best_k_models = torch.tensor(3.0), {best: torch.tensor(3.0)}
+    after.load_state_dict(before.state_dict())
+    moved = best.replace("before", "after")
+    assert after.best_model_path == after.kth_best_model_path == moved
+    assert after.best_model_score == 3 and after.best_k_models == {moved: 3} and after.last_model_path == ""
+    lightnings = ModelCheckpoint(tmp_path, "best", monitor="val/pck@0.10", mode="max")
+    assert after.state_key == lightnings.state_key, "runs of earlier versions are resumed"
 
 
 def test_settings_of_what_runs_beside_are_checked(tmp_path):
