@@ -42,7 +42,7 @@ def _check_precision(trainer: Trainer) -> None:
 
 def _check_steps(trainer: Trainer) -> None:
     """Raises for a training after which no weights are kept, and for one whose schedule has no end."""
-    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+    if trainer.fast_dev_run:
         raise ConfigError(
             "Expected a training that keeps weights but trainer.fast_dev_run keeps none; use trainer=smoke."
         )
