@@ -76,8 +76,9 @@ def compose(
         _raise_together(check_assignments(config, [override for _, override in assigned], verb))
         if assigned:
             config = _hydra_compose(verb, [*base, *(text for text, _ in parsed)])
-    check_references(config)
-    _raise_together([*unread(verb, config, [override.key_or_group for _, override in parsed]), *too_small(config)])
+    given = [override.key_or_group for _, override in parsed]
+    check_references(config, given)
+    _raise_together([*unread(verb, config, given), *too_small(config)])
     expand_home(config)
     if complete:
         check_complete(config)
@@ -96,10 +97,10 @@ def expand_home(config: DictConfig) -> None:
                 OmegaConf.update(config, key, expanded if isinstance(value, ListConfig) else expanded[0])
 
 
-def check_references(config: DictConfig) -> None:
-    """Raises a :class:`ConfigError` that names the values whose ``${...}`` cannot be resolved; missing ones may be given later."""
+def check_references(config: DictConfig, given: Sequence[str]) -> None:
+    """Raises a :class:`ConfigError` that names the ``given`` keys whose ``${...}`` cannot be resolved; missing ones may come later."""
     problems = []
-    for key in keys(config):
+    for key in (key for key in keys(config) if any(key == name or key.startswith(f"{name}.") for name in given)):
         try:
             value = OmegaConf.select(config, key)
             if isinstance(value, ListConfig):

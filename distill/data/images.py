@@ -127,11 +127,13 @@ def read_size(path: str | Path, exif_orientation: bool = True) -> tuple[int, int
 
 @lru_cache(maxsize=1 << 17)
 def _read_size(path: str, changed: int, exif_orientation: bool) -> tuple[int, int]:
-    with contextlib.suppress(Exception), Image.open(path, formats=_formats()) as image:
-        # Others may hold the orientation behind the pixels, or turn the size on loading; what is wrong the reader says.
-        if image.format in ("JPEG", "WEBP") or (image.format != "TIFF" and not exif_orientation):
-            turned = exif_orientation and image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
-            return (image.width, image.height) if turned else (image.height, image.width)
+    with contextlib.suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of metadata that is not used
+        with Image.open(path, formats=_formats()) as image:
+            # Others may hold the orientation behind the pixels, or turn the size on loading; what is wrong the reader says.
+            if image.format in ("JPEG", "WEBP") or (image.format != "TIFF" and not exif_orientation):
+                turned = exif_orientation and image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
+                return (image.width, image.height) if turned else (image.height, image.width)
     width, height = read_rgb(path, exif_orientation).size
     return height, width
 
@@ -193,7 +195,8 @@ def _to_8_bits(image: Image.Image, file_format: str | None) -> Image.Image:
     elif image.mode == "I" and file_format not in ("PNG", "PPM"):
         raise _UnknownRange("it holds 32-bit integers")
     else:
-        values = values / 257
+        transparent = values == image.info.get("transparency")
+        values = np.where(transparent, 255, values / 257)
     return Image.fromarray(values.round().astype(np.uint8))
 
 

@@ -110,6 +110,9 @@ def test_a_cache_folder_stands_for_its_snapshot(sd1_folder, tmp_path):
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text("bbbb\n")
     assert load(cache).folder == cache / "snapshots" / "bbbb"
+    (cache / "refs" / "main").write_bytes(b"\xff\0")
+    with pytest.raises(WeightsError, match="several snapshots"):
+        load(cache)
 
 
 def test_a_cache_folder_without_a_snapshot_says_what_it_is(tmp_path):
@@ -266,9 +269,10 @@ def test_a_scale_of_the_latents_that_is_no_number_is_refused(folder, name, value
 
 
 def test_a_scale_of_the_latents_is_positive(folder):
-    edit(folder / "vae" / "config.json", scaling_factor=0)
-    with pytest.raises(WeightsError, match="scaling_factor in .*config.json .* positive"):
-        PromptOptimization(str(folder), **CONDITIONED)
+    for value in (0, None):
+        edit(folder / "vae" / "config.json", scaling_factor=value)
+        with pytest.raises(WeightsError, match="scaling_factor in .*config.json .* positive"):
+            PromptOptimization(str(folder), **CONDITIONED)
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,23 @@ def test_a_picture_of_200_megapixels_is_refused(tmp_path):
         read_image(tmp_path / "huge.png")
 
 
+def test_a_transparent_grey_of_16_bits_becomes_white(tmp_path):
+    values = np.full((24, 32), 30_000, np.uint16)
+    values[:, 16:] = 257 * 40
+    Image.fromarray(values).save(tmp_path / "a.png", transparency=30_000)
+    np.testing.assert_allclose(pixels(tmp_path / "a.png")[:, [0, 31]], np.broadcast_to([[255], [40]], (24, 2, 3)), atol=1e-3)
+
+
+def test_malformed_metadata_are_read_over_without_a_warning(tmp_path, picture, recwarn):
+    Image.fromarray(picture).save(tmp_path / "whole.jpg")
+    content = (tmp_path / "whole.jpg").read_bytes()
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x05"
+    segment = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
+    (tmp_path / "a.jpg").write_bytes(content[:2] + segment + content[2:])
+    assert read_size(tmp_path / "a.jpg") == (24, 32) == tuple(read_image(tmp_path / "a.jpg").shape[2:])
+    assert not recwarn.list
+
+
 def test_a_picture_between_pillows_two_limits_is_read_without_a_warning(tmp_path, picture, monkeypatch, recwarn):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
     Image.fromarray(picture).save(tmp_path / "large.png")
