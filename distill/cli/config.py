@@ -76,9 +76,8 @@ def compose(
         _raise_together(check_assignments(config, [override for _, override in assigned], verb))
         if assigned:
             config = _hydra_compose(verb, [*base, *(text for text, _ in parsed)])
-    given = [override.key_or_group for _, override in parsed]
-    check_references(config, given)
-    _raise_together([*unread(verb, config, given), *too_small(config)])
+    check_references(config, [override.key_or_group for _, override in assigned])
+    _raise_together([*unread(verb, config, [override.key_or_group for _, override in parsed]), *too_small(config)])
     expand_home(config)
     if complete:
         check_complete(config)
