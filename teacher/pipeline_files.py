@@ -76,7 +76,10 @@ def _snapshot(cache: Path) -> Path:
     """Returns the revision of a folder of the hub's cache that "main" names, or the only one."""
     main = cache / "refs" / "main"
     revisions = sorted(path for path in (cache / "snapshots").glob("*") if path.is_dir())
-    if main.is_file() and (named := cache / "snapshots" / main.read_bytes().decode("ascii", "replace").strip()) in revisions:
+    if (
+        main.is_file()
+        and (named := cache / "snapshots" / main.read_bytes().decode("ascii", "replace").strip()) in revisions
+    ):
         return named
     if len(revisions) == 1:
         return revisions[0]

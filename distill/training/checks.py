@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lightning import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
 
 from distill.core.errors import ConfigError
 from distill.data.datamodule import PairDataModule
@@ -20,12 +20,14 @@ def check_fit(trainer: Trainer, data: PairDataModule, resume_from: Path | None) 
 
     Raises:
         ConfigError: for fewer validation batches than processes, a precision that rounds coordinates, a training without
-            steps or without end, a monitored figure that no validation measures, or fewer epochs than the checkpoint has.
+            steps or without end, fewer steps than ``find_lr`` tries, a monitored figure that no validation measures, or fewer epochs than
+            the checkpoint has.
         WeightsError: when the checkpoint is damaged.
     """
     _check_precision(trainer)
     _check_steps(trainer)
     _check_validation_batches(trainer, data)
+    _check_search(trainer, data)
     _check_monitor(trainer)
     if resume_from is not None:
         _check_epochs(trainer, resume_from)
@@ -65,6 +67,18 @@ def _check_validation_batches(trainer: Trainer, data: PairDataModule) -> None:
         raise ConfigError(
             f"Expected a validation batch for each of {processes} processes but got {batches} of {data.batch_size} pairs; "
             f"set val.n_pairs={processes * data.batch_size}{others} or trainer.devices={batches}."
+        )
+
+
+def _check_search(trainer: Trainer, data: PairDataModule) -> None:
+    """Raises when the training ends before the search for a learning rate does, which then finds none without a word."""
+    searches = [c for c in trainer.callbacks if isinstance(c, LearningRateFinder)]
+    batches = -(-len(data.train) // data.batch_size)  # type: ignore[arg-type]
+    epochs = trainer.max_epochs
+    if searches and epochs is not None and 0 <= epochs * batches < (wanted := searches[0]._num_training_steps):
+        raise ConfigError(
+            f"Expected at least {wanted} steps for find_lr but got {epochs * batches}; set lr, or "
+            f"trainer.max_epochs={-(-wanted // batches)}."
         )
 
 

@@ -156,7 +156,9 @@ def test_a_transparent_grey_of_16_bits_becomes_white(tmp_path):
     values = np.full((24, 32), 30_000, np.uint16)
     values[:, 16:] = 257 * 40
     Image.fromarray(values).save(tmp_path / "a.png", transparency=30_000)
-    np.testing.assert_allclose(pixels(tmp_path / "a.png")[:, [0, 31]], np.broadcast_to([[255], [40]], (24, 2, 3)), atol=1e-3)
+    np.testing.assert_allclose(
+        pixels(tmp_path / "a.png")[:, [0, 31]], np.broadcast_to([[255], [40]], (24, 2, 3)), atol=1e-3
+    )
 
 
 def test_malformed_metadata_are_read_over_without_a_warning(tmp_path, picture, recwarn):

@@ -414,6 +414,18 @@ def test_the_best_weights_are_found_again_where_the_folder_was_moved(tmp_path):
     assert after.state_key == lightnings.state_key, "runs of earlier versions are resumed"
 
 
+@pytest.mark.parametrize(("epochs", "fits"), [(49, False), (50, True), (-1, True)])
+def test_a_search_for_a_learning_rate_needs_a_hundred_steps(tmp_path, epochs, fits):
+    pairs, beside = ShapesPairs("train", 8, 0, 32), callbacks(checkpoints(tmp_path, None), find_lr=True)[:-1]
+    options = {"max_epochs": epochs, "max_steps": 200, "callbacks": beside, "logger": False, **QUIET}
+    trainer, data = Trainer(accelerator="cpu", **options), PairDataModule(pairs, pairs, 4)  # type: ignore[arg-type]
+    if fits:
+        check_fit(trainer, data, None)
+    else:
+        with pytest.raises(ConfigError, match="at least 100 steps for find_lr but got 98; .* trainer.max_epochs=50"):
+            check_fit(trainer, data, None)
+
+
 def test_settings_of_what_runs_beside_are_checked(tmp_path):
     with pytest.raises(ConfigError, match="ema, a decay"):
         callbacks(checkpoints(tmp_path, None), ema=1.0)
