@@ -189,8 +189,10 @@ def latent_statistics(vae: dict[str, Any], folder: Path) -> tuple[Tensor, Tensor
 def _check_scale(vae: dict[str, Any], folder: Path) -> None:
     """Refuses a scale or shift of the latents that is no number, which would make all latents NaN or 0."""
     for name, usual, positive in (("scaling_factor", 0.18215, True), ("shift_factor", None, False)):
-        value = vae.get(name, usual)
-        if not (_is_number(value) and (value > 0 or not positive)) and (positive or value is not None):
+        value: Any = vae.get(name, usual)
+        if value is None and not positive:
+            continue
+        if not (_is_number(value) and (value > 0 or not positive)):
             raise WeightsError(
                 f"Expected {name} in {folder / 'vae' / 'config.json'} to be a finite number{' that is positive' * positive} but "
                 f"got {value!r}; copy the folder again."
