@@ -54,7 +54,7 @@ def exported(tmp_path_factory) -> Exported:
     for precision in ("fp16", "int8"):
         files[precision] = folder / f"{precision}.onnx"
         asked = [f"ckpt={files['torch']}", f"file={files[precision]}", f"precision={precision}", DATA[1]]
-        asked += [f"gate_pairs={GATE_PAIRS}", "calibration_pairs=16"]
+        asked += [f"gate_pairs={GATE_PAIRS}", "calibration_pairs=32"]
         if main(["export", *asked]) != 0:
             assert not files[precision].exists()
             refused.add(precision)
