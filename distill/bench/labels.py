@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from distill.core.types import Original, PairBatch
+from distill.data.pairs import Query
 from distill.labels.index import FILE
 from distill.labels.records import Columns, Image
 from distill.labels.shard import write_shard
 from distill.labels.store import LabelStore
-from distill.system.memory import process_peak_mib
+from distill.system.memory import PeakMemory, process_peak_mib
 
 POINTS = 10  # of a pair
 PER_FILE = 8000  # labels
@@ -31,7 +32,8 @@ def label_rates(records: int, reads: int = 20_000) -> list[dict]:
         reads: labels to read at random.
 
     Returns:
-        Rows of ``bench.json``: writing, opening with and without the index, reading by batches and pair by pair.
+        Rows of ``bench.json``: writing, opening with and without the index, reading by batches and pair by pair; and of all
+        labels, finding out that they are there and reading them in random order, as an epoch of a training does.
     """
     files = max(1, round(records / PER_FILE))
     with tempfile.TemporaryDirectory(prefix="distill-labels-") as name:
@@ -50,10 +52,17 @@ def label_rates(records: int, reads: int = 20_000) -> list[dict]:
         ]
         store, rng = LabelStore(folder), np.random.default_rng(0)
         for variant, pairs in (("read 16 pairs at a time", BATCH), ("read pair by pair", 1)):
-            batches = list(_batches(files, reads, pairs, rng))
+            batches = list(_random_batches(files, reads, pairs, rng))
             taken = _seconds(lambda batches=batches: [_read(store, batch) for batch in batches])  # type: ignore[func-returns-value, misc]
             labels = len(batches) * pairs * POINTS
             rows.append(_row(variant, labels, taken) | {"pairs_per_second": round(labels / POINTS / taken, 1)})
+        with PeakMemory() as memory:
+            taken = _seconds(lambda: _find_all(LabelStore(folder), files))
+        rows.append(_of_all("find all pairs", files, taken, memory.mib))
+        order = rng.permutation(files * PER_FILE // POINTS)
+        with PeakMemory() as memory:
+            taken = _seconds(lambda: _read_all(LabelStore(folder), order))
+        rows.append(_of_all("read all pairs, 16 at a time", files, taken, memory.mib))
     return rows
 
 
@@ -77,26 +86,52 @@ def _points(pairs: int) -> np.ndarray:
     return np.random.default_rng(0).random((pairs, POINTS, 2), dtype=np.float32)
 
 
-def _batches(files: int, reads: int, pairs: int, rng: np.random.Generator) -> Iterator[PairBatch]:
-    points = torch.from_numpy(_points(PER_FILE // POINTS))
+def _random_batches(files: int, reads: int, pairs: int, rng: np.random.Generator) -> Iterator[PairBatch]:
+    points = _points(PER_FILE // POINTS)
     for _ in range(max(1, reads // (pairs * POINTS))):
-        file, pair = rng.integers(files, size=pairs), rng.integers(len(points), size=pairs)
-        names = [f"image-{f}-{p // TARGETS}" for f, p in zip(file, pair, strict=True)]
-        targets = [f"image-{f}-{p // TARGETS + p % TARGETS + 1}" for f, p in zip(file, pair, strict=True)]
-        known = {
-            "src_img": torch.zeros(pairs, 3, 1, 1),
-            "trg_img": torch.zeros(pairs, 3, 1, 1),  # of one pixel, so that points are in px, too
-            "src_content": torch.tensor([0.0, 0, 1, 1]).expand(pairs, 4),
-            "trg_content": torch.tensor([0.0, 0, 1, 1]).expand(pairs, 4),
-            "src_kps": points[pair],
-            "kps_mask": torch.ones(pairs, POINTS, dtype=torch.bool),
-            "src_id": names,
-            "trg_id": targets,
-            "src_original": [Original(name, (PX, PX)) for name in names],
-            "trg_original": [Original(name, (PX, PX)) for name in targets],
-        }
-        unused = {name: torch.zeros(pairs, 1) for name in PairBatch._fields}  # what a lookup does not look at
-        yield PairBatch(**{**unused, **known})  # type: ignore[arg-type]
+        yield _batch(points, rng.integers(files, size=pairs), rng.integers(len(points), size=pairs))
+
+
+def _batch(points: np.ndarray, file: np.ndarray, pair: np.ndarray) -> PairBatch:
+    """Returns the batch of the pairs (B,) in the files (B,); ``points`` (P, POINTS, 2) are those of a file's pairs."""
+    pairs = len(pair)
+    names, targets = zip(*(_names(f, p) for f, p in zip(file.tolist(), pair.tolist(), strict=True)), strict=True)
+    known = {
+        "src_img": torch.zeros(pairs, 3, 1, 1),
+        "trg_img": torch.zeros(pairs, 3, 1, 1),  # of one pixel, so that points are in px, too
+        "src_content": torch.tensor([0.0, 0, 1, 1]).expand(pairs, 4),
+        "trg_content": torch.tensor([0.0, 0, 1, 1]).expand(pairs, 4),
+        "src_kps": torch.from_numpy(points[pair]),
+        "kps_mask": torch.ones(pairs, POINTS, dtype=torch.bool),
+        "src_id": list(names),
+        "trg_id": list(targets),
+        "src_original": [Original(name, (PX, PX)) for name in names],
+        "trg_original": [Original(name, (PX, PX)) for name in targets],
+    }
+    unused = {name: torch.zeros(pairs, 1) for name in PairBatch._fields}  # what a lookup does not look at
+    return PairBatch(**{**unused, **known})  # type: ignore[arg-type]
+
+
+def _names(file: int, pair: int) -> tuple[str, str]:
+    """Returns the names of the source and the target of a pair."""
+    return f"image-{file}-{pair // TARGETS}", f"image-{file}-{pair // TARGETS + pair % TARGETS + 1}"
+
+
+def _find_all(store: LabelStore, files: int) -> None:
+    """Looks every pair up in the index, as a resumed labelling does."""
+    points = _points(PER_FILE // POINTS).astype(np.float64)
+    for file in range(files):
+        for pair in range(len(points)):
+            if not store.known(Query(*_names(file, pair), points[pair])).all():
+                raise RuntimeError("a label that was written was not found")  # a bug of ours
+
+
+def _read_all(store: LabelStore, order: np.ndarray) -> None:
+    """Reads the labels of all pairs in an order, :data:`BATCH` pairs at a time."""
+    points = _points(PER_FILE // POINTS)
+    for first in range(0, len(order), BATCH):
+        file, pair = np.divmod(order[first : first + BATCH], len(points))
+        _read(store, _batch(points, file, pair))
 
 
 def _read(store: LabelStore, batch: PairBatch) -> None:
@@ -108,6 +143,11 @@ def _seconds(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
+
+
+def _of_all(variant: str, files: int, seconds: float, mib: float) -> dict:
+    row = _row(variant, files * PER_FILE, seconds) | {"peak_memory_mib": mib, "seconds": round(seconds, 1)}
+    return row | {"pairs_per_second": round(files * PER_FILE / POINTS / seconds, 1)}
 
 
 def _row(variant: str, count: int, seconds: float) -> dict:

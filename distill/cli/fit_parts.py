@@ -1,5 +1,6 @@
 """What a fit consists of, built from its configuration before anything is computed or written."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,9 @@ from distill.training.optimiser import adamw
 from distill.training.train import resumed_from
 
 T = TypeVar("T")
+
+MOST_WORKERS = 8
+"""Loading processes of one training process, unless more are asked for."""
 
 
 @dataclass(frozen=True)
@@ -116,10 +120,23 @@ def build(cfg: DictConfig) -> FitParts:
     store = (teacher.store.folder, teacher.fingerprint(), list(cfg.labels.fallbacks))
     learns_all = is_taught(cfg) and not criteria and module.curriculum is None  # else labels are weighed, or not read
     collate = (LabelledCollate(*store, truth) if learns_all else collate_pairs, LabelledCollate(*store))
-    data = PairDataModule(train, val, cfg.batch_size, cfg.num_workers, cfg.seed, *collate)  # type: ignore[arg-type]
+    workers = cfg.num_workers if cfg.num_workers is not None else loading_processes(trainer.strategy.root_device.type)
+    data = PairDataModule(train, val, cfg.batch_size, workers, cfg.seed, *collate)  # type: ignore[arg-type]
     check_fit(trainer, data, resumed_from(checkpoint, cfg.run.resume))
     pairs = (train, labelled, val, test)
     return FitParts(device, *pairs, teacher, baseline, criteria, module, data, trainer, checkpoint, metrics)
+
+
+def loading_processes(device: str) -> int:
+    """Returns how many processes load the pairs of one that trains on a ``device`` of that type.
+
+    None for a CPU, all of whose cores the training takes. Else one for each core but one, as far
+    as they suffice for all training processes of the machine, and at most ``MOST_WORKERS``.
+    """
+    if device == "cpu":
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, min(MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE") or 1) - 1))
 
 
 def is_taught(cfg: DictConfig) -> bool:

@@ -189,7 +189,7 @@ def _trainer(
     keep.CHECKPOINT_NAME_LAST = name
     return Trainer(
         max_steps=stage.steps,
-        accelerator="gpu" if device == "cuda" else "cpu",
+        accelerator="gpu" if device.startswith("cuda") else "cpu",
         devices=1,
         precision=cfg.precision,
         logger=JsonLines(folder.path, f"{name}.jsonl"),
@@ -200,7 +200,7 @@ def _trainer(
         gradient_clip_val=1.0 if name == "autoencoder" else None,
         enable_model_summary=False,
         enable_progress_bar=False,
-        benchmark=device == "cuda",
+        benchmark=device.startswith("cuda"),
         log_every_n_steps=10,
     )
 

@@ -9,7 +9,9 @@ from distill.cli.config import compose
 
 def test_the_benchmark_writes_opens_and_reads_a_store():
     rows = {row["variant"]: row for row in label_rates(16_000, 400)}
-    assert set(rows) == {"write", "open without index", "open", "read 16 pairs at a time", "read pair by pair"}
+    of_all = {"find all pairs", "read all pairs, 16 at a time"}
+    assert set(rows) == of_all | {"write", "open without index", "open", "read 16 pairs at a time", "read pair by pair"}
+    assert all(rows[name]["seconds"] > 0 and rows[name]["peak_memory_mib"] > 0 for name in of_all)
     assert 0 < rows["open"]["index_mib"] < 1 and all(row["per_second"] > 0 for row in rows.values())
     assert rows["read pair by pair"]["pairs_per_second"] == pytest.approx(
         rows["read pair by pair"]["per_second"] / 10, rel=0.01

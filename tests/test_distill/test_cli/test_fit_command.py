@@ -7,6 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from distill.cli.commands import fit
+from distill.cli.fit_parts import loading_processes
 from distill.cli.run_folder import RunFolder
 
 
@@ -70,3 +71,12 @@ def test_a_run_too_short_for_a_training_curve_says_so(tmp_path, capsys):
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     fit.say_if_nothing_was_logged(trainer, folder)
     assert capsys.readouterr().out == ""
+
+
+def test_processes_load_pairs_where_a_gpu_trains_and_cores_are_left(monkeypatch):
+    for cores, of_one, of_four in ((1, 0, 0), (2, 1, 0), (16, 8, 3), (64, 8, 8)):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: set(range(cores)))
+        monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+        assert loading_processes("cpu") == 0 and loading_processes("cuda") == of_one
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+        assert loading_processes("cpu") == 0 and loading_processes("cuda") == of_four
