@@ -173,8 +173,9 @@ def _complete(content: dict[str, Any], numbers: "_Numbers") -> None:
             annotation["id"] = numbers.next()
         annotation.setdefault("iscrowd", 0)
         keypoints = annotation.get("keypoints") or []
-        if keypoints:
-            annotation.setdefault("num_keypoints", sum(value > 0 for value in keypoints[2::3]))
+        annotation.setdefault(
+            "num_keypoints", sum(value > 0 for value in keypoints[2::3])
+        )  # 0 of boxes and outlines, too
         if not annotation.get("bbox"):
             annotation["bbox"] = _pixel_box(keypoints)
         annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])

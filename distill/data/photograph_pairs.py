@@ -5,6 +5,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar, TypeVar
 
 import numpy as np
@@ -62,7 +63,7 @@ class PhotographPairs(Dataset[PairBatch], ABC):
     exif_orientation: ClassVar[bool] = False
     strict: bool = False
     has_truth: bool = True
-    symmetric_groups: ClassVar[Mapping[str, Sequence[Sequence[int]]]] = {}
+    symmetric_groups: Mapping[str, Sequence[Sequence[int]]] = MappingProxyType({})
     split: str
     pairs: Sequence[tuple]
     names: Sequence[str] | None = None

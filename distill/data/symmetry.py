@@ -6,10 +6,12 @@ stands for all that are not named.
 
 A point is geometry-aware when another part of its group is visible in the target too, so that appearance alone cannot
 tell them apart (Zhang et al., "Telling Left from Right", CVPR 2024). The groups of SPair-71k and AP-10K are those of that
-work; those of CUB-200-2011 are its parts named left and right.
+work; those of CUB-200-2011 are its parts named left and right, and so are those of data whose parts have names of any kind.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 
 Groups = Sequence[Sequence[int]]
 
@@ -40,3 +42,19 @@ SPAIR71K: Mapping[str, Groups] = {
 AP10K: Mapping[str, Groups] = {"": ((5, 8), (6, 9, 12, 15), (7, 10, 13, 16), (11, 14))}
 
 CUB: Mapping[str, Groups] = {"": ((6, 10), (7, 11), (8, 12))}
+
+WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\d_]+|\d+")
+SIDES = {"left", "right", "l", "r"}
+
+
+def named_groups(parts: Iterable[str]) -> tuple[tuple[int, ...], ...]:
+    """Returns groups of parts, by their number, whose names differ in the word for the side only.
+
+    Such words are left and right, and l and r: "left eye" and "right eye", "L_Eye" and "R_Eye", "earLeft" and "earRight".
+    """
+    groups = defaultdict(list)
+    for number, name in enumerate(parts):
+        words = [word.lower() for word in WORD.findall(name)]
+        if SIDES & set(words):
+            groups[tuple("" if word in SIDES else word for word in words)].append(number)
+    return tuple(tuple(group) for group in groups.values() if len(group) > 1)

@@ -1,7 +1,7 @@
 """Running a matcher over a benchmark, timed."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from typing import NamedTuple, cast
 
 import torch
@@ -58,7 +58,8 @@ def ask(
     """
     loader = DataLoader(cast(Dataset, benchmark), batch_size, collate_fn=collate_pairs)
     first = 0
-    for pairs in track(loader, f"evaluate {name}", enabled=progress):
+    n_pairs = len(cast(Sized, benchmark))
+    for pairs in track(loader, f"evaluate {name}", progress, "pairs", n_pairs, lambda pairs: len(pairs.category)):
         numbers, first = range(first, first + len(pairs.category)), first + len(pairs.category)
         counted = known(pairs)
         if counted.any():

@@ -1,6 +1,6 @@
 """The figures of a comparison as tables, for Markdown and HTML alike."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from distill.evaluation.compare import HEADLINE, Comparison
@@ -9,6 +9,8 @@ from distill.metrics.pck import ALPHAS, alpha_key
 
 KEYS = [alpha_key(alpha) for alpha in ALPHAS]
 HEAD = alpha_key(HEADLINE)
+AVERAGES = ("image", "point")
+AT_ALL = [f"{average} @{key}" for average in AVERAGES for key in KEYS]
 Figures = Mapping[str, Any]
 NBSP = "\N{NO-BREAK SPACE}"
 
@@ -60,7 +62,8 @@ def count(value: int | None) -> Cell:
 
 def tables(comparison: Comparison) -> list[Table]:
     """Returns all tables that the figures fill, the most important first."""
-    scored = (accuracy, differences, wins, errors, agreement, confidence, cost, categories, variations, further)
+    scored: Sequence[Callable[[Comparison], Table | None]]
+    scored = (accuracy, differences, wins, errors, agreement, confidence, cost, *GROUPED, further)
     surveyed = (agreement, unscored_confidence, cost)
     made = [table(comparison) for table in (scored if comparison.scored else surveyed)]
     return [table for table in made if table is not None and table.rows]
@@ -71,15 +74,14 @@ def accuracy(comparison: Comparison) -> Table:
     rows = []
     for name, report in _reports(comparison):
         pck, (low, high) = report["pck"], report["interval@0.10"]
-        figures = [number(pck[average][key]) for average in ("image", "point") for key in KEYS]
         mean = number(report["pck_category_mean"]["image"][HEAD])
-        rows.append([word(name), *figures, Cell(f"{low:.1f}{NBSP}–{NBSP}{high:.1f}", low), mean])
-    columns = ["matcher", *(f"image @{key}" for key in KEYS), *(f"point @{key}" for key in KEYS)]
+        rows.append([word(name), *_at_all(pck), Cell(f"{low:.1f}{NBSP}to{NBSP}{high:.1f}", low), mean])
     note = (
         "PCK in percent; image: mean over pairs of each pair's share of right points, point: share of right points among all. The 95 % "
         f"interval is that of PCK@{HEAD} per image and allows for images that serve in several pairs."
     )
-    return Table("Accuracy", note, [*columns, "95 % interval", f"mean of categories @{HEAD}"], rows)
+    columns = ["matcher", *AT_ALL, "95 % interval", f"mean of categories @{HEAD}"]
+    return Table("Accuracy", note, columns, rows)
 
 
 def differences(comparison: Comparison) -> Table | None:
@@ -249,6 +251,20 @@ def categories(comparison: Comparison) -> Table | None:
     return Table("By category", f"PCK@{HEAD} per image, percent.", ["category", "pairs", *reports], rows)
 
 
+def categories_in_full(comparison: Comparison) -> Table | None:
+    """Returns PCK by category at all tolerances, per image and per point, one row for each matcher."""
+    known = comparison.first.report["category_pairs"]
+    if len(known) < 2:
+        return None
+    rows = []
+    for name, report in _reports(comparison):
+        for category, pairs in known.items():
+            found = {"image": report["per_category"][category], "point": report["per_category_point"][category]}
+            rows.append([word(category), word(name), count(pairs), *_at_all(found)])
+    note = "PCK in percent. A click on another header after this one keeps its order among equals."
+    return Table("By category, all tolerances", note, ["category", "matcher", "pairs", *AT_ALL], _by_name(rows))
+
+
 def variations(comparison: Comparison) -> Table | None:
     """Returns PCK by viewpoint, scale, truncation and occlusion, where the data say them."""
     reports = dict(_reports(comparison))
@@ -266,6 +282,22 @@ def variations(comparison: Comparison) -> Table | None:
     return Table("By variation", note, ["variation", "pairs", *reports], rows)
 
 
+def variations_in_full(comparison: Comparison) -> Table | None:
+    """Returns PCK by variation at all tolerances, per image and per point, one row for each matcher."""
+    rows = [
+        [word(f"{flag} {level}"), word(name), count(found["n_pairs"]), *_at_all(found)]
+        for name, report in _reports(comparison)
+        for flag in VARIATIONS
+        for level, found in report.get("per_variation", {}).get(flag, {}).items()
+    ]
+    columns = ["variation", "matcher", "pairs", *AT_ALL]
+    return Table("By variation, all tolerances", "PCK in percent; see above.", columns, _by_name(rows))
+
+
+GROUPED = (categories, categories_in_full, variations, variations_in_full)
+"""The tables of parts of the pairs."""
+
+
 def further(comparison: Comparison) -> Table | None:
     """Returns the metrics of the user's own."""
     reports = dict(_reports(comparison))
@@ -281,6 +313,17 @@ def _flat(figures: Figures, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(value, f"{prefix}{name} ")
         else:
             yield f"{prefix}{name}", value
+
+
+def _at_all(pck: Figures) -> list[Cell]:
+    """Returns PCK at all tolerances, per image and per point, in the order of :data:`AT_ALL`."""
+    return [number(pck[average][key]) for average in AVERAGES for key in KEYS]
+
+
+def _by_name(rows: list[list[Cell]]) -> list[list[Cell]]:
+    """Returns the rows with those of one name together, in the order in which names come first."""
+    names = list(dict.fromkeys(row[0].text for row in rows))
+    return sorted(rows, key=lambda row: names.index(row[0].text))
 
 
 def _given(found: Figures) -> Cell:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
@@ -122,7 +122,10 @@ class LineProgress:
         seconds, done = now - task.began_at, task.completed - task.began_with
         rate = done / max(seconds, 1e-9)
         amount = f"{task.completed:g}" if task.total is None else f"{task.completed:g}/{task.total:g}"
-        parts = [f"{task.description}: {amount}{self.unit}{task.note}", f"{rate:.3g}/s"]
+        parts = [
+            f"{task.description}: {amount}{self.unit}{task.note}",
+            f"{rate:.0f}/s" if rate >= 100 else f"{rate:.3g}/s",
+        ]
         if task.total is not None and task.completed >= task.total:
             parts.append(f"done in {duration(seconds)}")
         elif task.total is not None and done > 0:
@@ -142,14 +145,30 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def track(items: Iterable[Item], description: str, enabled: bool = True) -> Iterator[Item]:
-    """Yields ``items``, whose number must be known, and shows the progress."""
+def track(
+    items: Iterable[Item],
+    description: str,
+    enabled: bool = True,
+    unit: str = "",
+    total: int | None = None,
+    amount: Callable[[Item], int] | None = None,
+) -> Iterator[Item]:
+    """Yields ``items`` and shows the progress.
+
+    Args:
+        items: whose number must be known, unless ``total`` is given.
+        description: of what is done.
+        enabled: whether to show anything.
+        unit: of what is counted.
+        total: how much there is; the number of items without it.
+        amount: how much one item is, such as the pairs of a batch; 1 without it.
+    """
     if not enabled:
         yield from items
         return
-    total = len(items)  # type: ignore[arg-type]
-    with bar() as progress:
+    total = len(items) if total is None else total  # type: ignore[arg-type]
+    with bar(unit) as progress:
         task = progress.add_task(description, total=total, note="")
         for item in items:
             yield item
-            progress.advance(task)
+            progress.advance(task, 1 if amount is None else amount(item))

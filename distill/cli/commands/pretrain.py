@@ -26,6 +26,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from distill.cli.config import instantiate
+from distill.cli.reporting import announce
 from distill.cli.run_folder import RunFolder, check_unchanged
 from distill.core.errors import ConfigError
 from distill.system.environment import choose_device
@@ -61,6 +62,8 @@ def run(cfg: DictConfig) -> Path:
     check_unchanged(cfg, FREE_ON_RESUME)
     device, source = choose_device(cfg.device), _pictures(cfg, VALIDATION_PICTURES)
     folder = RunFolder.create(cfg, resume=True)
+    steps = f"an autoencoder in {cfg.autoencoder.steps} steps, then a diffusion model in {cfg.diffusion.steps}"
+    announce("pretrain", steps, device, folder.path)
     pictures = source.batch(VALIDATION_START, VALIDATION_PICTURES)
     autoencoder = _autoencoder(cfg, folder, pictures["image"], device)
     module = _diffusion(cfg, autoencoder)

@@ -14,7 +14,7 @@ other files that are not used are listed in ``ignored``.
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Unpack, get_args
 
@@ -29,6 +29,7 @@ from distill.data.pair_sampling import count_pairs, sample_pairs
 from distill.data.pairs import Threshold
 from distill.data.photograph_pairs import EmptySplit, PhotographPairs, check_split
 from distill.data.points_file import PointsFile, find_points_file, read_points_file
+from distill.data.symmetry import named_groups
 
 SPLITS = ("all", "train", "val", "test")
 MARGIN = 0.1  # of the side, where no point is drawn
@@ -121,6 +122,7 @@ class FolderPairs(PhotographPairs):
         file = find_points_file(self.root, points)
         self.points_file = None if file is None else read_points_file(file, everything, by_person)
         self.has_truth, self.parts = self.points_file is not None, []
+        self.symmetric_groups: Mapping[str, Sequence[Sequence[int]]] = {}
         if self.points_file is None:
             return everything
         annotated, self.parts, self.strict = (
@@ -128,6 +130,7 @@ class FolderPairs(PhotographPairs):
             self.points_file.parts,
             self.points_file.exact_boxes,
         )
+        self.symmetric_groups = {"": named_groups(self.parts)}
         if self.threshold == "bbox" and not all(image.bbox for image in annotated.values()):
             raise ConfigError(
                 f"Expected a bbox of every image in {file} for data.threshold=bbox; give them, or choose img or kps_bbox."

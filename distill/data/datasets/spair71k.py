@@ -6,7 +6,7 @@ Files of the layout: ``Layout/large/{trn,val,test}.txt`` (a line a pair, ``numbe
 on a file system without colons, the colon in their names may be an underscore. Coordinates are taken as they stand.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Unpack
 
@@ -51,7 +51,7 @@ class SPairPairs(PhotographPairs):
     name = "spair71k"
     prefix: ClassVar[str] = ""  # of the folders with annotations
     threshold: Threshold = "bbox"
-    symmetric_groups: ClassVar[Mapping[str, Sequence[Sequence[int]]]] = symmetry.SPAIR71K
+    symmetric_groups = symmetry.SPAIR71K
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ Which of the new keypoints mirror each other is not published, so there are no s
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from types import MappingProxyType
 
 from distill.core.errors import DataError
 from distill.data.datasets.spair71k import SPLITS, SPairPairs
@@ -26,7 +26,7 @@ class SPairUPairs(SPairPairs):
     name = "spair_u"
     prefix = "Extra"
     has_paper_convention = False
-    symmetric_groups: ClassVar[Mapping[str, Sequence[Sequence[int]]]] = {}
+    symmetric_groups: Mapping[str, Sequence[Sequence[int]]] = MappingProxyType({})
 
     def _annotated_lines(self, lines: dict[tuple[str, str], str]) -> dict[tuple[str, str], str]:
         """Returns the lines of the layout that have an annotation; the others are added to ``ignored``."""

@@ -7,13 +7,14 @@ let shown = []; // the pairs that pass the filters, in the chosen order
 let place = 0; // of the current pair in them
 let point = 0; // of the current pair's
 
-/* Tables: a click on a header sorts by its column, the best first; another click turns the order round. */
+/* Tables: a click on a header sorts by its column, the highest first, and text by the alphabet; another click turns the order round. */
 
 function sortTable(header) {
   const table = header.closest("table");
   const column = [...header.parentNode.children].indexOf(header);
-  const descending = header.getAttribute("aria-sort") === "none" ? column > 0 : header.getAttribute("aria-sort") === "ascending";
   const value = (row) => row.children[column].dataset.value;
+  const numbers = [...table.tBodies[0].rows].every((row) => !isNaN(value(row)));
+  const descending = header.getAttribute("aria-sort") === "none" ? numbers : header.getAttribute("aria-sort") === "ascending";
   const rows = [...table.tBodies[0].rows].sort((first, second) => {
     const [a, b] = [value(first), value(second)];
     if (a === "" || b === "") return (a === "") - (b === ""); // what was not measured comes last

@@ -17,7 +17,7 @@ class StepProgress(Callback):
 
     def __init__(self, description: str, every: int = 20) -> None:
         self.description, self.every = description, every
-        self._bar = bar("steps ")
+        self._bar = bar("steps")
         self._task = self._bar.add_task(description, total=None, note="")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -30,7 +30,7 @@ class StepProgress(Callback):
         self._bar.update(self._task, completed=trainer.global_step)
         if trainer.global_step % self.every == 0:
             told = {k: v for k, v in trainer.progress_bar_metrics.items() if isinstance(v, int | float)}
-            self._bar.update(self._task, note=", ".join(f"{key} {value:.4g}" for key, value in told.items()) + " ")
+            self._bar.update(self._task, note="".join(f", {key} {value:.4g}" for key, value in told.items()))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ends the bar."""

@@ -213,7 +213,11 @@ def test_a_tools_file_is_added_to_and_keeps_what_it_holds(tmp_path):
     by_image = {a["image_id"]: a for a in content["annotations"] if a.get("keypoints")}
     assert by_image[17]["keypoints"] == [0.0, 39.0, 2, 9.75, 12.0, 2]  # in the order of the file's category
     assert by_image[31]["keypoint_confidence"] == [0.125, 0.875] and by_image[31]["keypoints"][2] == 1
-    assert all({"id", "iscrowd", "area", "bbox"} <= a.keys() for a in truth.anns.values())
+    assert all({"id", "iscrowd", "area", "bbox", "num_keypoints"} <= a.keys() for a in truth.anns.values())
+    with redirect_stdout(io.StringIO()):  # also where the tool's file has outlines without keypoints
+        judged = COCOeval(truth, truth.loadRes([{**a, "score": 1.0} for a in by_image.values()]), "keypoints")
+        judged.params.kpt_oks_sigmas, judged.params.catIds = np.full(2, 0.05), [4, 9]
+        judged.evaluate()
     again = read_coco_images(content, list(keypoints()))
     assert {name: image.points for name, image in again.items()} == {n: i.points for n, i in keypoints().items()}
 

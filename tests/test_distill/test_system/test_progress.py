@@ -1,12 +1,14 @@
 """A line a minute for a log, one line of 60 columns for a terminal."""
 
 import io
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from distill.system import progress
 from distill.system.progress import LineProgress, duration, terminal_bar, track
+from distill.training.callbacks.step_progress import StepProgress
 
 
 @pytest.fixture
@@ -65,3 +67,33 @@ def test_track_yields_everything(capsys):
     assert list(track([1, 2, 3], "read")) == [1, 2, 3]
     assert "read: 3/3, " in capsys.readouterr().err
     assert list(track([1, 2], "read", enabled=False)) == [1, 2] and capsys.readouterr().err == ""
+
+
+def test_batches_are_counted_by_what_they_hold(clock, capsys):
+    for _ in track([[1, 2], [3]], "evaluate student", unit="pairs", total=3, amount=len):
+        clock.now += 60
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "evaluate student: 2/3 pairs, 0.0333/s, 30 s left"
+    assert told[1] == "evaluate student: 3/3 pairs, 0.025/s, done in 2 min"
+
+
+def test_high_rates_are_whole_numbers(clock, capsys):
+    shown = LineProgress("pairs")
+    task = shown.add_task("label", total=4626)
+    clock.now += 2
+    shown.update(task, completed=4626, note=", read")
+    assert capsys.readouterr().err == "label: 4626/4626 pairs, read, 2313/s, done in 2 s\n"
+
+
+def test_a_training_in_steps_says_what_was_logged_behind_its_steps(clock, capsys):
+    shown = StepProgress("autoencoder", every=2)
+    trainer = SimpleNamespace(max_steps=4, global_step=0, progress_bar_metrics={"loss": 0.25, "text": "no number"})
+    shown.on_train_start(trainer, None)
+    for trainer.global_step in range(1, 5):
+        clock.now += 20
+        shown.on_train_batch_end(trainer, None)
+    shown.on_train_end(trainer, None)
+    assert capsys.readouterr().err.splitlines() == [
+        "autoencoder: 3/4 steps, loss 0.25, 0.05/s, 20 s left",
+        "autoencoder: 4/4 steps, loss 0.25, 0.05/s, done in 80 s",
+    ]

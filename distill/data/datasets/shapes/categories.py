@@ -259,3 +259,10 @@ def bicycle(body: Anatomy, stretch: Stretch) -> None:
 CATEGORIES: dict[str, Callable[[Anatomy, Stretch], None]] = {
     grow.__name__: grow for grow in (dog, bird, car, aeroplane, chair, fish, boat, bicycle)
 }
+
+
+def part_names(category: str) -> tuple[str, ...]:
+    """Returns the names of the keypoints of a category, in the order of their numbers; all its individuals have them."""
+    body = Anatomy()
+    CATEGORIES[category](body, lambda low, high: (low + high) / 2)
+    return tuple(body.keypoints)

@@ -3,7 +3,7 @@
 from functools import lru_cache
 from math import ceil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -13,12 +13,13 @@ from torch.utils.data import Dataset
 
 from distill.core.errors import ConfigError, nearest
 from distill.core.types import PairBatch
-from distill.data.datasets.shapes.categories import CATEGORIES
+from distill.data.datasets.shapes.categories import CATEGORIES, part_names
 from distill.data.datasets.shapes.images import SPLITS
 from distill.data.datasets.shapes.render import cast, render
 from distill.data.datasets.shapes.scene import Scene, find_difficulty, sample_scene
 from distill.data.pair_sampling import sample_pairs
 from distill.data.pairs import AnnotatedImage, ImageView, Query, Threshold, make_pair
+from distill.data.symmetry import named_groups
 
 WORLD_VERSION = 2
 """Raised whenever a change of the code changes a picture, so that old labels are refused."""
@@ -67,6 +68,7 @@ class ShapesPairs(Dataset[PairBatch]):
 
     name = "shapes"
     threshold: Threshold = "bbox"
+    symmetric_groups: ClassVar = {category: named_groups(part_names(category)) for category in CATEGORIES}
 
     def __init__(
         self,
