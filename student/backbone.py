@@ -10,12 +10,14 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from distill.core.errors import ConfigError, nearest
+from distill.core.errors import ConfigError, WeightsError, nearest
 from student import lora as adapters
 from student.debias import BLANK_CELLS, PositionalDebias
 from student.weights import load_weights
 
 Tuning = Literal["full", "fixed_norm", "frozen"]
+LOWEST = {"mean": 0.0, "std": 1e-3}
+"""The smallest possible mean and standard deviation of a colour channel of images in [0, 1]; 1/255 is that of images in bytes."""
 
 
 class Backbone(nn.Module):
@@ -43,8 +45,8 @@ class Backbone(nn.Module):
             vision transformer, see :class:`student.debias.PositionalDebias`; 0 for none.
 
     Raises:
-        ConfigError: for an unknown model, one without the feature contract, a stride or block that it does not have, or
-            an unknown tuning.
+        ConfigError: for an unknown model, one without the feature contract, a stride or block that it does not have, a mean
+            or standard deviation that cannot be one, or an unknown tuning.
         WeightsError: for a file that is missing, damaged, or of another network.
     """
 
@@ -71,6 +73,9 @@ class Backbone(nn.Module):
             raise ConfigError(
                 f"Expected student.tuning to be known but got {tuning!r}; {nearest(tuning, get_args(Tuning))}."
             )
+        for key, given in (("mean", mean), ("std", std)):
+            if given is not None:
+                check_colours(key, given)
         self.name, self.tuning = name, tuning
         self.network = timm.create_model(
             name, pretrained=weights == "pretrained", num_classes=0, **{**_free_size(name), **(options or {})}
@@ -85,9 +90,10 @@ class Backbone(nn.Module):
         if hasattr(self.network, "prune_intermediate_layers"):
             self.network.prune_intermediate_layers(sorted(set(self.levels)), prune_norm=False, prune_head=True)
         preprocessing = timm.data.resolve_data_config(model=self.network)
-        for key, value in (("mean", mean), ("std", std)):
-            chosen = value or preprocessing[key]
-            self.register_buffer(key, torch.tensor([float(v) for v in chosen]).view(3, 1, 1))
+        for key, given in (("mean", mean), ("std", std)):
+            chosen = preprocessing[key] if given is None else given
+            self.register_buffer(key, torch.tensor([float(value) for value in chosen]).view(3, 1, 1))
+        self.register_load_state_dict_post_hook(_check_loaded_colours)
         self.debias: nn.ModuleList | None = None
         if debias:
             self._debias(debias)
@@ -205,6 +211,37 @@ class Backbone(nn.Module):
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         return self
+
+
+def check_colours(key: str, values: Any) -> None:
+    """Checks what images are normalised with.
+
+    Args:
+        key: "mean" or "std".
+        values: of the colour channels, on the scale of images in [0, 1].
+
+    Raises:
+        ConfigError: unless they are three numbers, a mean in [0, 1] or a standard deviation in [0.001, 1].
+    """
+    low = LOWEST[key]
+    listed = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else [values]
+    numbers = [v for v in listed if isinstance(v, int | float) and not isinstance(v, bool) and low <= v <= 1]
+    if len(numbers) != 3 or len(listed) != 3:
+        raise ConfigError(
+            f"Expected {key} of the backbone to be three numbers in [{low:g}, 1], of images in [0, 1], but got {listed}; divide values of "
+            f"0 to 255 by 255, or leave {key} out for what timm says of the network."
+        )
+
+
+def _check_loaded_colours(backbone: nn.Module, _: Any) -> None:
+    """Checks the normalisation that came with loaded weights, see :func:`check_colours`."""
+    for key in LOWEST:
+        values: Tensor = getattr(backbone, key)
+        if not values.is_meta:
+            try:
+                check_colours(key, [round(value, 6) for value in values.flatten().tolist()])
+            except ConfigError as error:
+                raise WeightsError(f"Expected weights that can be used but {key} among them cannot: {error}") from error
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -22,6 +22,7 @@ from distill.matchers.stored_predictions import StoredPredictions
 AnyMatcher = Matcher | PairMatcher
 TEACHER, LIVE, STUDENT = "teacher", "teacher_live", "student"
 FILES = (".safetensors", ".onnx", ".npz")
+PRETRAINED = "pretrained"
 BASELINE = "student.NearestNeighbour"
 """What takes the first student's backbone where its own is left open."""
 
@@ -89,17 +90,23 @@ def student_files(cfg: DictConfig, rows: Sequence[Row]) -> list[str]:
 
 
 def backbone_of(cfg: DictConfig, rows: Sequence[Row]) -> dict[str, Any] | None:
-    """Returns the arguments of the baselines' backbone: those of ``backbone=``, or those of the first student."""
-    if cfg.backbone is not None:
-        return OmegaConf.to_container(cfg.backbone, resolve=True)  # type: ignore[return-value]
+    """Returns the arguments of the baselines' backbone: those of ``backbone=``, the rest from the first student.
+
+    Where ``backbone=`` names a network it stands for itself, and nothing is taken from a student.
+    """
+    given: dict[str, Any] = OmegaConf.to_container(cfg.backbone or OmegaConf.create({}), resolve=True)  # type: ignore[assignment]
+    if "backbone" in given:
+        return given
     files = student_files(cfg, rows) or ([str(cfg.ckpt)] if cfg.ckpt is not None else [])
-    return backbone_arguments(files[0]) if files else None
+    return {**backbone_arguments(files[0]), **given} if files else None
 
 
 def backbone_arguments(ckpt: str) -> dict[str, Any]:
     """Returns what builds the untouched backbone of a student's file, with two kinds of strides.
 
     "strides" is the one that a nearest neighbour compares, 16 where the student has it; "all_strides" are the student's own.
+    A student's file does not choose what is read from this machine: weights of a file that it names are not among the
+    arguments, their path is "weights_file".
 
     Raises:
         WeightsError: when the file's configuration holds anything but plain values, see :func:`plain_arguments`.
@@ -108,6 +115,8 @@ def backbone_arguments(ckpt: str) -> dict[str, Any]:
     names = ("backbone", "weights", "mean", "std", "options", "strides")
     shared = plain_arguments({key: config.get(key) for key in names}, ckpt)
     strides = list(shared.pop("strides") or [16])
+    if shared["weights"] not in (None, PRETRAINED):
+        shared["weights_file"] = shared.pop("weights")
     return {"strides": [16 if 16 in strides else strides[-1]], "all_strides": strides, **shared}
 
 
@@ -117,7 +126,7 @@ def with_backbone(config: Any, backbone: Mapping[str, Any] | None, name: str) ->
     Its ``strides: all`` are those of the student that the backbone comes from, see :func:`backbone_arguments`.
 
     Raises:
-        ConfigError: when there is none to fill in.
+        ConfigError: when there is none to fill in, or its weights lie in a file that only the student's file names.
     """
     if not isinstance(config, dict):
         return config
@@ -130,7 +139,12 @@ def with_backbone(config: Any, backbone: Mapping[str, Any] | None, name: str) ->
             "backbone={backbone: resnet50, weights: pretrained}."
         )
     filled = {**backbone, **{key: value for key, value in config.items() if value is not None}}
-    every = filled.pop("all_strides", backbone.get("strides", [16]))
+    every, file = filled.pop("all_strides", backbone.get("strides", [16])), filled.pop("weights_file", None)
+    if file is not None and filled.get("weights") is None:
+        raise ConfigError(
+            f"Expected backbone.weights for {name}, since the student began with weights of a file, but got none; add "
+            f"'backbone={{weights: {str(file)[:200]}}}' if that file is yours. A student's file does not choose what is read."
+        )
     return filled | ({"strides": every} if filled.get("strides") == "all" else {})
 
 

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from distill.cli.config import compose, instantiate
-from distill.cli.rows import backbone_arguments, with_backbone
+from distill.cli.rows import backbone_arguments, build_rows, read_rows, with_backbone
 from distill.core.errors import ConfigError, DistillError, WeightsError
 from distill.export.student_file import load_student, save_student
 from student import StudentMatcher
@@ -212,6 +212,26 @@ def test_the_comparison_builds_no_object_that_a_students_file_describes(tmp_path
     with pytest.raises(WeightsError, match="must not fetch others"):
         backbone_arguments(str(path))
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("named", ["/etc/hostname", ["a"]])
+def test_the_comparison_opens_no_weights_that_only_a_students_file_names(tmp_path, weights, monkeypatch, named):
+    opened = []
+    monkeypatch.setattr("student.backbone.load_weights", lambda network, file, name: opened.append(str(file)))
+    path = write(tmp_path / "student.safetensors", STUDENT | {"weights": named}, weights)
+
+    def rows(*given):
+        config = compose("compare", [f"ckpt={path}", "matchers=[student,nearest_neighbour,consensus]", *given])
+        return build_rows(config, read_rows(config), "cpu")
+
+    with pytest.raises(ConfigError, match=r"Expected backbone.weights .* does not choose what is read"):
+        rows()
+    assert opened == []
+    found = rows("backbone={weights: mine.safetensors}")["nearest_neighbour"]
+    assert (
+        opened == ["mine.safetensors"] * 2 and found.backbone.name == "test_resnet" and found.backbone.strides == (16,)
+    )
+    assert list(rows("matchers=[student,oracle]")) == ["student", "oracle"]  # no baseline, no weights
 
 
 def test_a_student_that_was_trained_with_weights_of_another_file_is_kept_without_its_name(tmp_path):

@@ -39,6 +39,54 @@ def test_weights_of_another_network_a_missing_and_a_damaged_file_are_told_apart(
         Backbone("test_resnet", [4], str(file))
 
 
+@pytest.mark.parametrize("key", ["mean", "std"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        [float("nan")] * 3,
+        [float("inf"), 0.5, 0.5],
+        [-0.1, 0.5, 0.5],
+        [0.5, 0.5, 1.5],
+        [123.675, 116.28, 103.53],
+        [],
+        [0.5],
+        [0.5] * 4,
+        0.5,
+        "0.5",
+        ["0.5"] * 3,
+        [[0.5] * 3],
+        [None, 0.5, 0.5],
+        [True, 0.5, 0.5],
+    ],
+    ids=repr,
+)
+def test_a_normalisation_that_no_colours_have_is_refused(key, values):
+    with pytest.raises(ConfigError, match=rf"Expected {key} of the backbone to be three numbers in \[0"):
+        Backbone("test_resnet", [4], **{key: values})
+
+
+def test_a_standard_deviation_of_zero_is_refused_and_the_usual_ones_are_taken():
+    for values in ([0, 0, 0], [0.5, 0.5, 0.0], [1e-45] * 3):
+        with pytest.raises(ConfigError, match=r"Expected std of the backbone to be three numbers in \[0.001, 1\]"):
+            Backbone("test_resnet", [4], std=values)
+    plain = Backbone("test_resnet", [4], mean=[0, 0, 0], std=[1 / 255] * 3)  # of networks that want bytes
+    assert plain.mean.flatten().tolist() == [0, 0, 0] and plain.std.flatten().tolist() == pytest.approx([1 / 255] * 3)
+
+
+def test_loaded_weights_with_an_impossible_normalisation_are_refused():
+    backbone = Backbone("test_resnet", [4])
+    for key, value in (("std", 0.0), ("std", float("nan")), ("mean", -1.0)):
+        state = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+        state[key].fill_(value)
+        with pytest.raises(WeightsError, match=f"{key} among them cannot"):
+            backbone.load_state_dict(state)
+    half = {
+        name: v.half().float() if v.is_floating_point() else v
+        for name, v in StudentMatcher("test_resnet").state_dict().items()
+    }
+    StudentMatcher("test_resnet").load_state_dict(half)
+
+
 def test_unknown_models_and_strides_are_named():
     with pytest.raises(ConfigError, match="resnet"):
         Backbone("resnet1O", [4])
