@@ -77,9 +77,7 @@ class Backbone(nn.Module):
             if given is not None:
                 check_colours(key, given)
         self.name, self.tuning = name, tuning
-        self.network = timm.create_model(
-            name, pretrained=weights == "pretrained", num_classes=0, **{**_free_size(name), **(options or {})}
-        )
+        self.network = _create(name, weights == "pretrained", options or {})
         if weights not in (None, "pretrained"):
             load_weights(self.network, Path(str(weights)), name)
         info = _feature_info(self.network, name)
@@ -246,6 +244,23 @@ def _check_loaded_colours(backbone: nn.Module, _: Any) -> None:
 
 def _listed(numbers: Sequence[int]) -> str:
     return ", ".join(str(number) for number in numbers)
+
+
+def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    """Returns timm's network without its classifier.
+
+    Raises:
+        ConfigError: when it does not take the options.
+    """
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **{**_free_size(name), **options})
+    except (TypeError, ValueError, AttributeError, KeyError, AssertionError, RuntimeError, IndexError) as error:
+        if not options:
+            raise
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise ConfigError(
+            f"Expected options that {name} takes but got {options}: {reason}; correct student.options, or leave it out."
+        ) from error
 
 
 def _free_size(name: str) -> dict[str, bool]:

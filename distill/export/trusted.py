@@ -22,6 +22,8 @@ TRUSTED = ("student",)
 LARGEST_DESCRIPTION = 1 << 16  # characters
 DEEPEST = 8  # levels of nesting
 LARGEST_NUMBER = 1 << 16
+INTERPOLATION = "${"
+"""What OmegaConf replaces in a text, by a whole configuration where it says so."""
 SIZES = (1, 8192)  # px, of the images
 _NETWORK_NAME = re.compile(r"\w+(\.\w+)?", re.ASCII)
 _SOURCES = re.compile(r"pretrained.*|checkpoint_path|cache_dir", re.ASCII)
@@ -204,11 +206,15 @@ def _keys(value: Any) -> Iterator[str]:
 
 
 def _check_plain(value: Any, depth: int = 0) -> None:
-    """Raises a :class:`ValueError` for nesting beyond :data:`DEEPEST` levels and for numbers of extraordinary size."""
+    """Raises a :class:`ValueError` for nesting beyond :data:`DEEPEST` levels, numbers of extraordinary size and interpolations."""
     if depth > DEEPEST:
         raise ValueError(f"is nested more than {DEEPEST} levels deep")
     if isinstance(value, int | float) and not (math.isfinite(value) and abs(value) <= LARGEST_NUMBER):
         raise ValueError(f"holds a number larger than {LARGEST_NUMBER}")
+    texts = value if isinstance(value, dict) else [value]
+    resolved = next((text for text in texts if isinstance(text, str) and INTERPOLATION in text), None)
+    if resolved is not None:
+        raise ValueError(f"holds {resolved[:60]!r} where plain text is read")
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         _check_plain(inner, depth + 1)
 

@@ -57,7 +57,7 @@ def read_resumable(path: str | Path) -> dict[str, Any]:
             f"Expected a checkpoint to go on from at {path} but {', '.join(wrong)} are missing or of another type; remove it, or "
             "choose another run.dir."
         )
-    outside = next((name for name in _texts(content.get("callbacks")) if ".." in Path(name).parts), None)
+    outside = next((name for name in _texts(content.get("callbacks")) if _leads_away(name)), None)
     if outside is not None:
         raise WeightsError(
             f"Expected a checkpoint at {path} that names files of its own folder but it names {outside!r}; do not trust it."
@@ -84,6 +84,11 @@ def of_another_training(path: str | Path, error: Exception) -> WeightsError:
         f"Expected a checkpoint of this training at {path} but it does not fit ({type(error).__name__}: {reason}); remove it, or "
         "choose another run.dir."
     )
+
+
+def _leads_away(name: str) -> bool:
+    """Returns whether a file's name steps up, or is one that fsspec opens by a scheme such as ``local://``."""
+    return ".." in Path(name).parts or "://" in name or "::" in name
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -89,7 +89,8 @@ def train(
     if distributed.is_initialized():
         trainer.strategy.barrier()
         distributed.destroy_process_group()
-    best = Path(checkpoint.best_model_path)
+    # A checkpoint that was gone on from names the best one so far; what it says of its folder is not followed.
+    best = Path(str(checkpoint.dirpath), Path(checkpoint.best_model_path).name)
     if not best.is_file():
         raise DataError("Expected weights that were kept but there are none; raise trainer.max_epochs.")
     load_state(module, best)

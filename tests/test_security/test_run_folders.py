@@ -11,7 +11,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from omegaconf import OmegaConf
 
 from distill.cli.run_folder import check_unchanged, read_config
-from distill.core.errors import ConfigError, WeightsError
+from distill.core.errors import ConfigError, DataError, WeightsError
 from distill.training.checkpoint import load_state, read_checkpoint, read_resumable
 from distill.training.train import run_fit, train
 
@@ -91,6 +91,34 @@ def test_a_checkpoint_cannot_have_files_outside_of_its_folder_removed(tmp_path):
         torch.save({**RESUMABLE, "callbacks": {"ModelCheckpoint": state}}, tmp_path / "last.ckpt")
         with pytest.raises(WeightsError, match="precious.*do not trust it"):
             read_resumable(tmp_path / "last.ckpt")
+
+
+@pytest.mark.parametrize("scheme", ["local://", "memory://", "http://127.0.0.1:9", "simplecache::local://"])
+def test_a_checkpoint_cannot_name_files_by_a_scheme(tmp_path, scheme):
+    """Lightning opens such names with fsspec, and removes them wherever they are."""
+    path = f"{scheme}{tmp_path}/precious"
+    for state in ({"last_model_path": path}, {"best_k_models": {path: 1.0}}, {"best_model_path": path}):
+        torch.save({**RESUMABLE, "callbacks": {"ModelCheckpoint": state}}, tmp_path / "last.ckpt")
+        with pytest.raises(WeightsError, match="precious.*do not trust it"):
+            read_resumable(tmp_path / "last.ckpt")
+
+
+def test_the_kept_weights_are_those_of_the_runs_own_folder(tmp_path, monkeypatch):
+    """Also where the checkpoint that a training went on from names another folder's, or the folder has been moved."""
+    module, loaded = BoringModel(), []
+    monkeypatch.setattr("distill.training.train.run_fit", lambda *arguments, **named: None)
+    monkeypatch.setattr("distill.training.train.load_state", lambda module, path: loaded.append(path))
+    for name in ("own", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "best.ckpt").touch()
+    checkpoint = types.SimpleNamespace(
+        dirpath=str(tmp_path / "own"), best_model_path=str(tmp_path / "other" / "best.ckpt")
+    )
+    train(None, module, None, checkpoint, resume=False)
+    assert loaded == [tmp_path / "own" / "best.ckpt"]
+    checkpoint.best_model_path = ""
+    with pytest.raises(DataError, match="Expected weights that were kept"):
+        train(None, module, None, checkpoint, resume=False)
 
 
 def test_weights_of_another_training_are_refused_in_one_line(tmp_path):

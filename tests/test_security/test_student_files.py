@@ -214,6 +214,39 @@ def test_the_comparison_builds_no_object_that_a_students_file_describes(tmp_path
     assert not marker.exists()
 
 
+@pytest.mark.parametrize(
+    "where",
+    [
+        lambda text: {"mean": text},
+        lambda text: {"options": {"act_layer": text}},
+        lambda text: {"strides": [8, text]},
+        lambda text: {"options": {text: 1}},
+    ],
+    ids=["mean", "options", "strides", "key"],
+)
+def test_no_text_in_a_students_file_is_resolved_as_an_interpolation(tmp_path, marker, weights, where):
+    """OmegaConf makes a configuration of ``${oc.create:...}``, and Hydra would build what that describes."""
+    touched = f"${{oc.create:{{_target_: pathlib.Path.touch, self: {{_target_: pathlib.Path, _args_: ['{marker}']}}}}}}"
+    path = write(tmp_path / "student.safetensors", STUDENT | where(touched), weights)
+    config = compose("compare", [f"ckpt={path}", "matchers=[nearest_neighbour]"])
+    with pytest.raises(WeightsError, match="its description holds .* where plain text is read"):
+        build_rows(config, read_rows(config), "cpu")
+    with pytest.raises(WeightsError, match="where plain text is read"):
+        load_student(path)
+    assert not marker.exists()
+
+
+def test_options_that_a_network_does_not_take_are_refused_in_words(tmp_path, weights):
+    with pytest.raises(
+        ConfigError, match="Expected options that test_resnet takes but .*unexpected keyword argument 'foo'"
+    ):
+        StudentMatcher("test_resnet", [8, 16], options={"foo": 1})
+    path = write(tmp_path / "student.safetensors", STUDENT | {"options": {"foo": 1}}, weights)
+    config = compose("compare", [f"ckpt={path}", "matchers=[nearest_neighbour]"])
+    with pytest.raises(ConfigError, match="Expected options that test_resnet takes"):
+        build_rows(config, read_rows(config), "cpu")
+
+
 @pytest.mark.parametrize("named", ["/etc/hostname", ["a"]])
 def test_the_comparison_opens_no_weights_that_only_a_students_file_names(tmp_path, weights, monkeypatch, named):
     opened = []
