@@ -114,6 +114,17 @@ def _unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def own_name(name: str, file: Path) -> str:
+    """Returns ``name``, a path below the folder of a data set that ``file`` names.
+
+    Raises:
+        DataError: when it leads out of that folder: a stranger's annotations do not choose what is read.
+    """
+    if name.startswith("/") or ".." in name.split("/"):
+        raise DataError(f"Expected {file} to name files of its own folder but it names {name!r:.100}; do not trust it.")
+    return name
+
+
 def read_mat(file: Path, key: str) -> NDArray[np.float64]:
     """Returns an array of a MATLAB file.
 

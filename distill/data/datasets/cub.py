@@ -29,7 +29,7 @@ from distill.data.photograph_pairs import (
     PhotographPairs,
     check_split,
 )
-from distill.data.readers import read_text
+from distill.data.readers import own_name, read_text
 
 N_PARTS = 15
 VAL_SHARE = 10  # every tenth training image, in an order that the seed decides
@@ -163,7 +163,7 @@ class Annotations:
 
     def __init__(self, root: Path) -> None:
         images, labels, split, boxes, parts = _tables(root)
-        self.path = {int(row[0]): " ".join(row[1:]) for row in images}
+        self.path = {int(row[0]): own_name(" ".join(row[1:]), root / FILES[0]) for row in images}
         self.number = {int(row[0]): int(row[1]) for row in labels}
         self.training = {int(row[0]): row[1] == "1" for row in split}
         self.box = {int(row[0]): tuple(map(float, row[1:5])) for row in boxes}

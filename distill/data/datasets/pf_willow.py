@@ -21,7 +21,7 @@ from distill.data.photograph_pairs import (
     PAPER_SIDE,
     PhotographPairs,
 )
-from distill.data.readers import numbers, read_csv, read_mat
+from distill.data.readers import numbers, own_name, read_csv, read_mat
 
 N_POINTS = 10
 LISTS = ("test_pairs_pf.csv", "test_pairs.csv")
@@ -137,7 +137,7 @@ class PFWillowPairs(PhotographPairs):
         for number, row in rows.items():
             if not (PurePath(row[0].strip()).name and PurePath(row[1].strip()).name):
                 raise DataError(f"Expected two images in row {number} of {file} but got {row[:2]}; restore the file.")
-            pair = _name(row[0]), _name(row[1])
+            pair = own_name(_name(row[0]), file), own_name(_name(row[1]), file)
             if pair in self._listed:
                 self.ignored[f"row {number} of {file.name}"] = f"repeats the pair {pair[0]} -> {pair[1]}"
                 continue

@@ -24,7 +24,7 @@ from distill.data.photograph_pairs import (
     check_categories,
     check_split,
 )
-from distill.data.readers import read_json, read_text
+from distill.data.readers import own_name, read_json, read_text
 
 SPLITS = {"train": "trn", "val": "val", "test": "test"}
 N_POINTS = 30  # the most that a category has
@@ -165,6 +165,8 @@ def _read_names(file: Path, ignored: dict[str, str]) -> dict[tuple[str, str], st
             raise DataError(
                 f"Expected lines number-source-target:category in {file} but got {line!r}; restore the file."
             )
+        for name in (*parts, category):
+            own_name(name, file)
         pair_name = f"{category}/{parts[1]}", f"{category}/{parts[2]}"
         if pair_name in names:
             ignored[f"{line} of {file.name}"] = f"repeats the pair {pair_name[0]} -> {pair_name[1]}"
