@@ -50,6 +50,8 @@ def check_images(images: Tensor, name: str = "image") -> None:
             f"Expected {name} to be a torch tensor (B, 3, H, W) but got {kind}; distill.read_image(path) reads one, and "
             "torch.from_numpy(array).permute(2, 0, 1)[None] / 255 makes one of an array (H, W, 3) of bytes."
         )
+    if images.layout != torch.strided:
+        raise DataError(f"Expected {name} as a dense tensor but got {images.layout}; write {name}.to_dense().")
     shape = tuple(images.shape)
     if images.ndim == 3 and shape[0] == 3:
         raise DataError(f"Expected {name} of shape (B, 3, H, W) but got {shape}; add a batch axis: {name}[None].")

@@ -94,7 +94,7 @@ class NeighbourhoodConsensus:
         """
         with without_autocast(src_map):
             probability = self._probability(src_map, trg_map, self.target_side)
-            fractions = in_single(points) / in_single(points).new_tensor([size[1], size[0]])
+            fractions = points.to(probability) / probability.new_tensor([size[1], size[0]])
             if self.carry:
                 return consensus_at(probability, fractions, self.sigma_cells)
             consensus = neighbourhood_consensus(probability, self.sigma_cells)

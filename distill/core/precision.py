@@ -20,8 +20,8 @@ def in_double(tensor: Tensor) -> Tensor:
 
 
 def in_single(tensor: Tensor) -> Tensor:
-    """Returns ``tensor``, of any shape, as float32 if it is float16 or bfloat16, else unchanged."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    """Returns ``tensor``, of any shape, as float32 if it holds float16, bfloat16 or whole numbers, else unchanged."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
 @contextmanager

@@ -108,6 +108,31 @@ def _read(
     return converted
 
 
+def as_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Returns a Pillow image that is open already in mode RGB, by the rules at the top of this module.
+
+    Args:
+        image: of any mode.
+        name: of it, for messages.
+
+    Raises:
+        DataError: when it is damaged, of a depth whose range is not known, or turned by an orientation in its metadata:
+            whether points belong to it as it lies or as viewers show it is not known.
+    """
+    try:
+        turned = image.getexif().get(ORIENTATION, 1)
+        rgb = _to_rgb(image, image.format)
+    except Exception as error:  # as in read_rgb; an image of Pillow is read when its pixels are asked for
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"Expected {name} as an image of 8 bits a channel but it cannot be read ({reason}).") from error
+    if turned in range(2, 9):
+        raise DataError(
+            f"Expected {name} upright but its metadata have the orientation {turned}; call PIL.ImageOps.exif_transpose on it, "
+            "or read the file with read_image."
+        )
+    return rgb
+
+
 def read_size(path: str | Path, exif_orientation: bool = True) -> tuple[int, int]:
     """Returns height, width of an image file in px, from its header where that is enough.
 

@@ -101,14 +101,8 @@ class OnnxFile:
             raise WeightsError(
                 f"Expected an answer of {self.file} but ONNX Runtime says: {_one_line(error)}."
             ) from error
-        expected = [(*asked.shape[:2], 2), asked.shape[:2], (*asked.shape[:2], *answer[2].shape[2:])]
-        if [field.shape for field in answer] != expected or answer[2].ndim != 4:
-            raise WeightsError(
-                f"Expected a student that distill exported at {self.file} but its answers have the shapes "
-                f"{[field.shape for field in answer]}; export it again."
-            )
-        found, confidence, heatmap = (field[:, :points] for field in answer)
-        return found, confidence, heatmap
+        found, confidence, heatmap = _checked_answer(answer, asked.shape[:2], self.file)
+        return found[:, :points], confidence[:, :points], heatmap[:, :points]
 
 
 class Descriptors(NamedTuple):
@@ -222,10 +216,10 @@ class SplitMatcher:
 
     def _correlated(self, feed: dict[str, Floats]) -> tuple[Floats, Floats, Floats]:
         try:
-            found, confidence, heatmap = self.correlate.run(list(OUTPUTS), {name: feed[name] for name in self.inputs})
+            answer = self.correlate.run(list(OUTPUTS), {name: feed[name] for name in self.inputs})
         except Exception as error:  # as above
             raise _no_answer(error) from error
-        return found, confidence, heatmap
+        return _checked_answer(answer, feed["src_kps"].shape[:2], CORRELATE)
 
     def match(self, src: Descriptors, trg: Descriptors, points: ArrayLike) -> Answer:
         """Matches points (N, 2), x, y in pixels of the image ``src`` was made of, in that of ``trg``.
@@ -275,6 +269,17 @@ def open_session(
             f"Expected a whole ONNX file at {file}, which needs no other, but it cannot be read "
             f"({_one_line(error)}); export it again."
         ) from error
+
+
+def _checked_answer(answer: Sequence[Any], asked: tuple[int, ...], file: str | Path) -> tuple[Floats, Floats, Floats]:
+    """Returns the fields of an answer to ``asked``, pairs and points, after a look at their shapes."""
+    shapes = [getattr(field, "shape", ()) for field in answer]
+    if shapes != [(*asked, 2), asked, (*asked, *shapes[2][2:])] or len(shapes[2]) != 4:
+        raise WeightsError(
+            f"Expected a student that distill exported at {file} but its answers have the shapes {shapes}; export it again."
+        )
+    found, confidence, heatmap = answer
+    return found, confidence, heatmap
 
 
 def read_image(path: str | Path) -> NDArray[np.uint8]:

@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from distill.core.errors import DataError
+from distill.data.images import as_rgb
 
 LARGEST_IMAGE = 178_956_970  # px, of an image that is given; the limit of Pillow, see distill.data.images
 MAX_POINTS = 10_000  # in one call
@@ -17,12 +18,13 @@ def checked_image(image: Any, name: str) -> NDArray[Any]:
     """Returns an image as (H, W, 3), bytes or floats in [0, 1].
 
     Raises:
-        DataError: unless it is (H, W, 3) bytes, floats in [0, 1], or a Pillow image, of at most 179 megapixels.
+        DataError: unless it is (H, W, 3) bytes, floats in [0, 1], or a Pillow image, of at most 179 megapixels, that
+            :func:`distill.data.images.as_rgb` takes.
     """
     if isinstance(image, Image.Image):
         if image.width * image.height > LARGEST_IMAGE:
             raise _too_large(name, image.width, image.height)
-        image = image.convert("RGB")
+        image = as_rgb(image, name)
     elif not isinstance(image, np.ndarray):
         raise DataError(
             f"Expected {name} as an array (H, W, 3) or a Pillow image but got {type(image).__name__}; read_image reads one."

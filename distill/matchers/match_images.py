@@ -14,6 +14,7 @@ from distill.core.types import Matches
 from distill.system.environment import choose_device
 
 DEFAULT_SIZE = 128
+LARGEST_SIZE = 8192  # px; a square of that side takes 800 MB
 
 
 def match_images(
@@ -41,16 +42,15 @@ def match_images(
 
     Raises:
         ConfigError: when there is no such device.
-        DataError: unless the images are single ones in [0, 1], all points lie in the source, and ``size`` is at least 1.
+        DataError: unless the images are single ones in [0, 1], all points lie in the source, and ``size`` is 1 to 8192.
     """
     for name, image in (("src_img", src_img), ("trg_img", trg_img)):
         check_images(image, name)
         if len(image) != 1:
             raise DataError(f"Expected one {name} but got {len(image)}; call match_images once for each pair.")
-    if size is not None and (not isinstance(size, int) or size < 1):
-        raise DataError(
-            f"Expected size, the side of the squares in px, as a whole number of at least 1 but got {size!r}."
-        )
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= LARGEST_SIZE):
+        limits = "of at least 1" if not isinstance(size, int) or size < 1 else f"of 1 to {LARGEST_SIZE}"
+        raise DataError(f"Expected size, the side of the squares in px, as a whole number {limits} but got {size!r}.")
     device = device if device is None else choose_device(str(device))
     src_kps = _as_tensor(points)
     src_kps = src_kps[None] if src_kps.ndim == 2 else src_kps

@@ -54,6 +54,20 @@ def test_the_feature_teacher_under_autocast_answers_as_without_it(maps, points):
         torch.testing.assert_close(one, two, atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("kind", [torch.float64, torch.int64, torch.int32])
+def test_points_of_any_kind_of_number_get_the_answers_of_those_in_single_precision(kind):
+    """Points of NumPy are of double precision, clicked ones whole numbers."""
+    torch.manual_seed(0)
+    images, asked = torch.rand(2, 1, 3, 64, 64), torch.tensor([[[10.0, 20.0], [33.0, 40.0]]])
+    student = StudentMatcher("test_resnet", [8, 16], 16, consensus=3.0, refinement=8).eval()
+    neighbour = NearestNeighbour("test_resnet", [8])
+    for matcher in (student, neighbour, FeatureTeacher(neighbour), FeatureTeacher(student)):
+        with torch.no_grad():
+            plain, found = (matcher(*images, points) for points in (asked, asked.to(kind)))
+        for one, two in zip(found, plain, strict=True):
+            torch.testing.assert_close(one, two, check_dtype=False)
+
+
 def test_refinement_under_autocast_moves_in_single_precision():
     """Without a displacement the answer is what came in: 427.3 px stay 427.3 px, which bfloat16 makes 428."""
     refinement, images = Refinement(8).eval(), torch.rand(1, 3, 448, 448)

@@ -29,6 +29,12 @@ POINT = torch.tensor([[[4.0, 4.0]]])
         (Image.new("RGB", (8, 8)), IMAGE, POINT, "src_img to be a torch tensor .* but got PIL.Image.Image"),
         (IMAGE, "trg.jpg", POINT, "trg_img to be a torch tensor .* but got builtins.str"),
         (IMAGE[:0], IMAGE[:0], POINT[:0], "to hold pixels"),
+        (
+            IMAGE.to_sparse(),
+            IMAGE,
+            POINT,
+            r"src_img as a dense tensor but got torch.sparse_coo; write src_img.to_dense",
+        ),
         (IMAGE * float("inf"), IMAGE, POINT, "src_img to be finite"),
         (IMAGE * 255, IMAGE, POINT, r"src_img in \[0, 1\] but got \[128, 128\]; divide by 255"),
         (IMAGE - 1, IMAGE, POINT, r"src_img in \[0, 1\] but got \[-0.5, -0.5\]; rescale it"),

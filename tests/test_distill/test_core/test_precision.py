@@ -47,6 +47,18 @@ def test_points_are_mapped_exactly(bf16):
     assert torch.equal(flip_points(points, (448, 448)), torch.tensor([[[21.0, 301.0]]]))
 
 
+def test_whole_numbers_are_coordinates_too():
+    """Ratios of sizes must not be rounded to whole numbers with them."""
+    points = torch.tensor([[[30, 50]]])
+    assert resize_points(points, (100, 100), (50, 250)).tolist() == [[[75.0, 25.0]]]
+    assert map_points(
+        points, torch.tensor([[0.0, 0.0, 60.0, 100.0]]), torch.tensor([[0.5, 0.5, 3.5, 2.5]])
+    ).tolist() == [[[2.0, 1.5]]]
+    assert gaussian_heatmap(torch.tensor([[1, 1]]), (2, 2), (2, 2), 1.0)[0, 0, 0].item() == pytest.approx(
+        0.7788, abs=1e-4
+    )
+
+
 def test_boxes_keep_their_precision_when_points_have_little():
     """A box of 1333 px would be one of 1336 px in bfloat16."""
     points = torch.tensor([[[64.0, 64.0]]], dtype=torch.bfloat16)

@@ -15,6 +15,7 @@ import distill
 from distill.core.errors import ConfigError, DataError
 from distill.export.onnx_matcher import OnnxMatcher
 from distill.export.runtime import Matcher, read_image
+from distill.export.runtime_query import checked_image
 
 POINTS = [(20.5, 30.0), (88.0, 10.0), (1.0, 59.0)]
 
@@ -47,6 +48,34 @@ def test_bytes_floats_and_pillow_images_are_the_same_query(folder):
             np.testing.assert_allclose(found, field, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["I;16", "RGBA", "LA", "P"])
+def test_an_open_pillow_image_is_read_as_its_file_is(kind, tmp_path):
+    """16-bit values were cut at 255, and the colour under transparency was used."""
+    level = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30), np.uint8))
+    if kind == "I;16":
+        picture = Image.fromarray(np.asarray(level).astype(np.uint16) * 257)
+    else:
+        picture = level.convert("RGBA" if kind == "P" else kind)
+        picture.putalpha(Image.fromarray(np.tile(np.uint8([0, 128, 255]), (20, 10))))
+        picture = picture.convert(kind)
+    picture.save(tmp_path / "picture.png")
+    given = checked_image(picture, "src")
+    np.testing.assert_array_equal(given, read_image(tmp_path / "picture.png"))
+    if kind == "I;16":
+        np.testing.assert_array_equal(given[..., 0], np.asarray(level))
+
+
+def test_an_open_pillow_image_whose_range_or_orientation_is_not_known_is_refused():
+    picture = Image.new("RGB", (20, 10))
+    picture.getexif()[274] = 6
+    with pytest.raises(DataError, match="src upright but .* orientation 6; .*exif_transpose"):
+        checked_image(picture, "src")
+    for mode, value, found in (("F", 200.0, r"floats lie in \[200, 200\]"), ("I", 200, "32-bit integers")):
+        with pytest.raises(DataError, match=f"Expected src as .* but .*{found}"):
+            checked_image(Image.new(mode, (20, 10), value), "src")
+    assert checked_image(Image.new("F", (20, 10), 0.2), "src").tolist()[0][0] == [51, 51, 51]
+
+
 def test_no_points_get_no_answers(folder):
     image = read_image(folder / "a.png")
     answer = Matcher(folder / "student.onnx").match(image, image, [])
@@ -70,6 +99,7 @@ def test_no_points_get_no_answers(folder):
         (None, [("1", "2")], "points as .* numbers"),
         (None, [(True, False)], "points as .* numbers"),
         (None, [(1, 2), (3,)], "points as .* numbers"),
+        (None, [(10**400, 2)], "points as .* numbers"),
         (None, [[1, 2]] * 100_000, "at most 10000 points at once but got 100000"),
     ],
 )
@@ -101,6 +131,7 @@ class Block:
             raise ImportError(f"{{name}} is not installed")
 sys.meta_path.insert(0, Block())
 from distill.export.runtime import Matcher, read_image
+from distill.export.runtime_query import checked_image
 answer = Matcher({str(folder / "student.onnx")!r}).match(
     read_image({str(folder / "a.png")!r}), read_image({str(folder / "b.png")!r}), {POINTS}
 )

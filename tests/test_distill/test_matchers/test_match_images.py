@@ -56,6 +56,8 @@ def test_the_size_can_be_chosen():
         ),
         ((SRC, TRG, [[1, 1]], 0), "at least 1 but got 0"),
         ((SRC, TRG, [[1, 1]], "64"), "at least 1 but got '64'"),
+        ((SRC, TRG, [[1, 1]], True), "whole number .* but got True"),
+        ((SRC, TRG, [[1, 1]], 10**6), "of 1 to 8192 but got 1000000"),
     ],
 )
 def test_what_cannot_be_matched_is_named(arguments, message):
