@@ -246,7 +246,7 @@ def _listed(numbers: Sequence[int]) -> str:
     return ", ".join(str(number) for number in numbers)
 
 
-def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
     """Returns timm's network without its classifier.
 
     Raises:

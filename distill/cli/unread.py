@@ -86,6 +86,24 @@ UNREAD: dict[str, tuple[Unread, ...]] = {
             "the action works on the label store alone",
         ),
     ),
+    "export": (
+        Unread(
+            ("data.split", "data.n_pairs", "data.size"),
+            _always,
+            "gate_pairs says how many validation pairs are used, at the student's own size",
+        ),
+        Unread(
+            ("file", "precision", "split", "page", "gate_pairs", "calibration_pairs", "insist", "data"),
+            lambda config: config.bundle is not None,
+            "bundle= writes its folder alone, which needs no data; leave bundle out to write a file",
+        ),
+        Unread(
+            ("file", "split"),
+            lambda config: config.page is not None,
+            "page= writes its folder alone; leave page out to write a file",
+        ),
+        Unread(("examples", "onnxruntime_web"), lambda config: config.page is None, "it belongs to page="),
+    ),
     "evaluate": _MATCHER,
     "match": _MATCHER,
     "propagate": (

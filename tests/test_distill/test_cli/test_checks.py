@@ -142,6 +142,12 @@ def test_an_experiment_whose_weights_cannot_be_fetched_says_so(photos, tmp_path,
         ("data", ["pairs_per_image=2"], "pairs_per_image"),
         ("data", ["action=check", "images=2"], "images"),
         ("bench", ["what=[loader]", "batches=[1]"], "batches"),
+        ("export", ["ckpt=a", "data.split=test", "data.n_pairs=5"], "data.split, data.n_pairs"),
+        ("export", ["ckpt=a", "data.size=448"], "data.size"),
+        ("export", ["ckpt=a", "bundle=b", "file=s.onnx", "precision=fp16"], "file, precision"),
+        ("export", ["ckpt=a", "bundle=b", "data=cub", "data.root=c"], "data, data.root"),
+        ("export", ["ckpt=a", "page=b", "file=s.onnx"], "file"),
+        ("export", ["ckpt=a", "examples=[a.jpg,b.jpg]"], "examples"),
     ],
 )
 def test_a_key_without_an_effect_is_an_error(verb, overrides, keys):
