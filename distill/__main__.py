@@ -67,6 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DistillError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except PermissionError as error:  # of whatever file or folder; which one is all that there is to say
+        print(
+            f"error: Expected to be allowed to use {error.filename or 'a file'} but got: {error.strerror or error}; ask its owner, "
+            "or choose another place.",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         return _ended("interrupted", hint, 130)
     except Terminated:

@@ -8,7 +8,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from distill.core.errors import WeightsError
-from distill.core.weights import check_finite, check_kinds
+from distill.core.weights import check_finite, check_kinds, check_readable
 
 POSITIONS = "pos_embed"
 
@@ -26,6 +26,7 @@ def load_weights(network: nn.Module, file: Path, name: str) -> None:
     Raises:
         WeightsError: for a file that is missing, damaged, of another network, or whose weights are not finite.
     """
+    check_readable(file)
     if not file.is_file():
         raise WeightsError(f"Expected weights of {name} in {file} but there is no such file; check student.weights.")
     try:

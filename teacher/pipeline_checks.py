@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from distill.core.errors import ConfigError, WeightsError
+from distill.core.weights import check_readable
 from teacher.pipeline_files import CONFIGS, missing_files, read_config, variants, weight_files
 
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
@@ -86,6 +87,7 @@ def check_tensors(file: Path, others: tuple[str, ...] = ()) -> None:
     Raises:
         WeightsError: when it is cut, or holds tensors of other kinds.
     """
+    check_readable(file)
     try:
         with safe_open(file, "pt") as weights:
             kinds = {key: weights.get_slice(key).get_dtype() for key in weights.keys()}  # noqa: SIM118

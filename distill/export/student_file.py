@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from distill.core.errors import ConfigError, WeightsError
 from distill.core.files import replacing
 from distill.core.version import __version__
-from distill.core.weights import check_finite, check_kinds
+from distill.core.weights import check_finite, check_kinds, check_readable
 from distill.export.hub import hub_file, is_hub_id
 from distill.export.trusted import build_student, read_description, without_sources
 
@@ -101,10 +101,13 @@ def _file(path: str | Path) -> Path:
 
     Raises:
         ConfigError: when it is no path.
+        WeightsError: when this user may not read it.
     """
     if not isinstance(path, str | Path):
         raise ConfigError(f"Expected the path of a student's file but got {path!r:.80}; give it as text.")
+    check_readable(path)
     if Path(path).is_dir():
+        check_readable(Path(path, BUNDLED))
         return Path(path, BUNDLED)
     return hub_file(str(path), BUNDLED) if is_hub_id(path) else Path(path)
 

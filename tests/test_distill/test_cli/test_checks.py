@@ -160,7 +160,9 @@ def test_keys_with_an_effect_are_taken():
     compose("match", ["matcher=rescored", "ckpt=a", "src=a", "trg=b", "points=[]"])
     compose("bench", ["what=student", "batches=[1]"])
     compose("data", ["action=pair", "pairs_per_image=2"])
-    assert set(UNREAD) <= {"fit", "label", "evaluate", "match", "data", "bench", "propagate"}
+    compose("export", ["ckpt=a", "file=s.onnx", "precision=int8", "calibration_pairs=4", "data=cub", "data.root=c"])
+    compose("export", ["ckpt=a", "page=b", "precision=fp16", "examples=[a.jpg,b.jpg]", "gate_pairs=4"])
+    assert set(UNREAD) <= {"fit", "label", "evaluate", "match", "data", "bench", "propagate", "export"}
 
 
 def test_a_start_that_fails_while_it_works_does_not_refuse_the_corrected_command(tmp_path, capsys, monkeypatch):
