@@ -205,6 +205,10 @@ def _check_nulls(config: Any, error: Exception) -> None:
 
 def _in_words(error: Exception, target: str) -> DistillError | None:
     """Returns what the user can do about an error of a library's, or None for one that is not the user's to mend."""
+    if type(error).__name__.startswith(
+        "StrictDataclass"
+    ):  # a configuration of transformers that huggingface_hub checks
+        return ConfigError(f"Expected settings that {target} takes but got: {_one_line(error)}")
     if type(error).__module__.partition(".")[0] in NETWORK:
         return WeightsError(
             f"Expected to fetch what {target} needs from the Hugging Face hub but cannot ({_one_line(error)[:160]}); "

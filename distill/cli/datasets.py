@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from distill.cli.config import instantiate
 from distill.cli.processes import is_first_process
-from distill.core.errors import ConfigError, DataError
+from distill.core.errors import ConfigError, DataError, DistillError
 from distill.core.protocols import Benchmark
 from distill.data.photograph_pairs import EmptySplit
 
@@ -22,12 +22,12 @@ def pairs_of(data: DictConfig, split: str, choice: DictConfig) -> Benchmark:
         choice: what else differs for this split, such as ``n_pairs``, or ``pairs``, a file with a list of pairs.
 
     Raises:
-        DataError: whatever is wrong with the data; keys are those of the split, such as ``val.n_pairs``.
+        DistillError: whatever is wrong with settings or data; keys are those of the split, such as ``val.n_pairs``.
     """
     differing = {str(key): value for key, value in choice.items() if value is not None or key == "n_pairs"}  # null: all
     try:
         return instantiate({**data, "split": split, **differing})
-    except DataError as error:
+    except DistillError as error:
         text = str(error)
         for key in map(str, differing):
             text = text.replace(f"data.{key}", f"{split}.{key}")

@@ -31,6 +31,7 @@ from distill.training.callbacks.json_lines import JsonLines
 from distill.training.callbacks.match_pictures import MatchPictures
 from distill.training.callbacks.same_buffers import SameBuffers
 from distill.training.callbacks.seeding import BatchSeed
+from distill.training.callbacks.self_distillation import SelfDistillation
 from distill.training.checks import check_fit
 from distill.training.module import Distillation
 from distill.training.optimiser import adamw
@@ -122,6 +123,9 @@ def build(cfg: DictConfig) -> FitParts:
     collate = (LabelledCollate(*store, truth) if learns_all else collate_pairs, LabelledCollate(*store))
     workers = cfg.num_workers if cfg.num_workers is not None else loading_processes(trainer.strategy.root_device.type)
     data = PairDataModule(train, val, cfg.batch_size, workers, cfg.seed, *collate)  # type: ignore[arg-type]
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, SelfDistillation):
+            callback.check(student)
     check_fit(trainer, data, resumed_from(checkpoint, cfg.run.resume))
     pairs = (train, labelled, val, test)
     return FitParts(device, *pairs, teacher, baseline, criteria, module, data, trainer, checkpoint, metrics)

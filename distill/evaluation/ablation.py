@@ -5,6 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 HEADER = ("variant", "seeds", "PCK@0.10", "spread", "PCK@0.05", "spread", "swaps@0.10", "gain@0.10", "teacher@0.10")
+KEYS = (
+    *("variant", "seeds", "pck@0.10", "spread@0.10", "pck@0.05", "spread@0.05", "swap@0.10", "gain@0.10"),
+    "teacher@0.10",
+)
+NOTE = "Student and teacher: PCK per image in percent. Spread: standard deviation over seeds. Gain: over the first row."
 
 
 def summary(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
@@ -36,11 +41,14 @@ def summary(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Returns the rows of :func:`summary` as a table in Markdown."""
-    keys = ("variant", "seeds", "pck@0.10", "spread@0.10", "pck@0.05", "spread@0.05", "swap@0.10", "gain@0.10")
     lines = ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
-    lines += ["| " + " | ".join(_cell(key, row[key]) for key in (*keys, "teacher@0.10")) + " |" for row in rows]
-    note = "Student and teacher: PCK per image in percent. Spread: standard deviation over seeds. Gain: over the first row."
-    return "\n".join([*lines, "", note, ""])
+    lines += ["| " + " | ".join(row) + " |" for row in cells(rows)]
+    return "\n".join([*lines, "", NOTE, ""])
+
+
+def cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Returns the rows of :func:`summary` as text, a cell for each name in :data:`HEADER`."""
+    return [[_cell(key, row[key]) for key in KEYS] for row in rows]
 
 
 def _matcher(report: Mapping[str, Any], name: str) -> Mapping[str, Any]:

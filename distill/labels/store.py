@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill.core.errors import LabelError
+from distill.core.errors import ConfigError, LabelError
 from distill.core.geometry import image_size
 from distill.core.types import Matches, PairBatch
 from distill.data.pairs import Query
@@ -35,6 +35,7 @@ class LabelStore:
             made is ignored.
 
     Raises:
+        ConfigError: when there is no folder at one of ``fallbacks``.
         LabelError: when a file is damaged, or made by something else than ``fingerprint`` says; it names the fields.
     """
 
@@ -43,6 +44,11 @@ class LabelStore:
     ) -> None:
         self.folder = Path(folder)
         self._main = LabelFolder(self.folder, fingerprint)
+        for fallback in fallbacks:
+            if not Path(fallback).is_dir():
+                raise ConfigError(
+                    f"Expected a folder of labels in labels.fallbacks but there is none at {fallback}; correct it, or leave it out."
+                )
         others = [LabelFolder(Path(fallback)) for fallback in fallbacks]
         wanted = self._main.fingerprint
         self._fallbacks = [o for o in others if wanted is None or not mismatch(o.fingerprint or {}, wanted)]

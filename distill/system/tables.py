@@ -5,35 +5,48 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.table import Table
 
+SHORTEST = 15
+"""Characters that a column of long cells takes at least, with spaces and a line."""
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str, width: int | None = None) -> None:
-    """Prints a table, in as many parts below one another as it takes to fit; each part has the first column.
+
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], title: str, width: int | None = None, keys: int = 1
+) -> None:
+    """Prints a table, in as many parts below one another as it takes to fit; each part has the first columns.
 
     Args:
         columns: the headers; each word stands on a line of its own.
         rows: one cell for each column.
         title: stands above the first part.
         width: columns of characters; without it the terminal's.
+        keys: how many of the first columns say what a row is. Of these the one with the longest cells takes several lines where
+            they leave no room for another column.
     """
     console = Console(width=width)
-    for number, part in enumerate(_parts(columns, rows, console.width)):
+    needed = [_width(name, [row[index] for row in rows]) for index, name in enumerate(columns)]
+    longest = max(range(keys), key=needed.__getitem__)
+    others = sum(needed[:keys]) - needed[longest] + max(needed[keys:], default=0) + 1
+    needed[longest] = min(needed[longest], max(console.width - others, SHORTEST))
+    for number, part in enumerate(_parts(needed, console.width, keys)):
         table = Table(title=title if number == 0 else None, title_justify="left")
         for index in part:
             header = columns[index].replace(" ", "\n")
-            table.add_column(header, justify="left" if index == 0 else "right", no_wrap=True)
+            fixed = {} if index == longest else {"no_wrap": True}
+            justify = "left" if index in (0, longest) else "right"
+            table.add_column(header, justify=justify, overflow="fold", max_width=needed[index] - 3, **fixed)
         for row in rows:
             table.add_row(*(row[index] for index in part))
         console.print(table)
 
 
-def _parts(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[list[int]]:
-    """Yields the numbers of the columns of each part."""
-    needed = [_width(name, [row[index] for row in rows]) for index, name in enumerate(columns)]
-    part, used = [0], needed[0] + 1
-    for index in range(1, len(columns)):
-        if used + needed[index] > width and len(part) > 1:
+def _parts(needed: Sequence[int], width: int, keys: int) -> Iterator[list[int]]:
+    """Yields the numbers of the columns of each part; ``needed`` is what each column takes."""
+    first, taken = list(range(keys)), sum(needed[:keys]) + 1
+    part, used = list(first), taken
+    for index in range(keys, len(needed)):
+        if used + needed[index] > width and len(part) > keys:
             yield part
-            part, used = [0], needed[0] + 1
+            part, used = list(first), taken
         part.append(index)
         used += needed[index]
     yield part

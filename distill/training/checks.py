@@ -19,11 +19,12 @@ def check_fit(trainer: Trainer, data: PairDataModule, resume_from: Path | None) 
         resume_from: the checkpoint that the training goes on from; None for a new training.
 
     Raises:
-        ConfigError: for fewer validation batches than processes, a precision that rounds coordinates, a training without
-            steps or without end, fewer steps than ``find_lr`` tries, a monitored figure that no validation measures, or fewer epochs than
-            the checkpoint has.
+        ConfigError: for a number that Lightning takes and cannot work with, fewer validation batches than processes, a
+            precision that rounds coordinates, a training without steps or without end, fewer steps than ``find_lr`` tries, a
+            monitored figure that no validation measures, or fewer epochs than the checkpoint has.
         WeightsError: when the checkpoint is damaged.
     """
+    _check_numbers(trainer)
     _check_precision(trainer)
     _check_steps(trainer)
     _check_validation_batches(trainer, data)
@@ -31,6 +32,14 @@ def check_fit(trainer: Trainer, data: PairDataModule, resume_from: Path | None) 
     _check_monitor(trainer)
     if resume_from is not None:
         _check_epochs(trainer, resume_from)
+
+
+def _check_numbers(trainer: Trainer) -> None:
+    least = {"check_val_every_n_epoch": 1, "accumulate_grad_batches": 1, "gradient_clip_val": 0, "log_every_n_steps": 0}
+    for name, bound in least.items():
+        value = getattr(trainer, name)
+        if value is not None and value < bound:
+            raise ConfigError(f"Expected trainer.{name} of at least {bound} but got {value}; correct it.")
 
 
 def _check_precision(trainer: Trainer) -> None:

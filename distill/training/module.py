@@ -59,7 +59,8 @@ class Distillation(LightningModule):
         truth: annotation of some training pairs, which goes before their labels; None for none.
 
     Raises:
-        ConfigError: when a loss has no weight or there is none, or a loss needs descriptors that the student has not.
+        ConfigError: when a loss has no weight or a negative one, when there is none or all weights are 0, or when a loss
+            needs descriptors that the student has not.
     """
 
     def __init__(
@@ -82,6 +83,10 @@ class Distillation(LightningModule):
         if not losses or set(losses) != set(weights):
             raise ConfigError(
                 f"Expected a weight for each loss but got losses {list(losses)} and weights {list(weights)}."
+            )
+        if min(weights.values()) < 0 or not any(weights.values()):
+            raise ConfigError(
+                f"Expected weights of at least 0, and one above it, but got {weights}; correct loss.weights."
             )
         if TOTAL in losses:
             raise ConfigError(f"Expected losses with names of their own but got {TOTAL!r}, their sum's; rename it.")

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM end a training with the usual exit code, a word on how to go on, and a state to go on from."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -22,22 +23,38 @@ def take_interrupts() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("sent", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+    ("sent", "code", "word", "processes"),
+    [
+        (signal.SIGINT, 130, "interrupted", 1),
+        (signal.SIGTERM, 143, "terminated", 1),
+        (signal.SIGTERM, 143, "terminated", 2),
+    ],
 )
-def test_a_training_that_is_stopped_can_be_resumed(sent, code, word, tmp_path, root):
-    command = [sys.executable, "-m", "distill", "fit", f"run.dir={tmp_path}/r", *FIT]
+def test_a_training_that_is_stopped_can_be_resumed(sent, code, word, processes, tmp_path, root):
+    command = [sys.executable, "-m", "distill", "fit", f"run.dir={tmp_path}/r", *FIT, f"trainer.devices={processes}"]
+    epochs = 30 if processes == 1 else 12
+    command += [f"trainer.max_epochs={epochs}", f"batch_size={16 if processes == 1 else 4}"]
     process = subprocess.Popen(
-        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=take_interrupts
+        command,
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=take_interrupts,
+        start_new_session=True,
     )
     last = tmp_path / "r" / "checkpoints" / "last.ckpt"
     while not last.is_file() and process.poll() is None:
         time.sleep(0.1)
     process.send_signal(sent)
     _, error = process.communicate(timeout=120)
-    assert process.returncode == code and error.endswith(f"{word}, go on with run.resume=true\n")
-    assert "Traceback" not in error and not (tmp_path / "r" / "student.safetensors").exists()
+    assert process.returncode == code and f"{word}, go on with run.resume=true\n" in error
+    assert error.count(word) == 1 and "Traceback" not in error
+    with pytest.raises(ProcessLookupError):  # no process of its group is left
+        os.killpg(process.pid, 0)
+    assert not (tmp_path / "r" / "student.safetensors").exists()
     epoch = torch.load(last, weights_only=True)["epoch"]
     done = subprocess.run([*command, "run.resume=true"], cwd=root, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "r" / "student.safetensors").is_file() and epoch < 29
-    assert torch.load(last, weights_only=True)["epoch"] == 29
+    assert (tmp_path / "r" / "student.safetensors").is_file() and epoch < epochs - 1
+    assert torch.load(last, weights_only=True)["epoch"] == epochs - 1

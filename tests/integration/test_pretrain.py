@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from safetensors.torch import load_file
 from distill.__main__ import main
 from distill.cli.commands import pretrain
 from distill.cli.config import compose
+from distill.cli.pretrain_checks import check_settings
+from distill.training.callbacks.step_progress import StepProgress
 from teacher import PromptOptimization
 from teacher.pretrain import AutoencoderTraining, DiffusionTraining
 
@@ -106,7 +109,7 @@ def test_the_default_model_is_the_one_that_was_tried_on_a_gpu():
     model = config.autoencoder.model
     assert (model.channels, model.latent_channels, model.num_downsamples) == (32, 4, 2)
     assert config.diffusion.batch_size == 256 and config.diffusion.training.drop_caption == 0.15
-    pretrain._check(config)
+    check_settings(config)
 
 
 def test_a_run_goes_on_where_it_stopped(trained):
@@ -203,6 +206,16 @@ def test_a_folder_to_start_from_that_is_missing_is_named_before_anything_is_writ
     assert f"Expected a folder in {stage}.init_from" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
+def test_the_line_of_a_log_separates_steps_from_what_was_logged(capsys, monkeypatch):
+    """It read "61/5000 stepstrain/colour 0.5"."""
+    monkeypatch.setattr("distill.system.progress.MINUTE", 0)
+    shown = StepProgress("autoencoder", every=1)
+    shown._bar._tasks[0].total = 9
+    trainer = SimpleNamespace(global_step=1, progress_bar_metrics={"train/colour": 0.5, "train/psnr": 6})
+    shown.on_train_batch_end(trainer, None)
+    assert "autoencoder: 1/9 steps, train/colour 0.5, train/psnr 6, " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
@@ -212,6 +225,31 @@ def test_a_folder_to_start_from_that_is_missing_is_named_before_anything_is_writ
         ("diffusion.unet.latent_side=9", "latent_side=8"),
         ("data.shares=[1]", "data.shares"),
         ("data.difficulty=[hard,wild]", "wild"),
+        ("autoencoder.training.crop=128", "autoencoder.training.crop of at most size=32 but got 128"),
+        ("autoencoder.training.crop=0", "autoencoder.training.crop of at least 1 but got 0"),
+        (
+            "autoencoder.training.crop=31",
+            "a multiple of 4, 2 to the power of autoencoder.model.num_downsamples, but got 31",
+        ),
+        ("size=34", "Expected size to be a multiple of 4"),
+        ("autoencoder.training.lr=-1", "autoencoder.training.lr above 0 but got -1"),
+        ("autoencoder.training.noise=-1", "autoencoder.training.noise of at least 0 but got -1"),
+        ("autoencoder.model.channels=0", "autoencoder.model.channels of at least 1"),
+        ("autoencoder.model.num_downsamples=-1", "autoencoder.model.num_downsamples of at least 0"),
+        ("diffusion.unet.channels=[16,32]", "Expected settings of diffusion that fit each other"),
+        ("diffusion.unet.channels=[10,20,30]", "Expected settings of diffusion that fit each other"),
+        ("diffusion.unet.prompt_width=64", "Expected settings of diffusion that fit each other"),
+        ("diffusion.unet.latent_channels=8", "Expected an autoencoder that makes latents of 8 channels"),
+        ("diffusion.text_encoder.width=30", "multiple of the number of attention heads (4)"),
+        ("diffusion.training.warmup=0", "diffusion.training.warmup of at least 1 but got 0"),
+        ("diffusion.training.drop_caption=2", "diffusion.training.drop_caption of at most 1 but got 2"),
+        ("diffusion.averaging.decay=1", "diffusion.averaging.decay below 1 but got 1"),
+        ("diffusion.averaging.every=0", "diffusion.averaging.every of at least 1"),
+        ("diffusion.latents.blocks.zoom=0", "diffusion.latents.blocks.zoom above 0 but got 0"),
+        ("diffusion.validate_every=0", "diffusion.validate_every of at least 1"),
+        ("precision=half", "Precision 'half' is invalid"),
+        ("teacher_score.every=0", "teacher_score.every of at least 1"),
+        ("teacher_score.teacher.layers=[nope]", "nope"),
     ],
 )
 def test_numbers_that_cannot_work_are_named_before_anything_is_written(setting, words, tmp_path, capsys):

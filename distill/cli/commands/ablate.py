@@ -19,7 +19,8 @@ from distill.cli.commands import fit
 from distill.cli.config import compose
 from distill.cli.run_folder import RunFolder, read_config
 from distill.core.errors import ConfigError
-from distill.evaluation.ablation import markdown, summary
+from distill.evaluation.ablation import HEADER, NOTE, cells, markdown, summary
+from distill.system.tables import print_table
 
 
 def run(cfg: DictConfig) -> list[dict[str, Any]]:
@@ -43,8 +44,16 @@ def run(cfg: DictConfig) -> list[dict[str, Any]]:
     rows = summary(reports)
     RunFolder(folder).write_json("ablation.json", {"rows": rows, "variants": variants, "seeds": seeds})
     RunFolder(folder).write_text("ablation.md", markdown(rows))
-    print(markdown(rows))
+    print_summary(rows)
+    print(folder / "ablation.md")
     return rows
+
+
+def print_summary(rows: list[dict[str, Any]]) -> None:
+    """Prints the table, and what its columns are."""
+    print_table([name.replace("@", " @") for name in HEADER], cells(rows), "percent")
+    for sentence in NOTE.split(". "):
+        print(f"note: {sentence.rstrip('.')}")
 
 
 def report_of(cfg: DictConfig) -> dict[str, Any]:

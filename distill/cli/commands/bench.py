@@ -11,8 +11,9 @@ Examples:
   python -m distill bench teacher ablation=true ablation_pairs=4 paper.steps=13 paper.embeddings=1 paper.crops=4
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -33,6 +34,9 @@ from distill.export.precision import PRECISIONS
 from distill.export.student_file import load_student, read_student_file
 from distill.system.environment import choose_device, describe
 from distill.system.tables import print_table
+
+TOLD_BY = ("what", "variant", "batch", "threads")
+"""What a row of ``bench.json`` is recognised by."""
 
 
 def run(cfg: DictConfig) -> list[dict]:
@@ -61,10 +65,24 @@ def run(cfg: DictConfig) -> list[dict]:
     folder.write_json("bench.json", {"rows": rows, "environment": describe()})
     if accuracy_chart(rows, folder / "student.svg"):
         print(folder / "student.svg")
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [[str(row.get(column, "")) for column in columns] for row in rows]
-    print_table([column.replace("_", " ") for column in columns], cells, "measured side by side")
+    print_rows(rows)
     return rows
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prints the rows of ``bench.json``; what all of them share of :data:`TOLD_BY` stands in the title."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    shared = [key for key in TOLD_BY if key != "variant" and len({str(row.get(key)) for row in rows}) == 1]
+    keys = [key for key in TOLD_BY if key in columns and key not in shared]
+    columns = keys + [column for column in columns if column not in (*keys, *shared)]
+    cells = [[str(row.get(column, "")) for column in columns] for row in rows]
+    told = ", ".join(f"{key} {rows[0][key]}" for key in shared if key in rows[0])
+    print_table(
+        [column.replace("_", " ") for column in columns],
+        cells,
+        f"measured side by side: {told}".rstrip(": "),
+        keys=len(keys),
+    )
 
 
 def _check_batches(batches: Sequence[object]) -> None:

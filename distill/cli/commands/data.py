@@ -192,10 +192,12 @@ def _common_points_problem(benchmark: Benchmark) -> dict[str, str]:
 
 def _split_sizes(benchmark: FolderPairs) -> str:
     """Prints how many photographs ``fit`` uses for training, validation and testing."""
-    train, val, test = benchmark.split_sizes().values()
+    train, val, test = (str(size) if size else "none" for size in benchmark.split_sizes().values())
+    if val == "none":
+        val = "the same"  # see FolderPairs
     if benchmark.has_truth:
         return f"fit uses {train} photographs for training, {val} for validation and {test} for testing"
-    aside = f"; {test} are set aside for a test, which needs annotated points" if test else ""
+    aside = "" if test == "none" else f"; {test} are set aside for a test, which needs annotated points"
     return f"fit uses {train} photographs for training and {val} for validation{aside}"
 
 

@@ -14,7 +14,7 @@ other files that are not used are listed in ``ignored``.
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Unpack, get_args
 
@@ -246,6 +246,7 @@ def find_photographs(root: Path) -> tuple[list[str], dict[str, str]]:
             else:
                 ignored[name] = _reason(file.name, "this image format cannot be read here; HEIC needs pillow-heif")
     if not names:
+        _check_direct(root, readable)
         found = (
             f"; ignored: {'; '.join(f'{name}: {why}' for name, why in list(ignored.items())[:3])}" if ignored else ""
         )
@@ -254,6 +255,16 @@ def find_photographs(root: Path) -> tuple[list[str], dict[str, str]]:
             f"none; give it in data.root{found}."
         )
     return ["/".join(name) for name in sorted(names)], dict(sorted(ignored.items()))
+
+
+def _check_direct(root: Path, readable: Collection[str]) -> None:
+    """Raises a :class:`DataError` where photographs lie in ``root`` itself, which is how many are collected."""
+    direct = [entry for entry in _visible(root) if entry.is_file() and Path(entry.name).suffix.lower() in readable]
+    if direct:
+        raise DataError(
+            f"Expected a sub-folder of {root} for each category of photographs but its {len(direct)} photographs lie directly "
+            f"in it; move those that show the same kind of thing into one, such as {root / 'object'}."
+        )
 
 
 def _visible(folder: str | Path) -> Iterable[os.DirEntry[str]]:

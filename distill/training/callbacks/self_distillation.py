@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.core.errors import ConfigError
 from distill.core.protocols import Matcher, PairMatcher
@@ -27,7 +27,7 @@ class SelfDistillation(Callback):
         start_epoch: how many epochs the first teacher's labels are used; 0 for a student that was trained before.
 
     Raises:
-        ConfigError: for a negative epoch.
+        ConfigError: for a negative epoch. See also :meth:`check`.
     """
 
     def __init__(self, teacher: Callable[..., Matcher | PairMatcher], start_epoch: int = 8) -> None:
@@ -45,12 +45,21 @@ class SelfDistillation(Callback):
         """Takes over what :meth:`state_dict` returned."""
         self._weights, self.rounds = state_dict["weights"], state_dict["rounds"]
 
+    def check(self, student: nn.Module) -> None:
+        """Raises a :class:`ConfigError` for a student that cannot make labels, or a teacher that cannot be made of it."""
+        self._check_student(student)
+        self.teacher(model=copy.deepcopy(student))
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raises a :class:`ConfigError` for a student that cannot make labels, before it is trained."""
-        if not isinstance(getattr(pl_module, "student", None), DenseStudent):
+        assert isinstance(pl_module, Distillation)
+        self._check_student(pl_module.student)
+
+    def _check_student(self, student: nn.Module) -> None:
+        if not isinstance(student, DenseStudent):
             raise ConfigError(
                 "Expected a student with forward_with_descriptors, describe and correlate for self_distillation but "
-                f"{type(getattr(pl_module, 'student', pl_module)).__name__} has none; set self_distillation=null."
+                f"{type(student).__name__} has none; set self_distillation=null."
             )
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -5,6 +5,7 @@ import torch
 
 from distill.bench.chart import accuracy_chart
 from distill.bench.student import StudentBench, student_rates
+from distill.cli.commands.bench import print_rows
 from distill.data.datasets.shapes import ShapesPairs
 from distill.evaluation.evaluate import evaluate
 from student import StudentMatcher
@@ -38,3 +39,22 @@ def test_the_chart_has_a_mark_for_each_way_and_number_of_threads_of_one_pair(tmp
 def test_without_pck_there_is_no_chart(tmp_path):
     assert not accuracy_chart([{"variant": "a", "threads": 1, "batch": 1, "latency_ms": 1.0}], tmp_path / "chart.svg")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("width", ["60", "80", "100"])
+def test_the_table_says_in_each_part_what_its_rows_are(width, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", width)
+    common = {"what": "student", "threads": 1}
+    variants = ("resnet10t", "resnet10t, ONNX fp16", "resnet10t, compiled")
+    rows = [
+        {**common, "variant": name, "batch": batch, "per_second": 1.5, "latency_ms": 100.25, "peak_memory_mib": 1993.6}
+        for name in variants
+        for batch in (1, 8)
+    ]
+    print_rows(rows)
+    shown = capsys.readouterr().out
+    lines = shown.splitlines()
+    assert max(map(len, lines)) <= int(width) and "what student, threads 1" in shown
+    for value in ("1.5 ", "100.25", "1993.6"):
+        found = [line for line in lines if value in line]
+        assert len(found) == 6 and all("resnet10t" in line and (" 1 " in line or " 8 " in line) for line in found)

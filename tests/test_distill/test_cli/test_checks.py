@@ -66,6 +66,14 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("seed=-1", "Expected seed of at least 0 but got -1."),
         ("data.seed=-1", "Expected data.seed of at least 0 but got -1."),
         ("pictures=-1", "Expected pictures of at least 0"),
+        ("trainer.check_val_every_n_epoch=0", "Expected trainer.check_val_every_n_epoch of at least 1 but got 0"),
+        ("+trainer.accumulate_grad_batches=0", "Expected trainer.accumulate_grad_batches of at least 1 but got 0"),
+        ("trainer.gradient_clip_val=-1", "Expected trainer.gradient_clip_val of at least 0 but got -1"),
+        ("loss.weights.heatmap=-1", "Expected weights of at least 0, and one above it, but got"),
+        ("labels.fallbacks=[typo]", "Expected a folder of labels in labels.fallbacks but there is none at typo"),
+        ("self_distillation.teacher.side=0", "Expected a strength of neighbourhood consensus"),
+        ("val.n_pairs=0", "Expected val.n_pairs of at least 1 but got 0"),
+        ("train.n_pairs=0", "Expected train.n_pairs of at least 1 but got 0"),
         ("train.n_pairs=-3", "Expected train.n_pairs of at least 0"),
         ("student=null", "Expected a choice of student but got none"),
         ("~teacher", "Expected a choice of teacher but got none"),
@@ -255,6 +263,22 @@ def test_check_says_what_fit_does_with_photographs_that_are_not_annotated(photos
         "fit uses 4 photographs for training and 2 for validation; 2 are set aside for a test, which needs annotated points"
         in capsys.readouterr().out
     )
+
+
+def test_check_says_where_validation_uses_the_photographs_of_training(photos, capsys):
+    """It said "0 for validation" where fit validates on 6 pairs."""
+    for number in range(3, 8):
+        (photos / "cat" / f"{number}.png").unlink()
+    assert main(["data", "check", "data=folder", f"data.root={photos}"]) == 0
+    assert "fit uses 3 photographs for training and the same for validation\n" in capsys.readouterr().out
+
+
+def test_photographs_directly_in_the_folder_are_told_where_to_go(photos, capsys):
+    message = (
+        f"Expected a sub-folder of {photos / 'cat'} for each category of photographs but its 8 photographs lie directly in it; "
+        f"move those that show the same kind of thing into one, such as {photos / 'cat' / 'object'}."
+    )
+    assert message in refused(["fit", "data=folder", f"data.root={photos / 'cat'}"], capsys)
 
 
 @pytest.mark.parametrize("action", ["status", "verify", "repair", "export"])

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from distill.__main__ import main
+from distill.cli.commands.ablate import print_summary
 from distill.cli.config import compose, options
 from distill.evaluation.ablation import markdown, summary
 
@@ -70,3 +71,14 @@ def test_finished_fits_are_not_made_again(tmp_path):
     assert main(arguments) == 0
     assert (tmp_path / "run" / "ablation.md").read_text() == table
     assert (tmp_path / "run" / "a" / "0" / "student.safetensors").stat().st_mtime_ns == written
+
+
+def test_the_table_in_the_terminal_fits_it(capsys, monkeypatch):
+    """It was Markdown of 118 columns."""
+    rows = summary({"plain": [report(60), report(64)], "neighbourhood_consensus": [report(70, swap=5), report(66)]})
+    for width in (60, 80, 100):
+        monkeypatch.setenv("COLUMNS", str(width))
+        print_summary(rows)
+        shown = capsys.readouterr().out
+        assert max(map(len, shown.splitlines())) <= width
+        assert all(value in shown for value in ("neighbourhood_consensus", "68.0", "2.8", "34.0", "+6.0", "50.0"))
