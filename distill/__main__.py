@@ -12,7 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distill.cli.arguments import CommandLine, split
-from distill.cli.interruption import Terminated, end_with_starter, is_started, starter_ended, terminable
+from distill.cli.interruption import (
+    Terminated,
+    end_with_starter,
+    interruption_behind,
+    is_started,
+    starter_ended,
+    terminable,
+)
 from distill.core.errors import ConfigError, DistillError, nearest
 from distill.core.version import __version__
 
@@ -78,13 +85,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _ended("interrupted", hint, 130)
     except Terminated:
         return _ended("terminated", hint, 143)
-    except RuntimeError:  # the connection to the first process may be lost before its end is seen
-        if not starter_ended():
-            raise
-        return 143
     except BrokenPipeError:  # as after "| head"
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except (RuntimeError, OSError) as error:
+        end = interruption_behind(error)
+        if isinstance(end, KeyboardInterrupt):
+            return _ended("interrupted", hint, 130)
+        if end is not None:
+            return _ended("terminated", hint, 143)
+        if not starter_ended():  # the connection to the first process may be lost before its end is seen
+            raise
+        return 143
     return 0
 
 

@@ -123,7 +123,7 @@ def build(cfg: DictConfig) -> FitParts:
     collate = (LabelledCollate(*store, truth) if learns_all else collate_pairs, LabelledCollate(*store))
     workers = cfg.num_workers if cfg.num_workers is not None else loading_processes(trainer.strategy.root_device.type)
     data = PairDataModule(train, val, cfg.batch_size, workers, cfg.seed, *collate)  # type: ignore[arg-type]
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in trainer.callbacks:
         if isinstance(callback, SelfDistillation):
             callback.check(student)
     check_fit(trainer, data, resumed_from(checkpoint, cfg.run.resume))

@@ -40,6 +40,17 @@ def terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
+def interruption_behind(error: BaseException) -> BaseException | None:
+    """Returns the Ctrl-C or SIGTERM during whose handling ``error`` was raised, or None.
+
+    A batch system sends SIGTERM to loading processes as well, about whose end torch raises an error of its own.
+    """
+    context: BaseException | None = error
+    while context is not None and not isinstance(context, KeyboardInterrupt | Terminated):
+        context = context.__context__
+    return context
+
+
 def may_start_others() -> None:
     """Tells the processes that this one starts from now on who started them."""
     if not is_started():

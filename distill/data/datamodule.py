@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from distill.core.errors import ConfigError
 from distill.core.types import PairBatch
+from distill.core.workers import quiet_worker
 from distill.data.pairs import collate_pairs
 from distill.data.samplers import WholeBatches
 
@@ -81,4 +82,5 @@ class PairDataModule(LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=self._on_gpu(),
+            worker_init_fn=quiet_worker,
         )

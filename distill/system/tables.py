@@ -31,9 +31,13 @@ def print_table(
         table = Table(title=title if number == 0 else None, title_justify="left")
         for index in part:
             header = columns[index].replace(" ", "\n")
-            fixed = {} if index == longest else {"no_wrap": True}
-            justify = "left" if index in (0, longest) else "right"
-            table.add_column(header, justify=justify, overflow="fold", max_width=needed[index] - 3, **fixed)
+            table.add_column(
+                header,
+                justify="left" if index in (0, longest) else "right",
+                overflow="fold",
+                no_wrap=index != longest,
+                max_width=needed[index] - 3,
+            )
         for row in rows:
             table.add_row(*(row[index] for index in part))
         console.print(table)

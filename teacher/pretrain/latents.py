@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import CLIPTokenizer
 
 from distill.core.errors import ConfigError
+from distill.core.workers import quiet_worker
 from teacher.crops import crop
 
 BLOCK = 32
@@ -117,6 +118,7 @@ class LatentStore:
             num_workers=num_workers,
             prefetch_factor=4 if num_workers else None,
             multiprocessing_context="spawn" if num_workers and device != "cpu" else None,
+            worker_init_fn=quiet_worker,
         )
         self._coming: Iterator[tuple[int, Tensor, Tensor]] | None = None
 

@@ -36,6 +36,7 @@ from distill.cli.pretrain_parts import (
 from distill.cli.reporting import announce
 from distill.cli.run_folder import RunFolder, check_unchanged
 from distill.core.errors import ConfigError
+from distill.core.workers import quiet_worker
 from distill.system.environment import choose_device
 from distill.training.checkpoint import load_state, read_resumable
 from distill.training.train import run_fit
@@ -109,7 +110,9 @@ def _autoencoder(cfg: DictConfig, folder: RunFolder, images: torch.Tensor, devic
     trainer = trainer_of(cfg, folder.path, "autoencoder", device, [])
     dataset, workers = pictures(cfg, batch, seen * batch), num_workers(cfg.num_workers)
     context = "spawn" if workers and dataset.device != "cpu" else None
-    data = DataLoader(dataset, batch_size=None, num_workers=workers, multiprocessing_context=context)
+    data = DataLoader(
+        dataset, batch_size=None, num_workers=workers, multiprocessing_context=context, worker_init_fn=quiet_worker
+    )
     run_fit(trainer, module, data, ckpt_path=str(last) if seen else None)
     psnr = module.finish(images)
     print(f"autoencoder: {psnr:.1f} dB on {len(images)} pictures")

@@ -11,6 +11,7 @@ from PIL import Image
 
 from distill.__main__ import main
 from distill.cli.config import compose
+from distill.cli.interruption import Terminated
 from distill.cli.unread import UNREAD
 from distill.core.errors import ConfigError
 from distill.data.datasets.folder import of_split
@@ -97,6 +98,23 @@ def test_fit_refuses_before_it_labels_and_leaves_no_folder(extra, message, tmp_p
         pytest.skip("this machine has a GPU")
     assert message in refused(["fit", *SMALL, f"run.dir={tmp_path}/r", extra], capsys)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "word"), [(KeyboardInterrupt, 130, "interrupted"), (Terminated, 143, "terminated")]
+)
+def test_what_goes_wrong_while_a_command_ends_does_not_hide_that_it_was_ended(sent, code, word, capsys, monkeypatch):
+    """SIGTERM to a whole process group ended fit with code 1 and a traceback about its loading processes."""
+
+    def dispatch(arguments: list[str]) -> None:
+        try:
+            raise sent
+        finally:
+            raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
+
+    monkeypatch.setattr("distill.__main__._dispatch", dispatch)
+    assert main(["fit"]) == code
+    assert capsys.readouterr().err == f"{word}, go on with run.resume=true\n"
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])

@@ -31,7 +31,7 @@ def test_each_part_says_what_its_rows_are(width, capsys):
     for row in PASSES:
         for value in row[4:]:
             (index,) = (number for number, line in enumerate(lines) if f" {value} " in line)
-            told = lines[index] + lines[index + 1]  # a long name may take two lines
+            told = "".join(lines[index : index + 3])  # a long name takes several lines
             assert all(word in told for word in row[1].split())
 
 
