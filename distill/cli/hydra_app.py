@@ -5,6 +5,7 @@ import sys
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from distill.cli.arguments import CommandLine
@@ -18,8 +19,9 @@ SWEEPS = "runs/multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}"
 def run_hydra(verb: str, line: CommandLine) -> None:
     """Runs ``verb`` by Hydra's rules, after the checks that every command line goes through.
 
-    In a sweep each job gets a run folder of its own, ``<run.dir>/<number of the job>``, unless run.dir is given. Hydra's own
-    files of a sweep, its overrides and a log of each job, are in :data:`SWEEPS`, unless hydra.sweep.dir is given.
+    In a sweep each job gets a run folder of its own, ``<run.dir>/<number of the job>``, unless run.dir has several values or
+    an interpolation. Hydra's own files of a sweep, its overrides and a log of each job, are in :data:`SWEEPS`, unless
+    hydra.sweep.dir is given.
 
     Raises:
         ConfigError: see :func:`distill.cli.config.compose`.
@@ -27,8 +29,8 @@ def run_hydra(verb: str, line: CommandLine) -> None:
     overrides = [plain(text, line.sweeps) for text in line.overrides]
     compose(verb, overrides, line.config_dir, sweeps=line.sweeps, complete=False)
     config, _ = defaults(verb, line.config_dir)
-    if line.sweeps and "run" in config and not any(text.startswith("run.dir=") for text in overrides):
-        overrides.append(f"run.dir={config.run.dir}/${{hydra:job.num}}")
+    if line.sweeps and "run" in config:
+        overrides = numbered_folders(overrides, config.run.dir)
     if line.sweeps and not any(text.startswith("hydra.sweep.dir=") for text in overrides):
         overrides.append(f"hydra.sweep.dir={SWEEPS}")
     directory = ["--config-dir", line.config_dir] if line.config_dir is not None else []
@@ -38,6 +40,19 @@ def run_hydra(verb: str, line: CommandLine) -> None:
         hydra.main(str(shipped("configs")), config_name=verb, version_base="1.3")(job)()
     finally:
         sys.argv = arguments
+
+
+def numbered_folders(overrides: list[str], default: str) -> list[str]:
+    """Returns ``overrides`` with a run folder for each job of a sweep; those of the user's that tell jobs apart are kept."""
+    given = [text for text in overrides if text.startswith("run.dir=")]
+    folder = default
+    if given:
+        override = OverridesParser.create().parse_override(given[-1])
+        if override.is_sweep_override() or "${" in str(override.value()):
+            return overrides
+        folder = str(override.value())
+    rest = [text for text in overrides if text not in given]
+    return [*rest, plain(f"run.dir={folder}/${{hydra:job.num}}", sweeps=True)]
 
 
 def job(cfg: DictConfig) -> None:

@@ -9,6 +9,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from distill.__main__ import main
 from distill.cli.config import shipped
+from distill.cli.hydra_app import numbered_folders
 from distill.labels.store import LabelStore
 
 
@@ -46,13 +47,29 @@ def test_a_sweep_labels_every_share(tmp_path, root):
     assert len(LabelStore(tmp_path / "labels").files) == 2 and len(LabelStore(tmp_path / "labels")) > 50
 
 
+@pytest.mark.parametrize(
+    ("given", "folder"),
+    [
+        ([], "run.dir='runs/fit/${hydra:job.num}'"),
+        (["run.dir='runs/a b'"], "run.dir='runs/a b/${hydra:job.num}'"),
+        (["run.dir=runs/a"], "run.dir='runs/a/${hydra:job.num}'"),
+        (["run.dir=runs/a,runs/b"], "run.dir=runs/a,runs/b"),
+        (["run.dir='runs/${seed}'"], "run.dir='runs/${seed}'"),
+    ],
+)
+def test_jobs_of_a_sweep_get_run_folders_of_their_own(given, folder):
+    assert numbered_folders(["seed=0,1", *given], "runs/fit") == ["seed=0,1", folder]
+
+
 @pytest.mark.slow
 def test_a_sweep_gives_each_job_a_folder_and_its_errors_are_one_line(tmp_path, root):
     command = [sys.executable, "-m", "distill", "evaluate", "-m", "matcher=oracle,box_relative", "data.size=32"]
     run = ["data.n_pairs=8", "device=cpu"]
-    done = subprocess.run([*command, *run], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [*command, *run, "run.dir=runs/own"], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
-    assert {path.name for path in (tmp_path / "runs" / "evaluate").iterdir()} == {"0", "1"}
+    assert {path.name for path in (tmp_path / "runs" / "own").iterdir()} == {"0", "1"}
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}  # Hydra's own files are in runs/multirun
     assert len(list(tmp_path.glob("runs/multirun/*/*/multirun.yaml"))) == 1
     done = subprocess.run([*command, "data.n_pairs=0"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
