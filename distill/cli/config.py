@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import hydra
 import yaml
@@ -31,6 +31,8 @@ from distill.core.errors import ConfigError, DistillError, WeightsError, nearest
 
 NETWORK = ("huggingface_hub", "requests", "httpx", "urllib3")
 """Libraries whose errors mean that something could not be fetched."""
+
+T = TypeVar("T")
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _ROOT = _PACKAGE.parent if (_PACKAGE.parent / "pyproject.toml").is_file() else _PACKAGE
@@ -181,12 +183,30 @@ def instantiate(config: Any, **kwargs: Any) -> Any:
         Exception
     ) as error:  # from a class that may be the user's own; what is not the user's to mend is raised again
         if isinstance(error, TypeError) and partial and _is_call_error(error):
-            raise ConfigError(f"Expected settings that {target} takes but {_one_line(error)}.") from error
+            raise ConfigError(
+                f"Expected settings that {target} takes but {_one_line(error)}{_what_it_takes(target, error)}."
+            ) from error
         _check_nulls(config, error)
         told = _in_words(error, target)
         if told is None:
             raise
         raise told from error
+
+
+def built_by_name(cfg: DictConfig, key: str, kind: type[T]) -> dict[str, T]:
+    """Returns what the section ``key`` describes, by name.
+
+    Raises:
+        ConfigError: when something in it is not of the expected kind.
+    """
+    built = instantiate(cfg[key]) or {}
+    for name, value in built.items():
+        if value is not None and not isinstance(value, kind):
+            raise ConfigError(
+                f"Expected {key}.{name} to describe a {kind.__module__.partition('.')[0]} {kind.__name__} by its _target_ but "
+                f"got {value!r}; correct it, or leave it out."
+            )
+    return {name: value for name, value in built.items() if value is not None}
 
 
 def _check_nulls(config: Any, error: Exception) -> None:
@@ -217,6 +237,14 @@ def _in_words(error: Exception, target: str) -> DistillError | None:
     if target.startswith("lightning."):  # whatever they raise about their arguments, or about a package that is missing
         return ConfigError(f"Expected settings of {target} that work on this machine but got: {_one_line(error)}")
     return None
+
+
+def _what_it_takes(target: str, error: TypeError) -> str:
+    """Returns what a class takes, where ``error`` says that it was given another argument."""
+    unknown = re.search(r"unexpected keyword argument '([^']+)'", str(error))
+    if unknown is None:
+        return ""
+    return f"; {nearest(unknown[1], list(inspect.signature(hydra.utils.get_object(target)).parameters))}"
 
 
 def _is_call_error(error: BaseException) -> bool:

@@ -26,7 +26,7 @@ def pairs_of(data: DictConfig, split: str, choice: DictConfig) -> Benchmark:
     """
     differing = {str(key): value for key, value in choice.items() if value is not None or key == "n_pairs"}  # null: all
     try:
-        return instantiate({**data, "split": split, **differing})
+        return check_benchmark(instantiate({**data, "split": split, **differing}))
     except DistillError as error:
         text = str(error)
         for key in map(str, differing):
@@ -34,9 +34,23 @@ def pairs_of(data: DictConfig, split: str, choice: DictConfig) -> Benchmark:
         raise type(error)(text) from error
 
 
+def check_benchmark(built: Any) -> Benchmark:
+    """Returns what a configuration of data built.
+
+    Raises:
+        ConfigError: when it lacks something of :class:`distill.core.protocols.Benchmark`.
+    """
+    missing = [name for name in ("name", "split", "threshold", "__len__", "__getitem__") if not hasattr(built, name)]
+    if missing:
+        raise ConfigError(
+            f"Expected data to build a data set of pairs but {type(built).__name__} has no {', '.join(missing)}; add what is missing."
+        )
+    return built
+
+
 def scored_pairs(data: Mapping[str, Any]) -> Benchmark:
     """Returns the pairs that ``data`` describes, and prints in which way they differ from what was asked for."""
-    benchmark: Benchmark = instantiate(data)
+    benchmark = check_benchmark(instantiate(data))
     if is_first_process():
         for note in getattr(benchmark, "notes", []):
             print(f"note: {note}")

@@ -4,7 +4,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -12,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torchmetrics import Metric
 
-from distill.cli.config import instantiate
+from distill.cli.config import built_by_name, instantiate
 from distill.cli.datasets import fit_pairs, has_truth, truth_pairs
 from distill.core.errors import ConfigError, DataError, nearest
 from distill.core.protocols import Benchmark, Matcher
@@ -36,8 +35,6 @@ from distill.training.checks import check_fit
 from distill.training.module import Distillation
 from distill.training.optimiser import adamw
 from distill.training.train import resumed_from
-
-T = TypeVar("T")
 
 MOST_WORKERS = 8
 """Loading processes of one training process, unless more are asked for."""
@@ -180,22 +177,6 @@ def check_monitor(cfg: DictConfig) -> None:
     known = [*scores, "val/loss", *(f"val/{name}" for name, term in cfg.loss.terms.items() if term is not None)]
     if cfg.monitor is not None and cfg.monitor not in known and not cfg.callbacks:
         raise ConfigError(f"Expected monitor to name a figure but got {cfg.monitor!r}; {nearest(cfg.monitor, known)}.")
-
-
-def built_by_name(cfg: DictConfig, key: str, kind: type[T]) -> dict[str, T]:
-    """Returns what the section ``key`` describes, by name.
-
-    Raises:
-        ConfigError: when something in it is not of the expected kind.
-    """
-    built = instantiate(cfg[key]) or {}
-    for name, value in built.items():
-        if value is not None and not isinstance(value, kind):
-            raise ConfigError(
-                f"Expected {key}.{name} to describe a {kind.__module__.partition('.')[0]} {kind.__name__} by its _target_ but "
-                f"got {value!r}; correct it, or leave it out."
-            )
-    return {name: value for name, value in built.items() if value is not None}
 
 
 def _module(cfg: DictConfig, student: nn.Module, teacher: Cached, truth: FewShotTruth | None) -> Distillation:

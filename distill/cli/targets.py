@@ -21,7 +21,7 @@ def check_targets(config: Any) -> None:
             raise ConfigError(f"Expected _target_ as <module>.<name> but got {target!r}; write both.")
         problem = _problem(target.split("."))
         if problem is not None:
-            raise ConfigError(f"Expected _target_ to name a class or a function but {problem} ({target}); correct it.")
+            raise ConfigError(f"Expected _target_ to name a class or a function but {target} does not: {problem}")
 
 
 def _targets(config: Any) -> Iterator[Any]:
@@ -46,14 +46,14 @@ def _problem(parts: list[str]) -> str | None:
             found: Any = importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name is not None and not f"{name}.".startswith(f"{error.name}."):
-                return f"its module {name} needs the package {error.name}, which is not installed"
+                return f"its module {name} needs the package {error.name}, which is not installed; install it."
             continue
         except ImportError as error:
-            return f"its module {name} cannot be imported ({' '.join(str(error).split())})"
+            return f"its module {name} cannot be imported ({' '.join(str(error).split())}); correct the module."
         except ValueError:  # of an empty part, as in "a..b"
-            return "it is no dotted name"
+            return "it is no dotted name; correct it."
         return _missing(found, name, parts[count:])
-    return f"there is no module {parts[0]!r}; install its package, or set PYTHONPATH to the folder that holds it"
+    return f"there is no module {parts[0]!r}; install its package, or set PYTHONPATH to the folder that holds it."
 
 
 def _missing(found: Any, name: str, rest: list[str]) -> str | None:
@@ -61,6 +61,6 @@ def _missing(found: Any, name: str, rest: list[str]) -> str | None:
     for part in rest:
         if not hasattr(found, part):
             close = difflib.get_close_matches(part, [other for other in dir(found) if other[:1] != "_"], n=1)
-            return f"{name} has no {part!r}{f'; did you mean {close[0]!r}?' if close else ''}"
+            return f"{name} has no {part!r}; {f'did you mean {close[0]!r}?' if close else 'correct the name.'}"
         found, name = getattr(found, part), f"{name}.{part}"
     return None

@@ -21,6 +21,12 @@ def run_verb(verb: str, config: DictConfig, config_dir: str | Path | None = None
     """
     function = verb_function(verb, config_dir)
     try:
+        inspect.signature(function).bind(config)
+    except TypeError as error:
+        raise ConfigError(
+            f"Expected a function of the verb {verb} that takes the configuration but {error}; write def run(cfg)."
+        ) from error
+    try:
         function(config)
     except OmegaConfBaseException as error:
         reason = " ".join(str(error).split())

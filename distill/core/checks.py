@@ -1,14 +1,17 @@
-"""Checks at the boundary: what a matcher may be given.
+"""Checks at the boundary: what a matcher may be given, and what it may answer.
 
 Decided for all matchers: images are torch tensors (B, 3, H, W) of floats in [0, 1]; arrays, pictures, bytes and single images
 without a batch axis are refused with the expression that converts them. Points are (B, N, 2), floats or whole numbers,
 inside the source image, its border included.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from distill.core.errors import DataError
+from distill.core.types import Matches
 
 SLACK = 1e-3  # how far resizing may leave [0, 1]
 
@@ -108,4 +111,69 @@ def check_points(points: Tensor, images: Tensor, name: str = "src_kps", min_poin
         raise DataError(
             f"Expected every point of {name} inside its image of {width} x {height} px but point {n} of image {b} is "
             f"({x:.6g}, {y:.6g}); points are x, y in pixels."
+        )
+
+
+def check_answer(answer: Any, src_kps: Tensor, who: str) -> Matches:
+    """Returns what a matcher answered when its shapes are those of the contract. No value is read.
+
+    Args:
+        answer: to ``src_kps``.
+        src_kps: (B, N, 2) that were asked for.
+        who: answered, for messages.
+
+    Raises:
+        DataError: unless it is :class:`Matches` of tensors (B, N, 2), (B, N) and (B, N, h, w).
+    """
+    if not isinstance(answer, Matches) or not all(isinstance(value, Tensor) for value in answer):
+        got = type(answer).__name__
+        if isinstance(answer, Matches):
+            got += f" of {', '.join(type(value).__name__ for value in answer)}"
+        raise DataError(
+            f"Expected {who} to return Matches(trg_kps, confidence, heatmap) of torch tensors but got {got}; "
+            "distill.Matches makes one."
+        )
+    b, n = src_kps.shape[:2]
+    points, confidence, heatmap = (tuple(value.shape) for value in answer)
+    for name, wanted, found, is_right in (
+        ("trg_kps", (b, n, 2), points, points == (b, n, 2)),
+        ("confidence", (b, n), confidence, confidence == (b, n)),
+        ("heatmap", "(B, N, h, w)", heatmap, len(heatmap) == 4 and heatmap[:2] == (b, n)),
+    ):
+        if not is_right:
+            raise DataError(
+                f"Expected {name} {wanted} of {who} for {b} pairs with {n} points each but got {found}; return it so."
+            )
+    return answer
+
+
+def check_label(answer: Matches, mask: Tensor, who: str) -> None:
+    """Checks the values of an answer that is to be stored as a label.
+
+    Args:
+        answer: of the shapes of the contract.
+        mask: (B, N) bool, the points that count.
+        who: answered, for messages.
+
+    Raises:
+        DataError: unless points are finite, confidences in [0, 1], and heatmaps finite, at least 0 and not empty.
+    """
+    if not mask.any():
+        return
+    points, confidence, heatmap = (value.detach()[mask.to(value.device)] for value in answer)
+    if not torch.isfinite(points).all():
+        raise DataError(
+            f"Expected finite trg_kps of {who} but got NaN or infinity; answer with a confidence of 0 instead."
+        )
+    if not heatmap.numel():
+        raise DataError(f"Expected a heatmap with cells of {who} but got {tuple(heatmap.shape)}; return at least one.")
+    low, high = torch.stack(torch.aminmax(confidence.float())).tolist()  # either is NaN where there is one
+    if not (low >= -SLACK and high <= 1 + SLACK):
+        raise DataError(
+            f"Expected a confidence in [0, 1] of {who} but got [{low:.3g}, {high:.3g}]; it weighs the label in the losses, scale it."
+        )
+    low, high = torch.stack(torch.aminmax(heatmap.float())).tolist()
+    if not (low >= -SLACK and high < float("inf")):
+        raise DataError(
+            f"Expected a heatmap of at least 0 of {who} but got [{low:.3g}, {high:.3g}]; exp or softmax makes one of scores."
         )

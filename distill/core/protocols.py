@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from distill.core.checks import check_answer
 from distill.core.errors import ConfigError
 from distill.core.types import Matches, PairBatch
 
@@ -70,10 +71,16 @@ class Benchmark(Protocol):
 
 
 def match(matcher: Matcher | PairMatcher, pairs: PairBatch) -> Matches:
-    """Calls ``matcher`` on ``pairs`` by the richer of the two contracts that it satisfies."""
+    """Calls ``matcher`` on ``pairs`` by the richer of the two contracts that it satisfies.
+
+    Raises:
+        DataError: when its answer has other shapes than the contract's.
+    """
     if isinstance(matcher, PairMatcher):
-        return matcher.match_pairs(pairs)
-    return matcher(pairs.src_img, pairs.trg_img, pairs.src_kps)
+        answer = matcher.match_pairs(pairs)
+    else:
+        answer = matcher(pairs.src_img, pairs.trg_img, pairs.src_kps)
+    return check_answer(answer, pairs.src_kps, type(matcher).__name__)
 
 
 def match_query(matcher: Matcher | PairMatcher, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
@@ -81,13 +88,14 @@ def match_query(matcher: Matcher | PairMatcher, src_img: Tensor, trg_img: Tensor
 
     Raises:
         ConfigError: when it answers pairs of a data set only.
+        DataError: when its answer has other shapes than the contract's.
     """
     if not callable(matcher):
         raise ConfigError(
             f"Expected a matcher of two images and points but {type(matcher).__name__} answers pairs of a data set only; "
             "give it a __call__(src_img, trg_img, src_kps), or use evaluate or compare."
         )
-    return matcher(src_img, trg_img, src_kps)
+    return check_answer(matcher(src_img, trg_img, src_kps), src_kps, type(matcher).__name__)
 
 
 def move_to_device_of(network: object, images: Tensor) -> None:

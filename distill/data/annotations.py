@@ -41,6 +41,23 @@ class ImageAnnotation:
     box_has_size: bool = False
     box_source: Path | None = None
 
+    def __post_init__(self) -> None:
+        """Raises a :class:`DataError` for arrays of other shapes."""
+        k = len(self.points)
+        wanted: tuple[tuple[str, tuple[int, ...], str], ...] = (
+            ("points", (k, 2), "(K, 2) of x, y"),
+            ("visible", (k,), "(K,) of booleans, one for each point"),
+            ("bbox", (4,), "(4,) of x0, y0, x1, y1"),
+        )
+        for name, shape, described in wanted:
+            value = getattr(self, name)
+            is_right = isinstance(value, np.ndarray) and value.shape == shape
+            if not is_right or (value.dtype == bool) != (name == "visible"):
+                got = f"{type(value).__name__} {np.shape(value)} of {getattr(value, 'dtype', 'objects')}"
+                raise DataError(
+                    f"Expected {name} of {self.path} as a NumPy array {described}, but its data set gives {got}; np.array makes one."
+                )
+
 
 @dataclass(frozen=True)
 class PairAnnotation:
@@ -49,6 +66,14 @@ class PairAnnotation:
     src: ImageAnnotation
     trg: ImageAnnotation
     variation: tuple[int, int, int, int] = NO_VARIATION
+
+    def __post_init__(self) -> None:
+        """Raises a :class:`DataError` unless source and target have the same parts."""
+        if len(self.src.points) != len(self.trg.points):
+            raise DataError(
+                f"Expected a row for each part in source and target, in one order, but {self.src.path} has "
+                f"{len(self.src.points)} and {self.trg.path} {len(self.trg.points)}; what an image does not show has visible false."
+            )
 
 
 def check_annotation(annotation: ImageAnnotation, size: tuple[int, int], strict: bool) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from distill.core.checks import check_label
 from distill.core.errors import ConfigError, LabelError
 from distill.core.protocols import Fingerprinted, Matcher, PairMatcher, UsesPromptCache, match
 from distill.core.types import Matches, PairBatch
@@ -27,7 +28,7 @@ class Cached:
         prompt_cache: whether the teacher's optimised prompts are stored too, for further targets of the same points.
 
     Raises:
-        ConfigError: when the teacher has no fingerprint, or is asked to store prompts and has none.
+        ConfigError: when the teacher is no matcher or has no fingerprint, or is asked to store prompts and has none.
         LabelError: when the store holds labels of another teacher, or a damaged file.
     """
 
@@ -40,12 +41,8 @@ class Cached:
         read_only: bool = False,
         prompt_cache: bool = False,
     ) -> None:
-        if teacher is not None and not isinstance(teacher, Fingerprinted):
-            raise ConfigError(
-                f"Expected a teacher with a fingerprint() but {type(teacher).__name__} has none; add one."
-            )
         self.teacher, self.flush_seconds, self.read_only = teacher, flush_seconds, read_only
-        self.store = LabelStore(folder, teacher.fingerprint() if teacher is not None else None, fallbacks)
+        self.store = LabelStore(folder, _fingerprint_of(teacher) if teacher is not None else None, fallbacks)
         self.prompt_cache = self._prompt_cache(teacher) if prompt_cache and teacher is not None else None
         self._flushed = time.monotonic()
 
@@ -103,12 +100,18 @@ class Cached:
         self._flushed = time.monotonic()
 
     def _ask(self, pairs: PairBatch, missing: torch.Tensor) -> tuple[PairBatch, Matches, torch.Tensor]:
-        """Has the teacher answer the missing points of the pairs that lack any."""
+        """Has the teacher answer the missing points of the pairs that lack any.
+
+        Raises:
+            DataError: when an answer is no label, see :func:`distill.core.checks.check_label`.
+        """
         assert self.teacher is not None
         rows = missing.any(1).nonzero()[:, 0].tolist()
         asked = select_pairs(pairs, rows)._replace(kps_mask=missing[rows])
         with torch.no_grad():
-            return asked, match(self.teacher, asked), missing[rows]
+            answer = match(self.teacher, asked)
+        check_label(answer, missing[rows], type(self.teacher).__name__)
+        return asked, answer, missing[rows]
 
     def _what_is_missing(self, pairs: PairBatch, missing: torch.Tensor) -> str:
         row = int(missing.any(1).nonzero()[0, 0])
@@ -117,3 +120,28 @@ class Cached:
             f"of {int(pairs.kps_mask.sum())} are missing, such as of {pairs.src_id[row]} -> {pairs.trg_id[row]}; "
             f"make them with: python -m distill label labels.dir={self.store.folder}"
         )
+
+
+def _fingerprint_of(teacher: Matcher | PairMatcher) -> dict[str, str]:
+    """Returns what a teacher says decides its answers.
+
+    Raises:
+        ConfigError: when it is no matcher, or says nothing or something else than text by name.
+    """
+    name = type(teacher).__name__
+    if not isinstance(teacher, Fingerprinted):
+        raise ConfigError(f"Expected a teacher with a fingerprint() but {name} has none; add one.")
+    if not callable(teacher) and not isinstance(teacher, PairMatcher):
+        raise ConfigError(
+            f"Expected a teacher with __call__(src_img, trg_img, src_kps) or match_pairs(pairs) but {name} has neither; add one."
+        )
+    fingerprint = teacher.fingerprint()
+    texts = isinstance(fingerprint, dict) and all(
+        isinstance(text, str) for item in fingerprint.items() for text in item
+    )
+    if not fingerprint or not texts:
+        raise ConfigError(
+            f"Expected fingerprint() of {name} to return text by name, such as {{'method': 'mine 1'}}, but got {fingerprint!r}; "
+            "put str() around numbers."
+        )
+    return fingerprint

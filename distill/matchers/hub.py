@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.core.checks import check_query
+from distill.core.checks import check_answer, check_label, check_query
 from distill.core.digest import state_digest
 from distill.core.errors import ConfigError, DataError
 from distill.core.geometry import gaussian_heatmap, image_size
@@ -129,19 +129,9 @@ def checked_answer(
         raise DataError(
             f"Expected {who} to return points {shape}, or a tuple of points, confidence and heatmap, but got {got}; adapt it."
         )
-    points, confidence, heatmap = answer
-    for name, value, wanted in (("points", points, shape), ("confidence", confidence, shape[:2])):
-        if value.shape != wanted:
-            raise DataError(f"Expected {name} {tuple(wanted)} of {who} but got {tuple(value.shape)}; adapt it.")
-    if heatmap.ndim != 4 or heatmap.shape[:2] != shape[:2]:
-        raise DataError(f"Expected a heatmap (B, N, h, w) of {who} but got {tuple(heatmap.shape)}; adapt it.")
-    if not all(torch.isfinite(value).all() for value in answer):
-        raise DataError(f"Expected finite answers of {who} but got NaN or infinity; adapt it.")
-    if ((confidence < 0) | (confidence > 1)).any() or (heatmap < 0).any():
-        raise DataError(
-            f"Expected a confidence in [0, 1] and a heatmap of at least 0 of {who} but got others; adapt it."
-        )
-    return Matches(points, confidence, heatmap)
+    checked = check_answer(Matches(*answer), src_kps, who)
+    check_label(checked, torch.ones_like(checked.confidence, dtype=torch.bool), who)
+    return checked
 
 
 def code_digest(repo: str | Path) -> str:

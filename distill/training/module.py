@@ -6,8 +6,10 @@ from typing import Any, cast
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
+from distill.core.checks import check_answer
 from distill.core.errors import ConfigError
 from distill.core.protocols import Matcher, PairMatcher, match
 from distill.core.types import Matches, PairBatch
@@ -17,7 +19,7 @@ from distill.labels.labelled_pairs import LabelledPairs, split_labelled
 from distill.labels.truth import FewShotTruth
 from distill.losses import DenseStudent, Example, Loss
 from distill.metrics.pck import PCK
-from distill.training.callbacks.nan_check import check_finite
+from distill.training.callbacks.nan_check import check_finite, check_finite_gradients
 from distill.training.optimiser import adamw
 from distill.transforms.augment import Augment
 
@@ -59,8 +61,8 @@ class Distillation(LightningModule):
         truth: annotation of some training pairs, which goes before their labels; None for none.
 
     Raises:
-        ConfigError: when a loss has no weight or a negative one, when there is none or all weights are 0, or when a loss
-            needs descriptors that the student has not.
+        ConfigError: when a loss has no weight or a negative one, when there is none or all weights are 0, when a loss or
+            the student cannot be called, or when a loss needs descriptors that the student has not.
     """
 
     def __init__(
@@ -82,14 +84,25 @@ class Distillation(LightningModule):
         weights = {name: weight for name, weight in weights.items() if weight is not None}
         if not losses or set(losses) != set(weights):
             raise ConfigError(
-                f"Expected a weight for each loss but got losses {list(losses)} and weights {list(weights)}."
+                f"Expected a weight for each loss but got losses {list(losses)} and weights {list(weights)}; give loss.weights "
+                "the names of loss.terms, null leaves one out."
             )
         if min(weights.values()) < 0 or not any(weights.values()):
             raise ConfigError(
                 f"Expected weights of at least 0, and one above it, but got {weights}; correct loss.weights."
             )
+        for name, loss in losses.items():
+            if not callable(loss):
+                raise ConfigError(
+                    f"Expected loss.terms.{name} to be called with an example but {type(loss).__name__} has no __call__; add it."
+                )
         if TOTAL in losses:
             raise ConfigError(f"Expected losses with names of their own but got {TOTAL!r}, their sum's; rename it.")
+        if not isinstance(student, nn.Module) or type(student).forward is nn.Module.forward:
+            raise ConfigError(
+                f"Expected a student that is a torch.nn.Module with forward(src_img, trg_img, src_kps) but "
+                f"{type(student).__name__} {'has no forward' if isinstance(student, nn.Module) else 'is no module'}; add it."
+            )
         self.dense = isinstance(student, DenseStudent)
         wanting = [name for name, loss in losses.items() if getattr(loss, "dense", False)]
         if wanting and not self.dense:
@@ -126,7 +139,7 @@ class Distillation(LightningModule):
         Pairs without a common point add nothing to losses on points. A batch of such pairs only is not logged.
 
         Raises:
-            DataError: when a loss is NaN or infinite.
+            DataError: when a loss is no scalar, or NaN or infinite, or the student's answer has other shapes than the contract's.
         """
         pairs, label = split_labelled(batch)
         with torch.no_grad():
@@ -177,6 +190,15 @@ class Distillation(LightningModule):
             for name in ("total_steps", "_schedule_phases"):
                 state.pop(name, None)
 
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Checks the gradients, except where a gradient scaler leaves out the steps whose gradients overflow.
+
+        Raises:
+            DataError: when a gradient is NaN or infinite.
+        """
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            check_finite_gradients(self.student, self.trainer.global_step)
+
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW under a warm-up and a cosine over the trainer's steps."""
         steps = int(self.trainer.estimated_stepping_batches)
@@ -198,8 +220,8 @@ class Distillation(LightningModule):
         return terms | {TOTAL: total}, example.prediction.trg_kps
 
     def _example(self, batch: PairBatch, label: Matches) -> Example:
-        query = (batch.src_img, batch.trg_img, batch.src_kps)
+        query, name = (batch.src_img, batch.trg_img, batch.src_kps), type(self.student).__name__
         if not self.dense:
-            return Example(batch, label, self.student(*query))
+            return Example(batch, label, check_answer(self.student(*query), batch.src_kps, name))
         prediction, src_map, trg_map = self.student.forward_with_descriptors(*query)  # type: ignore[operator]
-        return Example(batch, label, prediction, self.student, src_map, trg_map)
+        return Example(batch, label, check_answer(prediction, batch.src_kps, name), self.student, src_map, trg_map)

@@ -15,8 +15,9 @@ import time
 from pathlib import Path
 
 from omegaconf import DictConfig
+from torchmetrics import Metric
 
-from distill.cli.config import instantiate
+from distill.cli.config import built_by_name, instantiate
 from distill.cli.datasets import scored_pairs
 from distill.cli.reporting import announce, report
 from distill.cli.rows import TEACHER, build_rows, read_rows, student_files
@@ -35,6 +36,7 @@ def run(cfg: DictConfig) -> Comparison:
     reference = cfg.reference or names[0]
     check_reference(reference, names)
     device = choose_device(cfg.device)
+    metrics = built_by_name(cfg, "metrics", Metric)
     matchers = build_rows(cfg, rows, device)
     benchmark: Benchmark = scored_pairs(cfg.data)
     folder = RunFolder.numbered(cfg)
@@ -44,7 +46,7 @@ def run(cfg: DictConfig) -> Comparison:
         teacher = matchers[name]
         assert isinstance(teacher, Cached)
         label(teacher, benchmark, device)
-    comparison = compare(matchers, benchmark, reference, cfg.batch_size, device, metrics=instantiate(cfg.metrics))
+    comparison = compare(matchers, benchmark, reference, cfg.batch_size, device, metrics=metrics)
     for name in timed if cfg.teacher_pairs else []:
         cost = teacher_cost(instantiate(cfg.teacher), benchmark, cfg.teacher_pairs)
         comparison.evaluations[name].report.update(cost)

@@ -13,8 +13,9 @@ Examples:
 
 from omegaconf import DictConfig
 from torch import nn
+from torchmetrics import Metric
 
-from distill.cli.config import instantiate
+from distill.cli.config import built_by_name, instantiate
 from distill.cli.datasets import scored_pairs
 from distill.cli.reporting import announce
 from distill.cli.run_folder import RunFolder
@@ -28,7 +29,7 @@ def run(cfg: DictConfig) -> Evaluation:
     matcher = instantiate(cfg.matcher)
     if isinstance(matcher, nn.Module):
         matcher = matcher.to(device)
-    benchmark, metrics = scored_pairs(cfg.data), instantiate(cfg.metrics)
+    benchmark, metrics = scored_pairs(cfg.data), built_by_name(cfg, "metrics", Metric)
     check_annotated(benchmark)
     folder = RunFolder.numbered(cfg)
     announce("evaluate", f"{name} on {len(benchmark)} {benchmark.split} pairs of {benchmark.name}", device, folder.path)

@@ -1,7 +1,7 @@
-"""Stops a training whose loss is NaN or infinite, and names the batch and the pair."""
+"""Stops a training whose loss or gradient is NaN or infinite, and names where."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.core.errors import DataError
 from distill.core.types import Matches
@@ -19,8 +19,16 @@ def check_finite(terms: dict[str, Tensor], losses: dict[str, Loss], example: Exa
         batch_idx: its number in the epoch.
 
     Raises:
-        DataError: naming the losses, the batch and the pair, before an optimiser's step could spread the damage.
+        DataError: naming the losses, the batch and the pair, before an optimiser's step could spread the damage; or a loss
+            that is no scalar.
     """
+    for name, value in terms.items():
+        if not isinstance(value, Tensor) or value.ndim:
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise DataError(
+                f"Expected loss.terms.{name} to return a scalar tensor but got {got}; distill.losses.weighted_mean averages "
+                "over the points that count."
+            )
     broken = [name for name, value in terms.items() if not torch.isfinite(value)]
     if not broken:
         return
@@ -34,6 +42,30 @@ def check_finite(terms: dict[str, Tensor], losses: dict[str, Loss], example: Exa
     raise DataError(
         f"Expected a finite loss but {', '.join(broken)} is NaN or infinite in batch {batch_idx}, at {where}; the weights "
         "are as they were before it, and checkpoints/ in run.dir holds the last good ones. Lower lr, or leave the pair out."
+    )
+
+
+def check_finite_gradients(student: nn.Module, step: int) -> None:
+    """Checks the gradients of a step. A loss can be finite where its gradient is not, such as a square root at 0.
+
+    Args:
+        student: whose parameters have their gradients, not scaled.
+        step: how many steps were taken before.
+
+    Raises:
+        DataError: naming the parameters and the step, before the optimiser takes it.
+    """
+    gradients = {name: weight.grad for name, weight in student.named_parameters() if weight.grad is not None}
+    if not gradients or torch.isfinite(torch.nn.utils.get_total_norm(gradients.values())):
+        return
+    broken = [name for name, gradient in gradients.items() if not torch.isfinite(gradient).all()]
+    if not broken:  # their norm alone overflows, which clipping turns into a step of 0
+        return
+    more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+    raise DataError(
+        f"Expected finite gradients but that of {broken[0]}{more} is NaN or infinite in step {step}, where the losses are finite; the "
+        "weights are as they were before it. Look for a root, a logarithm or a division that reaches 0 in a loss of your own: "
+        "+trainer.detect_anomaly=true names the operation, loss.terms.<name>=null loss.weights.<name>=null leaves a loss out."
     )
 
 

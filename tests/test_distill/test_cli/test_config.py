@@ -102,7 +102,7 @@ def test_a_users_own_folder_adds_choices(tmp_path: Path):
 def test_errors_inside_what_is_built_pass_through_and_wrong_arguments_do_not():
     with pytest.raises(ConfigError, match="heatmap_side and sigma"):
         instantiate({"_target_": "distill.matchers.oracle.Oracle", "sigma": -1})
-    with pytest.raises(ConfigError, match="unexpected keyword argument 'sigam'"):
+    with pytest.raises(ConfigError, match="unexpected keyword argument 'sigam'; did you mean 'sigma'"):
         instantiate({"_target_": "distill.matchers.oracle.Oracle", "sigam": 1})
     with pytest.raises(ConfigError, match="distill.nothing"):
         instantiate({"_target_": "distill.nothing.Here"})

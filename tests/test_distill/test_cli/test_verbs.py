@@ -53,3 +53,10 @@ def test_a_verb_without_a_file_or_a_function_is_an_error(own, capsys):
     (own / "count.yaml").write_text("least: 1\n")
     assert main(["count", "--config-dir", str(own)]) == 2
     assert "to name the function of the verb count but got None" in capsys.readouterr().err
+
+
+def test_a_verb_whose_function_does_not_take_the_configuration_is_an_error(own, capsys):
+    (own / "own_verb_of_nothing.py").write_text(MODULE.replace("run(cfg)", "run()"))
+    (own / "count.yaml").write_text(VERB.replace("own_verb_of_a_test", "own_verb_of_nothing"))
+    assert main(["count", "--config-dir", str(own)]) == 2
+    assert "of the verb count that takes the configuration but too many positional arguments" in capsys.readouterr().err

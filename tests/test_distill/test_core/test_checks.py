@@ -2,8 +2,10 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.core.checks import check_query
+from distill.core.checks import check_answer, check_label, check_query
 from distill.core.errors import DataError
+from distill.core.protocols import match_query
+from distill.core.types import Matches
 
 IMAGE = torch.full((1, 3, 8, 8), 0.5)
 POINT = torch.tensor([[[4.0, 4.0]]])
@@ -70,3 +72,57 @@ def test_every_message_is_one_line():
 
 def test_a_point_on_the_border_is_inside():
     check_query(IMAGE, IMAGE, torch.tensor([[[0.0, 8.0]]]))
+
+
+GOOD = Matches(torch.rand(2, 3, 2), torch.rand(2, 3), torch.rand(2, 3, 4, 5))
+ASKED = torch.rand(2, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (None, r"Mine to return Matches\(trg_kps, confidence, heatmap\) of torch tensors but got NoneType"),
+        (tuple(GOOD), "but got tuple; distill.Matches makes one"),
+        (Matches(*(value.numpy() for value in GOOD)), "but got Matches of ndarray, ndarray, ndarray"),
+        (
+            GOOD._replace(trg_kps=GOOD.trg_kps[0]),
+            r"trg_kps \(2, 3, 2\) of Mine for 2 pairs with 3 points each but got \(3, 2\)",
+        ),
+        (GOOD._replace(confidence=GOOD.confidence[..., None]), r"confidence \(2, 3\) of Mine .* but got \(2, 3, 1\)"),
+        (GOOD._replace(heatmap=GOOD.heatmap.flatten(2)), r"heatmap \(B, N, h, w\) of Mine .* but got \(2, 3, 20\)"),
+    ],
+)
+def test_an_answer_of_another_shape_is_refused(answer, message):
+    class Mine:
+        def __call__(self, src_img, trg_img, src_kps):
+            return answer
+
+    with pytest.raises(DataError, match=message):
+        match_query(Mine(), IMAGE, IMAGE, ASKED)
+
+
+def test_an_answer_of_the_contract_is_returned_as_it_is():
+    assert check_answer(GOOD, ASKED, "Mine") is GOOD
+    check_label(GOOD, torch.ones(2, 3, dtype=torch.bool), "Mine")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("trg_kps", float("nan"), "finite trg_kps of Mine"),
+        ("confidence", 1.5, r"confidence in \[0, 1\] of Mine but got \[.*, 1.5\]"),
+        ("confidence", -0.5, r"confidence in \[0, 1\] of Mine but got \[-0.5, "),
+        ("confidence", float("nan"), r"confidence in \[0, 1\]"),
+        ("heatmap", -0.5, "heatmap of at least 0 of Mine but got"),
+        ("heatmap", float("inf"), "heatmap of at least 0 of Mine but got"),
+    ],
+)
+def test_a_label_of_other_values_is_refused_where_its_point_counts(field, value, message):
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    values = getattr(GOOD, field).clone()
+    values[1, 2] = value
+    answer = GOOD._replace(**{field: values})
+    with pytest.raises(DataError, match=message):
+        check_label(answer, mask, "Mine")
+    mask[1, 2] = False
+    check_label(answer, mask, "Mine")

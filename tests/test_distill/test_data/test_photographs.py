@@ -1,4 +1,5 @@
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from PIL import Image
 
 from distill.core.errors import ConfigError, DataError
 from distill.core.geometry import letterbox
+from distill.data.annotations import ImageAnnotation, PairAnnotation
 from distill.data.pairs import collate_pairs, from_original, make_pair, to_original
 from distill.data.photographs import PhotographReader, decode
 
@@ -108,3 +110,29 @@ def test_bad_settings_are_named():
     ):
         with pytest.raises(ConfigError, match=message):
             PhotographReader([], **settings)
+
+
+def annotation(count=3, **changes) -> ImageAnnotation:
+    fields = {"points": np.zeros((count, 2)), "visible": np.ones(count, bool), "bbox": np.array([0.0, 0, 9, 9])}
+    return ImageAnnotation(Path("a.jpg"), **(fields | changes), category="cat", name="a", source=Path("a.json"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"points": [[1.0, 2.0]] * 3}, r"points of a.jpg as a NumPy array \(K, 2\) of x, y, .* gives list \(3, 2\)"),
+        ({"points": np.zeros((3, 3))}, r"gives ndarray \(3, 3\) of float64"),
+        ({"visible": np.ones(2, bool)}, r"visible of a.jpg as a NumPy array \(K,\) of booleans, one for each point"),
+        ({"visible": np.ones(3, int)}, r"gives ndarray \(3,\) of int64"),
+        ({"bbox": np.zeros((2, 2))}, r"bbox of a.jpg as a NumPy array \(4,\) of x0, y0, x1, y1"),
+    ],
+)
+def test_annotations_of_other_shapes_are_refused(changes, message):
+    with pytest.raises(DataError, match=message):
+        annotation(**changes)
+
+
+def test_a_pair_whose_images_have_different_parts_is_refused():
+    PairAnnotation(annotation(), annotation())
+    with pytest.raises(DataError, match="row for each part in source and target, .* a.jpg has 3 and a.jpg 2"):
+        PairAnnotation(annotation(), annotation(2))

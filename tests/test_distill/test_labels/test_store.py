@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from distill.core.errors import ConfigError, LabelError
+from distill.core.errors import ConfigError, DataError, LabelError
 from distill.core.types import Matches, PairBatch
 from distill.data.pairs import collate_pairs
 from distill.labels import LabelStore
@@ -114,6 +114,40 @@ def test_an_interrupted_write_leaves_nothing_that_is_read(tmp_path, few, monkeyp
 def test_a_teacher_without_a_fingerprint_cannot_be_stored(tmp_path):
     with pytest.raises(ConfigError, match="fingerprint"):
         Cached(tmp_path, object())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("told", [None, {}, {"method": 1}, {1: "mine"}, "mine"])
+def test_a_fingerprint_that_is_no_text_by_name_is_refused(tmp_path, told):
+    class Mine(Oracle):
+        def fingerprint(self):
+            return told
+
+    with pytest.raises(ConfigError, match=r"fingerprint\(\) of Mine to return text by name"):
+        Cached(tmp_path, Mine())
+
+
+def test_a_teacher_that_cannot_be_called_is_refused(tmp_path):
+    class Mine:
+        def fingerprint(self):
+            return {"method": "mine 1"}
+
+    with pytest.raises(
+        ConfigError, match=r"__call__\(src_img, trg_img, src_kps\) or match_pairs\(pairs\) but Mine has neither"
+    ):
+        Cached(tmp_path, Mine())
+
+
+def test_an_answer_that_is_no_label_is_not_stored(tmp_path, few):
+    class Mine(Oracle):
+        def match_pairs(self, pairs):
+            answer = super().match_pairs(pairs)
+            return answer._replace(heatmap=answer.heatmap - 1)
+
+    cached = Cached(tmp_path, Mine())
+    with pytest.raises(DataError, match="heatmap of at least 0 of Mine"):
+        cached.match_pairs(few.items[0])
+    cached.flush()
+    assert len(cached.store) == 0
 
 
 def test_compacting_keeps_every_label_in_one_file(tmp_path, few):

@@ -103,6 +103,53 @@ def test_a_loss_without_a_weight_is_an_error():
         distillation(heatmap=1.0)
 
 
+class NoForward(torch.nn.Module):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("student", "losses", "message"),
+    [
+        (NoForward(), {"a": CoordinateHuber()}, "but NoForward has no forward; add it"),
+        (Oracle(), {"a": CoordinateHuber()}, "but Oracle is no module"),
+        (
+            StudentMatcher("test_resnet", strides=[8], width=8),
+            {"a": object()},
+            "loss.terms.a .* object has no __call__",
+        ),
+    ],
+)
+def test_parts_that_cannot_be_called_are_refused(student, losses, message):
+    with pytest.raises(ConfigError, match=message):
+        Distillation(student, Oracle(), losses, {"a": 1.0}, None, 1e-3, 0.0)
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+@pytest.mark.parametrize(
+    ("loss", "got"),
+    [
+        (lambda example: example.prediction.confidence.mean(1), r"shape \(2,\)"),
+        (lambda example: 0.5, "float"),
+        (lambda example: None, "NoneType"),
+    ],
+)
+def test_a_loss_that_is_no_scalar_tensor_is_refused(loss, got):
+    module, pairs = distillation(), ShapesPairs("train", 2, 0, 64)
+    module.losses["points"] = loss
+    with pytest.raises(DataError, match=f"loss.terms.points to return a scalar tensor but got {got}"):
+        module.training_step(collate_pairs([pairs[0], pairs[1]]), 0)
+
+
+def test_a_student_whose_answer_has_another_shape_is_refused():
+    class Flat(torch.nn.Module):
+        def forward(self, src_img, trg_img, src_kps):
+            return Matches(src_kps.flatten(1), torch.ones(src_kps.shape[:2]), torch.ones(*src_kps.shape[:2], 4, 4))
+
+    module = Distillation(Flat(), Oracle(), {"points": CoordinateHuber()}, {"points": 1.0}, None, 1e-3, 0.0)
+    with pytest.raises(DataError, match=r"trg_kps \(1, \d+, 2\) of Flat"):
+        module.training_step(ShapesPairs("train", 2, 0, 64)[0], 0)
+
+
 def test_the_order_of_training_pairs_depends_on_the_seed_alone():
     pairs = ShapesPairs("train", 16, 0, 32)
     orders = []
@@ -137,6 +184,17 @@ def test_a_loss_that_is_no_number_names_batch_and_pair_and_leaves_the_weights(tm
         trainer.fit(module, PairDataModule(pairs, pairs, batch_size=8))  # type: ignore[arg-type]
     weights = [name for name, _ in module.named_parameters()]
     assert all(torch.equal(module.state_dict()[name], before[name]) for name in weights)
+
+
+def test_a_gradient_that_is_no_number_of_a_finite_loss_names_parameter_and_step_and_leaves_the_weights(tmp_path):
+    module = distillation()
+    module.losses["heatmap"] = lambda example: (0 * example.prediction.trg_kps).sum().sqrt()  # 0, with gradient 0 / 0
+    before = copy.deepcopy(module.state_dict())
+    pairs = ShapesPairs("train", 8, 0, 64)
+    trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, **QUIET)
+    with pytest.raises(DataError, match=r"finite gradients but that of \S+ and \d+ more is NaN or infinite in step 0"):
+        trainer.fit(module, PairDataModule(pairs, pairs, batch_size=8))  # type: ignore[arg-type]
+    assert all(torch.equal(value, before[f"student.{name}"]) for name, value in module.student.named_parameters())
 
 
 def test_a_loss_on_descriptors_needs_a_student_that_has_them():
