@@ -9,9 +9,8 @@ from omegaconf import OmegaConf
 
 from distill.cli.config import compose, instantiate
 from distill.core.errors import ConfigError
-from teacher import DiffusionFeatures, PromptOptimization, ReferencePromptOptimization, confidence, frozen_model
+from teacher import DiffusionFeatures, PromptOptimization, ReferencePromptOptimization, frozen_model
 from teacher.attention import Layer, read_tokens
-from teacher.crop_sampling import CORNERS, PoolCropSampler, RandomCropSampler, crop_boxes
 from teacher.dift import DiffusionFeaturesSettings
 from teacher.dit import TransformerFeaturesSettings
 from teacher.feature_cache import KeyedImage
@@ -19,7 +18,6 @@ from teacher.pipeline import as_device
 from teacher.prompts import grouped
 from teacher.settings import COST_ONLY, Settings
 from teacher.source_image import Convergence, attention_loss, token_for
-from teacher.target_image import aggregate_maps, read_out, subpixel
 
 QUICK = {"steps": 3, "embeddings": 2, "crop_pool": 5, "crops": 2, "layers": ["up@1/4", "up@1/2"], "prompt_length": 7}
 QUICK |= {"queries": "conditioned", "noise_draws": None, "consensus": 0.0, "timestep": 200}
@@ -116,62 +114,6 @@ def test_target_cells_at_corners_are_half_a_cell_off():
     torch.testing.assert_close(corners, centres)
 
 
-@pytest.mark.parametrize("edges", ["exact", "pixels"])
-def test_a_fresh_crop_keeps_the_point_off_its_border_and_stays_inside(edges):
-    settings = Settings(crop_source="fresh", crop_edges=edges, crop_ratio=0.6, queries="conditioned")
-    names = [("n", row) for row in range(40)]
-    sampler = RandomCropSampler(64, names, settings, torch.device("cpu"), 1)
-    points = torch.rand(40, 1, 2, generator=torch.Generator().manual_seed(0))
-    boxes = sampler.at(points).boxes
-    assert (boxes[:, :2] >= 0).all() and (boxes[:, :2] + boxes[:, 2:] <= 1 + 1e-6).all()
-    inside = (points[:, 0] - boxes[:, :2]) / boxes[:, 2:]
-    central = ((points[:, 0] > 0.15) & (points[:, 0] < 0.85)).all(1)
-    assert central.sum() > 10 and (inside[central] >= 0.15 - 0.04).all() and (inside[central] <= 0.85 + 0.04).all()
-    if edges == "pixels":
-        assert torch.equal((boxes * 64).round(), boxes * 64) and (boxes[:, 2] * 64 == 38).all()
-    corners = torch.stack(
-        [RandomCropSampler(64, [("n",)], settings, torch.device("cpu"), 1).numbered(c).boxes[0] for c in CORNERS]
-    )
-    free = 1 - float(boxes[0, 2])
-    np.testing.assert_allclose(corners[:, :2], [[0, 0], [free, 0], [0, free], [free, free]], atol=1e-6)
-
-
-def test_a_prompt_is_shown_no_crop_of_the_pool_twice_while_it_is_localised():
-    boxes = crop_boxes(4, 0.9, torch.Generator().manual_seed(0))
-    sampler = PoolCropSampler(boxes, [("locate",)] * 2, Settings(), draws=None)
-    points = torch.full((2, 1, 2), 0.5)
-    seen = torch.stack([sampler.at(points).crop_of for _ in range(len(boxes))])  # type: ignore[misc]
-    assert all(len(set(column.tolist())) == len(boxes) for column in seen.T)
-
-
-def test_a_samplers_numbers_depend_on_a_prompts_own_name_only():
-    boxes, settings = crop_boxes(4, 0.9, torch.Generator().manual_seed(0)), Settings()
-    names = [("crops", row) for row in range(3)]
-    points = torch.full((3, 1, 2), 0.5)
-    together = PoolCropSampler(boxes, names, settings, draws=6)
-    alone = PoolCropSampler(boxes, names[1:2], settings, draws=9)
-    drawn, again = together.plan(points).crop_of, alone.plan(points[:1]).crop_of
-    assert torch.equal(drawn[:, 1], again[:6, 0]) and len(set(drawn[:, 1].tolist())) > 1
-    assert (drawn != 0).all(), "the whole image is not among them"
-
-
-def test_crops_that_are_planned_are_those_that_are_drawn_one_by_one():
-    settings = Settings(crop_source="fresh", queries="conditioned")
-    names, points = [("n", row) for row in range(3)], torch.rand(3, 1, 2, generator=torch.Generator().manual_seed(0))
-    planned, one_by_one = (RandomCropSampler(64, names, settings, torch.device("cpu"), 4) for _ in range(2))
-    boxes = planned.plan(points).boxes
-    assert torch.equal(boxes, torch.stack([one_by_one.at(points).boxes for _ in range(4)]))
-
-
-def test_prompts_of_several_images_are_shown_crops_of_their_own():
-    pools = torch.stack([crop_boxes(4, ratio, torch.Generator().manual_seed(0)) for ratio in (0.5, 0.8)])
-    names, points = [("crops", row) for row in range(3)], torch.full((3, 1, 2), 0.5)
-    together = PoolCropSampler(pools[[0, 1, 1]], names, Settings(), draws=5).plan(points)
-    for row, pool in enumerate(pools[[0, 1, 1]]):
-        alone = PoolCropSampler(pool, names[row : row + 1], Settings(), draws=5).plan(points[:1])
-        assert torch.equal(together.boxes[:, row], alone.boxes[:, 0])
-
-
 @pytest.mark.parametrize(
     "settings",
     [
@@ -253,54 +195,6 @@ def test_the_warm_start_has_the_keys_that_the_point_asks_for(sd1_folder):
     key = attention.to_k(token)[0, 0]
     others = [float(torch.cosine_similarity(key, f - features.mean(0), dim=0)) for f in features]
     assert int(np.argmax(others)) == 9 and float(torch.cosine_similarity(key, wanted, dim=0)) > 0.5
-
-
-def test_subpixel_finds_the_vertex_of_a_parabola_and_keeps_to_cells_at_the_border():
-    x, y = torch.meshgrid(torch.arange(8) + 0.5, torch.arange(8) + 0.5, indexing="xy")
-    heatmap = (10 - (x - 3.7) ** 2 - (y - 5.2) ** 2)[None, None]
-    np.testing.assert_allclose(subpixel(heatmap)[0, 0] * 8, [3.7, 5.2], atol=1e-4)
-    edge = torch.zeros(1, 1, 4, 4)
-    edge[0, 0, 0, 3] = 1
-    np.testing.assert_allclose(subpixel(edge)[0, 0] * 4, [3.5, 0.5])
-
-
-def test_each_readout_of_a_lone_peak_is_the_peak():
-    heatmap = torch.zeros(1, 1, 16, 16)
-    heatmap[0, 0, 4, 9] = 1
-    for readout in ("argmax", "subpixel", "windowed_soft_argmax"):
-        found = read_out(heatmap, Settings(readout=readout))  # type: ignore[arg-type]
-        np.testing.assert_allclose(found[0, 0] * 16, [9.5, 4.5], atol=0.02)
-    pulled = read_out(heatmap, Settings(readout="soft_argmax"))[0, 0] * 16
-    weight = np.exp(-10) / (1 + 255 * np.exp(-10))
-    others = (256 * 8 - 9.5) * weight, (256 * 8 - 4.5) * weight
-    np.testing.assert_allclose(
-        pulled, [9.5 * (1 - 255 * weight) + others[0], 4.5 * (1 - 255 * weight) + others[1]], 1e-4
-    )
-
-
-def test_attention_that_the_flipped_image_shares_loses_half():
-    maps, flipped = torch.zeros(1, 1, 1, 2, 2), torch.zeros(1, 1, 1, 2, 2)
-    maps[..., 0, 0], maps[..., 1, 1], flipped[..., 0, 0] = 0.8, 0.6, 0.8
-    found = aggregate_maps(maps, None, flipped)
-    np.testing.assert_allclose(found[0], [[0.4, 0], [0, 0.6]], atol=1e-6)
-
-
-def test_the_mass_around_an_answer_is_that_of_the_heatmap_raised_to_a_power():
-    heatmap, point = torch.tensor([[[[0.81, 0.09]]]]), torch.tensor([[[0.25, 0.5]]])
-    assert float(confidence.peak_mass(heatmap, point, 0.5)) == pytest.approx(0.9 / (0.9 + 0.3))
-    assert float(confidence.peak_mass(heatmap, point)) == pytest.approx(0.6561 / (0.6561 + 0.0081))
-
-
-def test_confidences_are_high_for_a_sharp_answer_and_low_for_a_blurred_one():
-    sharp, blurred = torch.full((1, 8, 8), 1e-6), torch.ones(1, 8, 8)
-    sharp[0, 3, 3] = 1
-    assert float(confidence.relative_negentropy(sharp)) > 0.99 and float(confidence.relative_negentropy(blurred)) < 1e-5
-    apart = torch.zeros(1, 2, 10, 10)
-    apart[0, 0, 0, 0] = apart[0, 1, 0, 2] = 1
-    assert float(confidence.prompt_agreement(apart)) == pytest.approx(np.exp(-0.1 / 0.1), rel=1e-5)
-    assert float(confidence.prompt_agreement(apart[:, :1])) == 1
-    joint = confidence.joint([torch.tensor([0.25]), torch.tensor([1.0])])
-    assert float(joint) == pytest.approx(0.5)
 
 
 def papers_settings() -> dict:

@@ -4,7 +4,6 @@ import json
 import sys
 
 import lightning.pytorch.loggers  # noqa: F401 - whose flags are changed below
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,22 +14,11 @@ from distill.cli.interruption import Terminated
 from distill.cli.unread import UNREAD
 from distill.core.errors import ConfigError
 from distill.data.datasets.folder import of_split
-from distill.export.licences import UNKNOWN
 
 SMALL = [
     *("trainer=smoke", "student.backbone=test_resnet", "student.strides=[8,16]", "student.width=16", "data.size=64"),
     *("train.n_pairs=16", "val.n_pairs=8", "test.n_pairs=8", "teacher=oracle", "onnx=false", "pictures=0"),
 ]
-
-
-@pytest.fixture
-def photos(tmp_path):
-    random = np.random.default_rng(0)
-    for number in range(8):
-        file = tmp_path / "photos" / "cat" / f"{number}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(random.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(file)
-    return tmp_path / "photos"
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -362,40 +350,3 @@ def test_label_leaves_a_split_out_that_has_no_pairs(tmp_path, capsys):
     few = ["train.n_pairs=4", "val.n_pairs=0", "test.n_pairs=0", "data.size=32", "device=cpu"]
     assert main(["label", "teacher=oracle", f"labels.dir={tmp_path}/l", *few]) == 0
     assert f"label: 4 train pairs of shapes; on cpu; in {tmp_path}/l" in capsys.readouterr().out
-
-
-def test_doctor_tells_problems_by_its_exit_code_and_recognises_data_sets(photos, tmp_path, capsys):
-    assert main(["doctor", f"data_root={photos}"]) == 0
-    shown = capsys.readouterr().out
-    assert f"data=folder in {photos}" in shown
-    licences = [line.split(maxsplit=1)[1] for line in shown.splitlines() if line.startswith("licence ")]
-    assert licences == ["of the teacher's model: Apache-2.0", "of data=folder: that of your photographs"]
-    assert main(["doctor", f"data_root={tmp_path}/none", f"model={tmp_path}/no model"]) == 2
-    shown = capsys.readouterr()
-    assert f"of the teacher's model: {UNKNOWN}" in shown.out and "of data=" not in shown.out
-    assert shown.out.count("problem: ") == 2 and "found 2 problems" in shown.err
-    (tmp_path / "cub").mkdir()
-    (tmp_path / "cub" / "images.txt").write_text("1 a.jpg\n")
-    assert main(["doctor", f"data_root={tmp_path}/cub"]) == 2
-    assert "image_class_labels.txt" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("files", "name"),
-    [
-        (["images.txt"], "cub"),
-        (["CUB_200_2011/images.txt"], "cub"),
-        (["PairAnnotation/x", "Layout/x", "JPEGImages/x"], "spair71k"),
-        (["PairAnnotation/x", "ImageAnnotation/x", "JPEGImages/x"], "ap10k"),
-        (["PF-dataset-PASCAL/JPEGImages/x", "PF-dataset-PASCAL/Annotations/x"], "pf_pascal"),
-        (["PF-dataset/duck(S)/x"], "pf_willow"),
-        (["cat/a.jpg"], "folder"),
-    ],
-)
-def test_a_data_set_is_recognised_by_its_files(files, name, tmp_path):
-    from distill.cli.commands.doctor import layout
-
-    for file in files:
-        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / file).write_text("")
-    assert layout(tmp_path) == name

@@ -1,11 +1,11 @@
 import copy
 import json
-from functools import partial
 
 import pytest
 import torch
-from lightning import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning import Trainer, seed_everything
+from lightning.pytorch.callbacks import EarlyStopping
+from trainings import QUIET, distillation, fit
 
 from distill.core.errors import ConfigError, DataError
 from distill.core.types import Matches
@@ -21,41 +21,12 @@ from distill.matchers.oracle import Oracle
 from distill.training.callbacks.build import callbacks, checkpoints
 from distill.training.callbacks.json_lines import JsonLines
 from distill.training.callbacks.match_pictures import MatchPictures
-from distill.training.callbacks.seeding import BatchSeed
 from distill.training.callbacks.self_distillation import SelfDistillation
-from distill.training.checks import check_fit
 from distill.training.module import Distillation, UnregisteredReference
 from distill.training.optimiser import adamw, groups
 from distill.transforms.augment import Augment
 from distill.transforms.warp import RandomWarp
-from student import FeatureTeacher, StudentMatcher
-
-QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
-
-
-def distillation(lr: float = 3e-3, **weights) -> Distillation:
-    seed_everything(0, verbose=False)
-    student = StudentMatcher("test_resnet", strides=[8, 16], width=32)
-    losses = {"heatmap": HeatmapKL(1.0), "points": CoordinateHuber()}
-    return Distillation(student, Oracle(), losses, weights or {"heatmap": 1.0, "points": 1.0}, None, lr, 0.0)
-
-
-def fit(module: Distillation, folder, max_epochs: int, **options) -> Trainer:
-    pairs = ShapesPairs("train", 8, 0, 64)
-    trainer = Trainer(
-        max_epochs=max_epochs,
-        accelerator="cpu",
-        logger=JsonLines(folder),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        default_root_dir=folder,
-        log_every_n_steps=1,
-        check_val_every_n_epoch=max_epochs,
-        **options,
-    )
-    trainer.fit(module, PairDataModule(pairs, pairs, batch_size=8))  # type: ignore[arg-type]
-    return trainer
+from student import StudentMatcher
 
 
 def test_a_student_learns_a_handful_of_pairs_by_heart(tmp_path):
@@ -302,77 +273,6 @@ def test_a_student_that_describes_nothing_cannot_become_its_own_teacher(tmp_path
         fit(module, tmp_path, 1, callbacks=[own])
 
 
-class Stop(Exception):
-    """Ends a training where a test wants it to end."""
-
-
-class StopAt(Callback):
-    def __init__(self, epoch: int, batch: int) -> None:
-        self.place = (epoch, batch)
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if (trainer.current_epoch, batch_idx) == self.place:
-            raise Stop
-
-
-def trained(folder, max_epochs: int, every: int = 2, stop=None, resume: bool = False, **options):
-    """A training on eight pairs in batches of three, with averaged weights; returns module and checkpoint."""
-    module, checkpoint = distillation(lr=1e-2), checkpoints(folder, None)
-    teaching = options.pop("self_distillation", None)
-    extra = [BatchSeed(0), *([StopAt(*stop)] if stop else [])]
-    chosen = [*callbacks(checkpoint, ema=0.9, self_distillation=teaching)[:-1], *extra]
-    pairs = ShapesPairs("train", 8, 0, 64)
-    options = {"check_val_every_n_epoch": every, "logger": False, "callbacks": chosen, **QUIET, **options}
-    trainer = Trainer(max_epochs=max_epochs, accelerator="cpu", **options)
-    data = PairDataModule(pairs, pairs, batch_size=3)  # type: ignore[arg-type]
-    last = folder / "checkpoints" / "last.ckpt"
-    check_fit(trainer, data, last if resume else None)
-    trainer.fit(module, data, ckpt_path=last if resume else None, weights_only=True)
-    return module, checkpoint
-
-
-@pytest.mark.parametrize(("epochs", "steps"), [(1, 3), (3, 9)])
-def test_the_last_weights_are_kept_whenever_the_last_validation_was(tmp_path, epochs, steps):
-    module, checkpoint = trained(tmp_path, epochs)
-    state = torch.load(checkpoint.best_model_path, weights_only=True)
-    assert state["global_step"] == steps
-    assert all(torch.equal(value, state["state_dict"][name]) for name, value in module.state_dict().items())
-
-
-def test_a_finished_training_is_extended_with_a_schedule_of_its_new_length(tmp_path):
-    trained(tmp_path / "extended", 2)
-    states = [
-        torch.load(trained(tmp_path / name, 4, resume=resume)[1].best_model_path, weights_only=True)
-        for name, resume in (("extended", True), ("whole", False))
-    ]
-    extended, whole = ([group["lr"] for group in state["optimizer_states"][0]["param_groups"]] for state in states)
-    assert extended == whole and [state["global_step"] for state in states] == [12, 12]
-
-
-def test_a_resumed_training_with_fewer_epochs_than_it_has_is_refused(tmp_path):
-    trained(tmp_path, 2)
-    with pytest.raises(
-        ConfigError, match="trainer.max_epochs of at least 2, the epochs that .*last.ckpt has, but got 1"
-    ):
-        trained(tmp_path, 1, resume=True)
-
-
-def test_self_distillation_resumes_bit_for_bit(tmp_path):
-    """The labels are those of the last validation's averaged weights, which differ from the present ones."""
-
-    def teaching():
-        return SelfDistillation(partial(FeatureTeacher, side=8), start_epoch=2)
-
-    whole, _ = trained(tmp_path / "whole", 6, self_distillation=teaching())
-    for stop in ((3, 1), (5, 2)):  # an epoch after a validation, and two epochs after another
-        folder = tmp_path / str(stop[0])
-        with pytest.raises(Stop):
-            trained(folder, 6, stop=stop, self_distillation=teaching())
-        resumed, _ = trained(folder, 6, resume=True, self_distillation=teaching())
-        for name, value in whole.state_dict().items():
-            assert torch.equal(resumed.state_dict()[name], value), (stop, name)
-
-
 def without_points(pairs):
     """A pair of which no point is visible in both images."""
     names = ("src_kps", "trg_kps", "kps_mask", "kps_id")
@@ -405,90 +305,6 @@ def test_a_validation_without_any_common_point_logs_no_loss(tmp_path):
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, **QUIET)
     (found,) = trainer.validate(distillation(), PairDataModule(empty, empty, batch_size=4), verbose=False)  # type: ignore[arg-type]
     assert set(found) == {f"val/{name}@{alpha}" for name in ("pck", "pck_teacher") for alpha in ("0.05", "0.10")}
-
-
-def processes(devices: int, **options) -> Trainer:
-    """A trainer for several processes, of which none is started."""
-    strategy = "ddp" if devices > 1 else "auto"
-    options = {"logger": False, "enable_checkpointing": False, **QUIET, **options}
-    return Trainer(accelerator="cpu", devices=devices, strategy=strategy, **options)
-
-
-def test_fewer_validation_batches_than_processes_are_refused():
-    train, val = ShapesPairs("train", 64, 0, 32), ShapesPairs("val", 40, 0, 32)
-    data = PairDataModule(train, val, batch_size=16)  # type: ignore[arg-type]
-    assert check_fit(processes(3), data, None) is None
-    with pytest.raises(
-        ConfigError, match="batch for each of 4 processes but got 3 of 16 pairs.*val.n_pairs=64.*batch_size=10"
-    ):
-        check_fit(processes(4), data, None)
-
-
-@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
-def test_precisions_that_round_the_points_are_refused(precision):
-    pairs = ShapesPairs("train", 8, 0, 32)
-    with pytest.raises(ConfigError, match=f"rounds no points but got {precision}"):
-        check_fit(processes(1, precision=precision), PairDataModule(pairs, pairs, 4), None)  # type: ignore[arg-type]
-
-
-def test_a_figure_that_no_validation_measures_is_refused(tmp_path):
-    pairs, checkpoint = ShapesPairs("train", 8, 0, 32), checkpoints(tmp_path, "val/pck@0.10")
-    options = {"max_epochs": 1, "check_val_every_n_epoch": 2, "callbacks": [checkpoint], "logger": False, **QUIET}
-    trainer, data = Trainer(accelerator="cpu", **options), PairDataModule(pairs, pairs, 4)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="validation in 1 epochs for monitor=val/pck@0.10 but .* every 2"):
-        check_fit(trainer, data, None)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"fast_dev_run": True}, "trainer.fast_dev_run keeps none; .*trainer=smoke"),
-        ({"limit_train_batches": 0}, "batches to train on but got trainer.limit_train_batches=0"),
-        (
-            {"limit_val_batches": 0},
-            "a validation for monitor=val/pck@0.10 but trainer.limit_val_batches=0 leaves it out",
-        ),
-        ({"max_epochs": -1}, "an end of the training, .* trainer.max_epochs=-1"),
-        ({"max_epochs": -1, "max_time": "00:00:01:00"}, "an end of the training, .* trainer.max_epochs=-1"),
-    ],
-)
-def test_a_training_that_keeps_no_weights_is_refused(tmp_path, options, message):
-    pairs, checkpoint = ShapesPairs("train", 8, 0, 32), checkpoints(tmp_path, "val/pck@0.10")
-    trainer = Trainer(accelerator="cpu", callbacks=[checkpoint], logger=False, **{"max_epochs": 2} | options | QUIET)
-    with pytest.raises(ConfigError, match=message):
-        check_fit(trainer, PairDataModule(pairs, pairs, 4), None)  # type: ignore[arg-type]
-
-
-def test_the_best_weights_are_found_again_where_the_folder_was_moved(tmp_path):
-    before, after = (checkpoints(tmp_path / name, "val/pck@0.10") for name in ("before", "after"))
-    best = str(tmp_path / "before" / "checkpoints" / "best.ckpt")
-    before.best_model_path = before.kth_best_model_path = best
-    before.best_model_score, before.best_k_models = torch.tensor(3.0), {best: torch.tensor(3.0)}
-    after.load_state_dict(before.state_dict())
-    moved = best.replace("before", "after")
-    assert after.best_model_path == after.kth_best_model_path == moved
-    assert after.best_model_score == 3 and after.best_k_models == {moved: 3} and after.last_model_path == ""
-    lightnings = ModelCheckpoint(tmp_path, "best", monitor="val/pck@0.10", mode="max")
-    assert after.state_key == lightnings.state_key, "runs of earlier versions are resumed"
-
-
-@pytest.mark.parametrize(("epochs", "fits"), [(49, False), (50, True), (-1, True)])
-def test_a_search_for_a_learning_rate_needs_a_hundred_steps(tmp_path, epochs, fits):
-    pairs, beside = ShapesPairs("train", 8, 0, 32), callbacks(checkpoints(tmp_path, None), find_lr=True)[:-1]
-    options = {"max_epochs": epochs, "max_steps": 200, "callbacks": beside, "logger": False, **QUIET}
-    trainer, data = Trainer(accelerator="cpu", **options), PairDataModule(pairs, pairs, 4)  # type: ignore[arg-type]
-    if fits:
-        check_fit(trainer, data, None)
-    else:
-        with pytest.raises(ConfigError, match="at least 100 steps for find_lr but got 98; .* trainer.max_epochs=50"):
-            check_fit(trainer, data, None)
-
-
-def test_settings_of_what_runs_beside_are_checked(tmp_path):
-    with pytest.raises(ConfigError, match="ema, a decay"):
-        callbacks(checkpoints(tmp_path, None), ema=1.0)
-    with pytest.raises(ConfigError, match="a monitor whose progress counts"):
-        callbacks(checkpoints(tmp_path, None), patience=3)
 
 
 @pytest.mark.parametrize("options", [{"precision": "bf16-mixed"}, {"accumulate_grad_batches": 2}])

@@ -1,0 +1,53 @@
+"""Trainings that were stopped and go on, or finished and are extended."""
+
+from functools import partial
+
+import pytest
+import torch
+from trainings import Stop, trained
+
+from distill.core.errors import ConfigError
+from distill.training.callbacks.self_distillation import SelfDistillation
+from student import FeatureTeacher
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 3), (3, 9)])
+def test_the_last_weights_are_kept_whenever_the_last_validation_was(tmp_path, epochs, steps):
+    module, checkpoint = trained(tmp_path, epochs)
+    state = torch.load(checkpoint.best_model_path, weights_only=True)
+    assert state["global_step"] == steps
+    assert all(torch.equal(value, state["state_dict"][name]) for name, value in module.state_dict().items())
+
+
+def test_a_finished_training_is_extended_with_a_schedule_of_its_new_length(tmp_path):
+    trained(tmp_path / "extended", 2)
+    states = [
+        torch.load(trained(tmp_path / name, 4, resume=resume)[1].best_model_path, weights_only=True)
+        for name, resume in (("extended", True), ("whole", False))
+    ]
+    extended, whole = ([group["lr"] for group in state["optimizer_states"][0]["param_groups"]] for state in states)
+    assert extended == whole and [state["global_step"] for state in states] == [12, 12]
+
+
+def test_a_resumed_training_with_fewer_epochs_than_it_has_is_refused(tmp_path):
+    trained(tmp_path, 2)
+    with pytest.raises(
+        ConfigError, match="trainer.max_epochs of at least 2, the epochs that .*last.ckpt has, but got 1"
+    ):
+        trained(tmp_path, 1, resume=True)
+
+
+def test_self_distillation_resumes_bit_for_bit(tmp_path):
+    """The labels are those of the last validation's averaged weights, which differ from the present ones."""
+
+    def teaching():
+        return SelfDistillation(partial(FeatureTeacher, side=8), start_epoch=2)
+
+    whole, _ = trained(tmp_path / "whole", 6, self_distillation=teaching())
+    for stop in ((3, 1), (5, 2)):  # an epoch after a validation, and two epochs after another
+        folder = tmp_path / str(stop[0])
+        with pytest.raises(Stop):
+            trained(folder, 6, stop=stop, self_distillation=teaching())
+        resumed, _ = trained(folder, 6, resume=True, self_distillation=teaching())
+        for name, value in whole.state_dict().items():
+            assert torch.equal(resumed.state_dict()[name], value), (stop, name)
