@@ -4,6 +4,7 @@
 and a verb's help are printed at once.
 """
 
+import errno
 import logging
 import os
 import sys
@@ -55,6 +56,9 @@ GO_ON = {
 }
 """What to do after an interruption, by verb."""
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a disk without room."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code.
@@ -86,9 +90,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Terminated:
         return _ended("terminated", hint, 143)
     except BrokenPipeError:  # as after "| head"
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 141
     except (RuntimeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            _discard_output()
+            place = error.filename or "the output"
+            print(f"error: Expected room to write {place} but got: {error.strerror}; make room.", file=sys.stderr)
+            return 2
         end = interruption_behind(error)
         if isinstance(end, KeyboardInterrupt):
             return _ended("interrupted", hint, 130)
@@ -98,6 +107,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return 143
     return 0
+
+
+def _discard_output() -> None:
+    """Drops what is still to be printed, which Python would otherwise try to write once more when it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _ended(word: str, hint: str | None, code: int) -> int:

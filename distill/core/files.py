@@ -1,4 +1,4 @@
-"""Writing files and folders so that they appear whole or not at all."""
+"""Files: whether they may be read, and writing them and folders so that they appear whole or not at all."""
 
 import os
 import shutil
@@ -8,6 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from distill.core.errors import DataError
+
+
+def check_permission(path: str | Path) -> None:
+    """Raises a PermissionError when this user may not read a file, of which safetensors says that it does not exist."""
+    try:
+        with open(path, "rb"):
+            pass
+    except PermissionError:
+        raise
+    except OSError:  # what else is wrong the reader says
+        pass
 
 
 @contextmanager

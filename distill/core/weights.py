@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from distill.core.errors import WeightsError
+from distill.core.files import check_permission
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -14,14 +15,11 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def check_readable(path: str | Path) -> None:
     """Raises a :class:`WeightsError` when this user may not read a file, of which safetensors says that it does not exist."""
     try:
-        with open(path, "rb"):
-            pass
+        check_permission(path)
     except PermissionError as error:
         raise WeightsError(
             f"Expected weights that may be read but got {path} ({error.strerror}); ask its owner, for example for chmod a+r."
         ) from error
-    except OSError:  # what else is wrong the reader says
-        pass
 
 
 def check_kinds(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: str | Path) -> None:

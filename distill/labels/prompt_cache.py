@@ -17,6 +17,7 @@ from safetensors.numpy import save
 from torch import Tensor, from_numpy
 
 from distill.core.errors import DataError, LabelError
+from distill.core.files import check_permission
 from distill.labels.folder import mismatch
 from distill.labels.index import label_files
 from distill.labels.metadata import parse, texts
@@ -112,6 +113,7 @@ class PromptCacheStore(MutableMapping[Name, tuple[Tensor, int]]):
 
     def _open(self, path: Path) -> None:
         advice = "delete it, and its prompts are optimised again"
+        check_permission(path)
         try:
             with safe_open(path, "pt") as file:  # as torch maps files into memory, where numpy would read them
                 about = parse((file.metadata() or {}).get("distill"), [FORMAT])

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from distill.core.errors import LabelError
-from distill.core.files import replacing
+from distill.core.files import check_permission, replacing
 from distill.labels.metadata import parse
 from distill.labels.records import ARRAYS, Columns, Image
 
@@ -128,7 +128,9 @@ def open_shard(path: Path) -> Shard:
 
     Raises:
         LabelError: when it is cut, not a file of labels, of another format, or of photographs in the previous format.
+        PermissionError: when this user may not read it.
     """
+    check_permission(path)
     try:
         with safe_open(path, "pt") as file:  # as torch maps files into memory, where numpy would read them
             text = (file.metadata() or {}).get("distill")

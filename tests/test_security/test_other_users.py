@@ -72,3 +72,18 @@ def test_a_folder_that_may_not_be_entered_is_one_line(folder, capsys):
             and "Permission denied" in said
             and "\n" not in said
         )
+
+
+def test_labels_that_may_not_be_read_are_not_said_to_be_missing_nor_set_aside(capsys):
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        fit = ["teacher=oracle", "data.size=32", "splits=[train]", "train.n_pairs=4", "device=cpu"]
+        assert main(["label", f"labels.dir={name}/labels", *fit]) == 0
+        capsys.readouterr()
+        (file,) = Path(name).glob("labels/[!.]*.safetensors")
+        for action in ("status", "verify", "repair"):
+            with closed(file):
+                assert main(["label", action, f"labels.dir={name}/labels"]) == 2
+            said = capsys.readouterr().err.strip()
+            assert f"to use {file} but got: Permission denied" in said and "\n" not in said
+            assert file.is_file()

@@ -123,3 +123,9 @@ def test_every_experiment_composes_and_says_what_it_costs_and_whether_it_was_run
     assert all(word in header for word in ("Source:", "Hardware:", "Time:", "xpect", "Run so far:"))
     config = compose("fit", [f"experiment={name}", "data.root=somewhere", "student.weights=some.safetensors"])
     assert config.data.size % 14 == 0 or "dinov2" not in config.student.backbone
+
+
+@pytest.mark.parametrize("value", ["2", "0.5", "1.0"])
+def test_a_limit_of_batches_is_a_number_or_a_share(value):
+    config = compose("fit", ["trainer=smoke", f"trainer.limit_train_batches={value}"])
+    assert config.trainer.limit_train_batches == float(value)

@@ -25,7 +25,8 @@ def test_every_key_of_a_file_or_folder_holds_text():
     for verb, others, keys in (
         ("data", ["action=convert"], ["to"]),
         ("demo", [], ["page"]),
-        ("export", ["ckpt=a"], ["page", "bundle", "onnxruntime_web"]),
+        ("export", ["ckpt=a"], ["page", "onnxruntime_web"]),
+        ("export", ["ckpt=a"], ["bundle"]),
         ("propagate", ["action=apply"], ["corrections", "annotations"]),
         ("fit", ["teacher=hub"], ["teacher.repo"]),
         ("fit", ["teacher=dit"], ["teacher.prompt_file"]),
@@ -42,7 +43,7 @@ def test_every_key_of_a_file_or_folder_holds_text():
         ("label", "label.sources", ["label.action=merge"]),
         ("fit", "labels.fallbacks", []),
         ("compare", "matchers", []),
-        ("export", "examples", ["ckpt=a"]),
+        ("export", "examples", ["ckpt=a", "page=b"]),
     ],
 )
 def test_lists_of_paths_hold_text(verb, key, others):

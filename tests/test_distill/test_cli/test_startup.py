@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -39,3 +40,13 @@ def test_a_reader_that_goes_away_leaves_no_traceback():
     command = f"{sys.executable} -m distill fit --help | head -n 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.stdout.startswith("Train a student") and done.stderr == "" and done.returncode in (0, 141)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+@pytest.mark.parametrize("arguments", ["--help", "fit --help", "fit --cfg job"])
+def test_output_to_a_full_disk_is_one_line(arguments):
+    command = f"{sys.executable} -m distill {arguments} > /dev/full"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == (
+        "error: Expected room to write the output but got: No space left on device; make room.\n"
+    )

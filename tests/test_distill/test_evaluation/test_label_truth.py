@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from distill.core.errors import DataError
+from distill.core.types import Matches
 from distill.evaluation import panels
 from distill.evaluation.compare import compare
 from distill.evaluation.evaluate import evaluate
@@ -16,7 +17,11 @@ def test_pck_against_labels_is_agreement_with_the_teacher(few):
     pairs = LabelTruth(few, BoxRelative())
     assert len(pairs) == len(few) and pairs.convention == "canonical"
     assert evaluate(BoxRelative(), pairs, "itself", progress=False).report["pck"]["point"]["0.01"] == 100
-    moved = LabelTruth(few, lambda src, trg, kps: BoxRelative().match_pairs(few[0])._replace(trg_kps=kps + 9))
+
+    def nine_px_on(src, trg, kps):
+        return Matches(kps + 9, torch.ones(kps.shape[:2]), torch.zeros(*kps.shape[:2], 4, 4))
+
+    moved = LabelTruth(few, nine_px_on)
     report = evaluate(Oracle(), moved, "oracle", progress=False).report
     assert report["pck"]["point"]["0.01"] == pytest.approx(100), "the oracle reads the labels"
 
