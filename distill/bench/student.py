@@ -18,6 +18,7 @@ from distill.evaluation.evaluate import evaluate
 from distill.export.gate import ALPHA
 from distill.export.onnx import example, export_student
 from distill.export.onnx_matcher import OnnxMatcher
+from distill.export.runtime import OnnxFile
 from distill.system.memory import PeakMemory
 
 N_POINTS = 10
@@ -110,21 +111,30 @@ def _figures(student: nn.Module, files: Mapping[str, Path], bench: StudentBench)
 
 def _ways(
     student: nn.Module, files: Mapping[str, Path], threads: int, bench: StudentBench
-) -> Iterator[tuple[str, Matcher, str]]:
-    """Yields name, matcher and device of each way to run, one after the other, so that only one has threads."""
+) -> Iterator[tuple[str, Matcher | OnnxFile, str]]:
+    """Yields name, matcher and device of each way to run, one after the other, so that only one has threads.
+
+    A file is asked with arrays, as where torch is not installed: after each operation of torch its threads wait actively
+    for a while, on the cores that ONNX Runtime needs then.
+    """
     yield "torch", student, bench.device
     if bench.compiled:
         torch.compiler.reset()  # what was compiled for another number of threads
         yield "torch.compile", torch.compile(student), bench.device
     for way, file in files.items():
-        yield way, OnnxMatcher(file, threads), "cpu"
+        yield way, OnnxFile(file, threads), "cpu"
 
 
-def _rows(matcher: Matcher, place: str, bench: StudentBench) -> Iterator[dict[str, Any]]:
+def _rows(matcher: Matcher | OnnxFile, place: str, bench: StudentBench) -> Iterator[dict[str, Any]]:
     for batch in bench.batches:
-        query = [value.to(place) for value in example(batch, N_POINTS, bench.size, seed=0)]
+        query = example(batch, N_POINTS, bench.size, seed=0)
+        call: Callable[[], object]
+        if isinstance(matcher, OnnxFile):
+            call = partial(matcher.run, *(value.numpy() for value in query))
+        else:
+            call = partial(matcher, *(value.to(place) for value in query))
         with PeakMemory(place) as memory, torch.inference_mode():
-            milliseconds, processor = _timed(partial(matcher, *query), bench.repeats)
+            milliseconds, processor = _timed(call, bench.repeats)
         latency = statistics.median(milliseconds)
         yield {
             "batch": batch,
