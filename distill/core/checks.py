@@ -156,7 +156,7 @@ def check_label(answer: Matches, mask: Tensor, who: str) -> None:
         who: answered, for messages.
 
     Raises:
-        DataError: unless points are finite, confidences in [0, 1], and heatmaps finite, at least 0 and not empty.
+        DataError: unless points are finite, confidences in [0, 1], and heatmaps finite, with cells, and not negative everywhere.
     """
     if not mask.any():
         return
@@ -172,8 +172,10 @@ def check_label(answer: Matches, mask: Tensor, who: str) -> None:
         raise DataError(
             f"Expected a confidence in [0, 1] of {who} but got [{low:.3g}, {high:.3g}]; it weighs the label in the losses, scale it."
         )
-    low, high = torch.stack(torch.aminmax(heatmap.float())).tolist()
-    if not (low >= -SLACK and high < float("inf")):
+    best = heatmap.float().flatten(1).amax(1)  # the losses leave out what is negative, such as of cosines
+    if not (torch.isfinite(heatmap).all() and (best >= -SLACK).all()):
+        low, high = torch.stack(torch.aminmax(heatmap.float())).tolist()
         raise DataError(
-            f"Expected a heatmap of at least 0 of {who} but got [{low:.3g}, {high:.3g}]; exp or softmax makes one of scores."
+            f"Expected a finite heatmap of {who} whose best cell is at least 0 but got [{low:.3g}, {high:.3g}]; exp or softmax "
+            "makes one of scores."
         )

@@ -117,7 +117,7 @@ def checked_answer(
         who: answered, for messages.
 
     Raises:
-        DataError: for other shapes, values that are not finite, a confidence outside [0, 1], or a negative heatmap.
+        DataError: for other shapes, values that are not finite, a confidence outside [0, 1], or a heatmap that is negative everywhere.
     """
     shape = (*src_kps.shape[:2], 2)
     if isinstance(answer, Tensor) and answer.shape == shape:

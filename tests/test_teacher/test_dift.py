@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from distill.core.errors import ConfigError, WeightsError
+from distill.labels.cached import Cached
 from teacher import DiffusionFeatures
 
 LAYERS = ["up@1/4", "up@1/2.cross_q"]
@@ -127,3 +128,9 @@ def test_weights_that_are_not_here_and_cannot_be_downloaded_are_named(sd1_folder
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(WeightsError, match="could not be downloaded"):
         build(sd1_folder, unet_weights="CompVis/nothing-of-this-name/unet.safetensors")
+
+
+def test_cosines_are_labels(sd1_folder, make_pairs, tmp_path):
+    cached = Cached(tmp_path, build(sd1_folder))
+    answer = cached.match_pairs(make_pairs(2, size=64))
+    assert float(answer.heatmap.min()) < 0 and len(cached.store) == 2

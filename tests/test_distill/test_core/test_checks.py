@@ -104,6 +104,8 @@ def test_an_answer_of_another_shape_is_refused(answer, message):
 def test_an_answer_of_the_contract_is_returned_as_it_is():
     assert check_answer(GOOD, ASKED, "Mine") is GOOD
     check_label(GOOD, torch.ones(2, 3, dtype=torch.bool), "Mine")
+    cosines = torch.linspace(-1, 1, 2 * 3 * 4 * 5).view(3, 2, 5, 4).transpose(0, 1)  # of the last points of either pair
+    check_label(GOOD._replace(heatmap=cosines), torch.tensor([[False, False, True]] * 2), "Mine")
 
 
 @pytest.mark.parametrize(
@@ -113,8 +115,8 @@ def test_an_answer_of_the_contract_is_returned_as_it_is():
         ("confidence", 1.5, r"confidence in \[0, 1\] of Mine but got \[.*, 1.5\]"),
         ("confidence", -0.5, r"confidence in \[0, 1\] of Mine but got \[-0.5, "),
         ("confidence", float("nan"), r"confidence in \[0, 1\]"),
-        ("heatmap", -0.5, "heatmap of at least 0 of Mine but got"),
-        ("heatmap", float("inf"), "heatmap of at least 0 of Mine but got"),
+        ("heatmap", -0.5, "heatmap of Mine whose best cell is at least 0 but got"),
+        ("heatmap", float("inf"), "finite heatmap of Mine whose best cell is at least 0 but got"),
     ],
 )
 def test_a_label_of_other_values_is_refused_where_its_point_counts(field, value, message):

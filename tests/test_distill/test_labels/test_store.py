@@ -141,10 +141,10 @@ def test_an_answer_that_is_no_label_is_not_stored(tmp_path, few):
     class Mine(Oracle):
         def match_pairs(self, pairs):
             answer = super().match_pairs(pairs)
-            return answer._replace(heatmap=answer.heatmap - 1)
+            return answer._replace(heatmap=answer.heatmap - 2)
 
     cached = Cached(tmp_path, Mine())
-    with pytest.raises(DataError, match="heatmap of at least 0 of Mine"):
+    with pytest.raises(DataError, match="heatmap of Mine whose best cell is at least 0"):
         cached.match_pairs(few.items[0])
     cached.flush()
     assert len(cached.store) == 0
