@@ -149,8 +149,8 @@ def load_student(path: str | Path | None, trusted: Sequence[str] = ()) -> nn.Mod
     """
     if path is None:
         raise ConfigError(
-            "Expected a student's file but got none; name the student.safetensors of a fit, with ckpt= or, for filter=student, "
-            "with filter.student=."
+            "Expected a student's file but got none; add ckpt=<student.safetensors of a fit> (for filter=student: "
+            "filter.student=)."
         )
     config, tensors = read_student_file(path)
     student = load_into(build_student(config, tensors, path, trusted), tensors, path)
