@@ -4,6 +4,7 @@ Lightning starts further processes with the command line of the first, verb incl
 line only; from Python, start the processes with torchrun.
 """
 
+import atexit
 import os
 import sys
 from datetime import timedelta
@@ -13,6 +14,7 @@ from typing import Any
 from lightning import Fabric
 from lightning.fabric.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
+from torch import distributed
 
 import __main__
 from distill.cli.interruption import may_start_others
@@ -39,7 +41,14 @@ def launch(cfg: DictConfig) -> Fabric:
     except (ValueError, TypeError, RuntimeError) as error:  # Lightning's ways to say that a setting does not fit
         raise ConfigError(f"Expected trainer settings that fit this machine but got: {error}") from error
     fabric.launch()
+    atexit.register(_disconnect)
     return fabric
+
+
+def _disconnect() -> None:
+    """Ends the connection to the other processes, whose threads else may abort this one while it ends (gloo, exit code -6)."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def is_many(cfg: DictConfig) -> bool:
