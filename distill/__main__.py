@@ -76,19 +76,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _dispatch(arguments)
             sys.stdout.flush()
     except DistillError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _refused(str(error))
     except PermissionError as error:  # of whatever file or folder; which one is all that there is to say
-        print(
-            f"error: Expected to be allowed to use {error.filename or 'a file'} but got: {error.strerror or error}; ask its owner, "
-            "or choose another place.",
-            file=sys.stderr,
+        return _refused(
+            f"Expected to be allowed to use {error.filename or 'a file'} but got: {error.strerror or error}; ask its owner, "
+            "or choose another place."
         )
-        return 2
-    except KeyboardInterrupt:
-        return _ended("interrupted", hint, 130)
-    except Terminated:
-        return _ended("terminated", hint, 143)
+    except (KeyboardInterrupt, Terminated) as end:
+        return _ended(end, hint)
     except BrokenPipeError:  # as after "| head"
         _discard_output()
         return 141
@@ -96,13 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, OSError) and error.errno in FULL:
             _discard_output()
             place = error.filename or "the output"
-            print(f"error: Expected room to write {place} but got: {error.strerror}; make room.", file=sys.stderr)
-            return 2
-        end = interruption_behind(error)
-        if isinstance(end, KeyboardInterrupt):
-            return _ended("interrupted", hint, 130)
-        if end is not None:
-            return _ended("terminated", hint, 143)
+            return _refused(f"Expected room to write {place} but got: {error.strerror}; make room.")
+        behind = interruption_behind(error)
+        if behind is not None:
+            return _ended(behind, hint)
         if not starter_ended():  # the connection to the first process may be lost before its end is seen
             raise
         return 143
@@ -117,8 +109,15 @@ def _discard_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _ended(word: str, hint: str | None, code: int) -> int:
-    """Prints that the command was ended, in the first of its processes; returns the exit code."""
+def _refused(reason: str) -> int:
+    """Prints an error in one line; returns the exit code."""
+    print(f"error: {' '.join(reason.split())}", file=sys.stderr)
+    return 2
+
+
+def _ended(end: BaseException, hint: str | None) -> int:
+    """Prints that Ctrl-C or SIGTERM ended the command, in the first of its processes; returns the exit code."""
+    word, code = ("interrupted", 130) if isinstance(end, KeyboardInterrupt) else ("terminated", 143)
     if not is_started():
         print(", ".join(filter(None, [word, hint])), file=sys.stderr)
     return code

@@ -24,7 +24,7 @@ from distill.labels.filters import Criterion
 from distill.labels.generate import query_of
 from distill.labels.labelled_pairs import LabelledCollate
 from distill.labels.truth import FewShotTruth
-from distill.system.environment import choose_device
+from distill.system.environment import available_cores, choose_device
 from distill.training.callbacks.build import callbacks, checkpoints
 from distill.training.callbacks.json_lines import JsonLines
 from distill.training.callbacks.match_pictures import MatchPictures
@@ -136,8 +136,7 @@ def loading_processes(device: str) -> int:
     """
     if device == "cpu":
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(0, min(MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE") or 1) - 1))
+    return max(0, min(MOST_WORKERS, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE") or 1) - 1))
 
 
 def is_taught(cfg: DictConfig) -> bool:

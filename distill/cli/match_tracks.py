@@ -46,12 +46,13 @@ def follow_tracks(cfg: DictConfig, matcher: Matcher, device: str) -> dict[str, A
         accuracy = position_accuracy(found, tracks.points, tracks.visible, tracks.first())
         figures = {key: round(value, 3) for key, value in accuracy.items()}
         count, frames = tracks.visible.shape
-        content = {"src": str(cfg.src), "frames": frames, "tracks": count, "position_accuracy": figures}
-        folder.write_json("metrics.json", {**content, "convention": CONVENTION})
+        content: dict[str, Any] = {"src": str(cfg.src), "frames": frames, "tracks": count, "position_accuracy": figures}
+        content["convention"] = CONVENTION
+        folder.write_json("metrics.json", content)
     print(
         f"{count} tracks, {frames} frames: delta_avg {figures['delta_avg']:.1f} ({CONVENTION})\n{folder / 'tracks.csv'}"
     )
-    return {**content, "convention": CONVENTION}
+    return content
 
 
 def _followed(

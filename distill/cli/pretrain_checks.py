@@ -14,16 +14,13 @@ from distill.core.protocols import match
 from distill.data.pairs import collate_pairs
 
 AT_LEAST = {
-    "num_workers": 0,
     "autoencoder.steps": 1,
-    "autoencoder.batch_size": 1,
     "autoencoder.model.channels": 1,
     "autoencoder.model.latent_channels": 1,
     "autoencoder.model.num_downsamples": 0,
     "autoencoder.training.crop": 1,
     "autoencoder.training.noise": 0,
     "diffusion.steps": 1,
-    "diffusion.batch_size": 1,
     "diffusion.latents.store.capacity": 1,
     "diffusion.latents.batches.at_start": 1,
     "diffusion.latents.batches.fresh": 0,
@@ -48,6 +45,7 @@ ABOVE = {
 }
 AT_MOST = {"diffusion.training.drop_caption": 1, "diffusion.training.decay": 1, "diffusion.latents.blocks.zoom": 1}
 BELOW = {"diffusion.averaging.decay": 1}
+"""Bounds of numbers, by key, that :data:`distill.cli.keys.LEAST` does not hold."""
 
 UNFIT = (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError, ZeroDivisionError)
 """What torch, diffusers and transformers raise about shapes that do not fit."""

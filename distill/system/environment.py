@@ -29,6 +29,11 @@ def describe() -> dict[str, str]:
     }
 
 
+def available_cores() -> int:
+    """Returns how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def choose_device(name: str) -> str:
     """Returns the device to work on: a GPU if there is one, or "cpu", for "auto", and other names as they are.
 

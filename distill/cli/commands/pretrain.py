@@ -13,7 +13,6 @@ Examples:
 
 import hashlib
 import json
-import os
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ from distill.cli.reporting import announce
 from distill.cli.run_folder import RunFolder, check_unchanged
 from distill.core.errors import ConfigError
 from distill.core.workers import quiet_worker
-from distill.system.environment import choose_device
+from distill.system.environment import available_cores, choose_device
 from distill.training.checkpoint import load_state, read_resumable
 from distill.training.train import run_fit
 
@@ -158,7 +157,7 @@ def _train_diffusion(cfg: DictConfig, folder: RunFolder, module: Any, validation
 
 def num_workers(asked: int | None) -> int:
     """Returns how many processes draw pictures: those asked for, else one for each core but one, and at most 12."""
-    return asked if asked is not None else min(MOST_WORKERS, len(os.sched_getaffinity(0)) - 1)
+    return asked if asked is not None else min(MOST_WORKERS, available_cores() - 1)
 
 
 def _digest(module: nn.Module) -> str:
