@@ -7,7 +7,8 @@ stands in the file's metadata.
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,21 +86,18 @@ def export_student(
         WeightsError: when the student holds NaN or infinity.
     """
     check_settings(precision, size, calibration)
-    check_weights(student)
-    student = copy.deepcopy(student).cpu().float().eval()
-    prepare = getattr(student, "freeze_for_export", None)
-    if callable(prepare):
-        prepare(size)
+    student = prepared(student, size)
+    measured = gate.measured_against(student, pairs) if pairs is not None else None
     metadata = file_metadata(student, size, precision, config or {}, about or {})
     with replacing(path) as unfinished:
         best: tuple[Deviation, onnx.ModelProto] | None = None
-        for model in _candidates(student, size, precision, calibration):
+        for model in candidates(partial(_traced, size=size), student, size, precision, calibration, _feed):
             onnx.helper.set_model_props(model, metadata)
             onnx.save(model, unfinished)
             bounds = {} if precision == "fp32" else {"tolerance_px": 1.0, "tolerance": math.inf}
             deviation = verify(unfinished, student, size, **bounds)
-            if pairs is not None:
-                deviation = deviation._replace(gate=gate.measure(student, OnnxMatcher(unfinished), pairs))
+            if measured is not None:
+                deviation = deviation._replace(gate=measured(OnnxMatcher(unfinished)))
             if best is None or _loss(deviation) < _loss(best[0]):
                 best = deviation, model
         assert best is not None
@@ -124,40 +122,62 @@ def check_settings(precision: str, size: int, calibration: Benchmark | None) -> 
         raise ConfigError("Expected training pairs to calibrate int8 on but got none; set calibration_pairs above 0.")
 
 
-def check_weights(student: nn.Module) -> None:
-    """Raises a :class:`WeightsError` when the student holds NaN or infinity, which is seen before it is traced."""
+def prepared(student: nn.Module, size: int) -> nn.Module:
+    """Returns a copy of ``student`` to trace at images of ``size`` px: on the CPU, in single precision, in evaluation mode.
+
+    Raises:
+        WeightsError: when it holds NaN or infinity.
+    """
     for name, value in student.state_dict().items():
         if not bool(torch.isfinite(value).all()):
             raise WeightsError(
                 f"Expected a student with finite answers but its {name} holds NaN or infinity; train it again."
             )
+    student = copy.deepcopy(student).cpu().float().eval()
+    prepare = getattr(student, "freeze_for_export", None)
+    if callable(prepare):
+        prepare(size)
+    return student
 
 
-def _candidates(
-    student: nn.Module, size: int, precision: str, calibration: Benchmark | None
+def candidates(
+    trace_it: Callable[[nn.Module], onnx.ModelProto],
+    student: nn.Module,
+    size: int,
+    precision: str,
+    calibration: Benchmark | None,
+    feed: Callable[[PairBatch], Feed],
 ) -> Iterator[onnx.ModelProto]:
-    """Yields the graphs of which the best is kept: one, or for 8 bits one with and one without the head."""
-    traced, parts = _traced(in_half(student) if precision == "fp16" else student, size), encoder_parts(student)
+    """Yields the graphs of which the best is kept: one, or for 8 bits one with and one without the head.
+
+    Args:
+        trace_it: traces a student, or one in half precision.
+        student: as :func:`prepared` returns it.
+        size: side of the square images, px.
+        precision: see :mod:`distill.export.precision`.
+        calibration: training pairs for "int8".
+        feed: makes inputs of the graph of such pairs.
+
+    Raises:
+        ConfigError: when the images of ``calibration`` are of another size.
+    """
+    traced = trace_it(in_half(student) if precision == "fp16" else student)
     if precision != "int8":
         yield finish(traced)
-    else:
-        assert calibration is not None
-        feeds = [_feed(calibration[number], size) for number in range(len(calibration))]
-        yield from map(finish, int8_candidates(traced, parts, feeds))
+        return
+    assert calibration is not None
+    every = [calibration[number] for number in range(len(calibration))]
+    for pairs in every:
+        if pairs.src_img.shape[-2:] != (size, size):
+            raise ConfigError(
+                f"Expected pairs of {size} px to calibrate on but got {pairs.src_img.shape[-1]}; set data.size."
+            )
+    yield from map(finish, int8_candidates(traced, encoder_parts(student), [feed(pairs) for pairs in every]))
 
 
-def _feed(pairs: PairBatch, size: int) -> Feed:
+def _feed(pairs: PairBatch) -> Feed:
     query = (pairs.src_img, pairs.trg_img, pairs.src_kps)
-    check_calibration(pairs, size)
     return {name: value.float().numpy() for name, value in zip(INPUTS, query, strict=True)}
-
-
-def check_calibration(pairs: PairBatch, size: int) -> None:
-    """Raises a :class:`ConfigError` unless the images of ``pairs`` are of ``size`` x ``size`` px."""
-    if pairs.src_img.shape[-2:] != (size, size):
-        raise ConfigError(
-            f"Expected pairs of {size} px to calibrate on but got {pairs.src_img.shape[-1]}; set data.size."
-        )
 
 
 def _loss(deviation: Deviation) -> float:

@@ -64,6 +64,7 @@ class _InHalf(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module.half()
+        self.name = getattr(module, "name", type(module).__name__)  # for messages
 
     def forward(self, *inputs: Any) -> Any:
         """Computes in half precision; takes and returns single precision."""

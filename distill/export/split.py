@@ -7,10 +7,10 @@ of the horizontally flipped target, each (pairs, C, h, w), and ``src_kps`` (pair
 :class:`distill.core.types.Matches` out.
 """
 
-import copy
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,9 @@ from distill.export import gate
 from distill.export.about import file_metadata
 from distill.export.gate import Gate
 from distill.export.graph import finish, trace
-from distill.export.onnx import TRACED, check_calibration, check_settings, check_weights, example, network_name
+from distill.export.onnx import TRACED, candidates, check_settings, example, network_name, prepared
 from distill.export.onnx_matcher import OnnxMatcher
-from distill.export.precision import Feed, encoder_parts, in_half, int8_candidates
+from distill.export.precision import Feed
 from distill.export.runtime import CORRELATE, ENCODE, OUTPUTS, Descriptors, SplitMatcher
 
 TOLERANCE = {"fp32": 1e-3, "fp16": 0.02, "int8": math.inf}
@@ -75,21 +75,18 @@ def export_split(
             "Expected a student whose answer depends on descriptors alone but this one also compares pixels, or gives no "
             "descriptors; set split=false, or train with student.refinement=0."
         )
-    check_weights(student)
-    student = copy.deepcopy(student).cpu().float().eval()
-    prepare = getattr(student, "freeze_for_export", None)
-    if callable(prepare):
-        prepare(size)
+    student = prepared(student, size)
+    measured = gate.measured_against(student, pairs) if pairs is not None else None
     metadata = file_metadata(student, size, precision, config or {}, about or {})
     correlation = _correlation(student, size)
     best: tuple[float, Gate | None, onnx.ModelProto] | None = None
     with tempfile.TemporaryDirectory(prefix="distill-split-") as made:
-        for encoder in _encoders(student, size, precision, calibration):
+        for encoder in candidates(partial(_encoder, size=size), student, size, precision, calibration, _feed):
             _save({ENCODE: encoder, CORRELATE: correlation}, metadata, made)
             differs = _verified(
                 SplitMatcher(Path(made, ENCODE), Path(made, CORRELATE)), student, size, TOLERANCE[precision]
             )
-            found = None if pairs is None else gate.measure(student, OnnxMatcher(made), pairs)
+            found = None if measured is None else measured(OnnxMatcher(made))
             if best is None or _loss(differs, found) < _loss(*best[:2]):
                 best = differs, found, encoder
     assert best is not None
@@ -145,23 +142,12 @@ class _Correlate(nn.Module):
         return Matches(*(field[:, :-1] for field in answer))
 
 
-def _encoders(
-    student: nn.Module, size: int, precision: str, calibration: Benchmark | None
-) -> Iterator[onnx.ModelProto]:
-    """Yields the graphs of which the best is kept: one, or for 8 bits one with and one without the head."""
+def _encoder(student: nn.Module, size: int) -> onnx.ModelProto:
     inputs = {"images": example(TRACED[0], 1, size, seed=0)[0]}
-    written = in_half(student) if precision == "fp16" else student
-    traced = trace(_Encode(written), network_name(student), inputs, ["descriptors"], {"images": {0: "images"}})
-    if precision != "int8":
-        yield finish(traced)
-    else:
-        assert calibration is not None
-        feeds = [_feed(calibration[number], size) for number in range(len(calibration))]
-        yield from map(finish, int8_candidates(traced, encoder_parts(student), feeds))
+    return trace(_Encode(student), network_name(student), inputs, ["descriptors"], {"images": {0: "images"}})
 
 
-def _feed(pairs: PairBatch, size: int) -> Feed:
-    check_calibration(pairs, size)
+def _feed(pairs: PairBatch) -> Feed:
     return {"images": torch.cat([pairs.src_img, pairs.trg_img]).float().numpy()}
 
 
