@@ -176,6 +176,14 @@ def check_unchanged(config: DictConfig, free: tuple[str, ...] = FREE_ON_RESUME) 
         )
 
 
+def differs(first: DictConfig, second: DictConfig) -> bool:
+    """Returns whether two configurations differ in a key other than ``run.resume``."""
+    plain: list[Any] = [OmegaConf.to_container(config, resolve=True) for config in (first, second)]
+    for config in plain:
+        config["run"] = {**config["run"], "resume": None}
+    return json.dumps(plain[0], sort_keys=True) != json.dumps(plain[1], sort_keys=True)
+
+
 def _flat(config: DictConfig | ListConfig) -> dict[str, Any]:
     """Returns the values by dotted key, interpolations resolved."""
     plain = OmegaConf.create(OmegaConf.to_container(config, resolve=True))

@@ -104,6 +104,13 @@ UNREAD: dict[str, tuple[Unread, ...]] = {
         ),
         Unread(("examples", "onnxruntime_web"), lambda config: config.page is None, "it belongs to page="),
     ),
+    "ablate": (
+        Unread(
+            ("seeds",),
+            lambda config: "matcher" in config.suite,
+            "this suite trains nothing; base=['matcher.seed=1'] sets the matcher's",
+        ),
+    ),
     "evaluate": _MATCHER,
     "match": _MATCHER,
     "propagate": (

@@ -26,6 +26,7 @@ from torch import nn
 from distill.core.digest import state_digest
 from distill.core.files import replacing
 from distill.core.version import __version__
+from distill.export.licences import weights_licence
 
 FORMAT = "distill-onnx-1"
 STORIES = ("teacher", "data", "figures", "licences")
@@ -80,8 +81,11 @@ def add_figures(path: str | Path, figures: Mapping[str, Any]) -> None:
 
 
 def backbone_licence(student: nn.Module, config: Mapping[str, Any]) -> str | None:
-    """Returns what timm says of the licence of the backbone's pretrained weights, if the student started from them."""
-    if config.get("weights") != "pretrained":
+    """Returns the licence of the weights that a student's backbone started from, timm's own or a file; None for random ones."""
+    weights = config.get("weights")
+    if weights is None:
         return None
+    if weights != "pretrained":
+        return f"{Path(str(weights)).name}: {weights_licence(str(weights))}"
     known = getattr(getattr(getattr(student, "backbone", None), "network", None), "pretrained_cfg", None) or {}
     return str(known.get("license") or "not named by timm")

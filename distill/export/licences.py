@@ -4,10 +4,16 @@ What is not known is said to be so. Nothing here is legal advice; the licence it
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
+
+from distill.core.errors import WeightsError
+from distill.export.student_file import read_about
 
 UNKNOWN = "not known here; see where it came from"
 _RAIL, _RAIL_PLUS, _TURBO = "CreativeML Open RAIL-M", "CreativeML Open RAIL++-M", "Stability AI's (sai-nc-community)"
+_COMMUNITY = "Stability AI Community License, see its page for commercial use"
 WEIGHTS: Mapping[str, str] = {
     "sd-mini": "Apache-2.0",  # of this project
     "stable-diffusion-v1-4": _RAIL,
@@ -19,10 +25,17 @@ WEIGHTS: Mapping[str, str] = {
     "sd-turbo": f"{_TURBO}, non-commercial research; see its page for other use",  # as a copy of the weights says
     "cleandift_sd15_unet.safetensors": f"MIT, made from Stable Diffusion 1.5: {_RAIL}",
     "cleandift_sd21_unet.safetensors": f"MIT, made from Stable Diffusion 2.1: {_RAIL_PLUS}",
+    "stable-diffusion-3-medium": _COMMUNITY,
+    "stable-diffusion-3-medium-diffusers": _COMMUNITY,
+    "stable-diffusion-3.5-medium": _COMMUNITY,
+    "stable-diffusion-3.5-large": _COMMUNITY,
     "FLUX.1-schnell": "Apache-2.0",  # as the page of weights that derive from it says
     "FLUX.1-dev": "FLUX.1 [dev] Non-Commercial License",
+    **{f"vit_{size}_patch14_dinov2": "Apache-2.0" for size in ("small", "base", "large", "giant")},  # as timm says
+    **{f"vit_{size}_patch16_dinov3": "DINOv3 License" for size in ("small", "base", "large")},  # as timm says
+    "mobilenetv2_100": "Apache-2.0",  # as timm says
 }
-"""Of pipelines and weights, by the last part of their file, folder or hub id.
+"""Of pipelines and weights, by the last part of their file, folder or hub id, and of timm's own weights, by the model's name.
 
 As their pages of the Hugging Face hub said in 2026, or, where a comment says so, another page; a page may have changed since.
 """
@@ -46,7 +59,20 @@ def _weights(node: Mapping[str, Any]) -> list[tuple[str, str]]:
             found += _weights(value)
         elif key == "model" and isinstance(value, str):
             found.append((value.rstrip("/").rpartition("/")[2], weights_licence(value)))
-        elif key in ("unet_weights", "weights", "path", "repo") and isinstance(value, str):
-            name = str(node.get("backbone", value)) if value == "pretrained" else value
+        elif key == "path" and isinstance(value, str):
+            found.append((value.rpartition("/")[2], _inherited(value)))
+        elif key in ("unet_weights", "weights", "repo") and isinstance(value, str):
+            name = str(node.get("backbone", value)).partition(".")[0] if value == "pretrained" else value
             found.append((name.rpartition("/")[2], weights_licence(name)))
     return found
+
+
+def _inherited(path: str) -> str:
+    """Returns what a student's file, as a teacher, says of the licences that it has inherited itself."""
+    told: Any = None
+    if Path(path).is_file():
+        with suppress(WeightsError):
+            told = read_about(path).get("licences")
+    if not isinstance(told, Mapping) or not told:
+        return weights_licence(path)
+    return "made from " + ", ".join(f"{what} ({licence})" for what, licence in told.items())

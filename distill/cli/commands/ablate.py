@@ -1,12 +1,14 @@
-"""Train variants of a fit with several seeds, and make one table of what each change gains.
+"""Train variants of a fit with several seeds, and make one table of what each change gains; or compare settings of a matcher.
 
 Each training is a fit of its own in a folder of its own, <run.dir>/<variant>/<seed>; those that are finished are not made
 again, so that a long ablation can be interrupted and started anew. The table is in ablation.md, its figures in
-ablation.json, with the spread over seeds.
+ablation.json, with the spread over seeds. A suite with values of a matcher's settings (suite=consensus) trains nothing: each
+combination is evaluated on the same pairs, prompts are optimised once for all rows that they serve.
 
 Examples:
   python -m distill ablate
   python -m distill ablate suite=cub "base=['data.root=CUB','student.weights=mobilenetv2_100.safetensors']"
+  python -m distill ablate suite=consensus "base=['matcher.model=<pipeline folder>','data=spair71k','data.root=SPair-71k']"
 """
 
 import json
@@ -15,9 +17,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from distill.cli import matcher_rows
 from distill.cli.commands import fit
 from distill.cli.config import compose
-from distill.cli.run_folder import RunFolder, read_config
+from distill.cli.run_folder import RunFolder, differs, read_config
 from distill.core.errors import ConfigError
 from distill.evaluation.ablation import HEADER, NOTE, cells, markdown, summary
 from distill.system.tables import print_table
@@ -30,6 +33,8 @@ def run(cfg: DictConfig) -> list[dict[str, Any]]:
         ConfigError: without variants or seeds, for a seed that comes twice, and for a variant that cannot be composed;
             before anything is trained.
     """
+    if "matcher" in cfg.suite:
+        return matcher_rows.run(cfg)
     variants: dict[str, Any] = OmegaConf.to_container(cfg.suite.variants)  # type: ignore[assignment]  # fit resolves it
     seeds = list(cfg.seeds)
     if not variants or not seeds or len(set(seeds)) < len(seeds):
@@ -66,18 +71,9 @@ def report_of(cfg: DictConfig) -> dict[str, Any]:
     if not finished.is_file():
         cfg.run.resume = written.is_file()
         fit.run(cfg)
-    elif _differs(read_config(written), cfg):
+    elif differs(read_config(written), cfg):
         raise ConfigError(
             f"Expected the fit in {cfg.run.dir} to have the settings of this ablation but they differ; choose another "
             "run.dir."
         )
     return json.loads(finished.read_text(encoding="utf-8"))
-
-
-def _differs(first: Any, second: DictConfig) -> bool:
-    """Returns whether two configurations differ in a key other than ``run.resume``."""
-    plain = [OmegaConf.to_container(config, resolve=True) for config in (first, second)]
-    for config in plain:
-        assert isinstance(config, dict)
-        config["run"] = {**config["run"], "resume": None}
-    return json.dumps(plain[0], sort_keys=True) != json.dumps(plain[1], sort_keys=True)

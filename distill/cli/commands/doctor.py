@@ -43,6 +43,8 @@ def run(cfg: DictConfig) -> None:
     problems = [problem for name in PARTS if (problem := _import_problem(name))]
     problems += _problems("teacher's model", {"_target_": "teacher.PromptOptimization", "model": str(cfg.model)})
     print(f"{'licence':<14} of the teacher's model: {weights_licence(str(cfg.model))}")
+    if cfg.backbone is not None:
+        print(f"{'licence':<14} of backbone={cfg.backbone}: {weights_licence(str(cfg.backbone))}")
     if cfg.data_root is not None:
         problems += _data_problems(Path(cfg.data_root))
     labels = sorted(shipped("checkpoints/labels").glob("*/*.safetensors"))

@@ -11,6 +11,9 @@ Examples:
   python -m distill evaluate matcher=box_relative data=cub data.root=CUB_200_2011 run.dir=runs/boxes
 """
 
+from collections.abc import MutableMapping
+from typing import Any
+
 from omegaconf import DictConfig
 from torch import nn
 from torchmetrics import Metric
@@ -19,16 +22,24 @@ from distill.cli.config import built_by_name, instantiate
 from distill.cli.datasets import scored_pairs
 from distill.cli.reporting import announce
 from distill.cli.run_folder import RunFolder
+from distill.core.protocols import UsesPromptCache
 from distill.evaluation.evaluate import Evaluation, check_annotated, evaluate
 from distill.system.environment import choose_device, describe
 
 
-def run(cfg: DictConfig) -> Evaluation:
-    """Evaluates, writes ``metrics.json`` and prints the figures."""
+def run(cfg: DictConfig, prompts: MutableMapping[Any, Any] | None = None) -> Evaluation:
+    """Evaluates, writes ``metrics.json`` and prints the figures.
+
+    Args:
+        cfg: the configuration.
+        prompts: where a matcher that optimises prompts keeps them, so that several evaluations share them.
+    """
     device, name = choose_device(cfg.device), matcher_name(cfg.matcher)
     matcher = instantiate(cfg.matcher)
     if isinstance(matcher, nn.Module):
         matcher = matcher.to(device)
+    if prompts is not None and isinstance(matcher, UsesPromptCache):
+        matcher.use_prompt_cache(prompts)
     benchmark, metrics = scored_pairs(cfg.data), built_by_name(cfg, "metrics", Metric)
     check_annotated(benchmark)
     folder = RunFolder.numbered(cfg)

