@@ -15,6 +15,9 @@ from distill.core.errors import ConfigError
 from distill.training.callbacks.json_lines import JsonLines
 from distill.training.callbacks.step_progress import StepProgress
 
+STAGES = ("autoencoder", "diffusion")
+"""In their order."""
+
 
 def pictures(cfg: DictConfig, batch_size: int, start: int = 0) -> Any:
     """Returns the captioned pictures to train on, in batches, from picture ``start`` on."""
@@ -71,6 +74,12 @@ def check_latents(module: Any, image: torch.Tensor) -> None:
         )
 
 
+def _progress(stage: str) -> StepProgress:
+    """Returns the display of one of the two stages; how long the second one takes is not known before it is there."""
+    number = STAGES.index(stage) + 1
+    return StepProgress(f"{number}/{len(STAGES)} {stage}", then=" + 2/2" if number == 1 else "")
+
+
 def trainer_of(cfg: DictConfig, folder: Path, name: str, device: str, callbacks: list[Callback]) -> Trainer:
     """Returns the trainer of one stage, which keeps its checkpoint and its log in ``folder``.
 
@@ -95,7 +104,7 @@ def trainer_of(cfg: DictConfig, folder: Path, name: str, device: str, callbacks:
         devices=1,
         precision=cfg.precision,
         logger=JsonLines(folder, f"{name}.jsonl"),
-        callbacks=[*callbacks, keep, StepProgress(name)],
+        callbacks=[*callbacks, keep, _progress(name)],
         val_check_interval=cfg.diffusion.validate_every if name == "diffusion" else None,
         check_val_every_n_epoch=None if name == "diffusion" else 1,
         num_sanity_val_steps=0,

@@ -14,6 +14,7 @@ files could, and are not read.
 """
 
 import csv
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,6 +27,12 @@ from distill.data.coco import PIXEL_CENTRE
 from distill.data.keypoints import NO_CATEGORY, ImageKeypoints, NameFinder, parts_by_category
 
 SCORER = "distill"  # DeepLabCut's name for whoever labelled
+LARGEST = 2**29
+"""Bytes of a SLEAP file's tables, unpacked: those of several million points."""
+EMBEDDED = re.compile(r"/video\d+/video")
+"""Names of a SLEAP file's embedded images."""
+MOST_OBJECTS = 100_000
+"""Tables and groups of a SLEAP file, at most."""
 
 
 def read_slp(file: Path, known: Iterable[str]) -> dict[str, ImageKeypoints]:
@@ -39,6 +46,7 @@ def read_slp(file: Path, known: Iterable[str]) -> dict[str, ImageKeypoints]:
     """
     sleap_io = _sleap_io(file)
     try:
+        _check_hdf5(file)
         labels = sleap_io.load_slp(str(file), open_videos=False)
     except Exception as error:  # h5py and sleap-io raise exceptions of many types for damaged files
         raise DataError(
@@ -170,6 +178,33 @@ def _images(labels: Any, sleap_io: Any, known: Iterable[str]) -> dict[str, Image
     if not found:
         raise ValueError("no frame has points")
     return found
+
+
+def _check_hdf5(file: Path) -> None:
+    """Raises a ValueError when the tables of an HDF5 file grow too large, or lie in other files.
+
+    They may be compressed to a few kilobytes, and sleap-io reads them whole. Embedded images are not read.
+    """
+    import h5py  # comes with sleap-io
+
+    total, number = 0, 0
+    with h5py.File(file, "r") as opened:
+        groups = [opened]
+        while groups:
+            group = groups.pop()
+            for name in group:
+                number += 1
+                if number > MOST_OBJECTS or not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                    raise ValueError(f"it holds links, or more than {MOST_OBJECTS} tables and groups")
+                found = group[name]
+                if isinstance(found, h5py.Group):
+                    groups.append(found)
+                elif isinstance(found, h5py.Dataset) and (found.is_virtual or found.external):
+                    raise ValueError(f"its table {found.name} lies in other files")
+                elif isinstance(found, h5py.Dataset) and not EMBEDDED.fullmatch(found.name):
+                    total += (found.size or 0) * found.dtype.itemsize
+    if total > LARGEST:
+        raise ValueError(f"its tables grow to {total / 2**20:.0f} MiB, more than {LARGEST / 2**20:.0f}")
 
 
 def _sleap_io(file: Path) -> Any:

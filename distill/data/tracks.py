@@ -8,7 +8,6 @@
 TAP-Vid itself (Doersch et al., 2022) is published as pickles, which may run code and are never read.
 """
 
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.core.errors import DataError
+from distill.data.npz import UNREADABLE, NpzFile
 
 LARGEST = 100 * 2**20  # bytes of both arrays, unpacked
 
@@ -49,20 +49,18 @@ def read_tracks(path: str | Path) -> Tracks:
             "docs/learn/photographs.md shows."
         )
     try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(info.file_size for info in archive.infolist()) > LARGEST:
-                raise ValueError(f"it holds more than {LARGEST >> 20} MiB")
-        with np.load(path, allow_pickle=False) as file:
-            points, occluded = file["points"], file["occluded"]
-    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        with NpzFile(path) as file:
+            (shape, dtype), (other_shape, other_dtype) = file.headers(("points", "occluded"), LARGEST).values()
+            fits = len(shape) == 3 and shape[2] == 2 and other_shape == shape[:2] and 0 not in shape
+            if not (fits and np.issubdtype(dtype, np.floating) and other_dtype == np.bool_):
+                raise DataError(
+                    f"Expected points (N, T, 2) floats and occluded (N, T) bool in {path} but got {shape} {dtype} and "
+                    f"{other_shape} {other_dtype}; write it again."
+                )
+            points, occluded = file.read("points"), file.read("occluded")
+    except UNREADABLE as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"Expected tracks with points and occluded in {path} but {reason}; write it again.") from error
-    fits = points.ndim == 3 and points.shape[2] == 2 and occluded.shape == points.shape[:2] and points.size
-    if not (fits and np.issubdtype(points.dtype, np.floating) and occluded.dtype == np.bool_):
-        raise DataError(
-            f"Expected points (N, T, 2) floats and occluded (N, T) bool in {path} but got {points.shape} {points.dtype} and "
-            f"{occluded.shape} {occluded.dtype}; write it again."
-        )
     seen = ~occluded.all(1)
     points, visible = points[seen].astype(np.float64), ~occluded[seen]
     if not len(points) or not np.isfinite(points[visible]).all():

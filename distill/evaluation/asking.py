@@ -12,7 +12,7 @@ from distill.core.errors import DataError
 from distill.core.protocols import Benchmark, Matcher, PairMatcher, match
 from distill.core.types import Matches, PairBatch
 from distill.data.pairs import collate_pairs, to_device
-from distill.system.progress import track
+from distill.system.progress import PartsProgress, track
 
 
 class Asked(NamedTuple):
@@ -40,7 +40,7 @@ def ask(
     known: Callable[[PairBatch], Tensor],
     batch_size: int = 8,
     device: str = "cpu",
-    progress: bool = True,
+    progress: bool | PartsProgress = True,
 ) -> Iterator[Asked]:
     """Yields the answers to all batches that have a point which counts.
 
@@ -51,7 +51,7 @@ def ask(
         known: says which points (B, N) of a batch count.
         batch_size: pairs at a time.
         device: where the pairs are sent.
-        progress: whether to draw a bar.
+        progress: whether to draw a bar; or a display of several parts, the next of which this is.
 
     Raises:
         DataError: when the matcher answers with NaN or infinity.

@@ -1,8 +1,8 @@
 """Comparison of several matchers on the same pairs, with intervals of their differences."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from torchmetrics import Metric
@@ -19,6 +19,7 @@ from distill.metrics.interval import over_images, over_pairs
 from distill.metrics.pck import ALPHAS, alpha_key
 from distill.metrics.win_loss import agreement_by_rightness, win_loss
 from distill.system.memory import PeakMemory, device_of
+from distill.system.progress import PartsProgress
 
 HEADLINE = 0.10
 """The tolerance of figures that are given at one tolerance only."""
@@ -77,6 +78,7 @@ def compare(
     progress: bool = True,
     seed: int = 0,
     metrics: Mapping[str, Metric] | None = None,
+    then: str = "",
 ) -> Comparison:
     """Evaluates each matcher on the same pairs and compares the others with ``reference``.
 
@@ -90,27 +92,20 @@ def compare(
         reference: one of the names.
         batch_size: pairs at a time.
         device: where the pairs are sent.
-        progress: whether to draw bars.
+        progress: whether to draw a bar, over all matchers.
         seed: of the bootstrap.
         metrics: further metrics by name, see :func:`distill.evaluation.evaluate.evaluate`.
+        then: what the caller does next and takes time, such as " + report"; shown behind the time that is left.
 
     Raises:
         ConfigError: when ``reference`` is none of the matchers.
     """
     check_reference(reference, matchers)
-    evaluations = {}
-    for name, matcher in matchers.items():
-        with PeakMemory(device_of(matcher, device)) as memory:
-            if getattr(benchmark, "has_truth", True):
-                evaluation = evaluate(matcher, benchmark, name, batch_size, device, progress, metrics)
-            else:
-                evaluation = survey(matcher, benchmark, name, batch_size, device, progress)
-        stored = isinstance(matcher, Cached | StoredPredictions)
-        evaluation.report["peak_memory_mib"] = None if stored else memory.mib
-        evaluation.report["parameters"] = count_parameters(matcher)
-        if isinstance(matcher, Cached):
-            evaluation.report["latency_ms"] = None
-        evaluations[name] = evaluation
+    with PartsProgress(dict.fromkeys(matchers, len(cast(Sized, benchmark))), "pairs", then, progress) as parts:
+        evaluations = {
+            name: _measured(matcher, benchmark, name, batch_size, device, parts, metrics)
+            for name, matcher in matchers.items()
+        }
     base = evaluations[reference]
     others = {name: e for name, e in evaluations.items() if name != reference}
     scored = others if base.scored else {}
@@ -125,6 +120,29 @@ def compare(
         win_loss={name: win_loss(e.right(HEADLINE), base.right(HEADLINE)) for name, e in scored.items()},
         notes=[],
     )
+
+
+def _measured(
+    matcher: Matcher | PairMatcher,
+    benchmark: Benchmark,
+    name: str,
+    batch_size: int,
+    device: str,
+    progress: PartsProgress,
+    metrics: Mapping[str, Metric] | None,
+) -> Evaluation:
+    """Returns a matcher's evaluation, or its survey where nothing is annotated, with its memory and parameters."""
+    with PeakMemory(device_of(matcher, device)) as memory:
+        if getattr(benchmark, "has_truth", True):
+            evaluation = evaluate(matcher, benchmark, name, batch_size, device, progress, metrics)
+        else:
+            evaluation = survey(matcher, benchmark, name, batch_size, device, progress)
+    stored = isinstance(matcher, Cached | StoredPredictions)
+    evaluation.report["peak_memory_mib"] = None if stored else memory.mib
+    evaluation.report["parameters"] = count_parameters(matcher)
+    if isinstance(matcher, Cached):
+        evaluation.report["latency_ms"] = None
+    return evaluation
 
 
 def agreement_with(base: Evaluation, other: Evaluation) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from distill.matchers.stored_predictions import Predictions, StoredPredictions
 from distill.metrics.given_candidates import best_candidate, same_group
 from distill.metrics.interval import over_images
 from distill.metrics.pck import ALPHAS, image_pck, pck_correct
+from distill.system.progress import PartsProgress
 
 Array = NDArray[np.float64]
 
@@ -76,7 +77,7 @@ def evaluate(
     name: str,
     batch_size: int = 8,
     device: str = "cpu",
-    progress: bool = True,
+    progress: bool | PartsProgress = True,
     metrics: Mapping[str, Metric] | None = None,
 ) -> Evaluation:
     """Runs ``matcher`` over all pairs and scores it by the benchmark's convention.
@@ -91,7 +92,7 @@ def evaluate(
         name: of the matcher, for the report.
         batch_size: pairs at a time.
         device: where the pairs are sent.
-        progress: whether to draw a bar.
+        progress: whether to draw a bar; or a display of several parts, the next of which this is.
         metrics: further metrics by name, reported under "metrics". Each is updated with predictions (B, N, 2) and truth
             (B, N, 2), x, y in original target pixels, the mask (B, N) of the points that count, and the tolerance base (B,)
             in px, and computes a number or a dictionary of numbers. The given objects stay as they are.

@@ -12,6 +12,7 @@ from distill.evaluation.asking import ask, timed_answer
 from distill.evaluation.evaluate import Collected, Evaluation
 from distill.labels.cached import Cached
 from distill.matchers.stored_predictions import StoredPredictions
+from distill.system.progress import PartsProgress
 
 CYCLE = 0.10
 """A way back ends near its start within this fraction of the longer side of the source."""
@@ -23,7 +24,7 @@ def survey(
     name: str,
     batch_size: int = 8,
     device: str = "cpu",
-    progress: bool = True,
+    progress: bool | PartsProgress = True,
 ) -> Evaluation:
     """Runs ``matcher`` over all pairs without scoring it; annotation is not used.
 
@@ -38,7 +39,7 @@ def survey(
         name: of the matcher, for the report.
         batch_size: pairs at a time.
         device: where the pairs are sent.
-        progress: whether to draw a bar.
+        progress: whether to draw a bar; or a display of several parts, the next of which this is.
 
     Raises:
         DataError: when no pair has a point, or the matcher answers with NaN or infinity.

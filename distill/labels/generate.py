@@ -28,6 +28,7 @@ def label(
     every: slice | None = None,
     batch_size: int = 8,
     batch_seconds: float = BATCH_SECONDS,
+    then: str = "",
 ) -> int:
     """Makes and stores the labels of ``benchmark`` that are not there yet; safe to interrupt and to start again.
 
@@ -45,6 +46,7 @@ def label(
         every: which of the source images; all without it.
         batch_size: pairs that the teacher is given together, at most.
         batch_seconds: that the teacher works on such a batch, by its speed so far; a single pair may take longer.
+        then: what the caller does next and takes time, such as " + training"; shown behind the time that is left.
 
     Returns:
         How many points were labelled by this process.
@@ -52,11 +54,17 @@ def label(
     groups = by_source_image(benchmark)[every or slice(None)]
     with bar("pairs") as shown:
         name, total = f"label {benchmark.name} {benchmark.split}", sum(map(len, groups))
-        task = shown.add_task(name, total=total, note="", visible=progress)
+        task = shown.add_task(name, total=total, then=then, visible=progress)
         work = _Work(teacher, benchmark, device, _Pace(batch_size, batch_seconds))
         with _exit_on_sigterm(), closing(work.through(groups)) as finished:
+            read = 0
             for done in finished:
                 shown.update(task, advance=done, note=f", {work.rate:.1f} points/s" if work.made else ", read")
+                if work.made and read:  # what is read takes no time: it must not count for the time that is left
+                    shown.reset(task, total=total, completed=read + done)
+                    read = 0
+                elif not work.made:
+                    read += done
     if work.made:
         teacher.store.write_index()
     return work.made

@@ -4,7 +4,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -14,9 +13,10 @@ from torch import Tensor
 from distill.core.errors import ConfigError, DataError
 from distill.core.files import replacing
 from distill.core.types import Matches, Original, PairBatch
-from distill.matchers.kept_heatmaps import LEVELS, SIDE, WHOLE, Heatmaps
+from distill.data.npz import UNREADABLE
+from distill.matchers.kept_heatmaps import Heatmaps
+from distill.matchers.predictions_file import FORMAT, read_arrays
 
-FORMAT = "distill-predictions-1"
 TOLERANCE = 1e-5
 """Points count as the same within this fraction of the image's sides."""
 
@@ -114,13 +114,7 @@ class Predictions:
             DataError: when the file is missing, damaged or something else.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-            if str(arrays["format"]) != FORMAT:
-                raise ValueError(f"its format is {arrays['format']}, not {FORMAT}")
-            for name, value in _of_earlier_versions(len(arrays["confidence"]), len(arrays["src"])).items():
-                arrays.setdefault(name, value)
-            _check_arrays(arrays)
+            arrays = read_arrays(path)
             ends = np.cumsum(arrays["count"])[:-1]
             of_points = ("src_point", "trg_point", "confidence", "choice")
             return cls(
@@ -132,7 +126,7 @@ class Predictions:
                 frame=list(arrays["frame"]),
                 **{name: np.split(arrays[name], ends) for name in of_points},
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, MemoryError, BadZipFile) as error:
+        except UNREADABLE as error:
             raise DataError(
                 f"Expected predictions in {path} but it cannot be read ({error}); python -m distill evaluate writes a "
                 "predictions.npz."
@@ -218,37 +212,6 @@ def _relative(points: Tensor, content: Tensor) -> NDArray[np.float64]:
     """Returns points (n, 2), x, y px, as fractions of the sides of ``content`` (4,) from its corner."""
     x0, y0, x1, y1 = content.tolist()
     return (points.double().cpu().numpy() - (x0, y0)) / (x1 - x0, y1 - y0)
-
-
-def _check_arrays(arrays: dict[str, NDArray]) -> None:
-    """Raises a ValueError unless the arrays are those of predictions."""
-    count = arrays["count"]
-    total = int(count.sum()) if count.ndim == 1 and count.dtype.kind == "i" and (count > 0).all() else -1
-    shapes = {"src": count.shape, "trg": count.shape, "src_point": (total, 2), "trg_point": (total, 2)}
-    shapes |= {"confidence": (total,), "choice": (total, 2), "matcher": (), "seconds": ()}
-    cells = arrays["cells"]
-    if cells.shape != (*count.shape, 2) or cells.dtype.kind != "i" or not ((cells >= 0) & (cells <= SIDE)).all():
-        raise ValueError(f"its array cells has {cells.dtype}, {cells.shape}, or a side above {SIDE}")
-    shapes |= {"frame": (*count.shape, 4), "heatmap": (int((count * cells.prod(1)).sum()),)}
-    for name, shape in shapes.items():
-        kind = {"src": "U", "trg": "U", "matcher": "U", "choice": "i", "heatmap": "u"}.get(name, "f")
-        if arrays[name].shape != shape or arrays[name].dtype.kind != kind:
-            raise ValueError(f"its array {name} has {arrays[name].dtype}, {arrays[name].shape}")
-    for name in ("src_point", "trg_point", "confidence", "seconds", "frame"):
-        if not np.isfinite(arrays[name]).all():
-            raise ValueError(f"its array {name} holds NaN or infinity")
-    if arrays["heatmap"].dtype != np.uint8 or (arrays["heatmap"] >= LEVELS).any():
-        raise ValueError(f"its array heatmap holds more than {LEVELS} levels")
-
-
-def _of_earlier_versions(n_points: int, n_pairs: int) -> dict[str, NDArray]:
-    """Returns what files of earlier versions lack."""
-    return {
-        "choice": np.full((n_points, 2), -1, np.int64),
-        "cells": np.zeros((n_pairs, 2), np.int64),
-        "heatmap": np.zeros(0, np.uint8),
-        "frame": np.tile(WHOLE, (n_pairs, 1)),
-    }
 
 
 def _split_heatmaps(arrays: Mapping[str, NDArray]) -> list[NDArray[np.uint8]]:

@@ -27,6 +27,7 @@ from distill.evaluation.compare import Comparison, check_reference, compare
 from distill.labels.cached import Cached
 from distill.labels.generate import by_source, label
 from distill.system.environment import choose_device
+from distill.system.progress import track
 
 
 def run(cfg: DictConfig) -> Comparison:
@@ -45,8 +46,9 @@ def run(cfg: DictConfig) -> Comparison:
     for name in timed:
         teacher = matchers[name]
         assert isinstance(teacher, Cached)
-        label(teacher, benchmark, device)
-    comparison = compare(matchers, benchmark, reference, cfg.batch_size, device, metrics=metrics)
+        label(teacher, benchmark, device, then=f" + {len(matchers)} matchers")
+    then = " + teacher" if timed and cfg.teacher_pairs else ""
+    comparison = compare(matchers, benchmark, reference, cfg.batch_size, device, metrics=metrics, then=then)
     for name in timed if cfg.teacher_pairs else []:
         cost = teacher_cost(instantiate(cfg.teacher), benchmark, cfg.teacher_pairs)
         comparison.evaluations[name].report.update(cost)
@@ -73,6 +75,6 @@ def teacher_cost(teacher: PairMatcher, benchmark: Benchmark, n_pairs: int) -> di
     chosen = [benchmark[number] for number in order[::step][:n_pairs]]
     parameters = getattr(teacher, "n_parameters", None)  # loads the weights, which is not to be timed
     start = time.perf_counter()
-    for pairs in chosen:
+    for pairs in track(chosen, "time the teacher", unit="pairs"):
         match(teacher, pairs)
     return {"latency_ms": round(1000 * (time.perf_counter() - start) / len(chosen), 1), "parameters": parameters}

@@ -71,7 +71,7 @@ def devices(parts: FitParts) -> str:
 def make_labels(cfg: DictConfig, parts: FitParts, taught: bool, first: bool) -> None:
     """Makes the labels that are missing, and filters those that the student learns from."""
     for pairs in filter(None, (parts.labelled if taught else None, parts.val, parts.test)):
-        label(parts.teacher, pairs, parts.device, progress=first)
+        label(parts.teacher, pairs, parts.device, progress=first, then=" + training")
     kept = filter_labels(parts.module, parts.criteria, parts.labelled, cfg.batch_size, parts.device) if taught else None
     if kept is not None:
         print(f"labels:  {kept}")

@@ -71,8 +71,7 @@ def run(cfg: DictConfig) -> Path:
     validation = pictures(cfg, VALIDATION_PICTURES).batch(VALIDATION_START, VALIDATION_PICTURES)
     rehearse(cfg, validation, _trained(cfg), device)
     with RunFolder.create(cfg, resume=True) as folder:
-        steps = f"an autoencoder in {cfg.autoencoder.steps} steps, then a diffusion model in {cfg.diffusion.steps}"
-        announce("pretrain", steps, device, folder.path)
+        announce("pretrain", _stages(cfg), device, folder.path)
         autoencoder = _autoencoder(cfg, folder, validation["image"], device)
         held_out = pictures(cfg, 500, VALIDATION_START)
         captions = (caption for batch in islice(held_out, 6) for caption in batch["caption"])
@@ -80,6 +79,14 @@ def run(cfg: DictConfig) -> Path:
         _draw_curve(folder, cfg.diffusion.batch_size)
     print(f"pipeline: {folder / 'pipeline'}")
     return folder / "pipeline"
+
+
+def _stages(cfg: DictConfig) -> str:
+    """Returns what is done, with the numbers that the progress has too."""
+    diffusion = f"a diffusion model in {cfg.diffusion.steps} steps"
+    if _trained(cfg) is not None:
+        return f"2/2 {diffusion}; its autoencoder is there"
+    return f"1/2 an autoencoder in {cfg.autoencoder.steps} steps, 2/2 {diffusion}"
 
 
 def _check_steps(cfg: DictConfig) -> None:

@@ -79,6 +79,7 @@ def callbacks(
     self_distillation: Callback | None = None,
     pictures: Callback | None = None,
     others: Mapping[str, Callback] | None = None,
+    then: str = "",
 ) -> list[Callback]:
     """Returns all callbacks, in the order that they need.
 
@@ -90,6 +91,7 @@ def callbacks(
         self_distillation: goes before the averaging, see :class:`distill.training.callbacks.self_distillation.SelfDistillation`.
         pictures: see :class:`distill.training.callbacks.match_pictures.MatchPictures`.
         others: by name.
+        then: what comes after the training, see :class:`distill.training.callbacks.progress.TrainingProgress`.
 
     Raises:
         ConfigError: for a decay outside (0, 1), or early stopping without anything to watch.
@@ -112,6 +114,6 @@ def callbacks(
         *(others or {}).values(),
         checkpoint,
         resumable(Path(checkpoint.dirpath)),
-        TrainingProgress(),
+        TrainingProgress(then=then),
     ]
     return [callback for callback in chosen if callback is not None]

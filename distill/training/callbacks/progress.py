@@ -13,11 +13,12 @@ class TrainingProgress(ProgressBar):
 
     Args:
         every: steps between two looks at the loss, which wait for the device.
+        then: what comes after the training and takes time, such as " + comparison"; shown behind the time that is left.
     """
 
-    def __init__(self, every: int = 10) -> None:
+    def __init__(self, every: int = 10, then: str = "") -> None:
         super().__init__()
-        self.every = every
+        self.every, self.then = every, then
         self._bar = bar("steps")
         self._task: Any = None
         self._enabled = True
@@ -35,7 +36,7 @@ class TrainingProgress(ProgressBar):
         if not self._enabled:
             return
         total = trainer.estimated_stepping_batches
-        self._task = self._bar.add_task("train", total=total, note="")
+        self._task = self._bar.add_task("train", total=total, then=self.then)
         self._bar.reset(self._task, total=total, completed=trainer.global_step)
         self._bar.start()
 

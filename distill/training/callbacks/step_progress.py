@@ -13,12 +13,13 @@ class StepProgress(Callback):
     Args:
         description: shown before the bar.
         every: steps between two looks at what was logged, which waits for the device.
+        then: what comes after the training and takes time, such as " + 2/2"; shown behind the time that is left.
     """
 
-    def __init__(self, description: str, every: int = 20) -> None:
+    def __init__(self, description: str, every: int = 20, then: str = "") -> None:
         self.description, self.every = description, every
         self._bar = bar("steps")
-        self._task = self._bar.add_task(description, total=None, note="")
+        self._task = self._bar.add_task(description, total=None, then=then)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the bar, where the training goes on from."""
