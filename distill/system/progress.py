@@ -30,9 +30,9 @@ def bar(unit: str = "") -> "Shown":
     return TerminalProgress(console, unit) if console.is_terminal else LineProgress(unit)
 
 
-BAR = 8
-"""Columns of a terminal's bar."""
-SHORTEST = 16
+BAR, SHORTEST_BAR = 8, 3
+"""Columns of a terminal's bar, and with how few it is drawn at all."""
+SHORTEST = 20
 """Columns that a description keeps beside what is told of a task."""
 
 
@@ -51,10 +51,12 @@ class _Line(ProgressColumn):
     def render(self, task: Task) -> Text:
         count = f"{task.completed:.0f}/{'?' if task.total is None else f'{task.total:.0f}'} {self.unit}".rstrip()
         left = _time_left(task)
-        room = self.console.width - cell_len(count) - cell_len(left) - 3
-        bar = BAR if room - BAR >= SHORTEST else 0
-        room -= bar
-        note = _cut(task.fields["note"], room - min(cell_len(task.description), SHORTEST))
+        room = self.console.width - cell_len(count) - cell_len(left) - 2
+        wanted = min(cell_len(task.description), SHORTEST)
+        bar = min(BAR, room - wanted - 1)
+        bar = bar if bar >= SHORTEST_BAR else 0
+        room -= bar + 1 if bar else 0
+        note = _cut(task.fields["note"], room - wanted)
         description = _cut(task.description, room - cell_len(note))
         full = round(bar * min(1.0, task.percentage / 100))
         return Text.assemble(
@@ -242,7 +244,8 @@ class PartsProgress:
     def __init__(self, parts: Mapping[str, int], unit: str = "", then: str = "", enabled: bool = True) -> None:
         self._parts, self._number, self._ends = list(parts.items()), 0, 0
         self._bar = bar(unit)
-        self._task = self._bar.add_task("", total=sum(parts.values()), then=then, visible=enabled)
+        first = f"1/{len(parts)} {self._parts[0][0]}"
+        self._task = self._bar.add_task(first, total=sum(parts.values()), then=then, visible=enabled)
         self._enabled = enabled
 
     def __enter__(self) -> "PartsProgress":

@@ -34,6 +34,7 @@ from distill.cli.config import instantiate
 from distill.cli.match_input import Points, read_points, targets
 from distill.cli.match_more import follow, write_flow
 from distill.cli.match_tracks import follow_tracks
+from distill.cli.reporting import announce
 from distill.cli.run_folder import RunFolder
 from distill.core.checks import check_points
 from distill.core.errors import DataError
@@ -80,7 +81,9 @@ def run(cfg: DictConfig) -> dict:
     matcher = _matcher(cfg)
     found: dict[Path, Rows] = {}
     with RunFolder.numbered(cfg) as folder:
-        for number, file in enumerate(track(files, "match", enabled=len(files) > 1), start=1):
+        if len(files) > 1:
+            announce("match", f"{src} with {len(files)} targets", device, folder.path)
+        for number, file in enumerate(track(files, "match", enabled=len(files) > 1, unit="targets"), start=1):
             try:
                 trg_img = images[file] if images is not None else read_image(file)
             except DataError as error:

@@ -75,7 +75,7 @@ def make(cfg: DictConfig) -> dict[str, Any]:
     with RunFolder.numbered(cfg) as folder:
         announce("propagate", _counted(todo), device, folder.path)
         carried: list[Carried] = []
-        for found in track(Propagator(matcher, root, known, todo, config, device), "propagate"):
+        for found in track(Propagator(matcher, root, known, todo, config, device), "propagate", unit="photos"):
             if isinstance(found, DataError):
                 print(f"left out: {found}")
             else:
@@ -176,7 +176,7 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
     with RunFolder.numbered(cfg) as folder:
         announce("propagate measure", f"{len(kinds)} kinds", device, folder.path)
         rows: list[Clicks] = []
-        for kind in track(kinds, "measure"):
+        for kind in track(kinds, "measure", unit="kinds"):
             truth = {name: image for name, image in known.items() if name.rpartition("/")[0] == kind}
             limits = (chosen.goal, chosen.alpha, chosen.seed)
             rows += measure_clicks(matcher, root, truth, list(chosen.annotated), config, *limits, device)

@@ -8,11 +8,11 @@ from lightning import Callback
 from lightning.pytorch.callbacks import (
     EarlyStopping,
     EMAWeightAveraging,
-    LearningRateFinder,
     ModelCheckpoint,
 )
 
 from distill.core.errors import ConfigError
+from distill.training.callbacks.find_lr import FindLearningRate
 from distill.training.callbacks.progress import TrainingProgress
 from distill.training.module import TOTAL
 
@@ -110,7 +110,7 @@ def callbacks(
         pictures,
         EMAWeightAveraging(decay=ema) if ema is not None else None,
         EarlyStopping(checkpoint.monitor, mode=checkpoint.mode, patience=patience) if patience is not None else None,
-        LearningRateFinder() if find_lr else None,
+        FindLearningRate() if find_lr else None,
         *(others or {}).values(),
         checkpoint,
         resumable(Path(checkpoint.dirpath)),

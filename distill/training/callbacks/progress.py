@@ -13,7 +13,7 @@ class TrainingProgress(ProgressBar):
 
     Args:
         every: steps between two looks at the loss, which wait for the device.
-        then: what comes after the training and takes time, such as " + comparison"; shown behind the time that is left.
+        then: what comes after the training and takes time, such as " + test"; shown behind the time that is left.
     """
 
     def __init__(self, every: int = 10, then: str = "") -> None:

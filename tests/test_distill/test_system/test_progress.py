@@ -10,6 +10,7 @@ from rich.console import Console
 from distill.system import progress
 from distill.system.progress import LineProgress, PartsProgress, TerminalProgress, track
 from distill.system.time_left import Clock, duration
+from distill.training.callbacks.progress import TrainingProgress
 from distill.training.callbacks.step_progress import StepProgress
 
 
@@ -157,7 +158,21 @@ def test_the_stages_of_a_pretraining_fit_a_terminal_with_all_that_is_logged(cloc
     clock.now += 10 * count
     shown.on_train_batch_end(SimpleNamespace(global_step=count, progress_bar_metrics=metrics), None)
     line = drawn(shown._bar, terminal)
-    assert f"{count}/1000000" in line and "left + 2/2" in line and line.startswith("1/2")
+    assert f"{count}/1000000 steps" in line and "left + 2/2" in line and line.startswith("1/2 autoencoder")
+
+
+@pytest.mark.parametrize("epochs", [2, 100])
+def test_a_training_keeps_its_epoch_and_its_bar_in_a_terminal(clock, terminal, monkeypatch, epochs):
+    monkeypatch.setattr("distill.training.callbacks.progress.bar", progress.bar)
+    shown, steps = TrainingProgress(every=1, then=" + test"), 50 * epochs
+    trainer = SimpleNamespace(global_step=0, estimated_stepping_batches=steps, max_epochs=epochs, current_epoch=0)
+    trainer.callback_metrics = {"train/loss": 0.12345}
+    shown.on_train_start(trainer, None)
+    clock.now += 60
+    trainer.global_step = 1
+    shown.on_train_batch_end(trainer, None)
+    line = drawn(shown._bar, terminal)
+    assert line.startswith(f"train, epoch 1/{epochs} ━") and f" 1/{steps} steps" in line and "left + test" in line
 
 
 def test_durations_are_told_as_people_do():

@@ -335,7 +335,9 @@ def test_matches_are_drawn_for_the_folder_and_for_tensorboard(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_learning_rate_is_found_before_training(tmp_path):
+def test_a_learning_rate_is_found_before_training(tmp_path, capsys):
     module = distillation(lr=1e-7)
     fit(module, tmp_path, 120, callbacks=callbacks(checkpoints(tmp_path, None), find_lr=True)[:-1])
     assert module.lr > 1e-6
+    told = capsys.readouterr().err
+    assert "find_lr: 100/100 steps, " in told and "Finding best" not in told, "Lightning's bar is no line of a log"
