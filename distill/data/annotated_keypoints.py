@@ -10,7 +10,9 @@ from distill.core.errors import ConfigError, DataError
 from distill.data.annotations import ImageAnnotation
 from distill.data.images import read_size
 from distill.data.keypoints import ImageKeypoints
+from distill.data.photograph_folder import photographs_in
 from distill.data.photograph_pairs import PhotographPairs
+from distill.data.points_file import read_keypoints
 from distill.data.spair_tree import Point, TreeImage, TreePair
 
 
@@ -52,6 +54,8 @@ def points_by_number(points: np.ndarray, chosen: np.ndarray) -> dict[int, Point]
 def annotated_keypoints(benchmark: PhotographPairs) -> dict[str, ImageKeypoints]:
     """Returns what is annotated in each photograph of a data set, by its path relative to the folder.
 
+    What a matcher set in a file of points is there with its confidences, and with the points that it was unsure of.
+
     Raises:
         DataError: when nothing is annotated.
     """
@@ -67,6 +71,12 @@ def annotated_keypoints(benchmark: PhotographPairs) -> dict[str, ImageKeypoints]
             photograph_size(benchmark, annotation),
             category=annotation.category,
         )
+    file = getattr(benchmark, "points_file", None)
+    told = {} if file is None else read_keypoints(file.path, photographs_in(root_of(benchmark))).images
+    for name in found.keys() & told.keys():
+        image, given = found[name], told[name]
+        image.points |= {part: given.points[part] for part in given.points if part in given.unsure}
+        image.unsure, image.confidence = given.unsure, given.confidence
     return found
 
 

@@ -317,6 +317,18 @@ def test_an_spair_tree_is_read_again_with_the_same_points(layout):
     assert pair.src.bbox.tolist() == [0, 4, 35, 40] and pairs[0].pck_threshold > 0
 
 
+def test_what_a_matcher_set_is_converted_with_its_confidence_and_its_unsure_points(layout):
+    """Carried points go on to another tool: they became a person's, and the unsure ones were lost."""
+    write_keypoints(keypoints(), layout, layout / "kps.json", "coco")
+    to = layout.parent / "labels.json"
+    data = ["data=folder", f"data.root={layout}", "data.points=kps.json", f"to={to}"]
+    assert main(["data", "convert", *data, "format=coco"]) == 0
+    found = read_keypoints(to, list(keypoints())).images
+    for name, image in keypoints().items():
+        assert found[name].points == close(image.points) and found[name].unsure == image.unsure
+        assert found[name].confidence == pytest.approx(image.confidence)
+
+
 def test_a_place_to_write_is_needed(layout, capsys):
     assert main(["data", "convert", "data=folder", f"data.root={layout}"]) == 2
     assert "add to=<name>" in capsys.readouterr().err

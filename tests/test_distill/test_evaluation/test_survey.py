@@ -7,6 +7,7 @@ import torch
 from distill.core.errors import DataError
 from distill.core.types import Matches
 from distill.evaluation.compare import compare
+from distill.evaluation.page import html_page
 from distill.evaluation.panels import pair_panel
 from distill.evaluation.report import markdown, summary
 from distill.evaluation.survey import survey, turned, way_back
@@ -69,6 +70,7 @@ def test_a_comparison_without_truth_tells_agreement_confidence_and_cycle(bare):
     assert headers[:3] == ["matcher", "confidence", "cycle @0.10"] and rows[0][:2] == ["a", "0.25"]
     assert pair_panel(comparison, bare, 0).width == 3 * 256
     assert np.isnan(comparison.first.image_pck).all()
+    assert "plots" not in html_page(comparison, bare).split("</nav>")[0].split("<nav>")[1], "there is nothing to plot"
 
 
 def test_pairs_without_points_are_an_error(bare):
