@@ -64,6 +64,7 @@ class Recipe:
 _NOT_CHECKED = "not checked"
 _FLICKR = f"images of PASCAL VOC, from Flickr, under its terms of use; {_NOT_CHECKED}"
 _WILLOW = "https://www.di.ens.fr/willow/research"
+_SOCO = "https://huggingface.co/datasets/GenIntelLab/SOCO/resolve/main"
 _LISTS = f"{_WILLOW}/cnngeometric/other_resources"
 
 RECIPES: Mapping[str, Recipe] = {
@@ -113,9 +114,9 @@ RECIPES: Mapping[str, Recipe] = {
         "CC BY 4.0, as its repository says",
     ),
     "soco": Recipe(
-        [],
-        "hf download GenIntelLab/SOCO --repo-type dataset --local-dir SOCOv1; unpack its three archives there, and data.root is "
-        "SOCOv1.",
+        [Source(f"{_SOCO}/{name}.zip", into="SOCOv1") for name in ("Images", "PairAnnotations")],
+        "https://huggingface.co/datasets/GenIntelLab/SOCO; afterwards data.root is the folder SOCOv1. The layout is the one that page "
+        "describes; nothing was downloaded from it when this was written.",
         "CC BY 4.0, as its page says",
     ),
     "folder": Recipe(

@@ -1,6 +1,7 @@
 """SOCO, on a miniature of its published layout."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from distill.cli.commands.doctor import layout as recognised
 from distill.core.errors import ConfigError, DataError
 from distill.data.datasets.soco import SOCOPairs
+from distill.data.download import RECIPES, extract
 from distill.evaluation.evaluate import evaluate
 from distill.matchers.oracle import Oracle
 
@@ -112,3 +114,12 @@ def test_what_is_not_there_is_named(root, tmp_path):
         SOCOPairs(str(root), "val")
     with pytest.raises(ConfigError, match="convention=canonical"):
         SOCOPairs(str(root), convention="paper")
+
+
+def test_the_archives_of_the_download_unpack_to_what_is_read(root, tmp_path):
+    for source in RECIPES["soco"].sources:
+        packed = shutil.make_archive(
+            str(tmp_path / "packed" / Path(source.filename).stem), "zip", root, Path(source.filename).stem
+        )
+        extract(Path(packed), tmp_path / "data" / source.into)
+    assert len(SOCOPairs(str(tmp_path / "data" / "SOCOv1"))) == len(SOCOPairs(str(root)))
