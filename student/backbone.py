@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from distill.core.errors import ConfigError, WeightsError, nearest
 from student import lora as adapters
@@ -43,10 +44,13 @@ class Backbone(nn.Module):
             network is frozen then.
         debias: number of directions that tell the position in the image and are projected out of the features of a
             vision transformer, see :class:`student.debias.PositionalDebias`; 0 for none.
+        scales: sizes at which an image is described, as fractions of its own. Each adds a map for every stride or block. A
+            network that was trained on small images recognises parts better in a smaller image, and places them better in
+            a larger one.
 
     Raises:
         ConfigError: for an unknown model, one without the feature contract, a stride or block that it does not have, a mean
-            or standard deviation that cannot be one, or an unknown tuning.
+            or standard deviation that cannot be one, an unknown tuning, or scales outside (0, 1].
         WeightsError: for a file that is missing, damaged, or of another network.
     """
 
@@ -65,8 +69,13 @@ class Backbone(nn.Module):
         tuning: Tuning = "full",
         lora: dict[str, Any] | None = None,
         debias: int = 0,
+        scales: Sequence[float] = (1.0,),
     ) -> None:
         super().__init__()
+        if not scales or not all(0 < scale <= 1 for scale in scales) or len(set(scales)) < len(scales):
+            raise ConfigError(
+                f"Expected scales of the backbone above 0, of at most 1, each once, but got {list(scales)}; [1.0] is usual."
+            )
         if not timm.is_model(name):
             raise ConfigError(f"Expected backbone to be a timm model but got {name!r}; {_similar(name)}.")
         if tuning not in get_args(Tuning):
@@ -82,9 +91,14 @@ class Backbone(nn.Module):
             load_weights(self.network, Path(str(weights)), name)
         info = _feature_info(self.network, name)
         self.levels = _choose_levels(name, [level["reduction"] for level in info], strides, layers)
-        self.strides = tuple(info[level]["reduction"] for level in self.levels)
-        self.channels = tuple(info[level]["num_chs"] for level in self.levels)
-        self.patch = max(self.strides) if len({level["reduction"] for level in info}) == 1 else 1
+        channels = [info[level]["num_chs"] for level in self.levels]
+        self.patch = info[0]["reduction"] if len({level["reduction"] for level in info}) == 1 else 1
+        strides_of = [info[level]["reduction"] / scale for scale in scales for level in self.levels]
+        self.scales, self._order = tuple(scales), list(range(len(strides_of)))
+        if len(scales) > 1:  # at one scale the order is that of strides, which files of students rely on
+            self._order.sort(key=strides_of.__getitem__)
+        self.strides = tuple(strides_of[place] for place in self._order)
+        self.channels = tuple((channels * len(scales))[place] for place in self._order)
         if hasattr(self.network, "prune_intermediate_layers"):
             self.network.prune_intermediate_layers(sorted(set(self.levels)), prune_norm=False, prune_head=True)
         preprocessing = timm.data.resolve_data_config(model=self.network)
@@ -94,7 +108,7 @@ class Backbone(nn.Module):
         self.register_load_state_dict_post_hook(_check_loaded_colours)
         self.debias: nn.ModuleList | None = None
         if debias:
-            self._debias(debias)
+            self._debias(debias, channels)
         if tuning == "frozen" or lora is not None:
             self.network.requires_grad_(False)
         if lora is not None:
@@ -107,8 +121,20 @@ class Backbone(nn.Module):
             ConfigError: when the network's patches do not divide the images.
         """
         self.check_size(images.shape[-2], images.shape[-1])
-        wanted = sorted(set(self.levels))
         images = images.to(self.mean.dtype)
+        maps = [level for scale in self.scales for level in self._maps(self._scaled(images, scale))]
+        return [maps[place] for place in self._order]
+
+    def _scaled(self, images: Tensor, scale: float) -> Tensor:
+        """Returns images (B, 3, H, W) at a fraction of their sides, to the next whole patch."""
+        if scale == 1:
+            return images
+        sides = [max(1, round(int(side) * scale / self.patch)) * self.patch for side in images.shape[-2:]]
+        return F.interpolate(images, sides, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
+        """Returns the maps of ``levels`` of images at one scale."""
+        wanted = sorted(set(self.levels))
         # Convolutions keep the memory layout of their input; channels last is a fifth faster on a CPU.
         images = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         maps = self.network.forward_intermediates(
@@ -123,7 +149,7 @@ class Backbone(nn.Module):
             return chosen
         return [debias(feature_map) for debias, feature_map in zip(self.debias, chosen, strict=True)]
 
-    def _debias(self, components: int) -> None:
+    def _debias(self, components: int, channels: Sequence[int]) -> None:
         """Finds the directions that tell the position from an image of the mean colour.
 
         Raises:
@@ -133,12 +159,12 @@ class Backbone(nn.Module):
             raise ConfigError(
                 f"Expected debias=0 for {self.name}, which is no plain vision transformer, but got {components}."
             )
-        debiases = [PositionalDebias(channels, components) for channels in self.channels]
+        debiases = [PositionalDebias(count, components) for count in channels]
         side = BLANK_CELLS * self.patch
         blank, training = self.mean.expand(1, 3, side, side), self.network.training
         self.network.eval()
         with torch.no_grad():
-            for debias, feature_map in zip(debiases, self(blank), strict=True):
+            for debias, feature_map in zip(debiases, self._maps(blank.to(self.mean.dtype)), strict=True):
                 debias.fit(feature_map)
         self.network.train(training)
         self.debias = nn.ModuleList(debiases)

@@ -44,6 +44,7 @@ class StudentMatcher(nn.Module):
         consensus: strength of neighbourhood consensus, see :mod:`distill.core.consensus`; 0 for none. It is
             used in evaluation mode only.
         debias: see :class:`student.backbone.Backbone`.
+        scales: see there.
 
     Raises:
         ConfigError: for a width, temperature or radius that is not positive.
@@ -69,6 +70,7 @@ class StudentMatcher(nn.Module):
         refinement: int = 0,
         consensus: float = 0.0,
         debias: int = 0,
+        scales: Sequence[float] = (1.0,),
     ) -> None:
         super().__init__()
         if min(width, temperature, radius_cells) <= 0 or refinement < 0:
@@ -76,7 +78,7 @@ class StudentMatcher(nn.Module):
                 "Expected width, temperature and radius_cells of the student to be positive and refinement at least 0 but "
                 f"got {width}, {temperature}, {radius_cells} and {refinement}."
             )
-        self.backbone = Backbone(backbone, strides, weights, mean, std, options, layers, tuning, lora, debias)
+        self.backbone = Backbone(backbone, strides, weights, mean, std, options, layers, tuning, lora, debias, scales)
         self.fusion = Fusion(self.backbone.channels, width, position, upsample, backbone_skip)
         self.refinement = Refinement(refinement, radius_cells) if refinement else None
         self.consensus = NeighbourhoodConsensus(consensus) if consensus != 0 else None

@@ -39,6 +39,7 @@ class NearestNeighbour(nn.Module):
         enlarge: whether an answer is the best pixel, and not the centre of the best cell.
         flip: whether the target may be compared flipped.
         debias: see :class:`student.backbone.Backbone`.
+        scales: see there.
     """
 
     def __init__(
@@ -53,12 +54,13 @@ class NearestNeighbour(nn.Module):
         enlarge: bool = False,
         flip: bool = False,
         debias: int = 0,
+        scales: Sequence[float] = (1.0,),
     ) -> None:
         super().__init__()
         self.enlarge, self.flip = enlarge, flip
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.backbone = Backbone(backbone, strides, weights, mean, std, options, debias=debias)
+            self.backbone = Backbone(backbone, strides, weights, mean, std, options, debias=debias, scales=scales)
         self.eval().requires_grad_(False)
 
     def forward(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
@@ -86,6 +88,7 @@ class NearestNeighbour(nn.Module):
     def fingerprint(self) -> dict[str, str]:
         """See :class:`distill.core.protocols.Fingerprinted`."""
         told = {"backbone": self.backbone.name, "levels": str(self.backbone.levels), "enlarge": str(self.enlarge)}
+        told |= {"scales": str(self.backbone.scales)} if self.backbone.scales != (1.0,) else {}
         return {"method": "nearest neighbour 1", **told, "weights": state_digest(self)}
 
     def describe(self, images: Tensor) -> Tensor:

@@ -5,11 +5,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 HEADER = ("variant", "seeds", "PCK@0.10", "spread", "PCK@0.05", "spread", "swaps@0.10", "gain@0.10", "teacher@0.10")
+HEADER += ("teacher@0.05", "its swaps", "its AUROC")
 KEYS = (
     *("variant", "seeds", "pck@0.10", "spread@0.10", "pck@0.05", "spread@0.05", "swap@0.10", "gain@0.10"),
-    "teacher@0.10",
+    *("teacher@0.10", "teacher@0.05", "teacher_swap@0.10", "teacher_auroc@0.10"),
 )
-NOTE = "Student and teacher: PCK per image in percent. Spread: standard deviation over seeds. Gain: over the first row."
+NOTE = (
+    "Student and teacher: PCK per image in percent. Spread: standard deviation over seeds. Gain: over the first row. "
+    "AUROC: of the teacher's confidence, in percent, 50 for one that knows nothing."
+)
 
 
 def summary(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
@@ -22,7 +26,8 @@ def summary(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str
     Returns:
         A row for each variant: "variant", "seeds" (how many), the student's "pck@0.10" and "pck@0.05" per image, their
         standard deviations over seeds "spread@0.10" and "spread@0.05" (None for one seed), its "swap@0.10" rate, the
-        teacher's "teacher@0.10", and "gain@0.10" over the first variant, with all values in percent or points.
+        teacher's "teacher@0.10", "teacher@0.05", "teacher_swap@0.10" and "teacher_auroc@0.10" (of its confidence; None where
+        all its answers are right, or none), and "gain@0.10" over the first variant, with all values in percent or points.
     """
     rows: list[dict[str, Any]] = []
     for name, found in reports.items():
@@ -33,7 +38,11 @@ def summary(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str
             row[f"pck@{alpha}"] = statistics.fmean(values)
             row[f"spread@{alpha}"] = statistics.stdev(values) if len(values) > 1 else None
         row["swap@0.10"] = statistics.fmean(student["pck_dagger"]["swap"] for student in students)
-        row["teacher@0.10"] = statistics.fmean(teacher["pck"]["image"]["0.10"] for teacher in teachers)
+        for alpha in ("0.10", "0.05"):
+            row[f"teacher@{alpha}"] = statistics.fmean(teacher["pck"]["image"][alpha] for teacher in teachers)
+        row["teacher_swap@0.10"] = statistics.fmean(teacher["pck_dagger"]["swap"] for teacher in teachers)
+        known = [teacher["confidence"]["auroc@0.10"] for teacher in teachers]
+        row["teacher_auroc@0.10"] = None if None in known else 100 * statistics.fmean(known)
         row["gain@0.10"] = row["pck@0.10"] - (rows[0]["pck@0.10"] if rows else row["pck@0.10"])
         rows.append(row)
     return rows

@@ -8,10 +8,11 @@ from distill.cli.config import compose, options
 from distill.evaluation.ablation import markdown, summary
 
 
-def report(student: float, swap: float = 10.0, teacher: float = 50.0) -> dict:
+def report(student: float, swap: float = 10.0, teacher: float = 50.0, auroc: float | None = 0.75) -> dict:
     def row(name, value):
         image = {"0.10": value, "0.05": value / 2}
-        return {"matcher": name, "pck": {"image": image}, "pck_dagger": {"swap": swap}}
+        dagger = {"swap": swap if name == "student" else 4 * swap}
+        return {"matcher": name, "pck": {"image": image}, "pck_dagger": dagger, "confidence": {"auroc@0.10": auroc}}
 
     return {"matchers": [row("teacher", teacher), row("student", student)]}
 
@@ -20,7 +21,12 @@ def test_rows_are_means_spreads_and_gains_over_the_first():
     rows = summary({"plain": [report(60), report(64)], "better": [report(70, swap=5), report(66, swap=7)]})
     assert rows[0]["pck@0.10"] == 62 and rows[0]["spread@0.10"] == pytest.approx(8**0.5) and rows[0]["gain@0.10"] == 0
     assert rows[1]["gain@0.10"] == 6 and rows[1]["pck@0.05"] == 34 and rows[1]["swap@0.10"] == 6
-    assert "| better | 2 | 68.0 | 2.8 | 34.0 | 1.4 | 6.0 | +6.0 | 50.0 |" in markdown(rows)
+    assert "| better | 2 | 68.0 | 2.8 | 34.0 | 1.4 | 6.0 | +6.0 | 50.0 | 25.0 | 24.0 | 75.0 |" in markdown(rows)
+
+
+def test_a_teacher_that_is_never_wrong_has_no_area_under_a_curve():
+    (row,) = summary({"plain": [report(60, auroc=0.5), report(60, auroc=None)]})
+    assert row["teacher_auroc@0.10"] is None and row["teacher_swap@0.10"] == 40
 
 
 def test_one_seed_has_no_spread():

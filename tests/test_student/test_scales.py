@@ -1,0 +1,97 @@
+"""Images described at several scales."""
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from distill.core.errors import ConfigError
+from student import FeatureTeacher, NearestNeighbour, StudentMatcher
+from student.backbone import Backbone
+
+
+def halved(image: np.ndarray) -> np.ndarray:
+    """Returns an image (3, H, W) at half its sides: each pixel the mean of 4 x 4, with weights 1, 3, 3, 1 along each axis."""
+
+    def along_last(values: np.ndarray) -> np.ndarray:
+        side, result = values.shape[-1], []
+        for place in range(side // 2):
+            taken = [(2 * place - 1 + k, weight) for k, weight in enumerate((1, 3, 3, 1))]
+            taken = [(pixel, weight) for pixel, weight in taken if 0 <= pixel < side]
+            result.append(sum(w * values[..., p] for p, w in taken) / sum(w for _, w in taken))
+        return np.stack(result, -1)
+
+    return along_last(along_last(image).swapaxes(-1, -2)).swapaxes(-1, -2)
+
+
+@pytest.fixture(scope="module")
+def backbones():
+    def made(**options):
+        torch.manual_seed(0)
+        return Backbone("test_resnet", [8, 16], **options).eval()
+
+    return made(), made(scales=[1.0, 0.5])
+
+
+def test_maps_of_both_scales_are_those_of_the_image_and_of_its_half_finest_first(backbones):
+    plain, scaled = backbones
+    image = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    half = torch.from_numpy(halved(image[0].double().numpy())).float()[None]
+    with torch.no_grad():
+        (fine, coarse), (half_fine, half_coarse), found = plain(image), plain(half), scaled(image)
+    assert scaled.strides == (8, 16, 16, 32) and scaled.channels == tuple(m.shape[1] for m in found)
+    for expected, got in zip((fine, coarse, half_fine, half_coarse), found, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_transformer_sees_whole_patches_at_every_scale():
+    torch.manual_seed(0)
+    backbone = Backbone("test_vit", [16], scales=[1.0, 0.6], debias=5).eval()
+    with torch.no_grad():
+        maps = backbone(torch.rand(1, 3, 64, 96))
+    assert [tuple(m.shape[-2:]) for m in maps] == [(4, 6), (2, 4)]  # 0.6 of 4 and 6 patches is 2.4 and 3.6
+
+
+def test_scales_add_no_weights_and_decide_the_fingerprint(backbones):
+    plain, scaled = backbones
+    assert plain.state_dict().keys() == scaled.state_dict().keys()
+    told = [NearestNeighbour("test_resnet", [16], **options).fingerprint() for options in ({}, {"scales": [1.0, 0.5]})]
+    assert "scales" not in told[0] and told[0] != told[1]
+    teachers = [
+        FeatureTeacher(NearestNeighbour("test_resnet", [16], scales=[1.0, s])).fingerprint() for s in (0.5, 0.6)
+    ]
+    assert teachers[0] != teachers[1]
+
+
+def test_the_student_joins_the_maps_of_all_scales():
+    torch.manual_seed(0)
+    student = StudentMatcher("test_resnet", [8, 16], 6, backbone_skip=True, scales=[1.0, 0.5]).eval()
+    with torch.no_grad():
+        maps = student.describe(torch.rand(1, 3, 64, 64))
+    assert maps.shape == (1, 6 + sum(student.backbone.channels), 8, 8) and len(student.fusion.lateral) == 4
+
+
+class Smaller(nn.Module):
+    """The part of a backbone that makes an image smaller; all behind it is exported without scales, too."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.backbone._scaled(images, 0.6)
+
+
+def test_an_image_is_made_smaller_in_onnx_as_in_torch(backbones, tmp_path):
+    smaller, image = Smaller(backbones[1]).eval(), torch.rand(1, 3, 60, 80, generator=torch.Generator().manual_seed(2))
+    torch.onnx.export(smaller, (image,), dynamo=True, verbose=False).save(tmp_path / "smaller.onnx")
+    (found,) = onnxruntime.InferenceSession(tmp_path / "smaller.onnx").run(None, {"images": image.numpy()})
+    assert found.shape == (1, 3, 36, 48)
+    np.testing.assert_allclose(found, smaller(image).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("scales", [[], [0.0], [1.5], [-0.5, 1.0], [float("nan")], [1.0, 1.0]])
+def test_scales_that_are_none_are_refused(scales):
+    with pytest.raises(ConfigError, match="scales of the backbone above 0, of at most 1, each once"):
+        Backbone("test_resnet", [16], scales=scales)
