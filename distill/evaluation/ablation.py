@@ -4,8 +4,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-HEADER = ("variant", "seeds", "PCK@0.10", "spread", "PCK@0.05", "spread", "swaps@0.10", "gain@0.10", "teacher@0.10")
-HEADER += ("teacher@0.05", "its swaps", "its AUROC")
+HEADER = (
+    *("variant", "seeds", "PCK@0.10", "spread", "PCK@0.05", "spread", "swaps@0.10", "gain@0.10"),
+    *("teacher@0.10", "teacher@0.05", "its swaps", "its AUROC"),
+)
 KEYS = (
     *("variant", "seeds", "pck@0.10", "spread@0.10", "pck@0.05", "spread@0.05", "swap@0.10", "gain@0.10"),
     *("teacher@0.10", "teacher@0.05", "teacher_swap@0.10", "teacher_auroc@0.10"),
