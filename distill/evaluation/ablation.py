@@ -14,7 +14,7 @@ KEYS = (
 )
 NOTE = (
     "Student and teacher: PCK per image in percent. Spread: standard deviation over seeds. Gain: over the first row. "
-    "AUROC: of the teacher's confidence, in percent, 50 for one that knows nothing."
+    "AUROC: of the teacher's confidence, in percent."
 )
 
 
