@@ -116,8 +116,7 @@ def build(cfg: DictConfig) -> FitParts:
     metrics = built_by_name(cfg, "metrics", Metric)
     adamw(student, 1, cfg.lr, cfg.backbone_lr, cfg.weight_decay, cfg.warmup)  # raises now what it would after labelling
     store = (teacher.store.folder, teacher.fingerprint(), list(cfg.labels.fallbacks))
-    learns_all = is_taught(cfg) and not criteria and module.curriculum is None  # else labels are weighed, or not read
-    collate = (LabelledCollate(*store, truth) if learns_all else collate_pairs, LabelledCollate(*store))
+    collate = (LabelledCollate(*store, truth) if is_taught(cfg) else collate_pairs, LabelledCollate(*store))
     workers = cfg.num_workers if cfg.num_workers is not None else loading_processes(trainer.strategy.root_device.type)
     data = PairDataModule(train, val, cfg.batch_size, workers, cfg.seed, *collate)  # type: ignore[arg-type]
     for callback in trainer.callbacks:

@@ -176,6 +176,8 @@ def _type_problem(config: DictConfig, key: str, value: Any) -> str | None:
     old = default if isinstance(default, Container) else default._value()
     if key.startswith("trainer.limit_") and isinstance(value, float):
         return None  # a share of the batches, as Lightning reads it
+    if key == "trainer.devices" and isinstance(value, list | str):
+        return None  # GPUs by their numbers, or all of them
     if isinstance(old, ListConfig) and not isinstance(value, list) and key not in LISTS_OR_WORDS:
         return f"Expected a list for {key} but got {value}; write {key}=[{value}]."
     rules: list[tuple[type | tuple[type, ...], tuple[type, ...], str]] = [

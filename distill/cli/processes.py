@@ -5,20 +5,23 @@ line only; from Python, start the processes with torchrun.
 """
 
 import atexit
+import copy
 import os
 import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import Fabric
 from lightning.fabric.strategies import DDPStrategy
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import distributed
 
 import __main__
 from distill.cli.interruption import may_start_others
 from distill.core.errors import ConfigError
+from distill.system.environment import choose_device
 
 PATIENCE = timedelta(days=30)
 """How long a process that is done waits for the others, whose points may take longer."""
@@ -31,11 +34,14 @@ def launch(cfg: DictConfig) -> Fabric:
         ConfigError: when there is no command line to start them with, or the settings do not fit this machine.
     """
     options: dict[str, Any] = OmegaConf.to_container(cfg.trainer, resolve=True)  # type: ignore[assignment]
+    options = {name: options[name] for name in ("accelerator", "devices", "num_nodes", "strategy") if name in options}
+    options["accelerator"] = str(options["accelerator"]).partition(":")[
+        0
+    ]  # label names its device there: cuda:1 is a cuda
     if is_many(cfg):
         check_command_line()
         may_start_others()
-        if options["strategy"] == "auto":
-            options["strategy"] = DDPStrategy(timeout=PATIENCE)
+        options["strategy"] = options["strategy"] if is_started_by_training(cfg) else DDPStrategy(timeout=PATIENCE)
     try:
         fabric = Fabric(**options)
     except (ValueError, TypeError, RuntimeError) as error:  # Lightning's ways to say that a setting does not fit
@@ -45,15 +51,62 @@ def launch(cfg: DictConfig) -> Fabric:
     return fabric
 
 
+def is_started_by_training(cfg: DictConfig) -> bool:
+    """Returns whether ``trainer.strategy`` copies this process when the training starts, and not before."""
+    return str(cfg.trainer.get("strategy", "auto")).endswith(("spawn", "fork", "notebook"))
+
+
 def _disconnect() -> None:
     """Ends the connection to the other processes, whose threads else may abort this one while it ends (gloo, exit code -6)."""
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
 
 
+ALL = ("auto", "-1")
+"""Values of ``trainer.devices`` for all GPUs."""
+
+
 def is_many(cfg: DictConfig) -> bool:
     """Returns whether ``cfg.trainer`` asks for more than one process."""
-    return cfg.trainer.get("devices", 1) not in (1, "1") or cfg.trainer.get("num_nodes", 1) != 1
+    devices, gpus = str(cfg.trainer.get("devices", 1)), listed_gpus(cfg)
+    several = len(gpus) > 1 if gpus else torch.cuda.device_count() > 1 if devices in ALL else devices != "1"
+    return several or cfg.trainer.get("num_nodes", 1) != 1
+
+
+def listed_gpus(cfg: DictConfig) -> list[int]:
+    """Returns the GPUs that ``trainer.devices`` names, such as [2,3] or "2,3", in the order of the processes.
+
+    Returns:
+        Their numbers; none where it says how many there are, or that it is all, which are taken in order.
+
+    Raises:
+        ConfigError: when it says something else, or a GPU twice.
+    """
+    devices = cfg.trainer.get("devices", 1)
+    listed = isinstance(devices, ListConfig) or (isinstance(devices, str) and "," in devices)
+    texts = (
+        [str(part).strip() for part in (devices.split(",") if isinstance(devices, str) else devices)] if listed else []
+    )
+    texts = [text for text in texts if text]
+    right = all(text.isdecimal() for text in texts) and 0 < len(texts) == len(set(texts))
+    if texts == ["-1"] or (not listed and (str(devices) in ALL or str(devices).isdecimal())):
+        return []
+    if not right:
+        raise ConfigError(
+            f"Expected trainer.devices as a number of processes, a list of GPUs or -1 but got {devices!r}; such as 2, [2,3]."
+        )
+    return [int(text) for text in texts]
+
+
+def on_own_device(cfg: DictConfig) -> DictConfig:
+    """Returns a copy of the configuration with this process's device as ``device``, for teacher and data alike.
+
+    Raises:
+        ConfigError: when there is no such device.
+    """
+    own = copy.deepcopy(cfg)
+    own.device = choose_device(cfg.device, listed_gpus(cfg))
+    return own
 
 
 def check_command_line() -> None:

@@ -1,6 +1,9 @@
 """Pairs with points on a grid instead of annotated ones; their counterparts are unknown."""
 
 import hashlib
+import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +21,21 @@ from distill.data.pairs import Query
 from distill.system.progress import track
 
 WITHIN = ("image", "box", "mask")
+NAMED = 5
+"""Photographs that a warning names, at most."""
+FINEST = 1024
+"""Cells a side of the finest grid that is laid over an object."""
+
+log = logging.getLogger(__name__)
 
 
 class GridPoints(Dataset[PairBatch]):
     """Replaces a data set's annotated points by one at random in each cell of a grid over the source image.
 
     The points of an image are the same every time and in every pair, so their labels can be stored. Their counterparts
-    are NaN, so that a loss or a score that uses them is NaN too.
+    are NaN, so that a loss or a score that uses them is NaN too. An object between the points of the grid gets those of a
+    finer grid: the coarsest of twice, four times, ... as many cells a side that has one on it, up to :data:`FINEST`. A
+    mask without a point there either is named in a warning, and its pairs have no points; a box without one has its centre.
 
     Args:
         pairs: a benchmark, of whose annotation at most the box is used.
@@ -84,10 +95,9 @@ class GridPoints(Dataset[PairBatch]):
         """Returns a batch of one pair."""
         pair = self._benchmark[index]
         x0, y0, x1, y1 = pair.src_content[0].tolist()  # of the photograph, without its padding
-        fractions = self._points(pair.src_original[0].hash)
-        points = fractions * fractions.new_tensor([x1 - x0, y1 - y0]) + fractions.new_tensor([x0, y0])
         box = (pair.src_bbox[0].view(2, 2) - torch.tensor([x0, y0])) / torch.tensor([x1 - x0, y1 - y0])
-        points = points[self._chosen(pair.src_original[0].hash, fractions, box.flatten())][None]
+        fractions = self._wanted(pair.src_original[0].hash, box.flatten())
+        points = (fractions * fractions.new_tensor([x1 - x0, y1 - y0]) + fractions.new_tensor([x0, y0]))[None]
         return pair._replace(
             src_kps=points,
             trg_kps=torch.full_like(points, torch.nan),
@@ -98,13 +108,17 @@ class GridPoints(Dataset[PairBatch]):
     def _query(self, index: int) -> Query:
         """Returns which labels a pair has; see ``query``."""
         query = self._benchmark.query(index)  # type: ignore[attr-defined]
-        fractions = self._points(query.src)
         box = torch.from_numpy(self._benchmark.source_box(index))  # type: ignore[attr-defined]
-        return query._replace(points=fractions[self._chosen(query.src, fractions, box)].double().numpy())
+        return query._replace(points=self._wanted(query.src, box).double().numpy())
 
-    def _read_masks(self) -> dict[str, NDArray[np.bool_]]:
-        """Returns (side * side,) which points lie on the object, by the fingerprint of the source."""
-        pairs, found = self._benchmark, dict[str, NDArray[np.bool_]]()
+    def _read_masks(self) -> dict[str, Tensor]:
+        """Returns (N, 2), the points on the object, by the fingerprint of the source.
+
+        Raises:
+            ConfigError: for a data set without masks.
+            DataError: when no source has a point on its object.
+        """
+        pairs, found, without = self._benchmark, dict[str, Tensor](), list[int]()
         if not all(hasattr(pairs, name) for name in ("pairs", "query", "source_box", "source_mask")):
             raise ConfigError(
                 f"Expected a data set with masks for points.within=mask but {pairs.name} has none; choose box or image."
@@ -112,32 +126,59 @@ class GridPoints(Dataset[PairBatch]):
         first = {source: index for index, (source, _) in reversed(list(enumerate(self.pairs)))}
         for index in track(sorted(first.values()), f"read masks of {pairs.name} {pairs.split}"):
             key = pairs.query(index).src  # type: ignore[attr-defined]
-            points = self._points(key).double().numpy()
-            found[key] = pairs.source_mask(index, points, self.masks)  # type: ignore[attr-defined]
-        if not any(inside.any() for inside in found.values()):
+            found[key] = self._on(key, partial(pairs.source_mask, index, folder=self.masks))  # type: ignore[attr-defined]
+            if not len(found[key]):
+                without.append(index)
+        if len(without) == len(first):
             raise DataError(
-                f"Expected points on the objects of {len(first)} masks but found none; raise points.side={self.side}."
+                f"Expected points on the objects of {len(first)} masks but all are too small; correct them."
+            )
+        if without:
+            log.warning(
+                "%d of %d photographs have masks too small for a point of a grid of %d cells a side, and no points: %s%s",
+                *(len(without), len(first), FINEST),
+                *(
+                    ", ".join(pairs[index].src_id[0] for index in without[:NAMED]),
+                    ", ..." if len(without) > NAMED else "",
+                ),
             )
         return found
 
-    def _points(self, key: str) -> Tensor:
-        """Returns (side * side, 2), the points of the image of that fingerprint, in fractions of its sides."""
-        digest = hashlib.blake2b(f"{key} {self.seed}".encode(), digest_size=7).digest()
-        random = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
-        centres = cell_centres((self.side, self.side), (1, 1), torch.empty(0)).flatten(0, 1)
-        return centres + (torch.rand(centres.shape, generator=random) - 0.5) / self.side
-
-    def _chosen(self, key: str, points: Tensor, box: Tensor) -> Tensor:
-        """Returns (N,) bool, which points of the image of that fingerprint are wanted.
+    def _on(self, key: str, lies_on: Callable[[NDArray[np.float64]], NDArray[np.bool_]]) -> Tensor:
+        """Returns (N, 2), the points of the coarsest grid of the image of that fingerprint that has some on an object.
 
         Args:
             key: of the image.
-            points: (N, 2) in fractions of its sides.
+            lies_on: returns (N,) which of points (N, 2), in fractions of the sides, lie on the object.
+        """
+        side = self.side
+        while True:
+            points = self._points(key, side)
+            chosen = points[torch.from_numpy(lies_on(points.double().numpy()))]
+            if len(chosen) or side >= FINEST:
+                return chosen
+            side = min(2 * side, FINEST)
+
+    def _points(self, key: str, side: int) -> Tensor:
+        """Returns (side * side, 2), the points of the image of that fingerprint, in fractions of its sides."""
+        finer = "" if side == self.side else f" {side}"
+        digest = hashlib.blake2b(f"{key} {self.seed}{finer}".encode(), digest_size=7).digest()
+        random = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+        centres = cell_centres((side, side), (1, 1), torch.empty(0)).flatten(0, 1)
+        return centres + (torch.rand(centres.shape, generator=random) - 0.5) / side
+
+    def _wanted(self, key: str, box: Tensor) -> Tensor:
+        """Returns (N, 2), the points of the image of that fingerprint that are wanted, in fractions of its sides.
+
+        Args:
+            key: of the image.
             box: (4,) x0, y0, x1, y1 of the object, in fractions of the sides.
         """
         if self.within == "mask":
-            return torch.from_numpy(self._on_object[key])
+            return self._on_object[key]
+        points = self._points(key, self.side)
         if self.within == "image":
-            return torch.ones(len(points), dtype=torch.bool)
+            return points
         low, high = box.to(points).view(2, 2)
-        return ((points >= low) & (points <= high)).all(-1)
+        inside = points[((points >= low) & (points <= high)).all(-1)]
+        return inside if len(inside) else ((low + high) / 2).clamp(0, 1)[None]

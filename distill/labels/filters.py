@@ -5,18 +5,15 @@ fall off as a Gaussian of a distance: a strict cut also removes points that have
 """
 
 from collections.abc import Mapping
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from distill.core.errors import ConfigError, LabelError
+from distill.core.errors import ConfigError
 from distill.core.geometry import cell_centres, flip_points, gaussian_weight, image_size
-from distill.core.protocols import Benchmark, Matcher, PairMatcher, match, match_query, move_to_device_of
+from distill.core.protocols import Matcher, PairMatcher, match, match_query, move_to_device_of
 from distill.core.types import Matches, PairBatch
-from distill.data.pairs import collate_pairs, to_device
-from distill.system.progress import track
 
 
 class Criterion(Protocol):
@@ -163,28 +160,6 @@ class Filtered:
             for criterion in self.criteria.values():
                 weight = weight * criterion(pairs, label)
         return label._replace(confidence=label.confidence * weight)
-
-
-def label_confidences(
-    labeller: Matcher | PairMatcher, benchmark: Benchmark, batch_size: int, device: str, progress: bool = True
-) -> Tensor:
-    """Returns the confidences (R,) of all labels of ``benchmark``, in the pairs' order.
-
-    Raises:
-        LabelError: when all are zero, so that there is nothing to learn from.
-    """
-    loader = DataLoader(cast(Dataset, benchmark), batch_size, collate_fn=collate_pairs)
-    found = []
-    for pairs in track(loader, "filter labels", enabled=progress):
-        label = match(labeller, to_device(pairs, device))
-        found.append(label.confidence.cpu()[pairs.kps_mask])
-    confidence = torch.cat(found)
-    if not (confidence > 0).any():
-        raise LabelError(
-            f"Expected labels to learn from but the filter took out all {len(confidence)}; loosen filter.criteria, or "
-            "choose filter=none."
-        )
-    return confidence
 
 
 def _ask(matcher: Matcher, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Tensor:

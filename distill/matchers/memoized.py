@@ -8,6 +8,9 @@ from distill.core.protocols import Matcher, PairMatcher, match, match_query
 from distill.core.types import Matches, PairBatch
 from distill.data.pairs import select_pairs
 
+PairKey = tuple[str, str, str]
+"""Fingerprints of source and target as they are given, and the points as text."""
+
 
 class MemoizedMatcher:
     """Keeps answers in memory, by the content of the images and the points; heatmaps in half precision.
@@ -20,7 +23,7 @@ class MemoizedMatcher:
 
     def __init__(self, matcher: Matcher | PairMatcher, singly: bool = False) -> None:
         self.matcher, self.singly = matcher, singly
-        self._answers: dict[tuple[str, str, str], Matches] = {}
+        self._answers: dict[PairKey, Matches] = {}
 
     def __len__(self) -> int:
         """How many pairs have been answered."""
@@ -40,7 +43,7 @@ class MemoizedMatcher:
     @torch.no_grad()
     def match_pairs(self, pairs: PairBatch) -> Matches:
         """See :class:`distill.core.protocols.PairMatcher`. Pairs without points are not asked about."""
-        keys = [self._key(pairs, row) for row in range(len(pairs.category))]
+        keys = [pair_key(pairs, row) for row in range(len(pairs.category))]
         wanted = pairs.kps_mask.any(1).tolist()
         new = [row for row, key in enumerate(keys) if wanted[row] and key not in self._answers]
         for rows in ([row] for row in new) if self.singly else [new] if new else []:
@@ -63,10 +66,11 @@ class MemoizedMatcher:
                 field[row, pairs.kps_mask[row]] = value.to(like)
         return joined
 
-    @staticmethod
-    def _key(pairs: PairBatch, row: int) -> tuple[str, str, str]:
-        points = pairs.src_kps[row][pairs.kps_mask[row]].mul(100).round().int()
-        return pairs.src_hash[row], pairs.trg_hash[row], str(points.tolist())
+
+def pair_key(pairs: PairBatch, row: int) -> PairKey:
+    """Returns what tells a pair of a batch from others: the content of its images, and its points to 1/100 px."""
+    points = pairs.src_kps[row][pairs.kps_mask[row]].mul(100).round().int()
+    return pairs.src_hash[row], pairs.trg_hash[row], str(points.tolist())
 
 
 def _unpadded(pair: PairBatch) -> PairBatch:

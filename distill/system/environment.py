@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -34,30 +35,37 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def choose_device(name: str) -> str:
+def choose_device(name: str, gpus: Sequence[int] = ()) -> str:
     """Returns the device to work on: a GPU if there is one, or "cpu", for "auto", and other names as they are.
 
     Where several processes share a machine, "auto" and "cuda" name the GPU of this one, see :func:`own_gpu`.
 
     Args:
         name: auto, cpu, cuda, cuda:<number> or mps.
+        gpus: the GPUs of the processes of this machine, in the order of their numbers; without them all of it.
 
     Raises:
-        ConfigError: when there is no such device.
+        ConfigError: when there is no such device, or no GPU of one of these numbers.
     """
     kind, colon, number = str(name).partition(":")
     if kind not in DEVICES or (colon and not (kind == "cuda" and number.isdigit())):
         hint = "did you mean 'cuda'? valid names: " + ", ".join(DEVICES) if kind == "gpu" else nearest(kind, DEVICES)
         raise ConfigError(f"Expected device to name a device but got {name!r}; {hint}.")
-    if kind == "auto":
-        return own_gpu() if torch.cuda.is_available() else "cpu"
+    if kind == "auto" and not torch.cuda.is_available():
+        return "cpu"
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"Expected the GPU that device={name} names but torch {torch.__version__} finds {torch.cuda.device_count()}; "
             "set device=auto or device=cpu, or install a driver and a torch that fits it."
         )
-    if name == "cuda":
-        return own_gpu()
+    if name in ("auto", "cuda"):
+        missing = [gpu for gpu in gpus if gpu >= torch.cuda.device_count()]
+        if missing:
+            raise ConfigError(
+                f"Expected the GPUs that trainer.devices={list(gpus)} names but torch finds {torch.cuda.device_count()}; "
+                f"leave {missing} out."
+            )
+        return own_gpu(gpus)
     if kind == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("Expected an Apple GPU for device=mps but torch finds none; set device=auto or device=cpu.")
     return str(name)

@@ -15,6 +15,7 @@ from distill.core.protocols import Matcher, PairMatcher, match
 from distill.core.types import Matches, PairBatch
 from distill.data.pairs import to_original
 from distill.labels.curriculum import Curriculum
+from distill.labels.filtered import FilteredConfidence
 from distill.labels.labelled_pairs import LabelledPairs, split_labelled
 from distill.labels.truth import FewShotTruth
 from distill.losses import DenseStudent, Example, Loss
@@ -114,6 +115,9 @@ class Distillation(LightningModule):
         self._teacher, self._labeller = UnregisteredReference(teacher), UnregisteredReference(teacher)
         self.losses, self.weights = losses, weights
         self.augment, self.curriculum, self.truth = augment, curriculum, truth
+        self.filtered: FilteredConfidence | None = (
+            None  # confidences of the teacher's labels, where a filter weighs them
+        )
         self.lr, self.weight_decay, self.backbone_lr, self.warmup = lr, weight_decay, backbone_lr, warmup
         self.pck_truth, self.pck_teacher = PCK((0.05, 0.10)), PCK((0.05, 0.10))
         self.val_losses = nn.ModuleDict({name: MeanMetric() for name in (*losses, TOTAL)})
@@ -145,6 +149,8 @@ class Distillation(LightningModule):
         with torch.no_grad():
             if label is None or self.labeller is not self.teacher:
                 label = match(self.labeller, pairs if self.truth is None else self.truth.without_known(pairs))
+            if self.filtered is not None and self.labeller is self.teacher:
+                label = self.filtered(pairs, label)
             if self.curriculum is not None:
                 label = self.curriculum(label, self.progress())
             if self.truth is not None:

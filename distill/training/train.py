@@ -12,21 +12,35 @@ from torch import distributed
 from distill.core.errors import DataError
 from distill.core.protocols import Benchmark
 from distill.data.datamodule import PairDataModule
-from distill.labels.filters import Criterion, Filtered, label_confidences
-from distill.matchers.memoized import MemoizedMatcher
+from distill.labels.filtered import filter_benchmark
+from distill.labels.filters import Criterion, Filtered
 from distill.training.checkpoint import load_state, of_another_training, read_resumable
 from distill.training.module import Distillation
 
 
 def filter_labels(
-    module: Distillation, criteria: Mapping[str, Criterion], train: Benchmark, batch_size: int, device: str
+    module: Distillation,
+    criteria: Mapping[str, Criterion],
+    train: Benchmark,
+    batch_size: int,
+    device: str,
+    progress: bool = True,
 ) -> str | None:
-    """Weighs the training labels, if there are criteria or a curriculum; returns a summary to print."""
+    """Weighs the training labels, if there are criteria or a curriculum; returns a summary to print.
+
+    Args:
+        module: that learns from the labels.
+        criteria: by name.
+        train: the labelled training pairs.
+        batch_size: pairs at a time.
+        device: where the criteria are computed.
+        progress: whether to draw a bar.
+    """
     if not criteria and module.curriculum is None:
         return None
-    labeller = MemoizedMatcher(Filtered(module.teacher, criteria))
-    confidence = label_confidences(labeller, train, batch_size, device)
-    module.learn_from(labeller)
+    filtered = filter_benchmark(Filtered(module.teacher, criteria), train, batch_size, device, progress)
+    confidence = filtered.all
+    module.filtered = filtered
     if module.curriculum is not None:
         module.curriculum.calibrate(confidence)
     kept = (confidence > 0).float().mean()

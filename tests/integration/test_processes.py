@@ -18,6 +18,7 @@ from distill.cli.config import compose
 from distill.cli.fit_parts import build
 from distill.labels.audit import audit
 from distill.labels.store import LabelStore
+from distill.training.train import filter_labels
 
 DATA = ["teacher=oracle", "data.size=32", "train.n_pairs=24", "val.n_pairs=11", "test.n_pairs=0", "device=cpu"]
 FIT = [*DATA, "student.backbone=test_convnext", "student.strides=[8,16]", "student.width=8", "batch_size=4"]
@@ -69,16 +70,16 @@ import json, os, sys
 from pathlib import Path
 from unittest import mock
 from distill.__main__ import main
-from distill.cli.commands import label as verb
+from distill.cli import processes
 from distill.labels import generate
 
-choose_device, sent = verb.choose_device, []
+choose_device, sent = processes.choose_device, []
 
-def on_two_gpus(name):
+def on_two_gpus(name, gpus):
     with mock.patch("torch.cuda.is_available", lambda: True), mock.patch("torch.cuda.device_count", lambda: 2):
-        return choose_device(name)
+        return choose_device(name, gpus)
 
-verb.choose_device = on_two_gpus
+processes.choose_device = on_two_gpus
 generate.to_device = lambda pairs, device: sent.append([device, len(pairs.category)]) or pairs
 code = main(sys.argv[2:])
 Path(sys.argv[1], os.environ["LOCAL_RANK"]).write_text(json.dumps(sent))
@@ -105,11 +106,20 @@ def test_under_torchrun_each_process_labels_its_share_on_a_gpu_of_its_own(tmp_pa
 @pytest.mark.slow
 def test_on_two_processes_fit_validates_as_one_process_does(tmp_path):
     # Known warps are drawn anew at each validation, by each process for its own pairs: their loss cannot be the same.
-    settings = [*FIT, *TRAINER, "loss=distillation", "trainer.max_epochs=2", f"run.dir={tmp_path}/two"]
-    run("fit", *settings, "trainer.devices=2")
+    settings = [
+        *FIT,
+        *TRAINER,
+        "loss=distillation",
+        "trainer.max_epochs=2",
+        f"run.dir={tmp_path}/two",
+        "filter=agreement",
+    ]
+    shown = run("fit", *settings, "trainer.devices=2")
     assert (tmp_path / "two" / "student.onnx").exists()
     parts = build(compose("fit", [*settings, f"run.dir={tmp_path}/one", f"labels.dir={tmp_path}/two/labels"]))
     state = torch.load(tmp_path / "two" / "checkpoints" / "last.ckpt", weights_only=True)
+    kept = filter_labels(parts.module, parts.criteria, parts.labelled, 4, "cpu", progress=False)
+    assert shown.count("labels:  ") == 1 and f"labels:  {kept}\n" in shown, "found by both together, told by one"
     parts.module.load_state_dict(state["state_dict"])
     trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
     (one,) = trainer.validate(parts.module, parts.data, verbose=False)

@@ -21,7 +21,14 @@ from torch import nn
 
 from distill.cli.fit_parts import FitParts, build, is_taught
 from distill.cli.interruption import may_start_others
-from distill.cli.processes import check_command_line, is_first_process, is_many
+from distill.cli.processes import (
+    check_command_line,
+    is_first_process,
+    is_many,
+    is_started_by_training,
+    launch,
+    on_own_device,
+)
 from distill.cli.reporting import announce, report
 from distill.cli.run_folder import RunFolder, check_unchanged
 from distill.core.errors import ExportError
@@ -50,10 +57,12 @@ def run(cfg: DictConfig) -> Comparison | None:
     if cfg.run.resume:
         check_unchanged(cfg)
     taught, first = is_taught(cfg), is_first_process()
-    parts = build(cfg)
+    parts = build(on_own_device(cfg))
     with RunFolder.create(cfg, resume=cfg.run.resume) if first else RunFolder(cfg.run.dir) as folder:
         if first:
             announce("fit", f"a student on {parts.train.name}", devices(parts), folder.path)
+        if parts.trainer.world_size > 1 and not is_started_by_training(cfg):
+            launch(cfg)  # now rather than with the training, so that all processes share labels and filters
         make_labels(cfg, parts, taught, first)
         train(parts.trainer, parts.module, parts.data, parts.checkpoint, cfg.run.resume)
         if not first:
@@ -69,11 +78,12 @@ def devices(parts: FitParts) -> str:
 
 
 def make_labels(cfg: DictConfig, parts: FitParts, taught: bool, first: bool) -> None:
-    """Makes the labels that are missing, and filters those that the student learns from."""
+    """Makes the labels that are missing, and filters those that the student learns from; processes share the work."""
     for pairs in filter(None, (parts.labelled if taught else None, parts.val, parts.test)):
         label(parts.teacher, pairs, parts.device, progress=first, then=" + training")
-    kept = filter_labels(parts.module, parts.criteria, parts.labelled, cfg.batch_size, parts.device) if taught else None
-    if kept is not None:
+    criteria, pairs = parts.criteria, parts.labelled
+    kept = filter_labels(parts.module, criteria, pairs, cfg.batch_size, parts.device, first) if taught else None
+    if kept is not None and first:
         print(f"labels:  {kept}")
 
 

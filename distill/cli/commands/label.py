@@ -27,7 +27,7 @@ from omegaconf import DictConfig
 
 from distill.cli.config import instantiate
 from distill.cli.datasets import check_common_points, pairs_of
-from distill.cli.processes import is_first_process, launch
+from distill.cli.processes import is_first_process, launch, on_own_device
 from distill.cli.reporting import announce
 from distill.core.errors import ConfigError, LabelError, nearest
 from distill.core.files import new_folder
@@ -45,7 +45,6 @@ from distill.labels.keypoints import label_keypoints, label_pairs
 from distill.labels.merge import merge
 from distill.labels.repair import repair
 from distill.labels.store import LabelStore
-from distill.system.environment import choose_device
 
 
 def run(cfg: DictConfig) -> int:
@@ -71,14 +70,15 @@ def run(cfg: DictConfig) -> int:
 
 def _make(cfg: DictConfig) -> int:
     """Labels, prints a summary, and returns how many points were labelled, by all processes of this run."""
-    share, datasets, device = parse_shard(cfg.label.shard), _datasets(cfg), choose_device(cfg.device)
+    share, own = parse_shard(cfg.label.shard), on_own_device(cfg)
+    datasets, device = _datasets(own), own.device
     for pairs in datasets:
         check_common_points(pairs)
     fabric = launch(cfg)
     every = slice(share.start + share.step * fabric.global_rank, None, share.step * fabric.world_size)
     teacher = Cached(
         cfg.labels.dir,
-        instantiate(cfg.teacher),
+        instantiate(own.teacher),
         flush_seconds=cfg.label.flush_seconds,
         fallbacks=list(cfg.labels.fallbacks),
         prompt_cache=cfg.labels.prompt_cache,

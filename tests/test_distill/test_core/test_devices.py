@@ -2,7 +2,12 @@
 
 import pytest
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.utilities.device_parser import _parse_gpu_ids
+from lightning.pytorch.strategies import DDPStrategy
 
+from distill.cli.config import compose
+from distill.cli.processes import is_many, on_own_device
 from distill.core.devices import own_gpu
 from distill.core.errors import ConfigError
 from distill.system.environment import choose_device
@@ -41,6 +46,58 @@ def test_what_names_a_device_is_taken_by_every_process(machine):
     assert choose_device("cpu") == "cpu" and as_device("cpu") == torch.device("cpu")
     with pytest.raises(ConfigError, match="device=cuda:4 names but torch .* finds 4"):
         choose_device("cuda:4")
+
+
+@pytest.mark.parametrize(
+    ("devices", "of_each"),
+    [
+        ("[2,3]", ["cuda:2", "cuda:3"]),
+        ("[3]", ["cuda:3"]),
+        ("'2,'", ["cuda:2"]),
+        ("'2,3'", ["cuda:2", "cuda:3"]),
+        ("-1", ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]),
+        ("auto", ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]),
+        ("'-1'", ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]),
+        ("2", ["cuda:0", "cuda:1"]),
+    ],
+)
+@pytest.mark.parametrize("verb", ["fit", "label"])
+def test_a_process_takes_the_gpu_that_lightning_gives_it(machine, monkeypatch, verb, devices, of_each):
+    cfg = compose(verb, [f"trainer.devices={devices}"])
+    for rank, expected in enumerate(of_each):
+        machine(4, rank)
+        own = on_own_device(cfg)
+        assert own.device == own.teacher.device == expected, "which every part of the process is told"
+        # What Lightning itself makes of it, on a machine with these GPUs.
+        strategy = DDPStrategy(cluster_environment=LightningEnvironment())
+        wanted = cfg.trainer.devices if isinstance(cfg.trainer.devices, int | str) else list(cfg.trainer.devices)
+        gpus = _parse_gpu_ids(-1 if wanted == "auto" else wanted, include_cuda=True)
+        strategy.parallel_devices = [torch.device("cuda", gpu) for gpu in gpus]
+        assert str(strategy.root_device) == expected
+    assert cfg.device == "auto" and is_many(cfg) == (len(of_each) > 1)
+
+
+def test_a_device_that_is_named_goes_before_the_list(machine):
+    machine(4, 1)
+    for device in ("cuda:0", "cpu"):
+        assert on_own_device(compose("label", ["trainer.devices=[2,3]", f"device={device}"])).device == device
+    machine(0, 1)
+    assert on_own_device(compose("fit", ["trainer.devices=2"])).device == "cpu"
+
+
+@pytest.mark.parametrize("devices", ["[2,2]", "[a]", "[]", "[-2,1]", "'1,x'", "some", "-2"])
+def test_lists_of_gpus_that_cannot_be_are_refused(machine, devices):
+    machine(4)
+    with pytest.raises(
+        ConfigError, match="Expected trainer.devices as a number of processes, a list of GPUs or -1 but got"
+    ):
+        on_own_device(compose("fit", [f"trainer.devices={devices}"]))
+
+
+def test_gpus_that_are_not_there_are_refused(machine):
+    machine(2)
+    with pytest.raises(ConfigError, match=r"trainer.devices=\[1, 2\] names but torch finds 2; leave \[2\] out"):
+        on_own_device(compose("fit", ["trainer.devices=[1,2]"]))
 
 
 def test_without_a_gpu_every_process_takes_the_cpu(machine):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from distill.__main__ import main
@@ -148,12 +149,56 @@ def test_settings_of_masks_that_cannot_work_are_refused(cut_outs, few):
         GridPoints(few, within="mask")
     with pytest.raises(ConfigError, match="points.masks=null with data=shapes, which knows its masks, but got m"):
         GridPoints(ShapesPairs("val", 2), within="mask", masks="m")
+
+
+def test_an_object_between_the_points_of_the_grid_gets_those_of_a_finer_one(cut_outs):
+    """A single opaque pixel in a, a spot of a hundredth of the sides in b; c is an L, which the grid's own points hit."""
+    one, spot = Image.new("RGBA", (WIDTH, HEIGHT)), Image.new("RGBA", (400, 600))
+    one.putpixel((30, 20), (1, 2, 3, 255))
+    spot.paste((1, 2, 3, 255), (100, 300, 104, 306))
+    one.save(cut_outs / "thing" / "a.png")
+    spot.save(cut_outs / "thing" / "b.png")
+    pairs = FolderPairs(cut_outs, size=32)
+    grid, everywhere = GridPoints(pairs, side=4, within="mask"), GridPoints(pairs, side=4)
+    boxes = {"a.png": (30 / 60, 20 / 40, 31 / 60, 21 / 40), "b.png": (100 / 400, 300 / 600, 104 / 400, 306 / 600)}
+    seen = set()
+    for number, (source, _) in enumerate(pairs.pairs):
+        points, name = grid.query(number).points, Path(source).name
+        seen.add(name)
+        if name == "c.png":
+            assert len(points) > 1 and {tuple(p) for p in points} <= {tuple(p) for p in everywhere.query(number).points}
+            continue
+        x0, y0, x1, y1 = boxes[name]
+        assert 1 <= len(points) <= 8
+        assert all(x0 <= x <= x1 and y0 <= y <= y1 for x, y in points.tolist())
+        np.testing.assert_array_equal(points, GridPoints(pairs, side=4, within="mask").query(number).points)
+        np.testing.assert_allclose(Query.of(grid[number]).points, points, atol=1e-5)
+    assert seen == {"a.png", "b.png", "c.png"}
+
+
+def test_masks_too_small_for_any_point_are_counted_and_named(cut_outs, monkeypatch, caplog):
+    monkeypatch.setattr("distill.data.grid_points.FINEST", 8)
     one = Image.new("RGBA", (WIDTH, HEIGHT))
     one.putpixel((30, 20), (1, 2, 3, 255))
-    for name in "abc":
+    for name in "ab":
         one.save(cut_outs / "thing" / f"{name}.png")
-    with pytest.raises(DataError, match=r"points on the objects of 3 masks but found none; raise points.side=2"):
+    pairs = FolderPairs(cut_outs, size=32)
+    grid = GridPoints(pairs, side=2, within="mask")
+    assert "2 of 3 photographs have masks too small for a point of a grid of 8 cells a side" in caplog.text
+    assert "thing/a" in caplog.text and "thing/b" in caplog.text and "thing/c" not in caplog.text
+    assert {len(grid.query(n).points) > 0 for n, (src, _) in enumerate(pairs.pairs) if "c.png" not in str(src)} == {
+        False
+    }
+    one.save(cut_outs / "thing" / "c.png")
+    with pytest.raises(DataError, match="points on the objects of 3 masks but all are too small; correct them"):
         GridPoints(FolderPairs(cut_outs, size=32), side=2, within="mask")
+
+
+def test_a_box_between_the_points_of_the_grid_has_its_centre(few, monkeypatch):
+    pair = few[0]
+    box = torch.tensor([[10.0, 11.0, 10.5, 12.0]])
+    monkeypatch.setattr(type(few), "__getitem__", lambda self, index: pair._replace(src_bbox=box))
+    assert GridPoints(few, side=2, within="box")[0].src_kps.tolist() == [[[10.25, 11.5]]]
 
 
 def test_points_on_the_object_of_a_scene_lie_where_its_rendering_shows_it():

@@ -1,4 +1,6 @@
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -6,9 +8,12 @@ import torch
 from distill.core.errors import ConfigError, LabelError
 from distill.core.geometry import gaussian_heatmap
 from distill.core.types import Matches
+from distill.data.datasets.shapes import ShapesPairs
 from distill.data.grid_points import GridPoints
 from distill.data.pairs import collate_pairs, to_device
+from distill.labels import filtered
 from distill.labels.cached import Cached
+from distill.labels.filtered import filter_benchmark
 from distill.labels.filters import (
     Agreement,
     Filtered,
@@ -16,7 +21,6 @@ from distill.labels.filters import (
     MinConfidence,
     PeakMass,
     RelaxedCycle,
-    label_confidences,
 )
 from distill.labels.generate import label
 from distill.losses import CoordinateHuber, Example, HeatmapKL
@@ -110,12 +114,75 @@ def test_criteria_multiply_the_confidence(make_pairs):
     assert sure.tolist() == [[0.0, 1.0, 1.0]]
 
 
-def test_a_survey_knows_all_labels_and_refuses_when_none_is_left(few):
-    confidence = label_confidences(Filtered(Oracle(), {}), few, batch_size=3, device="cpu", progress=False)
+def test_a_filter_knows_all_labels_and_refuses_when_none_is_left(few):
+    confidence = filter_benchmark(Filtered(Oracle(), {}), few, batch_size=3, device="cpu", progress=False).all
     assert confidence.tolist() == [1.0] * 10
     nothing = Filtered(Oracle(), {"none": lambda pairs, label: torch.zeros_like(label.confidence)})
     with pytest.raises(LabelError, match="took out all 10"):
-        label_confidences(nothing, few, batch_size=3, device="cpu", progress=False)
+        filter_benchmark(nothing, few, batch_size=3, device="cpu", progress=False)
+
+
+class Judge:
+    """A criterion whose weights depend on the whole batch; notes which pairs it has judged."""
+
+    def __init__(self) -> None:
+        self.judged: list[list[str]] = []
+
+    def __call__(self, pairs, label):
+        self.judged.append([f"{src} {trg}" for src, trg in zip(pairs.src_hash, pairs.trg_hash, strict=True)])
+        return (pairs.src_kps[..., 0] / pairs.src_kps[..., 0].max()).clamp(0, 1)
+
+
+class Group:
+    """A process group whose processes are threads of this one."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.place, self.barrier, self.sent = size, threading.local(), threading.Barrier(size), {}
+
+    is_available = is_initialized = staticmethod(lambda: True)
+
+    def get_world_size(self) -> int:
+        return self.size
+
+    def get_rank(self) -> int:
+        return self.place.rank
+
+    def all_gather_object(self, into: list, mine: object) -> None:
+        self.sent[self.place.rank] = mine
+        self.barrier.wait(60)
+        into[:] = [self.sent[rank] for rank in range(self.size)]
+
+    def each(self, work) -> list:
+        """Returns what ``work`` returns in each of the processes."""
+
+        def of(rank: int):
+            self.place.rank = rank
+            return work()
+
+        with ThreadPoolExecutor(self.size) as pool:
+            return list(pool.map(of, range(self.size)))
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_judge_their_share_only_and_find_what_one_finds(monkeypatch, processes):
+    pairs = ShapesPairs("val", 11, 0, 32)
+
+    def judged():
+        judge = Judge()
+        return judge.judged, filter_benchmark(Filtered(Oracle(), {"": judge}), pairs, 2, "cpu", progress=False)
+
+    batches, alone = judged()
+    group = Group(processes)
+    monkeypatch.setattr(filtered, "distributed", group)
+    shares, found = zip(*group.each(judged), strict=True)
+    assert sorted(batch for share in shares for batch in share) == sorted(batches), "each batch once, by one of them"
+    assert {len(share) for share in shares} == {6 // processes}
+    for one in found:
+        assert torch.equal(one.all, alone.all) and list(one.by_pair) == list(alone.by_pair)
+    batch = collate_pairs([pairs[number] for number in (7, 0, 10)])
+    confidences = [one(batch, Oracle().match_pairs(batch)).confidence for one in (alone, *found)]
+    assert all(torch.equal(confidence, confidences[0]) for confidence in confidences)
+    assert 0 < confidences[0][batch.kps_mask].min() < confidences[0].max() <= 1
 
 
 @pytest.mark.parametrize("build", [lambda: MinConfidence(2), lambda: RelaxedCycle(shifted(0), 0)])
