@@ -35,9 +35,7 @@ def launch(cfg: DictConfig) -> Fabric:
     """
     options: dict[str, Any] = OmegaConf.to_container(cfg.trainer, resolve=True)  # type: ignore[assignment]
     options = {name: options[name] for name in ("accelerator", "devices", "num_nodes", "strategy") if name in options}
-    options["accelerator"] = str(options["accelerator"]).partition(":")[
-        0
-    ]  # label names its device there: cuda:1 is a cuda
+    options["accelerator"] = str(options["accelerator"]).split(":")[0]  # label names its device there: cuda:1 is a cuda
     if is_many(cfg):
         check_command_line()
         may_start_others()
@@ -83,11 +81,9 @@ def listed_gpus(cfg: DictConfig) -> list[int]:
         ConfigError: when it says something else, or a GPU twice.
     """
     devices = cfg.trainer.get("devices", 1)
-    listed = isinstance(devices, ListConfig) or (isinstance(devices, str) and "," in devices)
-    texts = (
-        [str(part).strip() for part in (devices.split(",") if isinstance(devices, str) else devices)] if listed else []
-    )
-    texts = [text for text in texts if text]
+    listed = isinstance(devices, ListConfig) or "," in str(devices)
+    parts = devices.split(",") if isinstance(devices, str) else devices if listed else []
+    texts = [str(part).strip() for part in parts if str(part).strip()]
     right = all(text.isdecimal() for text in texts) and 0 < len(texts) == len(set(texts))
     if texts == ["-1"] or (not listed and (str(devices) in ALL or str(devices).isdecimal())):
         return []
