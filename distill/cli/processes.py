@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Fabric
+from lightning import Fabric, Trainer
 from lightning.fabric.strategies import DDPStrategy
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import distributed
@@ -47,6 +47,16 @@ def launch(cfg: DictConfig) -> Fabric:
     fabric.launch()
     atexit.register(_disconnect)
     return fabric
+
+
+def start_others(trainer: Trainer) -> None:
+    """Starts the other processes now and not when the training does; Lightning ends them with this one all the same.
+
+    Does nothing where a launcher such as torchrun has started them.
+    """
+    launcher = trainer.strategy.launcher
+    if launcher is not None:
+        launcher.launch(lambda: None)
 
 
 def is_started_by_training(cfg: DictConfig) -> bool:

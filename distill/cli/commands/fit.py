@@ -28,6 +28,7 @@ from distill.cli.processes import (
     is_started_by_training,
     launch,
     on_own_device,
+    start_others,
 )
 from distill.cli.reporting import announce, report
 from distill.cli.run_folder import RunFolder, check_unchanged
@@ -62,7 +63,8 @@ def run(cfg: DictConfig) -> Comparison | None:
         if first:
             announce("fit", f"a student on {parts.train.name}", devices(parts), folder.path)
         if parts.trainer.world_size > 1 and not is_started_by_training(cfg):
-            launch(cfg)  # now rather than with the training, so that all processes share labels and filters
+            start_others(parts.trainer)  # now rather than with the training, so that all share labels and filters
+            launch(cfg)
         make_labels(cfg, parts, taught, first)
         train(parts.trainer, parts.module, parts.data, parts.checkpoint, cfg.run.resume)
         if not first:
