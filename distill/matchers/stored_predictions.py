@@ -204,7 +204,7 @@ class StoredPredictions:
                 return row, apart.argmin(1)
         raise DataError(
             f"Expected predictions for all points in {self.file} but it has none for points of {name}; it is of other pairs "
-            "or other photographs: evaluate the matcher again."
+            "or other photographs: give the data settings that they were made with, or evaluate the matcher again."
         )
 
 

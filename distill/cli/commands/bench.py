@@ -59,14 +59,14 @@ def run(cfg: DictConfig) -> list[dict]:
         _check_batches(cfg.batches)
     device = choose_device(cfg.device)
     benchmark: Benchmark = instantiate(cfg.data)
-    folder = RunFolder.numbered(cfg)
-    announce("bench", ", ".join(wanted), device, folder.path)
-    rows = [row for what in wanted for row in measured[what](cfg, benchmark)]
-    folder.write_json("bench.json", {"rows": rows, "environment": describe()})
-    if accuracy_chart(rows, folder / "student.svg"):
-        print(folder / "student.svg")
-    print_rows(rows)
-    return rows
+    with RunFolder.numbered(cfg) as folder:
+        announce("bench", ", ".join(wanted), device, folder.path)
+        rows = [row for what in wanted for row in measured[what](cfg, benchmark)]
+        folder.write_json("bench.json", {"rows": rows, "environment": describe()})
+        if accuracy_chart(rows, folder / "student.svg"):
+            print(folder / "student.svg")
+        print_rows(rows)
+        return rows
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:

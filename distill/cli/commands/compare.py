@@ -40,25 +40,25 @@ def run(cfg: DictConfig) -> Comparison:
     metrics = built_by_name(cfg, "metrics", Metric)
     matchers = build_rows(cfg, rows, device)
     benchmark: Benchmark = scored_pairs(cfg.data)
-    folder = RunFolder.numbered(cfg)
-    announce("compare", f"{len(benchmark)} {benchmark.split} pairs of {benchmark.name}", device, folder.path)
-    timed = [row.name for row in rows if row.what == TEACHER]
-    for name in timed:
-        teacher = matchers[name]
-        assert isinstance(teacher, Cached)
-        label(teacher, benchmark, device, then=f" + {len(matchers)} matchers")
-    then = " + teacher" if timed and cfg.teacher_pairs else ""
-    comparison = compare(matchers, benchmark, reference, cfg.batch_size, device, metrics=metrics, then=then)
-    for name in timed if cfg.teacher_pairs else []:
-        cost = teacher_cost(instantiate(cfg.teacher), benchmark, cfg.teacher_pairs)
-        comparison.evaluations[name].report.update(cost)
-        comparison.notes.append(
-            f"The teacher was timed on {cfg.teacher_pairs} pairs that share no source image; the prompts of a source "
-            "point serve further targets, which then cost less."
-        )
-    curve = curve_of(cfg, student_files(cfg, rows))
-    report(folder, comparison, benchmark, cfg.panels, cfg.browsed, curve, cfg.heatmaps)
-    return comparison
+    with RunFolder.numbered(cfg) as folder:
+        announce("compare", f"{len(benchmark)} {benchmark.split} pairs of {benchmark.name}", device, folder.path)
+        timed = [row.name for row in rows if row.what == TEACHER]
+        for name in timed:
+            teacher = matchers[name]
+            assert isinstance(teacher, Cached)
+            label(teacher, benchmark, device, then=f" + {len(matchers)} matchers")
+        then = " + teacher" if timed and cfg.teacher_pairs else ""
+        comparison = compare(matchers, benchmark, reference, cfg.batch_size, device, metrics=metrics, then=then)
+        for name in timed if cfg.teacher_pairs else []:
+            cost = teacher_cost(instantiate(cfg.teacher), benchmark, cfg.teacher_pairs)
+            comparison.evaluations[name].report.update(cost)
+            comparison.notes.append(
+                f"The teacher was timed on {cfg.teacher_pairs} pairs that share no source image; the prompts of a source "
+                "point serve further targets, which then cost less."
+            )
+        curve = curve_of(cfg, student_files(cfg, rows))
+        report(folder, comparison, benchmark, cfg.panels, cfg.browsed, curve, cfg.heatmaps)
+        return comparison
 
 
 def curve_of(cfg: DictConfig, students: list[str]) -> Path | None:

@@ -62,43 +62,43 @@ def run(cfg: DictConfig) -> dict:
 def describe(cfg: DictConfig) -> dict:
     """Prints and writes counts, draws the sheet, writes the list of pairs, and returns the counts."""
     benchmark = scored_pairs(cfg.data)
-    folder = RunFolder.numbered(cfg)
-    categories: Counter[str] = Counter()
-    points: list[int] = []
-    sheet = _Sheet(cfg.images)
-    for number in track(range(len(benchmark)), "read"):
-        pairs = benchmark[number]
-        categories.update(pairs.category)
-        points.append(int(pairs.kps_mask.sum()))
-        sheet.add(pairs.src_hash[0], pairs.src_img[0], pairs.src_kps[0, pairs.kps_mask[0]])
-        sheet.add(pairs.trg_hash[0], pairs.trg_img[0], pairs.trg_all_kps[0, pairs.trg_all_id[0] >= 0])
-    description = {
-        "data": benchmark.name,
-        "split": benchmark.split,
-        "threshold": benchmark.threshold,
-        "pairs": len(benchmark),
-        "images": len(sheet.seen),
-        "points": sum(points),
-        "points_per_pair": round(float(np.mean(points)), 2),
-        "pairs_without_points": points.count(0),
-        "pairs_per_category": dict(sorted(categories.items())),
-    }
-    if isinstance(benchmark, PhotographPairs):
-        description |= {
-            "sizes": _sizes(benchmark),
-            "pairs_fingerprint": benchmark.fingerprint(),
-            "skipped": benchmark.skipped,
-            "ignored": benchmark.ignored,
+    with RunFolder.numbered(cfg) as folder:
+        categories: Counter[str] = Counter()
+        points: list[int] = []
+        sheet = _Sheet(cfg.images)
+        for number in track(range(len(benchmark)), "read"):
+            pairs = benchmark[number]
+            categories.update(pairs.category)
+            points.append(int(pairs.kps_mask.sum()))
+            sheet.add(pairs.src_hash[0], pairs.src_img[0], pairs.src_kps[0, pairs.kps_mask[0]])
+            sheet.add(pairs.trg_hash[0], pairs.trg_img[0], pairs.trg_all_kps[0, pairs.trg_all_id[0] >= 0])
+        description = {
+            "data": benchmark.name,
+            "split": benchmark.split,
+            "threshold": benchmark.threshold,
+            "pairs": len(benchmark),
+            "images": len(sheet.seen),
+            "points": sum(points),
+            "points_per_pair": round(float(np.mean(points)), 2),
+            "pairs_without_points": points.count(0),
+            "pairs_per_category": dict(sorted(categories.items())),
         }
-        folder.write_text("pairs.csv", pair_list(benchmark.pairs))
-    folder.write_json("description.json", description)
-    sheet.draw().save(folder / "contact_sheet.png")
-    for key, value in description.items():
-        print(f"{key}: {value}")
-    if not getattr(benchmark, "has_truth", True):
-        print("note: nothing is annotated; points are those of the source that a teacher is asked for")
-    print(f"{folder / 'contact_sheet.png'} shows {sheet}")
-    return description
+        if isinstance(benchmark, PhotographPairs):
+            description |= {
+                "sizes": _sizes(benchmark),
+                "pairs_fingerprint": benchmark.fingerprint(),
+                "skipped": benchmark.skipped,
+                "ignored": benchmark.ignored,
+            }
+            folder.write_text("pairs.csv", pair_list(benchmark.pairs))
+        folder.write_json("description.json", description)
+        sheet.draw().save(folder / "contact_sheet.png")
+        for key, value in description.items():
+            print(f"{key}: {value}")
+        if not getattr(benchmark, "has_truth", True):
+            print("note: nothing is annotated; points are those of the source that a teacher is asked for")
+        print(f"{folder / 'contact_sheet.png'} shows {sheet}")
+        return description
 
 
 class _Sheet:
@@ -228,25 +228,25 @@ def pair(cfg: DictConfig) -> dict:
         raise ConfigError("Expected a data set that takes a list of pairs; choose data=folder or data=cub.")
     benchmark: PhotographPairs = instantiate(dict(cfg.data) | {"n_pairs": None, "pairs": None})
     describer = instantiate(cfg.describer)
-    folder = RunFolder.numbered(cfg)
-    names: list[str] = []
-    categories: list[str] = []
-    features: list[NDArray] = []
-    if cfg.describer.get("weights", "") is None:
-        print(
-            f"note: the backbone {cfg.describer.backbone} is untrained, so it compares colour and texture more than content; "
-            "describer.weights=pretrained loads trained weights"
-        )
-    for annotation in track(list(benchmark.image_annotations()), "describe"):
-        image = benchmark.image(annotation)
-        with torch.no_grad():
-            features.append(describer.describe(image.image[None])[0].mean((-2, -1)).numpy())
-        names.append(annotation.name)
-        categories.append(annotation.category)
-    chosen = nearest_pairs(np.stack(features), categories, cfg.pairs_per_image)
-    folder.write_text("pairs.csv", pair_list([(names[image], names[other]) for image, other in chosen]))
-    print(f"{len(chosen)} pairs of {len(names)} photographs; train on them with train.pairs={folder / 'pairs.csv'}")
-    return {"pairs": len(chosen), "photographs": len(names)}
+    with RunFolder.numbered(cfg) as folder:
+        names: list[str] = []
+        categories: list[str] = []
+        features: list[NDArray] = []
+        if cfg.describer.get("weights", "") is None:
+            print(
+                f"note: the backbone {cfg.describer.backbone} is untrained, so it compares colour and texture more than content; "
+                "describer.weights=pretrained loads trained weights"
+            )
+        for annotation in track(list(benchmark.image_annotations()), "describe"):
+            image = benchmark.image(annotation)
+            with torch.no_grad():
+                features.append(describer.describe(image.image[None])[0].mean((-2, -1)).numpy())
+            names.append(annotation.name)
+            categories.append(annotation.category)
+        chosen = nearest_pairs(np.stack(features), categories, cfg.pairs_per_image)
+        folder.write_text("pairs.csv", pair_list([(names[image], names[other]) for image, other in chosen]))
+        print(f"{len(chosen)} pairs of {len(names)} photographs; train on them with train.pairs={folder / 'pairs.csv'}")
+        return {"pairs": len(chosen), "photographs": len(names)}
 
 
 def convert(cfg: DictConfig) -> dict:

@@ -42,22 +42,24 @@ def run(cfg: DictConfig, prompts: MutableMapping[Any, Any] | None = None) -> Eva
         matcher.use_prompt_cache(prompts)
     benchmark, metrics = scored_pairs(cfg.data), built_by_name(cfg, "metrics", Metric)
     check_annotated(benchmark)
-    folder = RunFolder.numbered(cfg)
-    announce("evaluate", f"{name} on {len(benchmark)} {benchmark.split} pairs of {benchmark.name}", device, folder.path)
-    result = evaluate(matcher, benchmark, name, cfg.batch_size, device, metrics=metrics)
-    folder.write_json("metrics.json", result.report | {"environment": describe()})
-    result.answers.write(folder / "predictions.npz", cfg.heatmaps)
-    report = result.report
-    print(
-        f"{report['data']} {report['split']}, {report['n_pairs']} pairs, {report['n_points']} points, threshold {report['threshold']}"
-    )
-    for average in ("image", "point"):
-        figures = "  ".join(f"@{alpha} {value:5.1f}" for alpha, value in report["pck"][average].items())
-        print(f"PCK per {average:<5}  {figures}")
-    for metric, value in report.get("metrics", {}).items():
-        print(f"{metric}  {value}")
-    print(f"{report['latency_ms']:.1f} ms per pair\n{folder / 'metrics.json'}")
-    return result
+    with RunFolder.numbered(cfg) as folder:
+        announce(
+            "evaluate", f"{name} on {len(benchmark)} {benchmark.split} pairs of {benchmark.name}", device, folder.path
+        )
+        result = evaluate(matcher, benchmark, name, cfg.batch_size, device, metrics=metrics)
+        folder.write_json("metrics.json", result.report | {"environment": describe()})
+        result.answers.write(folder / "predictions.npz", cfg.heatmaps)
+        report = result.report
+        print(
+            f"{report['data']} {report['split']}, {report['n_pairs']} pairs, {report['n_points']} points, threshold {report['threshold']}"
+        )
+        for average in ("image", "point"):
+            figures = "  ".join(f"@{alpha} {value:5.1f}" for alpha, value in report["pck"][average].items())
+            print(f"PCK per {average:<5}  {figures}")
+        for metric, value in report.get("metrics", {}).items():
+            print(f"{metric}  {value}")
+        print(f"{report['latency_ms']:.1f} ms per pair\n{folder / 'metrics.json'}")
+        return result
 
 
 def matcher_name(matcher: DictConfig) -> str:

@@ -39,7 +39,7 @@ from distill.data.photograph_folder import photographs_in
 from distill.data.points_file import find_points_file, read_keypoints
 from distill.data.readers import read_json
 from distill.evaluation.review import check_review, review_page
-from distill.labels.propagate import Carried, Plan, PropagateConfig, Propagator, plan
+from distill.labels.propagate import Carried, Plan, PropagateConfig, Propagator, persons_points, plan
 from distill.system.environment import choose_device, describe
 from distill.system.progress import track
 from distill.system.tables import print_table
@@ -69,8 +69,6 @@ def make(cfg: DictConfig) -> dict[str, Any]:
     config = propagate_config(cfg)
     root, file, names, known = inputs(cfg)
     todo, device = plan(names, known), choose_device(cfg.device)
-    for name in (name for group in todo.sources.values() for name in group):
-        known[name].size = known[name].size or read_size(root / name)
     matcher = instantiate(cfg.matcher)
     with RunFolder.numbered(cfg) as folder:
         announce("propagate", _counted(todo), device, folder.path)
@@ -104,7 +102,7 @@ def inputs(cfg: DictConfig) -> tuple[Path, Path, list[str], dict[str, ImageKeypo
 
     Raises:
         ConfigError: when one is not given.
-        DataError: when it cannot be read.
+        DataError: when it cannot be read, or says that an annotated photograph has another size than it has.
     """
     if cfg.root is None:
         raise ConfigError("Expected a folder of photographs but got none; add root=<folder>.")
@@ -115,7 +113,22 @@ def inputs(cfg: DictConfig) -> tuple[Path, Path, list[str], dict[str, ImageKeypo
         raise ConfigError(
             f"Expected points of one or a few photographs of {root} but there are none; add points=<file>."
         )
-    return root, file, names, dict(read_keypoints(file, names).images)
+    known = dict(read_keypoints(file, names).images)
+    for name, image in known.items():
+        if persons_points(image):
+            image.size = _checked_size(root / name, image.size, file)
+    return root, file, names, known
+
+
+def _checked_size(path: Path, said: tuple[int, int] | None, file: Path) -> tuple[int, int]:
+    """Returns height, width of an annotated photograph; points of one of another size would be elsewhere in it."""
+    height, width = read_size(path)
+    if said not in (None, (height, width)):
+        raise DataError(
+            f"Expected {path} of {said[1]} x {said[0]} px, as {file} says, but it has {width} x {height} px as viewers show "
+            "it; annotate the photograph as it is."
+        )
+    return height, width
 
 
 def with_carried(old: ImageKeypoints | None, found: Carried, todo: Plan, unsure: float) -> ImageKeypoints:
@@ -136,7 +149,7 @@ def apply(cfg: DictConfig) -> dict[str, Any]:
 
     Raises:
         ConfigError: when one of the files is not given.
-        DataError: when one is no COCO file, or they are not of the same photographs.
+        DataError: when one is no COCO file, they are not of the same photographs, or a point lies outside of its own.
     """
     for key in ("corrections", "annotations"):
         if cfg[key] is None:
@@ -153,12 +166,23 @@ def apply(cfg: DictConfig) -> dict[str, Any]:
             raise DataError(
                 f"Expected corrections of {name} as it is in {target} but its size is another; propagate again."
             )
+        _check_inside(name, image, image.size)
     content = write_coco(images, base)
     with replacing(target) as unfinished:
         write_json(unfinished, content)
     corrected = sum(len(image.points) - len(image.confidence) for image in images.values())
     print(f"{len(images)} photographs with {corrected} points that a person set or confirmed, in {target}")
     return content
+
+
+def _check_inside(name: str, image: ImageKeypoints, size: tuple[int, int]) -> None:
+    """Refuses points outside a photograph of ``size``, height and width in px, which could not be carried from there."""
+    height, width = size
+    for part, (x, y) in image.points.items():
+        if not (0 <= x <= width and 0 <= y <= height):
+            raise DataError(
+                f"Expected all points of {name} inside its {width} x {height} px but {part} is at ({x:g}, {y:g}); correct it."
+            )
 
 
 def measure(cfg: DictConfig) -> dict[str, Any]:

@@ -72,6 +72,10 @@ def test_photographs_without_annotation_are_compared_by_agreement_confidence_and
     again = json.loads((tmp_path / "k" / "metrics.json").read_text())
     assert again["agreement"] == found["agreement"] and again["matchers"][0]["cycle"] is None
     assert "3 pairs, not annotated" in capsys.readouterr().out
+    assert main([*arguments[:5], "data.seed=7", kept, f"run.dir={tmp_path}/o"]) == 2
+    assert (
+        "give the data settings that they were made with" in capsys.readouterr().err and not (tmp_path / "o").exists()
+    )
 
 
 def test_symmetric_groups_list_parts_by_number(folder):

@@ -154,6 +154,12 @@ def test_corrections_of_other_photographs_leave_the_file_as_it_is(layout, capsys
     wrong = corrections(layout, size=(64, 48))
     assert main(["propagate", "apply", f"corrections={wrong}", f"annotations={file}"]) == 2
     assert "Expected corrections of cup/b.png as it is in" in capsys.readouterr().err
+    outside = json.loads(corrections(layout).read_text())
+    outside["annotations"][0]["keypoints"][0] = 900
+    (layout / "outside.json").write_text(json.dumps(outside))
+    assert main(["propagate", "apply", f"corrections={layout}/outside.json", f"annotations={file}"]) == 2
+    assert "Expected all points of cup/b.png inside its" in capsys.readouterr().err
+    wrong = corrections(layout, size=(64, 48))
     (layout / "broken.json").write_text('{"images": []}')
     assert main(["propagate", "apply", f"corrections={layout}/broken.json", f"annotations={file}"]) == 2
     assert "it has no images, annotations and categories" in capsys.readouterr().err
@@ -186,6 +192,8 @@ def test_photographs_directly_in_a_folder_are_of_one_kind(layout):
         (["points={0}/cvat.json", "unsure=1.5"], "Expected unsure, a confidence"),
         (["points={0}/cvat.json", "vote_sigma=0"], "Expected positive amounts for propagate"),
         (["points={0}/outside.json"], "Expected all points of cup/a.png inside its 64 x 48 px but rim"),
+        (["points={0}/resized.json"], "photos/cup/a.png of 128 x 48 px, as"),
+        (["action=measure", "points={0}/resized.json"], "but it has 64 x 48 px as viewers show it"),
         (["points={0}/all.csv"], "Expected photographs that lack points but all have them"),
         (["points={0}/cvat.json", "matcher=oracle"], "Expected a matcher that answers photographs without annotation"),
     ],
@@ -194,6 +202,9 @@ def test_what_is_wrong_is_named(layout, extra, message, capsys):
     outside = tools_file()
     outside["annotations"][1]["keypoints"][0] = 64
     (layout / "outside.json").write_text(json.dumps(outside))
+    resized = tools_file()
+    resized["images"][0]["width"] = 128  # of a copy that a tool made larger: the same numbers are other places
+    (layout / "resized.json").write_text(json.dumps(resized))
     rows = [f"{name},{part},{x},{y}" for name in SHIFTS for part, (x, y) in truth(name).items()]
     (layout / "all.csv").write_text("\n".join(["image,part,x,y", *rows]) + "\n")
     words = [word.format(layout) for word in extra]
