@@ -134,13 +134,13 @@ class GridPoints(Dataset[PairBatch]):
                 f"Expected points on the objects of {len(first)} masks but all are too small; correct them."
             )
         if without:
+            named = ", ".join(pairs[index].src_id[0] for index in without[:NAMED])
             log.warning(
-                "%d of %d photographs have masks too small for a point of a grid of %d cells a side, and no points: %s%s",
-                *(len(without), len(first), FINEST),
-                *(
-                    ", ".join(pairs[index].src_id[0] for index in without[:NAMED]),
-                    ", ..." if len(without) > NAMED else "",
-                ),
+                "%d of %d photographs have masks too small for a point of a grid of %d cells a side, and no points: %s",
+                len(without),
+                len(first),
+                FINEST,
+                named + (", ..." if len(without) > NAMED else ""),
             )
         return found
 

@@ -115,9 +115,7 @@ class Distillation(LightningModule):
         self._teacher, self._labeller = UnregisteredReference(teacher), UnregisteredReference(teacher)
         self.losses, self.weights = losses, weights
         self.augment, self.curriculum, self.truth = augment, curriculum, truth
-        self.filtered: FilteredConfidence | None = (
-            None  # confidences of the teacher's labels, where a filter weighs them
-        )
+        self.filtered: FilteredConfidence | None = None  # of the teacher's labels, where a filter weighs them
         self.lr, self.weight_decay, self.backbone_lr, self.warmup = lr, weight_decay, backbone_lr, warmup
         self.pck_truth, self.pck_teacher = PCK((0.05, 0.10)), PCK((0.05, 0.10))
         self.val_losses = nn.ModuleDict({name: MeanMetric() for name in (*losses, TOTAL)})

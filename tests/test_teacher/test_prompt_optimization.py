@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill.core.errors import ConfigError, DataError, WeightsError
@@ -212,6 +213,27 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class HostCalls(TorchFunctionMode):
+    """Counts what brings values to the host, which is no operation where the tensor is on the CPU already."""
+
+    NAMES = ("cpu", "cuda", "tolist", "numpy", "item", "__bool__", "__float__", "__int__", "__index__", "__array__")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.counts[func.__name__] += func.__name__ in self.NAMES
+        return func(*args, **(kwargs or {}))
+
+
+def test_host_calls_are_seen_on_a_cpu_as_well():
+    with HostCalls() as calls:
+        values = torch.arange(3.0)
+        assert values.cpu().tolist() == [0, 1, 2] and bool(values.sum() > 2) and values.numpy().max() == 2
+    assert +calls.counts == {"cpu": 1, "tolist": 1, "__bool__": 1, "numpy": 1}
+
+
 STEP_COUNTS = {  # draws of random numbers, and what copies between host and device or waits for the device
     *("rand", "randn", "uniform_", "normal_", "bernoulli_"),
     *("_local_scalar_dense", "item", "nonzero", "_unique2", "unique_dim", "masked_select", "lift_fresh", "_to_copy"),
@@ -228,19 +250,22 @@ EVERY_OPTION = [
 @pytest.mark.parametrize("settings", EVERY_OPTION, ids=str)
 def test_a_step_draws_nothing_and_copies_nothing_between_host_and_device(sd1_folder, make_pairs, settings, monkeypatch):
     pairs, steps = collate_pairs([make_pairs(3, size=64), make_pairs(2, size=64, seed=1)]), []
+    to_host: Counter[str] = Counter()
     teacher = build(sd1_folder, null_prompt="zeros", steps=5, **settings)
     step = source_image.Descent.step
 
     def counted(self):
-        with Operations() as operations:
+        with HostCalls() as calls, Operations() as operations:
             loss = step(self)
         steps.append(operations.counts)
+        to_host.update(calls.counts)
         return loss
 
     monkeypatch.setattr(source_image.Descent, "step", counted)
     teacher.match_pairs(pairs)
     assert len(steps) >= 5 and all(counts == steps[1] for counts in steps[2:5]), "no step does more than another"
     assert all(not STEP_COUNTS & {name for name, count in counts.items() if count} for counts in steps[1:])
+    assert not +to_host
     assert steps[0]["index_select"] > 0 and steps[0]["_fused_adam_"] == 1
 
 

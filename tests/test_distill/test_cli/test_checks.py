@@ -166,6 +166,7 @@ def test_an_experiment_whose_weights_cannot_be_fetched_says_so(photos, tmp_path,
         ("export", ["ckpt=a", "bundle=b", "data=cub", "data.root=c"], "data, data.root"),
         ("export", ["ckpt=a", "page=b", "file=s.onnx"], "file"),
         ("export", ["ckpt=a", "examples=[a.jpg,b.jpg]"], "examples"),
+        ("ablate", ["suite=consensus", "seeds=[1]"], "seeds"),
     ],
 )
 def test_a_key_without_an_effect_is_an_error(verb, overrides, keys):
@@ -178,9 +179,10 @@ def test_keys_with_an_effect_are_taken():
     compose("match", ["matcher=rescored", "ckpt=a", "src=a", "trg=b", "points=[]"])
     compose("bench", ["what=student", "batches=[1]"])
     compose("data", ["action=pair", "pairs_per_image=2"])
+    compose("ablate", ["suite=shapes", "seeds=[1]"])
     compose("export", ["ckpt=a", "file=s.onnx", "precision=int8", "calibration_pairs=4", "data=cub", "data.root=c"])
     compose("export", ["ckpt=a", "page=b", "precision=fp16", "examples=[a.jpg,b.jpg]", "gate_pairs=4"])
-    assert set(UNREAD) <= {"fit", "label", "evaluate", "match", "data", "bench", "propagate", "export"}
+    assert set(UNREAD) <= {"fit", "label", "evaluate", "match", "data", "bench", "propagate", "export", "ablate"}
 
 
 def test_a_start_that_fails_while_it_works_does_not_refuse_the_corrected_command(tmp_path, capsys, monkeypatch):
