@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from distill.cli.commands import evaluate
 from distill.cli.config import compose
-from distill.cli.run_folder import RunFolder, differs, read_config
+from distill.cli.run_folder import RunFolder, check_same
 from distill.core.errors import ConfigError
 from distill.evaluation.settings_table import NOTE, cells, columns, markdown, summary
 from distill.system.tables import print_table
@@ -82,11 +82,8 @@ def report_of(cfg: DictConfig, prompts: dict[Any, Any]) -> dict[str, Any]:
     if not finished.is_file():
         written.unlink(missing_ok=True)  # of an evaluation that was interrupted
         evaluate.run(cfg, prompts)
-    elif differs(read_config(written), cfg):
-        raise ConfigError(
-            f"Expected the evaluation in {cfg.run.dir} to have the settings of this table but they differ; choose another "
-            "run.dir."
-        )
+    else:
+        check_same(cfg, "evaluation", "table")
     return json.loads(finished.read_text(encoding="utf-8"))
 
 

@@ -36,9 +36,7 @@ def launch(cfg: DictConfig) -> Fabric:
     options: dict[str, Any] = OmegaConf.to_container(cfg.trainer, resolve=True)  # type: ignore[assignment]
     options = {name: options[name] for name in ("accelerator", "devices", "num_nodes", "strategy") if name in options}
     options["accelerator"] = str(options["accelerator"]).split(":")[0]  # label names its device there: cuda:1 is a cuda
-    if is_many(cfg):
-        check_command_line()
-        may_start_others()
+    if expect_others(cfg):
         options["strategy"] = options["strategy"] if is_started_by_training(cfg) else DDPStrategy(timeout=PATIENCE)
     try:
         fabric = Fabric(**options)
@@ -57,6 +55,19 @@ def start_others(trainer: Trainer) -> None:
     launcher = trainer.strategy.launcher
     if launcher is not None:
         launcher.launch(lambda: None)
+
+
+def expect_others(cfg: DictConfig) -> bool:
+    """Returns whether there are several processes; checks that they can be started, and tells those that are who did.
+
+    Raises:
+        ConfigError: when there is no command line to start them with.
+    """
+    many = is_many(cfg)
+    if many:
+        check_command_line()
+        may_start_others()
+    return many
 
 
 def is_started_by_training(cfg: DictConfig) -> bool:

@@ -176,12 +176,21 @@ def check_unchanged(config: DictConfig, free: tuple[str, ...] = FREE_ON_RESUME) 
         )
 
 
-def differs(first: DictConfig, second: DictConfig) -> bool:
-    """Returns whether two configurations differ in a key other than ``run.resume``."""
-    plain: list[Any] = [OmegaConf.to_container(config, resolve=True) for config in (first, second)]
-    for config in plain:
-        config["run"] = {**config["run"], "resume": None}
-    return json.dumps(plain[0], sort_keys=True) != json.dumps(plain[1], sort_keys=True)
+def check_same(config: DictConfig, what: str, whole: str) -> None:
+    """Checks that a finished run, ``what``, was made with ``config``, as the table of ``whole`` takes it to be.
+
+    Raises:
+        ConfigError: when they differ in a key other than ``run.resume``.
+    """
+    written = read_config(Path(config.run.dir) / "config.yaml")
+    plain: list[Any] = [OmegaConf.to_container(each, resolve=True) for each in (written, config)]
+    for each in plain:
+        each["run"] = {**each["run"], "resume": None}
+    if json.dumps(plain[0], sort_keys=True) != json.dumps(plain[1], sort_keys=True):
+        raise ConfigError(
+            f"Expected the {what} in {config.run.dir} to have the settings of this {whole} but they differ; choose another "
+            "run.dir."
+        )
 
 
 def _flat(config: DictConfig | ListConfig) -> dict[str, Any]:

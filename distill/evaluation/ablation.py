@@ -4,6 +4,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from distill.system.tables import markdown_table
+
 HEADER = (
     *("variant", "seeds", "PCK@0.10", "spread", "PCK@0.05", "spread", "swaps@0.10", "gain@0.10"),
     *("teacher@0.10", "teacher@0.05", "its swaps", "its AUROC"),
@@ -52,9 +54,7 @@ def summary(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Returns the rows of :func:`summary` as a table in Markdown."""
-    lines = ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
-    lines += ["| " + " | ".join(row) + " |" for row in cells(rows)]
-    return "\n".join([*lines, "", NOTE, ""])
+    return markdown_table(HEADER, cells(rows), NOTE)
 
 
 def cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:

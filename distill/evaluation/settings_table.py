@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from distill.system.tables import markdown_table
+
 FIGURES = ("PCK@0.05", "PCK@0.10", "low@0.10", "high@0.10", "swaps@0.10")
 NOTE = "PCK per image in percent, all rows on the same pairs. Low and high: 95 % interval of PCK@0.10 over images."
 
@@ -36,10 +38,7 @@ def cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Returns the rows of :func:`summary` as a table in Markdown."""
-    header = [*rows[0]["settings"], *FIGURES]
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    lines += ["| " + " | ".join(row) + " |" for row in cells(rows)]
-    return "\n".join([*lines, "", NOTE, ""])
+    return markdown_table([*rows[0]["settings"], *FIGURES], cells(rows), NOTE)
 
 
 def _text(value: Any) -> str:

@@ -74,10 +74,8 @@ def _confidences(
     labeller: Matcher | PairMatcher, benchmark: Benchmark, batch_size: int, device: str, progress: bool
 ) -> Share:
     """Returns what the labeller finds of this process's share of the pairs."""
-    many = distributed.is_available() and distributed.is_initialized()
-    place = (distributed.get_world_size(), distributed.get_rank()) if many else (1, 0)
     data = cast(Dataset, benchmark)
-    mine, found = WholeBatches(data, batch_size, *place), Share()
+    mine, found = WholeBatches(data, batch_size, *_place()), Share()
     numbers = iter(mine.numbers)
     for pairs in track(
         DataLoader(data, batch_size, sampler=mine, collate_fn=collate_pairs), "filter labels", enabled=progress
@@ -88,10 +86,17 @@ def _confidences(
     return found
 
 
+def _place() -> tuple[int, int]:
+    """Returns how many processes the group has, and the number of this one."""
+    many = distributed.is_available() and distributed.is_initialized()
+    return (distributed.get_world_size(), distributed.get_rank()) if many else (1, 0)
+
+
 def _exchanged(share: Share) -> list[Share]:
     """Returns the shares of all processes of the group; this one's where there is no other."""
-    if not (distributed.is_available() and distributed.is_initialized()):
+    processes, _ = _place()
+    if processes == 1:
         return [share]
-    shares: list[Share] = [Share() for _ in range(distributed.get_world_size())]
+    shares: list[Share] = [Share() for _ in range(processes)]
     distributed.all_gather_object(shares, share)
     return shares

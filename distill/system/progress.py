@@ -49,6 +49,7 @@ class _Line(ProgressColumn):
         self.console, self.unit = console, unit.strip()
 
     def render(self, task: Task) -> Text:
+        """Returns the line of a task."""
         count = f"{task.completed:.0f}/{'?' if task.total is None else f'{task.total:.0f}'} {self.unit}".rstrip()
         left = _time_left(task)
         room = self.console.width - cell_len(count) - cell_len(left) - 2

@@ -1,4 +1,4 @@
-"""Tables that fit the terminal."""
+"""Tables, for the terminal and in Markdown."""
 
 from collections.abc import Iterator, Sequence
 
@@ -41,6 +41,13 @@ def print_table(
         for row in rows:
             table.add_row(*(row[index] for index in part))
         console.print(table)
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> str:
+    """Returns a table in Markdown, one cell for each column, with a note below it."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([*lines, "", note, ""])
 
 
 def _parts(needed: Sequence[int], width: int, keys: int) -> Iterator[list[int]]:

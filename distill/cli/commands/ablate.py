@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from distill.cli import matcher_rows
 from distill.cli.commands import fit
 from distill.cli.config import compose
-from distill.cli.run_folder import RunFolder, differs, read_config
+from distill.cli.run_folder import RunFolder, check_same
 from distill.core.errors import ConfigError
 from distill.evaluation.ablation import HEADER, NOTE, cells, markdown, summary
 from distill.system.tables import print_table
@@ -71,9 +71,6 @@ def report_of(cfg: DictConfig) -> dict[str, Any]:
     if not finished.is_file():
         cfg.run.resume = written.is_file()
         fit.run(cfg)
-    elif differs(read_config(written), cfg):
-        raise ConfigError(
-            f"Expected the fit in {cfg.run.dir} to have the settings of this ablation but they differ; choose another "
-            "run.dir."
-        )
+    else:
+        check_same(cfg, "fit", "ablation")
     return json.loads(finished.read_text(encoding="utf-8"))

@@ -20,11 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from distill.cli.fit_parts import FitParts, build, is_taught
-from distill.cli.interruption import may_start_others
 from distill.cli.processes import (
-    check_command_line,
+    expect_others,
     is_first_process,
-    is_many,
     is_started_by_training,
     launch,
     on_own_device,
@@ -52,9 +50,7 @@ OF_WEIGHTS = ("student.onnx", "metrics.json", "report.md", "report.html")
 def run(cfg: DictConfig) -> Comparison | None:
     """Builds, labels, trains and reports; returns the comparison, if one was asked for."""
     seed_everything(cfg.seed, workers=True, verbose=False)
-    if is_many(cfg):
-        check_command_line()
-        may_start_others()
+    expect_others(cfg)
     if cfg.run.resume:
         check_unchanged(cfg)
     taught, first = is_taught(cfg), is_first_process()
