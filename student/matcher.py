@@ -43,6 +43,7 @@ class StudentMatcher(nn.Module):
             :class:`student.refinement.Refinement`; 0 for none.
         consensus: strength of neighbourhood consensus, see :mod:`distill.core.consensus`; 0 for none. It is
             used in evaluation mode only.
+        consensus_sigma: Gaussian width of its neighbourhood, in source cells.
         debias: see :class:`student.backbone.Backbone`.
         scales: see there.
 
@@ -69,6 +70,7 @@ class StudentMatcher(nn.Module):
         backbone_skip: bool = False,
         refinement: int = 0,
         consensus: float = 0.0,
+        consensus_sigma: float = 3.0,
         debias: int = 0,
         scales: Sequence[float] = (1.0,),
     ) -> None:
@@ -81,7 +83,7 @@ class StudentMatcher(nn.Module):
         self.backbone = Backbone(backbone, strides, weights, mean, std, options, layers, tuning, lora, debias, scales)
         self.fusion = Fusion(self.backbone.channels, width, position, upsample, backbone_skip)
         self.refinement = Refinement(refinement, radius_cells) if refinement else None
-        self.consensus = NeighbourhoodConsensus(consensus) if consensus != 0 else None
+        self.consensus = NeighbourhoodConsensus(consensus, sigma_cells=consensus_sigma) if consensus != 0 else None
         self.log_temperature = nn.Parameter(torch.tensor(float(temperature)).log())
         self.radius_cells = radius_cells
 

@@ -103,3 +103,14 @@ def test_consensus_is_left_out_of_training_and_has_no_weights(make_pairs):
 def test_a_negative_strength_is_refused():
     with pytest.raises(ConfigError, match="strength of neighbourhood consensus of at least 0"):
         StudentMatcher("test_resnet", [8], 8, consensus=-1.0)
+
+
+def test_the_neighbourhoods_width_is_that_of_the_settings():
+    narrow, usual = (
+        StudentMatcher("test_resnet", [8], 8, consensus=3.0, **more) for more in ({"consensus_sigma": 1.5}, {})
+    )
+    assert narrow.consensus == NeighbourhoodConsensus(
+        3.0, sigma_cells=1.5
+    ) and usual.consensus == NeighbourhoodConsensus(3.0)
+    with pytest.raises(ConfigError, match="sigma_cells"):
+        StudentMatcher("test_resnet", [8], 8, consensus=3.0, consensus_sigma=0.0)
