@@ -16,9 +16,10 @@ from distill.cli.arguments import CommandLine, split
 from distill.cli.interruption import (
     Terminated,
     end_with_starter,
+    failure_of_started,
     interruption_behind,
     is_started,
-    starter_ended,
+    other_ended,
     terminable,
 )
 from distill.core.errors import ConfigError, DistillError, nearest
@@ -95,9 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         behind = interruption_behind(error)
         if behind is not None:
             return _ended(behind, hint)
-        if not starter_ended():  # the connection to the first process may be lost before its end is seen
+        if not other_ended():  # the connection to another process may be lost before its end is seen
             raise
-        return 143
+        return _ended(Terminated(), hint)
     return 0
 
 
@@ -116,7 +117,11 @@ def _refused(reason: str) -> int:
 
 
 def _ended(end: BaseException, hint: str | None) -> int:
-    """Prints that Ctrl-C or SIGTERM ended the command, in the first of its processes; returns the exit code."""
+    """Prints what ended the command before its time, in the first of its processes; returns the exit code."""
+    failure = failure_of_started() if isinstance(end, Terminated) else None
+    if failure is not None:
+        why = f"Expected all processes of the command to end well but {failure}, see above; mend that"
+        return _refused(", ".join(filter(None, [why, hint])))
     word, code = ("interrupted", 130) if isinstance(end, KeyboardInterrupt) else ("terminated", 143)
     if not is_started():
         print(", ".join(filter(None, [word, hint])), file=sys.stderr)

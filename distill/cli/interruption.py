@@ -1,10 +1,11 @@
-"""Ending a command early: SIGTERM as an exception, and further processes that end with the first."""
+"""Ending a command early: SIGTERM as an exception, and processes of one command that end together."""
 
 import os
 import signal
+import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from types import FrameType
@@ -12,6 +13,10 @@ from types import FrameType
 STARTER = "DISTILL_STARTED_BY"
 """The environment variable in which a process that starts further ones leaves its number to them."""
 CHECKED_EVERY = 0.5  # seconds
+SECONDS_TO_END = 60.0
+"""Seconds that a process has to write what it made. One that waits for the others inside a library hears no signal but SIGKILL."""
+TOLD_TO_END = (-signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+"""Exit codes after Ctrl-C or SIGTERM."""
 
 
 class Terminated(BaseException):
@@ -69,17 +74,63 @@ def end_with_starter() -> None:
         threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
 
 
-def starter_ended() -> bool:
-    """Returns whether this process was started by another of the same command that is gone, or is within five seconds."""
+def end_with_started(processes: Sequence[subprocess.Popen]) -> None:
+    """Ends this process by SIGTERM when one of those that it has started fails, so that it still writes what it made."""
+    _started[:] = processes
+    if _started:
+        threading.Thread(target=_watch_started, daemon=True).start()
+
+
+def failure_of_started() -> str | None:
+    """Returns which of the started processes failed and how, in words; None where none did, or they were told to end."""
+    for number, process in enumerate(_started, 1):
+        code = process.poll() or 0
+        if code not in (0, *TOLD_TO_END):
+            ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
+            return f"process {number} of {len(_started) + 1} {ended}"
+    return None
+
+
+def other_ended() -> bool:
+    """Returns whether another process of the command is gone that should not be, or is within five seconds.
+
+    That is the one that started this one, or one that this one started and that failed. A connection that is lost is seen
+    before the end of the process behind it.
+    """
     deadline = time.monotonic() + 5
-    while is_started() and time.monotonic() < deadline:
-        if os.environ.get(STARTER) != str(os.getppid()):
+    while (_started or is_started()) and time.monotonic() < deadline:
+        if _one_ended() or (is_started() and os.environ.get(STARTER) != str(os.getppid())):
             return True
         time.sleep(0.05)
     return False
 
 
+_started: list[subprocess.Popen] = []
+"""The further processes that this one has started and that are to end with it."""
+
+
 def _watch(starter: int) -> None:
     while os.getppid() == starter:
         time.sleep(CHECKED_EVERY)
-    os.kill(os.getpid(), signal.SIGTERM)
+    _end()
+
+
+def _watch_started() -> None:
+    while not _one_ended():
+        if all(process.poll() == 0 for process in _started):
+            return
+        time.sleep(CHECKED_EVERY)
+    _end()
+
+
+def _one_ended() -> bool:
+    """Returns whether one of the started processes has ended before its time."""
+    return any(process.poll() for process in _started)
+
+
+def _end() -> None:
+    """Ends this process by SIGTERM, and by SIGKILL where that has no effect; those that it started end by themselves."""
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # else it is ending already, in its own way
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(SECONDS_TO_END)
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -7,6 +7,7 @@ line only; from Python, start the processes with torchrun.
 import atexit
 import copy
 import os
+import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +20,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import distributed
 
 import __main__
-from distill.cli.interruption import may_start_others
+from distill.cli.interruption import end_with_started, may_start_others
 from distill.core.errors import ConfigError
 from distill.system.environment import choose_device
 
@@ -43,6 +44,7 @@ def launch(cfg: DictConfig) -> Fabric:
     except (ValueError, TypeError, RuntimeError) as error:  # Lightning's ways to say that a setting does not fit
         raise ConfigError(f"Expected trainer settings that fit this machine but got: {error}") from error
     fabric.launch()
+    _watch(fabric.strategy.launcher)
     atexit.register(_disconnect)
     return fabric
 
@@ -55,6 +57,20 @@ def start_others(trainer: Trainer) -> None:
     launcher = trainer.strategy.launcher
     if launcher is not None:
         launcher.launch(lambda: None)
+        _watch(launcher)
+
+
+def _watch(launcher: Any) -> None:
+    """Ends this process when one that ``launcher`` started has failed, after it wrote what it made.
+
+    Lightning's own observer, which is given an emptied list here, kills this process within five seconds: the labels that
+    are in memory would be lost, and nobody would be told why.
+    """
+    started = [process for process in getattr(launcher, "procs", ()) if isinstance(process, subprocess.Popen)]
+    if started:
+        launcher.procs.clear()
+        launcher.procs = started
+        end_with_started(started)
 
 
 def expect_others(cfg: DictConfig) -> bool:

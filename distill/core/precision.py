@@ -4,7 +4,7 @@ Under ``torch.autocast`` products of matrices are computed in half precision. A 
 bfloat16. Networks may be computed so; grids, warps and the read-out of a heatmap may not.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -17,6 +17,24 @@ SINGLE_ONLY = ("mps",)
 def in_double(tensor: Tensor) -> Tensor:
     """Returns ``tensor``, of any shape, as float64; as float32 on a device that has none."""
     return tensor.to(torch.float32 if tensor.device.type in SINGLE_ONLY else torch.float64)
+
+
+def in_single_where_needed(move: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Returns ``move``, which brings a tensor to a device, for tensors of float64 as well: in float32 where it refuses them.
+
+    MPS refuses float64 by a ``TypeError``.
+    """
+
+    def moved(tensor: Tensor) -> Tensor:
+        """Returns the tensor where ``move`` brings it."""
+        try:
+            return move(tensor)
+        except TypeError:
+            if tensor.dtype != torch.float64:
+                raise
+            return move(tensor.float())
+
+    return moved
 
 
 def in_single(tensor: Tensor) -> Tensor:

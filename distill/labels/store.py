@@ -114,7 +114,7 @@ class LabelStore:
         chosen = labels.heatmap.detach().float().cpu()[places[:, 0], places[:, 1]]
         content = pairs.trg_content.detach().float().cpu()[places[:, 0]]
         heatmaps = _over(chosen, content, image_size(pairs.trg_img), inwards=True).numpy().astype(np.float16)
-        found = labels.trg_kps.detach().double().cpu().numpy()[places[:, 0], places[:, 1]]
+        found = labels.trg_kps.detach().cpu().double().numpy()[places[:, 0], places[:, 1]]
         found = _relative(found, content.double().numpy()).astype(np.float32)
         confidence = labels.confidence.detach().float().cpu().numpy()[places[:, 0], places[:, 1]]
         for row, (key, b) in enumerate(zip(keys[0].tolist(), places[:, 0].tolist(), strict=True)):

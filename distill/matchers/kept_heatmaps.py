@@ -52,7 +52,7 @@ class Heatmaps(NamedTuple):
         levels = ((maps - low) / (high - low).clamp_min(1e-12) * (LEVELS - 1)).round().byte().cpu().numpy()
         height, width = image_size(pairs.trg_img)
         found = []
-        for cells, content in zip(levels, pairs.trg_content.double().cpu().numpy(), strict=True):
+        for cells, content in zip(levels, pairs.trg_content.cpu().double().numpy(), strict=True):
             x0, y0, x1, y1 = content
             found.append(cls(cells, np.array((-x0, -y0, width, height)) / (x1 - x0, y1 - y0, x1 - x0, y1 - y0)))
         return found

@@ -75,7 +75,7 @@ class Predictions:
             self.trg.append(pairs.trg_original[row].hash)
             self.src_point.append(_relative(pairs.src_kps[row, mask], pairs.src_content[row]))
             self.trg_point.append(_relative(points[row, mask], pairs.trg_content[row]))
-            self.confidence.append(confidence[row, mask].double().cpu().numpy())
+            self.confidence.append(confidence[row, mask].cpu().double().numpy())
             self.choice.append(choice[row, mask].cpu().numpy())
             kept = Heatmaps.none(len(mask)) if heatmaps is None else heatmaps[row]
             of_points = kept.of_points(mask.cpu().numpy())
@@ -211,7 +211,7 @@ class StoredPredictions:
 def _relative(points: Tensor, content: Tensor) -> NDArray[np.float64]:
     """Returns points (n, 2), x, y px, as fractions of the sides of ``content`` (4,) from its corner."""
     x0, y0, x1, y1 = content.tolist()
-    return (points.double().cpu().numpy() - (x0, y0)) / (x1 - x0, y1 - y0)
+    return (points.cpu().double().numpy() - (x0, y0)) / (x1 - x0, y1 - y0)
 
 
 def _split_heatmaps(arrays: Mapping[str, NDArray]) -> list[NDArray[np.uint8]]:

@@ -5,13 +5,15 @@ well parts are told apart when their places are known. With those of one symmetr
 how well mirrored and repeated parts of a known concept are told apart. Chance differs from pair to pair and is reported.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torchmetrics import Metric
 
 from distill.core.geometry import sample_at
+from distill.core.precision import in_double, in_single_where_needed
 from distill.metrics.geometry_aware import Groups
 
 
@@ -27,10 +29,10 @@ def same_group(kps_id: Tensor, trg_all_id: Tensor, category: Sequence[str], symm
     Returns:
         (B, N, M) bool; none of them for a part that is in no group.
     """
-    found = torch.zeros(*kps_id.shape, trg_all_id.shape[1], dtype=torch.bool)
+    found = torch.zeros(*kps_id.shape, trg_all_id.shape[1], dtype=torch.bool, device=kps_id.device)
     for row, name in enumerate(category):
         for group in symmetric_groups.get(name, symmetric_groups.get("", ())):
-            members = torch.tensor(group)
+            members = torch.tensor(group, device=kps_id.device)
             found[row] |= torch.isin(kps_id[row], members)[:, None] & torch.isin(trg_all_id[row], members)
     return found
 
@@ -50,7 +52,7 @@ def best_candidate(
         size: (H, W) of the image that the heatmap covers.
     """
     if heatmap.shape[-2] * heatmap.shape[-1] == 1 or not candidates.shape[1]:
-        return torch.full(heatmap.shape[:2], -1)
+        return torch.full(heatmap.shape[:2], -1, device=heatmap.device)
     scores = sample_at(heatmap, candidates, size).transpose(1, 2)
     best = scores.masked_fill(~allowed, -torch.inf).argmax(-1)
     return candidate_id.gather(1, best).masked_fill(~allowed.any(-1), -1)
@@ -82,12 +84,16 @@ class GivenCandidates(Metric):
         count = allowed.sum(-1)
         counted = kps_mask & (chosen >= 0) & (count >= 2)
         self.right += (counted & (chosen == kps_id)).sum()
-        self.chance += (1 / count[counted].double()).sum()
+        self.chance += (1 / in_double(count[counted])).sum()
         self.n_points += counted.sum()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> Module:
+        """Moves the state; as float32 to a device that refuses float64."""
+        return super()._apply(in_single_where_needed(fn), exclude_state)
 
     def compute(self) -> dict[str, float]:
         """Returns "right" and "chance" in percent, NaN without points, and "n_points"."""
-        n = self.n_points.double().where(self.n_points > 0, torch.nan)
+        n = in_double(self.n_points).where(self.n_points > 0, torch.nan)
         return {
             "right": float(100 * self.right / n),
             "chance": float(100 * self.chance / n),

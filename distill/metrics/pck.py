@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Module
 from torchmetrics import Metric
 
-from distill.core.precision import in_double
+from distill.core.precision import in_double, in_single_where_needed
 
 ALPHAS = (0.01, 0.05, 0.10, 0.15)
 
@@ -97,13 +97,8 @@ class PCK(Metric):
         self.n_points += kps_mask.sum()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> Module:
-        """Moves the state; as float32 to a device that refuses float64, as MPS does by a ``TypeError``."""
-        try:
-            return super()._apply(fn, exclude_state)
-        except TypeError:
-            return super()._apply(
-                lambda value: fn(value.float() if value.dtype == torch.float64 else value), exclude_state
-            )
+        """Moves the state; as float32 to a device that refuses float64."""
+        return super()._apply(in_single_where_needed(fn), exclude_state)
 
     def compute(self) -> dict[str, dict[str, float]]:
         """Returns ``{"image": {"0.10": percent, ...}, "point": {...}}``; NaN when nothing was added."""

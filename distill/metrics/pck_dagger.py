@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from distill.core.precision import in_double
 from distill.metrics.pck import pck_correct
 
 
@@ -54,18 +55,18 @@ def pck_dagger_outcomes(
     A point whose truth is not known (NaN) does not count, as in :class:`distill.metrics.pck.PCK`, and is no candidate.
     """
     kps_mask = _known(truth, kps_mask)
-    candidates, exist = truth.double(), kps_mask
+    candidates, exist = in_double(truth), kps_mask
     if others is not None and others_mask is not None:
         candidates, exist = (
-            torch.cat([candidates, others.double()], 1),
+            torch.cat([candidates, in_double(others)], 1),
             torch.cat([kps_mask, _known(others, others_mask)], 1),
         )
     candidates = candidates.nan_to_num(0.0)  # so that no distance is NaN; what does not exist is masked below
-    own = (predicted.double() - truth.double()).norm(dim=-1)
-    distance = torch.cdist(predicted.double(), candidates, compute_mode="donot_use_mm_for_euclid_dist")
+    own = (in_double(predicted) - in_double(truth)).norm(dim=-1)
+    distance = torch.cdist(in_double(predicted), candidates, compute_mode="donot_use_mm_for_euclid_dist")
     distance = distance.masked_fill(~exist[:, None], torch.inf)
     nearest_is_own = own <= distance.amin(-1) + 1e-9
-    close = (distance <= alpha * pck_threshold.double()[:, None, None] * (1 + 1e-9) + 1e-9).any(-1)
+    close = (distance <= alpha * in_double(pck_threshold)[:, None, None] * (1 + 1e-9) + 1e-9).any(-1)
     within = pck_correct(predicted, truth, pck_threshold, [alpha])[..., 0]
     right = within & nearest_is_own
     return Outcomes(
@@ -114,5 +115,5 @@ class PCKDagger(Metric):
 
     def compute(self) -> dict[str, float]:
         """Returns percentages by name; NaN when nothing was added."""
-        rates = 100 * self.counts.double() / self.n_points.double().where(self.n_points > 0, torch.nan)
+        rates = 100 * in_double(self.counts) / in_double(self.n_points).where(self.n_points > 0, torch.nan)
         return dict(zip(Outcomes._fields, rates.tolist(), strict=True))

@@ -3,6 +3,7 @@
 It also stands for a GPU without float64, as Apple's are.
 """
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -15,7 +16,12 @@ from distill.core.vote import vote
 from distill.data.datasets.shapes import ShapesPairs
 from distill.data.pairs import to_device
 from distill.labels.curriculum import Curriculum
+from distill.labels.store import LabelStore
+from distill.matchers.kept_heatmaps import Heatmaps
+from distill.matchers.stored_predictions import Predictions
+from distill.metrics.given_candidates import GivenCandidates, best_candidate, same_group
 from distill.metrics.pck import PCK
+from distill.metrics.pck_dagger import PCKDagger
 from distill.transforms.augment import Augment
 from distill.transforms.warp import RandomWarp
 from student import FeatureTeacher, StudentMatcher
@@ -113,3 +119,55 @@ def test_scores_and_votes_are_counted_where_there_is_no_double_precision(elsewhe
 def test_pairs_hold_nothing_that_such_a_gpu_cannot_take(make_pairs):
     for pair in (make_pairs(4, size=64), ShapesPairs("val", 2, size=32)[0]):
         assert not [name for name, value in pair._asdict().items() if getattr(value, "dtype", None) == torch.float64]
+
+
+class OnApple(torch.Tensor):
+    """A tensor on a CPU that says what one of Apple's GPUs says to double precision, until it is brought to the CPU."""
+
+    def double(self) -> torch.Tensor:
+        """Refuses."""
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
+
+    def cpu(self) -> torch.Tensor:
+        """Returns a tensor that takes double precision."""
+        return self.as_subclass(torch.Tensor)
+
+
+def on_apple(values):
+    """Returns a batch or an answer whose tensors are all there."""
+    there = (value.as_subclass(OnApple) if isinstance(value, torch.Tensor) else value for value in values)
+    return type(values)(*there)
+
+
+def test_answers_of_a_gpu_without_double_precision_are_stored_and_kept(make_pairs, tmp_path):
+    pairs = make_pairs(3, size=64)
+    answer = Matches(pairs.trg_kps, torch.ones(pairs.kps_mask.shape), torch.rand(*pairs.kps_mask.shape, 8, 8))
+    there = on_apple(pairs), on_apple(answer)
+    store = LabelStore(tmp_path, {"method": "any"})
+    store.add(*there, pairs.kps_mask)
+    found, known = store.lookup(pairs)
+    assert bool(known[pairs.kps_mask].all())
+    torch.testing.assert_close(found.trg_kps[pairs.kps_mask], pairs.trg_kps[pairs.kps_mask])
+    kept, expected = Predictions("any"), Predictions("any")
+    for predictions, (batch, given) in ((kept, there), (expected, (pairs, answer))):
+        predictions.add(batch, given.trg_kps, given.confidence, None, Heatmaps.of(given.heatmap, batch))
+    for name in ("src_point", "trg_point", "confidence", "frame"):
+        assert all(map(np.array_equal, getattr(kept, name), getattr(expected, name))), name
+
+
+def test_further_scores_are_counted_where_there_is_no_double_precision(elsewhere):
+    dagger, given = PCKDagger().to("meta"), GivenCandidates().to("meta")
+    dagger.update(
+        elsewhere.trg_kps,
+        elsewhere.trg_kps,
+        elsewhere.kps_mask,
+        elsewhere.pck_threshold,
+        elsewhere.trg_all_kps,
+        elsewhere.trg_all_id >= 0,
+    )
+    assert given.chance.dtype == torch.float32 and dagger.counts.device.type == "meta"
+    group = same_group(elsewhere.kps_id, elsewhere.trg_all_id, elsewhere.category, {"": [[0, 1]]})
+    heatmap = torch.rand(*elsewhere.kps_mask.shape, 4, 4, device="meta")
+    chosen = best_candidate(heatmap, elsewhere.trg_all_kps, elsewhere.trg_all_id, group, (64, 64))
+    assert {group.device.type, chosen.device.type} == {"meta"}
+    assert GivenCandidates().to("cpu").chance.dtype == torch.float64

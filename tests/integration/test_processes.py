@@ -198,6 +198,38 @@ def members(group: int) -> list[int]:
     return [int(pid) for pid, pgid, state in rows if int(pgid) == group and not state.startswith("Z")]
 
 
+FAILING = """
+import os, time
+from distill.core.errors import DataError
+from distill.matchers.oracle import Oracle
+
+class Failing(Oracle):
+    calls = 0
+
+    def match_pairs(self, pairs):
+        self.calls += 1
+        time.sleep(0.05)
+        if os.environ.get("LOCAL_RANK") == "1" and self.calls > 3:
+            raise DataError("Expected a photograph but got none; look.")
+        return super().match_pairs(pairs)
+"""
+
+
+@pytest.mark.slow
+def test_a_command_ends_when_one_of_its_processes_fails_and_keeps_the_labels_of_all(tmp_path, monkeypatch):
+    (tmp_path / "failing.py").write_text(FAILING)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    data = [*DATA, "train.n_pairs=800", "labels.fallbacks=[]", "trainer.devices=2", f"labels.dir={tmp_path}/l"]
+    settings = [*data, "teacher._target_=failing.Failing", "splits=[train]", "label.batch_size=2"]
+    arguments, start = command("label", *settings), time.monotonic()
+    done = subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and time.monotonic() - start < 60
+    assert done.stderr.count("error: Expected a photograph but got none; look.") == 1 and "Traceback" not in done.stderr
+    assert "process 1 of 2 failed with exit code 2, see above; mend that, the labels made so far are kept" in done.stderr
+    found = audit(tmp_path / "l")
+    assert found.problems == [] and len(found.shards) == 2, "one of each process"
+
+
 @pytest.mark.slow
 def test_more_processes_than_validation_batches_are_refused_before_labels_are_made(tmp_path):
     """11 pairs in batches of 4 are 3 batches."""

@@ -1,0 +1,39 @@
+"""A process ends when one that it has started fails; without torch, in a moment."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import subprocess, sys, time
+from distill.cli import interruption as i
+
+i.SECONDS_TO_END = 1.0
+try:
+    with i.terminable():
+        i.end_with_started([subprocess.Popen([sys.executable, "-c", code]) for code in sys.argv[2:]])
+        exec(sys.argv[1])
+    print("went on", i.failure_of_started())
+except i.Terminated:
+    print("ended", i.failure_of_started(), i.other_ended())
+"""
+WORKS = "import time; time.sleep(1)"
+HEARS_NOTHING = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(30)"
+
+
+@pytest.mark.parametrize(
+    ("work", "started", "shown", "code"),
+    [
+        ("time.sleep(30)", [WORKS, "import sys; sys.exit(2)"], "ended process 2 of 3 failed with exit code 2 True", 0),
+        ("time.sleep(30)", ["import os; os.kill(os.getpid(), 9)"], "ended process 1 of 2 was ended by SIGKILL True", 0),
+        ("time.sleep(30)", ["import sys; sys.exit(143)"], "ended None True", 0),
+        ("time.sleep(1.2)", [""], "went on None", 0),
+        (HEARS_NOTHING, ["import sys; sys.exit(1)"], "", -9),
+    ],
+    ids=["failed", "killed", "told to end", "all is well", "hears no SIGTERM"],
+)
+def test_a_process_ends_when_one_that_it_started_fails_and_says_which(work, started, shown, code):
+    command = [sys.executable, "-c", PROGRAM, work, *started]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert (done.stdout.strip(), done.returncode) == (shown, code), done.stderr
