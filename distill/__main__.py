@@ -14,6 +14,7 @@ from pathlib import Path
 
 from distill.cli.arguments import CommandLine, split
 from distill.cli.interruption import (
+    SECONDS_TO_END,
     Terminated,
     end_with_starter,
     failure_of_started,
@@ -21,6 +22,7 @@ from distill.cli.interruption import (
     is_started,
     other_ended,
     terminable,
+    while_exchanging,
 )
 from distill.core.errors import ConfigError, DistillError, nearest
 from distill.core.version import __version__
@@ -96,9 +98,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         behind = interruption_behind(error)
         if behind is not None:
             return _ended(behind, hint)
-        if not other_ended():  # the connection to another process may be lost before its end is seen
+        lost = while_exchanging(error)
+        if other_ended(SECONDS_TO_END if lost else 5):  # a connection may be lost before the end behind it is seen
+            return _ended(Terminated(), hint)
+        if not lost:
             raise
-        return _ended(Terminated(), hint)
+        why = f"Expected all processes of the command to go on but one is lost ({error}), see its own message"
+        return _refused(", ".join(filter(None, [why, hint])))
     return 0
 
 
@@ -120,7 +126,7 @@ def _ended(end: BaseException, hint: str | None) -> int:
     """Prints what ended the command before its time, in the first of its processes; returns the exit code."""
     failure = failure_of_started() if isinstance(end, Terminated) else None
     if failure is not None:
-        why = f"Expected all processes of the command to end well but {failure}, see above; mend that"
+        why = f"Expected all processes of the command to end well but {failure}; mend that"
         return _refused(", ".join(filter(None, [why, hint])))
     word, code = ("interrupted", 130) if isinstance(end, KeyboardInterrupt) else ("terminated", 143)
     if not is_started():

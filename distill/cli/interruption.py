@@ -5,6 +5,7 @@ import signal
 import subprocess
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -17,6 +18,8 @@ SECONDS_TO_END = 60.0
 """Seconds that a process has to write what it made. One that waits for the others inside a library hears no signal but SIGKILL."""
 TOLD_TO_END = (-signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 """Exit codes after Ctrl-C or SIGTERM."""
+_started: list[subprocess.Popen] = []
+"""The further processes that this one has started and that are to end with it."""
 
 
 class Terminated(BaseException):
@@ -86,27 +89,32 @@ def failure_of_started() -> str | None:
     for number, process in enumerate(_started, 1):
         code = process.poll() or 0
         if code not in (0, *TOLD_TO_END):
-            ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
-            return f"process {number} of {len(_started) + 1} {ended}"
+            ended = (
+                f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}, see above"
+            )
+            why = ", as the system does when memory runs out" if code == -signal.SIGKILL else ""
+            return f"process {number} of {len(_started) + 1} {ended}{why}"
     return None
 
 
-def other_ended() -> bool:
-    """Returns whether another process of the command is gone that should not be, or is within five seconds.
+def while_exchanging(error: BaseException) -> bool:
+    """Returns whether an error was raised while processes exchanged values, as when the connection to one is lost."""
+    room = os.path.join("torch", "distributed", "")
+    return any(room in frame.filename for frame in traceback.extract_tb(error.__traceback__))
+
+
+def other_ended(seconds: float) -> bool:
+    """Returns whether another process of the command is gone that should not be, or is within some seconds.
 
     That is the one that started this one, or one that this one started and that failed. A connection that is lost is seen
     before the end of the process behind it.
     """
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + seconds
     while (_started or is_started()) and time.monotonic() < deadline:
         if _one_ended() or (is_started() and os.environ.get(STARTER) != str(os.getppid())):
             return True
         time.sleep(0.05)
     return False
-
-
-_started: list[subprocess.Popen] = []
-"""The further processes that this one has started and that are to end with it."""
 
 
 def _watch(starter: int) -> None:

@@ -42,8 +42,8 @@ LARGEST_CONFIG = 1 << 20  # bytes
 class RunFolder:
     """The only folder that a command writes to.
 
-    As a context manager it removes ``config.yaml`` after an error where nothing but labels was made, so that the corrected
-    command may use the same folder.
+    As a context manager it removes the ``config.yaml`` that it wrote after an error where nothing but labels was made, so that
+    the corrected command may use the same folder. Further processes of the command write none and remove nothing.
 
     Args:
         path: of the folder.
@@ -51,6 +51,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._wrote_config = False
 
     @classmethod
     def create(cls, config: DictConfig, resume: bool = False) -> "RunFolder":
@@ -88,6 +89,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.write_text("config.yaml", OmegaConf.to_yaml(content))
+            self._wrote_config = True
         except (OSError, DataError) as error:
             raise ConfigError(f"Expected to write to run.dir but got: {error}; choose another run.dir.") from error
 
@@ -97,7 +99,9 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if not isinstance(error, Exception):  # none, or an interruption, after which the run may be resumed
+        if not self._wrote_config or not isinstance(
+            error, Exception
+        ):  # no error, or an interruption: the run may go on
             return
         if {path.name for path in self.path.iterdir()} <= {"config.yaml", "labels"}:
             (self.path / "config.yaml").unlink(missing_ok=True)

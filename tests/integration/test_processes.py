@@ -225,7 +225,9 @@ def test_a_command_ends_when_one_of_its_processes_fails_and_keeps_the_labels_of_
     done = subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and time.monotonic() - start < 60
     assert done.stderr.count("error: Expected a photograph but got none; look.") == 1 and "Traceback" not in done.stderr
-    assert "process 1 of 2 failed with exit code 2, see above; mend that, the labels made so far are kept" in done.stderr
+    assert (
+        "process 1 of 2 failed with exit code 2, see above; mend that, the labels made so far are kept" in done.stderr
+    )
     found = audit(tmp_path / "l")
     assert found.problems == [] and len(found.shards) == 2, "one of each process"
 

@@ -80,3 +80,14 @@ def test_processes_load_pairs_where_a_gpu_trains_and_cores_are_left(monkeypatch)
         assert loading_processes("cpu") == 0 and loading_processes("cuda") == of_one
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
         assert loading_processes("cpu") == 0 and loading_processes("cuda") == of_four
+
+
+def test_only_the_process_that_began_a_run_removes_its_configuration_after_an_error(tmp_path):
+    config = OmegaConf.create({"run": {"dir": str(tmp_path / "r")}})
+    begun = RunFolder.create(config)
+    with pytest.raises(ValueError), RunFolder(config.run.dir):
+        raise ValueError("of a further process")
+    assert (tmp_path / "r" / "config.yaml").is_file()
+    with pytest.raises(ValueError), begun:
+        raise ValueError("of the first")
+    assert not (tmp_path / "r").exists()

@@ -1,9 +1,11 @@
-"""A process ends when one that it has started fails; without torch, in a moment."""
+"""Processes of one command end together, and say why; without torch, in a moment."""
 
 import subprocess
 import sys
 
 import pytest
+
+from distill import __main__ as command_line
 
 PROGRAM = """
 import subprocess, sys, time
@@ -16,7 +18,7 @@ try:
         exec(sys.argv[1])
     print("went on", i.failure_of_started())
 except i.Terminated:
-    print("ended", i.failure_of_started(), i.other_ended())
+    print("ended", i.failure_of_started(), i.other_ended(5))
 """
 WORKS = "import time; time.sleep(1)"
 HEARS_NOTHING = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(30)"
@@ -25,8 +27,18 @@ HEARS_NOTHING = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); t
 @pytest.mark.parametrize(
     ("work", "started", "shown", "code"),
     [
-        ("time.sleep(30)", [WORKS, "import sys; sys.exit(2)"], "ended process 2 of 3 failed with exit code 2 True", 0),
-        ("time.sleep(30)", ["import os; os.kill(os.getpid(), 9)"], "ended process 1 of 2 was ended by SIGKILL True", 0),
+        (
+            "time.sleep(30)",
+            [WORKS, "import sys; sys.exit(2)"],
+            "ended process 2 of 3 failed with exit code 2, see above True",
+            0,
+        ),
+        (
+            "time.sleep(30)",
+            ["import os; os.kill(os.getpid(), 9)"],
+            "ended process 1 of 2 was ended by SIGKILL, as the system does when memory runs out True",
+            0,
+        ),
         ("time.sleep(30)", ["import sys; sys.exit(143)"], "ended None True", 0),
         ("time.sleep(1.2)", [""], "went on None", 0),
         (HEARS_NOTHING, ["import sys; sys.exit(1)"], "", -9),
@@ -37,3 +49,21 @@ def test_a_process_ends_when_one_that_it_started_fails_and_says_which(work, star
     command = [sys.executable, "-c", PROGRAM, work, *started]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20)
     assert (done.stdout.strip(), done.returncode) == (shown, code), done.stderr
+
+
+def raising_in(file: str):
+    """Returns what stands for a verb and raises an error of a lost connection in ``file``."""
+    code = compile("raise RuntimeError('Connection closed by peer')", file, "exec")
+    return lambda arguments: exec(code)
+
+
+def test_a_lost_connection_is_told_in_one_line_and_any_other_error_in_full(monkeypatch, capsys):
+    monkeypatch.setattr(command_line, "_dispatch", raising_in("/env/torch/distributed/distributed_c10d.py"))
+    assert command_line.main(["label"]) == 2
+    assert capsys.readouterr().err == (
+        "error: Expected all processes of the command to go on but one is lost (Connection closed by peer), see its own "
+        "message, the labels made so far are kept; the same command goes on\n"
+    )
+    monkeypatch.setattr(command_line, "_dispatch", raising_in("/home/distributed/teacher.py"))
+    with pytest.raises(RuntimeError, match="Connection closed"):
+        command_line.main(["label"])
