@@ -29,9 +29,9 @@ def batch(number: int, size: int, seed: int) -> PairBatch:
 
 
 def rate(teacher: PromptOptimization, size: int, number: int) -> float:
-    """Returns the points a second of ``number`` pairs together, after others of another seed."""
+    """Returns the points a second of ``number`` pairs together, after a few of another seed."""
     device = str(teacher.device)
-    first, pairs = (to_device(batch(number, size, seed), device) for seed in (1, 2))
+    first, pairs = to_device(batch(FEW, size, 1), device), to_device(batch(number, size, 2), device)
     teacher.match_pairs(first)
     start = time.perf_counter()
     answer = teacher.match_pairs(pairs).trg_kps.cpu()
