@@ -221,15 +221,15 @@ def test_a_command_ends_when_one_of_its_processes_fails_and_keeps_the_labels_of_
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
     data = [*DATA, "train.n_pairs=800", "labels.fallbacks=[]", "trainer.devices=2", f"labels.dir={tmp_path}/l"]
     settings = [*data, "teacher._target_=failing.Failing", "splits=[train]", "label.batch_size=2"]
-    arguments, start = command("label", *settings), time.monotonic()
-    done = subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and time.monotonic() - start < 60
+    done = subprocess.run(command("label", *settings), env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
     assert done.stderr.count("error: Expected a photograph but got none; look.") == 1 and "Traceback" not in done.stderr
     assert (
         "process 1 of 2 failed with exit code 2, see above; mend that, the labels made so far are kept" in done.stderr
     )
     found = audit(tmp_path / "l")
     assert found.problems == [] and len(found.shards) == 2, "one of each process"
+    assert 0 < found.labels < 2500, "the other process alone has 400 pairs with 3000 points"
 
 
 @pytest.mark.slow
