@@ -30,7 +30,7 @@ class FusedFeatures(nn.Module):
     Args:
         sources: what describes images, by names of your choice: :class:`student.NearestNeighbour`,
             ``teacher.DiffusionFeatures``, or any object with ``describe``; None leaves an entry out.
-        weights: of the sources, by name; 1 where none is named.
+        weights: of the sources, by name; 1 where none is named. None counts as not named.
         sizes: side in px that images are resized to for a source, by name; sources without one are given the images as they are.
 
     Raises:
@@ -40,8 +40,8 @@ class FusedFeatures(nn.Module):
     def __init__(
         self,
         sources: Mapping[str, Describer | None],
-        weights: Mapping[str, float] | None = None,
-        sizes: Mapping[str, int] | None = None,
+        weights: Mapping[str, float | None] | None = None,
+        sizes: Mapping[str, int | None] | None = None,
     ) -> None:
         super().__init__()
         self.sources: dict[str, Describer] = {name: source for name, source in sources.items() if source is not None}
@@ -52,10 +52,9 @@ class FusedFeatures(nn.Module):
             raise ConfigError(
                 f"Expected sources of fused features that describe images but {blind[0]} has no method describe; choose another."
             )
-        _check("weights", weights or {}, sources)
-        _check("sizes", sizes or {}, sources)
-        self.weights = {name: float((weights or {}).get(name, 1.0)) for name in self.sources}
-        self.sizes = {name: int(size) for name, size in (sizes or {}).items() if name in self.sources}
+        told, sides = (_checked(*given, sources) for given in (("weights", weights), ("sizes", sizes)))
+        self.weights = {name: told.get(name, 1.0) for name in self.sources}
+        self.sizes = {name: int(side) for name, side in sides.items() if name in self.sources}
         # Those that are modules are moved and counted with this one; the others see to their own weights.
         self.networks = nn.ModuleDict({name: s for name, s in self.sources.items() if isinstance(s, nn.Module)})
         self.eval().requires_grad_(False)
@@ -110,11 +109,14 @@ def _resized(images: Tensor, size: int | None) -> Tensor:
     return resized.clamp(0, 1)
 
 
-def _check(what: str, given: Mapping[str, float], sources: Mapping[str, Any]) -> None:
-    for name, value in given.items():
+def _checked(what: str, given: Mapping[str, float | None] | None, sources: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the numbers that are ``given``, without those that are None."""
+    found = {name: value for name, value in (given or {}).items() if value is not None}
+    for name, value in found.items():
         if name not in sources:
             raise ConfigError(f"Expected {what} of fused features by the names of sources; {nearest(name, sources)}.")
-        if not 0 < value < float("inf"):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
             raise ConfigError(
-                f"Expected positive {what} of fused features but {name} has {value}; correct {what}.{name}."
+                f"Expected positive {what} of fused features but {name} has {value!r}; correct {what}.{name}."
             )
+    return {name: float(value) for name, value in found.items()}

@@ -36,7 +36,7 @@ class DiffusionFeaturesSettings(FeatureSettings):
             suits the model, see :func:`default_features`.
         timestep: diffusion time; None for what suits the model.
         draws: draws of noise that are averaged. The paper's 8. CleanDIFT's weights want 0.
-        null_prompt: what the UNet is given: the text encoder's "empty" prompt, or "zeros".
+        null_prompt: what the UNet is given: the text encoder's "empty" prompt, or "zeros"; SDXL is given zeros for either.
     """
 
     layers: Names | None = None
@@ -94,7 +94,9 @@ class DiffusionFeatures(FeatureMatcher):
         self.model, self.image_size, self.prompt_length = model, image_size, prompt_length
         self.variant, self.folder = variant, locate_folder(model, variant)
         check_folder(self.folder, variant)
-        if self.settings.null_prompt == "empty":
+        null_prompt = text.settle_null_prompt(self.settings.null_prompt, self.folder)
+        self.settings = self.settings.model_copy(update={"null_prompt": null_prompt})
+        if null_prompt == "empty":
             text.check_text(self.folder, variant)
         unet = meta_unet(self.folder)
         self.choice = _chosen(unet, self.settings)

@@ -26,7 +26,7 @@ from teacher.pipeline import Pipeline, as_device, check_folder, locate_folder, w
 from teacher.prompts import CachedPrompts, Prompts
 from teacher.settings import Settings
 from teacher.target_image import TargetImages, aggregate_maps, read_out
-from teacher.text import check_text
+from teacher.text import check_text, settle_null_prompt
 
 VERSION = "2"
 """Raised whenever a change of the code changes answers, so that old labels are refused."""
@@ -104,6 +104,9 @@ class PromptOptimization:
         self.model, self.image_size, self.prompt_length = model, image_size, prompt_length
         self.variant, self.folder = variant, locate_folder(model, variant)
         check_folder(self.folder, variant)
+        if self.settings.reads_text:
+            null_prompt = settle_null_prompt(self.settings.null_prompt, self.folder)
+            self.settings = self.settings.model_copy(update={"null_prompt": null_prompt})
         if self.settings.reads_text:
             check_text(self.folder, variant)
         frozen = FrozenModel(self.folder, self.settings, self.device, image_size, prompt_length, variant)

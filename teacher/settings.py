@@ -92,7 +92,8 @@ class Settings(CheckedSettings):
         heads: "all" are averaged, or the "upper" half of them, which is all that the released code stores.
         queries: "conditioned" runs every prompt through the UNet, as in the paper; "frozen" runs the UNet once per crop
             and lets prompts act on the keys alone, which makes a step hundreds of times cheaper and is not the same.
-        null_prompt: what the UNet is given when queries are frozen: the text encoder's empty prompt, or zeros.
+        null_prompt: what the UNet is given when queries are frozen: the text encoder's empty prompt, or zeros. SDXL is given zeros
+            for either.
         start: "random" draws all tokens from N(0, 1); "query" solves for the token that the layers' projections turn
             into the features at the query point, which starts close to the answer.
         early_stop: a prompt is done when ten steps lower its loss by less than this fraction; None takes all steps.

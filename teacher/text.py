@@ -12,6 +12,7 @@ from distill.core.weights import check_finite
 from teacher.pipeline import Pipeline
 from teacher.pipeline_checks import check_not_quantised, check_tensors
 from teacher.pipeline_files import CONFIGS, missing_files, part_variant, read_config, weight_files
+from teacher.settings import NullPrompt
 
 _ADVICE = "use null_prompt=zeros, or queries=conditioned and consensus=0, which need no text."
 
@@ -41,6 +42,15 @@ def check_text(folder: Path, variant: str | None = None) -> None:
             f"Expected plain weights in {folder / 'text_encoder'} but it has an adapter_config.json, which leads to others; "
             "merge the adapter into the weights, and remove it."
         )
+
+
+def settle_null_prompt(asked: NullPrompt, folder: Path) -> NullPrompt:
+    """Returns which prompt without content is given to the UNet of a pipeline: the one asked for, but zeros to SDXL.
+
+    SDXL is told by its second conditioning. Its two text encoders are not read: its pipelines take zeros for the empty prompt
+    (``force_zeros_for_empty_prompt`` of diffusers).
+    """
+    return "zeros" if read_config(folder, "unet").get("addition_embed_type") == "text_time" else asked
 
 
 def null_prompt(pipeline: Pipeline, kind: str) -> Tensor:

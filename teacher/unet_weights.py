@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from distill.core.errors import WeightsError
+from distill.core.weights import check_finite
 from teacher.pipeline_checks import check_tensors
 from teacher.pipeline_files import read_config
 
@@ -81,5 +82,11 @@ def check_unet_weights(file: Path, unet: UNet2DConditionModel) -> None:
 
 
 def load_unet_weights(unet: UNet2DConditionModel, file: Path) -> None:
-    """Replaces all weights of ``unet`` by those of a file that :func:`check_unet_weights` accepts."""
-    unet.load_state_dict(load_file(file), strict=True)
+    """Replaces all weights of ``unet`` by those of a file that :func:`check_unet_weights` accepts.
+
+    Raises:
+        WeightsError: when a weight is NaN or infinite.
+    """
+    weights = load_file(file)
+    check_finite(weights, file)
+    unet.load_state_dict(weights, strict=True)

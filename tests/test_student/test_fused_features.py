@@ -75,6 +75,13 @@ def test_images_are_looked_at_in_the_size_that_the_sources_want():
     assert FeatureTeacher(FusedFeatures(sources, sizes={"a": 24}), size=48).size == 48
 
 
+def test_a_weight_or_a_size_of_null_is_none_at_all():
+    """So that a recipe's can be taken back from the command line."""
+    sources = {"a": Fixed(5, 4, 0), "b": Fixed(7, 8, 1)}
+    taken_back = FusedFeatures(sources, weights={"a": None, "b": 2.0}, sizes={"a": None})
+    assert taken_back.fingerprint() == FusedFeatures(sources, weights={"b": 2.0}).fingerprint()
+
+
 def test_everything_that_decides_a_description_is_in_the_fingerprint():
     def fingerprint(version="1", seed=0, **options):
         sources = {"a": Outside(version), "b": NearestNeighbour("test_resnet", [16], seed=seed)}
@@ -94,6 +101,7 @@ def test_everything_that_decides_a_description_is_in_the_fingerprint():
         ({"a": nn.Identity()}, {}, "a has no method describe"),
         ({"a": Outside()}, {"weights": {"b": 1.0}}, "weights of fused features by the names of sources; .*a"),
         ({"a": Outside()}, {"weights": {"a": 0.0}}, "positive weights .* a has 0"),
+        ({"a": Outside()}, {"weights": {"a": "1"}}, "positive weights .* a has '1'"),
         ({"a": Outside()}, {"sizes": {"a": -3}}, "positive sizes .* a has -3"),
     ],
 )

@@ -124,6 +124,15 @@ def test_weights_of_another_unet_are_refused_before_weights_are_read(sd1_folder,
             build(sd1_folder, unet_weights=str(tmp_path / name))
 
 
+def test_weights_that_are_not_finite_are_refused_when_they_are_loaded(sd1_folder, image, other_weights, tmp_path):
+    weights = load_file(other_weights)
+    name = sorted(weights)[3]
+    for value in (float("nan"), float("inf")):
+        save_file(weights | {name: torch.full_like(weights[name], value)}, tmp_path / "unet.safetensors")
+        with pytest.raises(WeightsError, match=f"finite weights in .*unet.safetensors but {name} holds NaN or infinity"):
+            build(sd1_folder, unet_weights=str(tmp_path / "unet.safetensors")).describe(image)
+
+
 def test_weights_that_are_not_here_and_cannot_be_downloaded_are_named(sd1_folder, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(WeightsError, match="could not be downloaded"):

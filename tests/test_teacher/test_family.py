@@ -93,6 +93,22 @@ def sdxl(tmp_path_factory):
     return folder
 
 
+def test_sdxl_is_given_zeros_for_the_empty_prompt_and_its_two_text_encoders_are_not_read(sdxl, tmp_path, make_pairs):
+    folder = shutil.copytree(sdxl, tmp_path / "sdxl")
+    for part in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"):
+        (folder / part).mkdir()  # as published, with two of each; empty, so that reading them would fail
+    pair, default = make_pairs(2, size=64), {"prompt_length": 7, "device": "cpu", "draws": 0}
+    told, zeros = (DiffusionFeatures(str(f), **default, **n) for f, n in ((folder, {}), (sdxl, {"null_prompt": "zeros"})))
+    assert told.fingerprint() == zeros.fingerprint() and told.fingerprint()["null_prompt"] == "zeros"
+    torch.testing.assert_close(told.describe(pair.src_img), zeros.describe(pair.src_img))
+    frozen = {**QUICK, "queries": "frozen", "layers": ["up@1/4"]}
+    told, zeros = (
+        PromptOptimization(str(f), **frozen, **n) for f, n in ((folder, {}), (sdxl, {"null_prompt": "zeros"}))
+    )
+    assert told.fingerprint() == zeros.fingerprint()
+    assert torch.isfinite(told(pair.src_img[:1], pair.trg_img[:1], pair.src_kps[:1]).trg_kps).all()
+
+
 def test_the_second_conditioning_of_sdxl_reaches_the_features(sdxl, make_pairs):
     teacher = PromptOptimization(str(sdxl), layers=["up@1/4"], **QUICK)
     unet, latents = teacher.features.model.unet, torch.randn(1, 4, 8, 8)
