@@ -12,6 +12,7 @@ from distill.cli.pretrain_parts import autoencoder_module, check_latents, diffus
 from distill.core.errors import ConfigError
 from distill.core.protocols import match
 from distill.data.pairs import collate_pairs
+from distill.system.environment import check_workers
 
 AT_LEAST = {
     "autoencoder.steps": 1,
@@ -62,6 +63,7 @@ def check_settings(cfg: DictConfig) -> None:
         if given is not None and not Path(given).expanduser().is_dir():
             raise ConfigError(f"Expected a folder in {stage}.init_from but there is none at {given}; correct it.")
     _check_ranges(cfg)
+    check_workers(cfg.num_workers or 0)
     if cfg.autoencoder.init_from is None:
         _check_sides(cfg)
 

@@ -1,6 +1,10 @@
 """The files and the table of a comparison; fit and compare share them."""
 
+import shutil
+import sys
 from pathlib import Path
+
+from rich.cells import cell_len, set_cell_size
 
 from distill.cli.run_folder import RunFolder
 from distill.core.protocols import Benchmark
@@ -11,6 +15,9 @@ from distill.evaluation.pictures import stack
 from distill.evaluation.report import markdown, summary
 from distill.system.environment import describe
 from distill.system.tables import print_table
+
+SHORTEST_PATH = 20
+"""Columns that a path keeps in the line that a command begins with."""
 
 
 def report(
@@ -57,5 +64,20 @@ def print_figures(comparison: Comparison) -> None:
 
 
 def announce(verb: str, what: str, device: str, where: object) -> None:
-    """Prints the line that a command begins with: what is done, on which device, and where the result will be."""
-    print(f"{verb}: {what}; on {device}; in {where}", flush=True)
+    """Prints the line that a command begins with: what is done, on which device, and where the result will be.
+
+    In a terminal a long path is shortened in the middle, so that the line is one; reports name their files in full at the end.
+    """
+    line, path = f"{verb}: {what}; on {device}; in ", str(where)
+    if sys.stdout.isatty():
+        path = shortened(path, max(SHORTEST_PATH, shutil.get_terminal_size().columns - cell_len(line)))
+    print(line + path, flush=True)
+
+
+def shortened(text: str, width: int) -> str:
+    """Returns ``text`` in at most ``width`` columns, with an ellipsis for its middle where it is longer."""
+    if cell_len(text) <= width:
+        return text
+    head, kept = set_cell_size(text, (width - 1) // 2).rstrip(), width - 1 - (width - 1) // 2
+    tail = set_cell_size(text[::-1], kept).rstrip()[::-1]
+    return f"{head}…{tail}"

@@ -11,6 +11,7 @@ from distill.core.types import PairBatch
 from distill.core.workers import quiet_worker
 from distill.data.pairs import collate_pairs
 from distill.data.samplers import WholeBatches
+from distill.system.environment import check_workers
 
 Collate = Callable[[Sequence[PairBatch]], Any]
 """Makes a batch of pairs."""
@@ -33,7 +34,7 @@ class PairDataModule(LightningDataModule):
         val_collate: the same for validation pairs.
 
     Raises:
-        ConfigError: for a batch size below 1 or negative workers.
+        ConfigError: for a batch size below 1, negative workers, or more of them than the machine can use.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class PairDataModule(LightningDataModule):
         super().__init__()
         if batch_size < 1 or num_workers < 0:
             raise ConfigError(f"Expected batch_size >= 1 and num_workers >= 0 but got {batch_size} and {num_workers}.")
+        check_workers(num_workers)
         self.train, self.val = train, val
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.train_collate, self.val_collate = train_collate, val_collate

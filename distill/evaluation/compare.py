@@ -182,7 +182,7 @@ def paired_difference(first: Evaluation, second: Evaluation, alpha: float, seed:
     column = ALPHAS.index(alpha)
     difference = 100 * (first.image_pck[:, column] - second.image_pck[:, column])
     mean, low, high = over_pairs(difference, seed)
-    _, low_images, high_images = over_images(difference, first.images)
+    _, low_images, high_images = over_images(difference, first.images, (-100.0, 100.0))
     return {"mean": mean, "low": low, "high": high, "low_images": low_images, "high_images": high_images}
 
 

@@ -147,7 +147,7 @@ def choices(matcher: object, pairs: PairBatch, answer: Matches, symmetric_groups
 
 def sureness(shares: Array, images: list[tuple[str, str]]) -> dict[str, Any]:
     """Returns the 95 % interval that the images leave to PCK@0.10 per image."""
-    _, low, high = over_images(100 * shares[:, ALPHAS.index(0.10)], images)
+    _, low, high = over_images(100 * shares[:, ALPHAS.index(0.10)], images, (0.0, 100.0))
     return {"interval@0.10": [round(low, 3), round(high, 3)]}
 
 

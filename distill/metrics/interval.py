@@ -1,5 +1,6 @@
 """95 % intervals of a mean over pairs."""
 
+import math
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
@@ -35,16 +36,22 @@ def over_pairs(values: ArrayLike, seed: int = 0, draws: int = 2000) -> Interval:
     return Interval(mean, float(found.low), float(found.high))
 
 
-def over_images(values: ArrayLike, images: Sequence[tuple[Hashable, Hashable]]) -> Interval:
+def over_images(
+    values: ArrayLike,
+    images: Sequence[tuple[Hashable, Hashable]],
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> Interval:
     """Returns the mean over pairs, and its interval when pairs that share an image may be alike.
 
     The variance is Aronow, Samii and Assenova's ("Cluster-robust variance estimation for dyadic data", Political Analysis
     2015): the sum of the products of the deviations of all pairs of pairs with an image in common. Where that
-    comes out below the variance of independent pairs, as it can by chance, the latter is taken.
+    comes out below the variance of independent pairs, as it can by chance, the latter is taken. The interval is symmetric, and cut
+    at ``bounds``: few pairs would lead it past them.
 
     Args:
         values: (P,) one value for each pair.
         images: for each pair what its two images are known by.
+        bounds: the least and the largest value that there can be.
     """
     values = np.asarray(values, float)
     deviations = values - values.mean()
@@ -55,4 +62,5 @@ def over_images(values: ArrayLike, images: Sequence[tuple[Hashable, Hashable]]) 
     both = np.bincount(which.ravel(), deviations)  # these share two images, and were counted with each
     shared = np.square(of_images).sum() - np.square(both).sum()
     half = 1.96 * np.sqrt(max(shared, np.square(deviations).sum())) / len(values)
-    return Interval(float(values.mean()), float(values.mean() - half), float(values.mean() + half))
+    mean, (least, largest) = float(values.mean()), bounds
+    return Interval(mean, max(least, float(mean - half)), min(largest, float(mean + half)))

@@ -35,6 +35,18 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def check_workers(asked: int) -> None:
+    """Raises a :class:`ConfigError` for more processes that load data than a machine can use.
+
+    Each is a Python process with torch, of a quarter of a GiB or more. Several a core may serve where files are slow to read.
+    """
+    most = max(32, 4 * available_cores())
+    if asked > most:
+        raise ConfigError(
+            f"Expected num_workers of at most {most} on a machine of {available_cores()} cores but got {asked}; null chooses."
+        )
+
+
 def choose_device(name: str, gpus: Sequence[int] = ()) -> str:
     """Returns the device to work on: a GPU if there is one, or "cpu", for "auto", and other names as they are.
 

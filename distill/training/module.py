@@ -20,7 +20,7 @@ from distill.labels.labelled_pairs import LabelledPairs, split_labelled
 from distill.labels.truth import FewShotTruth
 from distill.losses import DenseStudent, Example, Loss
 from distill.metrics.pck import PCK
-from distill.training.callbacks.nan_check import check_finite, check_finite_gradients
+from distill.training.callbacks.nan_check import check_finite, check_finite_gradients, check_gradients_reach
 from distill.training.optimiser import adamw
 from distill.transforms.augment import Augment
 
@@ -141,7 +141,8 @@ class Distillation(LightningModule):
         Pairs without a common point add nothing to losses on points. A batch of such pairs only is not logged.
 
         Raises:
-            DataError: when a loss is no scalar, or NaN or infinite, or the student's answer has other shapes than the contract's.
+            DataError: when a loss is no scalar, NaN or infinite, or cut off from the student, or the student's answer has other
+                shapes than the contract's.
         """
         pairs, label = split_labelled(batch)
         with torch.no_grad():
@@ -156,6 +157,7 @@ class Distillation(LightningModule):
             if self.augment is not None:
                 pairs, label = self.augment(pairs, label)
         terms, _ = self._losses(pairs, label, batch_idx)
+        check_gradients_reach(terms, self.weights)
         if pairs.kps_mask.any():
             self.log_dict({f"train/{name}": term for name, term in terms.items()}, batch_size=len(pairs.category))
         return terms[TOTAL]

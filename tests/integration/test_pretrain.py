@@ -221,6 +221,7 @@ def test_the_line_of_a_log_separates_steps_from_what_was_logged(capsys, monkeypa
     [
         ("diffusion.steps=0", "diffusion.steps of at least 1"),
         ("num_workers=-1", "num_workers of at least 0"),
+        ("num_workers=5000", "num_workers of at most"),
         ("diffusion.latents.store.capacity=0", "capacity of at least 1"),
         ("diffusion.unet.latent_side=9", "latent_side=8"),
         ("data.shares=[1]", "data.shares"),

@@ -129,7 +129,9 @@ def test_weights_that_are_not_finite_are_refused_when_they_are_loaded(sd1_folder
     name = sorted(weights)[3]
     for value in (float("nan"), float("inf")):
         save_file(weights | {name: torch.full_like(weights[name], value)}, tmp_path / "unet.safetensors")
-        with pytest.raises(WeightsError, match=f"finite weights in .*unet.safetensors but {name} holds NaN or infinity"):
+        with pytest.raises(
+            WeightsError, match=f"finite weights in .*unet.safetensors but {name} holds NaN or infinity"
+        ):
             build(sd1_folder, unet_weights=str(tmp_path / "unet.safetensors")).describe(image)
 
 

@@ -98,7 +98,9 @@ def test_sdxl_is_given_zeros_for_the_empty_prompt_and_its_two_text_encoders_are_
     for part in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"):
         (folder / part).mkdir()  # as published, with two of each; empty, so that reading them would fail
     pair, default = make_pairs(2, size=64), {"prompt_length": 7, "device": "cpu", "draws": 0}
-    told, zeros = (DiffusionFeatures(str(f), **default, **n) for f, n in ((folder, {}), (sdxl, {"null_prompt": "zeros"})))
+    told, zeros = (
+        DiffusionFeatures(str(f), **default, **n) for f, n in ((folder, {}), (sdxl, {"null_prompt": "zeros"}))
+    )
     assert told.fingerprint() == zeros.fingerprint() and told.fingerprint()["null_prompt"] == "zeros"
     torch.testing.assert_close(told.describe(pair.src_img), zeros.describe(pair.src_img))
     frozen = {**QUICK, "queries": "frozen", "layers": ["up@1/4"]}

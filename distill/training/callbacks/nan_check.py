@@ -1,4 +1,6 @@
-"""Stops a training whose loss or gradient is NaN or infinite, and names where."""
+"""Stops a training whose loss or gradient is NaN or infinite, or whose loss teaches nothing, and names where."""
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +45,27 @@ def check_finite(terms: dict[str, Tensor], losses: dict[str, Loss], example: Exa
         f"Expected a finite loss but {', '.join(broken)} is NaN or infinite in batch {batch_idx}, at {where}; the weights "
         "are as they were before it, and checkpoints/ in run.dir holds the last good ones. Lower lr, or leave the pair out."
     )
+
+
+def check_gradients_reach(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> None:
+    """Checks that each loss of a training step that counts leads back to the student.
+
+    A loss of 0 may be a constant: it is what a loss returns for a batch that it has nothing to say about.
+
+    Args:
+        terms: the scalar value of each loss, by name.
+        weights: of the losses, by name; those of weight 0 are logged only.
+
+    Raises:
+        DataError: naming a loss that was cut off, such as by ``detach()``; the optimiser would not see it.
+    """
+    for name, weight in weights.items():
+        if weight and not terms[name].requires_grad and bool(terms[name] != 0):
+            raise DataError(
+                f"Expected loss.terms.{name} to depend on the student's answer but its result has no gradient, so that nothing is "
+                "learned from it; compute it from example.prediction with torch, without detach(), item() or no_grad(), or set "
+                f"loss.weights.{name}=0, which only logs it."
+            )
 
 
 def check_finite_gradients(student: nn.Module, step: int) -> None:

@@ -38,6 +38,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("device=cuda", "finds 0; set device=auto or device=cpu"),
         ("device=mps", "Expected an Apple GPU"),
         ("num_workers=-1", "Expected num_workers of at least 0 but got -1."),
+        ("num_workers=5000", "Expected num_workers of at most"),
         ("batch_size=0", "Expected batch_size of at least 1 but got 0."),
         ("lr=-1", "Expected lr and backbone_lr to be positive but got -1"),
         ("weight_decay=-1", "Expected weight_decay of at least 0 but got -1"),

@@ -33,7 +33,7 @@ def test_settings_without_a_list_of_values_are_refused(values):
 def test_the_table_names_settings_and_figures():
     report = {
         "pck": {"image": {"0.05": 12.34, "0.10": 45.67}},
-        "interval@0.10": [40.0, 103.2],
+        "interval@0.10": [40.0, 100.0],
         "pck_dagger": {"swap": 7.0},
     }
     rows = summary([{"layers": ["up@1/4", "up@1/2:0"], "consensus_sigma": None}], [report])

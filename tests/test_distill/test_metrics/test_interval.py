@@ -40,6 +40,18 @@ def test_the_variance_over_images_sums_over_all_pairs_of_pairs_with_an_image_in_
     assert high - low == pytest.approx(2 * 1.96 * np.sqrt(variance) / 42)
 
 
+def test_the_interval_of_a_percentage_stays_between_0_and_100():
+    values, images = [100, 100, 100, 40], [("a", "b"), ("b", "c"), ("c", "a"), ("d", "e")]
+    mean, low, high = over_images(values, images)
+    assert high > 100, "few pairs, which share images"
+    assert over_images(values, images, (0, 100)) == (mean, low, 100.0)
+    assert over_images([100 - value for value in values], images, (0, 100)) == pytest.approx(
+        (100 - mean, 0.0, 100 - low)
+    )
+    difference = over_images([-100, -100, -100, -40], images, (-100, 100))
+    assert difference == pytest.approx((-mean, -100.0, -low))
+
+
 def test_pairs_that_share_nothing_are_independent():
     values = np.random.default_rng(2).random(300)
     _, low, high = over_images(values, [(f"a{n}", f"b{n}") for n in range(300)])

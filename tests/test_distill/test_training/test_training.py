@@ -111,6 +111,29 @@ def test_a_loss_that_is_no_scalar_tensor_is_refused(loss, got):
         module.training_step(collate_pairs([pairs[0], pairs[1]]), 0)
 
 
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+def test_a_loss_that_is_cut_off_from_the_student_is_refused_at_the_first_step():
+    module, batch = distillation(), collate_pairs([ShapesPairs("train", 1, 0, 64)[0]])
+    kept, weight = dict(module.losses), dict(module.weights)
+
+    def own(value) -> None:
+        module.losses, module.weights = {**kept, "own": value}, {**weight, "own": 1.0}
+
+    for cut in (
+        lambda e: e.prediction.trg_kps.mean().detach(),
+        lambda e: torch.tensor(e.prediction.confidence.sum().item()),
+    ):
+        own(cut)
+        with pytest.raises(DataError, match="loss.terms.own to depend on the student's answer .* loss.weights.own=0"):
+            module.training_step(batch, 0)
+        module.weights["own"] = 0.0
+        assert module.training_step(batch, 0).requires_grad, "it is only logged"
+    own(lambda e: torch.zeros(()))
+    assert module.training_step(batch, 0).requires_grad, "it has nothing to say about this batch"
+    own(lambda e: e.prediction.trg_kps.mean())
+    assert module.training_step(batch, 0).requires_grad
+
+
 def test_a_student_whose_answer_has_another_shape_is_refused():
     class Flat(torch.nn.Module):
         def forward(self, src_img, trg_img, src_kps):
