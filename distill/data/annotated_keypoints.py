@@ -10,9 +10,8 @@ from distill.core.errors import ConfigError, DataError
 from distill.data.annotations import ImageAnnotation
 from distill.data.images import read_size
 from distill.data.keypoints import ImageKeypoints
-from distill.data.photograph_folder import photographs_in
 from distill.data.photograph_pairs import PhotographPairs
-from distill.data.points_file import read_keypoints
+from distill.data.points_file import PointsFile
 from distill.data.spair_tree import Point, TreeImage, TreePair
 
 
@@ -71,12 +70,12 @@ def annotated_keypoints(benchmark: PhotographPairs) -> dict[str, ImageKeypoints]
             photograph_size(benchmark, annotation),
             category=annotation.category,
         )
-    file = getattr(benchmark, "points_file", None)
-    told = {} if file is None else read_keypoints(file.path, photographs_in(root_of(benchmark))).images
-    for name in found.keys() & told.keys():
-        image, given = found[name], told[name]
-        image.points |= {part: given.points[part] for part in given.points if part in given.unsure}
-        image.unsure, image.confidence = given.unsure, given.confidence
+    file: PointsFile | None = getattr(benchmark, "points_file", None)
+    for name, image in found.items() if file is not None else ():
+        given = file.images[name]
+        image.points |= file.unsure.get(name, {})
+        image.unsure = given.unsure & image.points.keys()
+        image.confidence = {part: sure for part, sure in given.confidence.items() if part in image.points}
     return found
 
 

@@ -1,7 +1,7 @@
 """Masks of the objects in photographs: alpha channels, or image files in a folder beside the photographs.
 
 The mask of ``<any folder>/cat/a.jpg`` is ``<folder of masks>/cat/a.png``: the file of the same name in the sub-folder of the
-same name. A pixel belongs to the object where its value is at least half of the largest one in the file; so masks of 0 and
+same name. Where photographs lie in no sub-folders, masks do neither. A pixel belongs to the object where its value is at least half of the largest one in the file; so masks of 0 and
 1, of 0 and 255, and those averaged over several annotators are read alike. Of a file with a palette every colour but the
 first belongs to the object, of a transparent file what is opaque. A mask may be smaller or larger than its photograph, at
 the same ratio of the sides. Of a transparent photograph the object is what is at least half opaque.
@@ -20,7 +20,11 @@ SUFFIXES = (".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jpg", ".jpeg")
 
 
 def read_mask(
-    photograph: Path, size: tuple[int, int], folder: Path | None = None, exif_orientation: bool = True
+    photograph: Path,
+    size: tuple[int, int],
+    folder: Path | None = None,
+    exif_orientation: bool = True,
+    sub_folder: str | None = None,
 ) -> NDArray[np.bool_]:
     """Returns (h, w), where the object is in a photograph.
 
@@ -29,6 +33,7 @@ def read_mask(
         size: height, width of the photograph, px.
         folder: of masks; None for the alpha channel of the photograph.
         exif_orientation: whether the orientation in a file's metadata is applied.
+        sub_folder: of ``folder``, where the mask is; None for that of the photograph's own folder's name.
 
     Raises:
         DataError: when there is no mask, it is of another ratio than the photograph, or nothing or all belongs to the
@@ -36,19 +41,19 @@ def read_mask(
     """
     if folder is None:
         return _of_alpha(photograph, exif_orientation)
-    path = find_mask(photograph, folder)
+    path = find_mask(photograph, folder, sub_folder)
     levels = read_levels(path, exif_orientation)
     _check_ratio(path, levels.shape, photograph, size)
     return _foreground(path, levels)
 
 
-def find_mask(photograph: Path, folder: Path) -> Path:
+def find_mask(photograph: Path, folder: Path, sub_folder: str | None = None) -> Path:
     """Returns the file of a photograph's mask in a folder of masks.
 
     Raises:
         DataError: when there is none.
     """
-    stem = folder / photograph.parent.name / photograph.stem
+    stem = folder / (photograph.parent.name if sub_folder is None else sub_folder) / photograph.stem
     for suffix in SUFFIXES:
         path = stem.with_name(stem.name + suffix)
         if path.is_file():

@@ -18,7 +18,7 @@ from distill.data.annotations import ImageAnnotation, PairAnnotation, check_anno
 from distill.data.image_config import ImageConfig
 from distill.data.images import read_size
 from distill.data.masks import lookup, read_mask
-from distill.data.pair_sampling import MAX_PAIRS
+from distill.data.pair_sampling import MAX_PAIRS, count_pairs, sample_pairs
 from distill.data.pairs import AnnotatedImage, ImageView, Query, Scoring, Threshold, make_pair
 from distill.data.photographs import PhotographReader, original_hash, squashed
 
@@ -29,6 +29,16 @@ PAPER_SIDE = 512  # px; the teacher's released code scores in images squashed to
 
 class EmptySplit(DataError):
     """A split that the data set has no photographs for."""
+
+
+class NoPairs(DataError):
+    """Photographs of which no two can be paired.
+
+    Attributes:
+        photographs: the data set, without pairs; what is known of each photograph can be had from it.
+    """
+
+    photographs: "PhotographPairs"
 
 
 class PhotographPairs(Dataset[PairBatch], ABC):
@@ -55,6 +65,7 @@ class PhotographPairs(Dataset[PairBatch], ABC):
         notes: in which way the pairs differ from what was asked for.
         strict: whether boxes and points have to suit to the pixel, see :func:`check_annotation`.
         has_truth: whether the target's points are known, so that answers can be scored.
+        mask_folder: sub-folder of a folder of masks that they are in; None for that of each photograph's own folder's name.
     """
 
     name: ClassVar[str]
@@ -63,6 +74,7 @@ class PhotographPairs(Dataset[PairBatch], ABC):
     exif_orientation: ClassVar[bool] = False
     strict: bool = False
     has_truth: bool = True
+    mask_folder: str | None = None
     symmetric_groups: Mapping[str, Sequence[Sequence[int]]] = MappingProxyType({})
     split: str
     pairs: Sequence[tuple]
@@ -166,7 +178,8 @@ class PhotographPairs(Dataset[PairBatch], ABC):
             DataError: when there is no mask, or it does not belong to the photograph.
         """
         path = self.pair_annotation(index).src.path
-        return lookup(read_mask(path, self._original(path).size, folder, self.exif_orientation), points)
+        mask = read_mask(path, self._original(path).size, folder, self.exif_orientation, self.mask_folder)
+        return lookup(mask, points)
 
     def _original(self, path: Path) -> Original:
         """Returns what labels of a photograph are keyed by; its file is looked at once."""
@@ -260,12 +273,35 @@ class PhotographPairs(Dataset[PairBatch], ABC):
                     )
 
     def _start(self, pairs: Sequence[tuple], paths: Iterable[Path], image_config: ImageConfig) -> None:
-        """Takes the pairs, and leaves out the broken ones if that was asked for."""
+        """Takes the pairs, and leaves out the broken ones if that was asked for.
+
+        Raises:
+            NoPairs: when there are none.
+        """
         self.pairs = pairs
         config = image_config
         self.read = PhotographReader(paths, config.size, config.resize, config.cache_mib, self.exif_orientation)
+        if not pairs:
+            error = NoPairs(self._why_no_pairs())
+            error.photographs = self
+            raise error
         if image_config.on_error == "skip":
             self._skip_broken()
+
+    def _why_no_pairs(self) -> str:
+        """Returns the message of :class:`NoPairs`."""
+        return (
+            f"Expected two images of one category but none of the {len(self.names or ())} images of split {self.split} in "
+            "data.root has another of its category; check data.root and data.split."
+        )
+
+    def _drawn(
+        self, categories: Sequence[str], n_pairs: int | None, seed: int, pairs_per_image: int
+    ) -> list[tuple[str, str]]:
+        """Returns pairs of ``names``, whose categories these are: as many as asked for or there are, none where there are none."""
+        count = self._limited(n_pairs, count_pairs(categories))
+        drawn = sample_pairs(categories, count, seed, pairs_per_image) if count else []
+        return [(self.names[s], self.names[t]) for s, t in drawn]  # type: ignore[index]
 
     def _skip_broken(self) -> None:
         kept = [pair for index, pair in enumerate(self.pairs) if self._pair_is_whole(index)]

@@ -7,7 +7,7 @@ shows its content, or its suffix. Pixel convention of ``points.csv`` and ``point
 
 import csv
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,11 +33,13 @@ class PointsFile:
         images: what it says, by the image's name relative to the folder.
         exact_boxes: whether each box has to contain all points of its image to the pixel. COCO's boxes surround the
             visible object, and need not.
+        unsure: by image, the points that a matcher set and was unsure of, which ``images`` lacks.
     """
 
     path: Path
     images: dict[str, ImageKeypoints]
     exact_boxes: bool = True
+    unsure: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
 
     @property
     def parts(self) -> list[str]:
@@ -71,6 +73,8 @@ def read_points_file(file: Path, known: list[str], by_person: bool = False) -> P
     found = read_keypoints(file, known)
     for name, image in list(found.images.items()):
         left_out = image.confidence if by_person else image.unsure
+        if not by_person:
+            found.unsure[name] = {part: point for part, point in image.points.items() if part in left_out}
         image.points = {part: point for part, point in image.points.items() if part not in left_out}
         if not image.points:
             del found.images[name]

@@ -18,6 +18,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ from distill.data.download import RECIPES, download
 from distill.data.keypoint_files import check_format, write_keypoints
 from distill.data.pair_list import pair_list
 from distill.data.pair_mining import nearest_pairs
-from distill.data.photograph_pairs import EmptySplit, PhotographPairs
+from distill.data.photograph_pairs import EmptySplit, NoPairs, PhotographPairs
 from distill.data.spair_tree import write_spair_tree
 from distill.evaluation.pictures import contact_sheet
 from distill.system.progress import Shown, bar, track
@@ -265,7 +266,7 @@ def convert(cfg: DictConfig) -> dict:
         with new_folder(path) as folder:
             found = {"pairs": write_spair_tree(images, pairs, folder, benchmarks[0].exif_orientation)}
     else:
-        benchmark = check_photographs(scored_pairs(cfg.data))
+        benchmark = check_photographs(_photographs(cfg.data))
         keypoints = annotated_keypoints(benchmark)
         splits = _yolo_splits(benchmark, list(keypoints))
         write_keypoints(keypoints, root_of(benchmark), path, cfg.format, splits, benchmark.exif_orientation)
@@ -273,6 +274,14 @@ def convert(cfg: DictConfig) -> dict:
     for what, number in found.items():
         print(f"{number} {what} in {path}")
     return found
+
+
+def _photographs(data: Mapping[str, Any]) -> Benchmark:
+    """Returns the data set, also where no two of its photographs can be paired: annotations are written one by one."""
+    try:
+        return scored_pairs(data)
+    except NoPairs as error:
+        return error.photographs
 
 
 def _splits(cfg: DictConfig) -> list[PhotographPairs]:

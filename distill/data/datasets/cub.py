@@ -22,7 +22,6 @@ from distill.data import symmetry
 from distill.data.annotations import ImageAnnotation, PairAnnotation
 from distill.data.image_config import ImageConfig, ImageOptions
 from distill.data.pair_list import read_pair_list
-from distill.data.pair_sampling import count_pairs, sample_pairs
 from distill.data.pairs import Threshold
 from distill.data.photograph_pairs import (
     PAPER_SIDE,
@@ -106,8 +105,7 @@ class CUBPairs(PhotographPairs):
         if which != "classes":
             return self._subsample(read_pair_list(Path(which), names), n_pairs, seed)
         categories = [self.annotations.category[image] for image in self.ids.values()]
-        count = self._limited(n_pairs, count_pairs(categories))
-        return [(names[s], names[t]) for s, t in sample_pairs(categories, count, seed, pairs_per_image)]
+        return self._drawn(categories, n_pairs, seed, pairs_per_image)
 
     def _ids_of_split(self) -> list[int]:
         training = sorted(image for image, train in self.annotations.training.items() if train)

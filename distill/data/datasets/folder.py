@@ -1,20 +1,20 @@
-"""A folder of the user's photographs: one sub-folder for each category, with or without points.
+"""A folder of the user's photographs: one sub-folder for each category, or all of one category, with or without points.
 
 Points may be given in ``points.csv`` (image, part, x, y; one line for each point) or in ``points.json`` (for each image
 an object with ``points``, from part to [x, y], and optionally ``bbox``, [x0, y0, x1, y1]), in pixels, with the centre of
 the top-left pixel at (0.5, 0.5), or in COCO's keypoint format (any JSON file with ``images``, ``annotations`` and
 ``categories``; see :mod:`distill.data.coco` for its pixel convention). Images are named relative to the folder,
-"cat/photograph 1.jpg". Coordinates belong to the image as viewers show it, its EXIF orientation applied. Without such a
+"cat/photograph 1.jpg", or "photograph 1.jpg" where there are no sub-folders with photographs. Coordinates belong to the image as viewers show it, its EXIF orientation applied. Without such a
 file points are drawn in each source image, which is enough for distillation: a teacher answers them.
 
-Image files lie directly in the sub-folders. Hidden files and folders (their name starts with a dot) are left out; all
+Image files lie directly in the sub-folders, or without such in the folder itself, where all are of one category. Hidden files and folders (their name starts with a dot) are left out; all
 other files that are not used are listed in ``ignored``.
 """
 
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Unpack, get_args
 
@@ -24,8 +24,8 @@ from distill.core.errors import ConfigError, DataError, nearest
 from distill.data.annotations import ImageAnnotation, PairAnnotation
 from distill.data.image_config import ImageConfig, ImageOptions
 from distill.data.images import SUFFIXES, read_size, readable_suffixes
+from distill.data.keypoints import NO_CATEGORY
 from distill.data.pair_list import read_pair_list
-from distill.data.pair_sampling import count_pairs, sample_pairs
 from distill.data.pairs import Threshold
 from distill.data.photograph_pairs import EmptySplit, PhotographPairs, check_split
 from distill.data.points_file import PointsFile, find_points_file, read_points_file
@@ -36,10 +36,10 @@ MARGIN = 0.1  # of the side, where no point is drawn
 
 
 class FolderPairs(PhotographPairs):
-    """Pairs of photographs of one sub-folder; scored in the photographs' own pixels, if points are given.
+    """Pairs of photographs of one category; scored in the photographs' own pixels, if points are given.
 
     Args:
-        root: the folder whose sub-folders hold the photographs.
+        root: the folder whose sub-folders hold the photographs, or that holds those of a single category itself.
         split: "all", or "train", "val" and "test"; see :func:`of_split`.
         n_pairs: how many pairs; without it all, at most 100,000.
         seed: of the pairing, and of the points where none are given.
@@ -88,6 +88,7 @@ class FolderPairs(PhotographPairs):
         self.root, self.split, self.seed = Path(root).expanduser(), split, seed
         self.threshold, self.n_points = threshold, n_points
         everything, self.ignored = find_photographs(self.root)
+        self.mask_folder = None if "/" in everything[0] else ""
         self.usable = self._annotate(everything, points, by_person)
         self.names = of_split(self.usable, split) or self._of_small_folder(self.usable)
         if pairs is not None:
@@ -164,9 +165,16 @@ class FolderPairs(PhotographPairs):
                 for name, category in zip(self.names or (), categories, strict=True)
                 if category in alone
             }
-        count = self._limited(n_pairs, count_pairs(categories))
-        drawn = sample_pairs(categories, count, self.seed, pairs_per_image)
-        return [(self.names[s], self.names[t]) for s, t in drawn]  # type: ignore[index]
+        return self._drawn(categories, n_pairs, self.seed, pairs_per_image)
+
+    def _why_no_pairs(self) -> str:
+        """See :class:`PhotographPairs`."""
+        if self.points_file is None or not self.names:
+            return super()._why_no_pairs()
+        return (
+            f"Expected two images of one category with points in {self.points_file.path} but {len(self.names)} of split "
+            f"{self.split} have points there, each alone in its category; annotate another one of a category."
+        )
 
     def _annotated(self, name: str, file: PointsFile) -> ImageAnnotation:
         known = file.images[name]
@@ -220,7 +228,9 @@ def of_split(names: list[str], split: str) -> list[str]:
 
 
 def find_photographs(root: Path) -> tuple[list[str], dict[str, str]]:
-    """Returns the names of the photographs in the sub-folders of ``root``, and why other files are ignored, by name.
+    """Returns the names of photographs, and why other files are ignored, by name.
+
+    The photographs are those in the sub-folders of ``root``; where there are none, those directly in it.
 
     Raises:
         DataError: when there is no photograph.
@@ -229,42 +239,36 @@ def find_photographs(root: Path) -> tuple[list[str], dict[str, str]]:
         found = f"{root} is a file" if root.exists() else f"there is none at {root}"
         raise DataError(f"Expected a folder of photographs in data.root but {found}; correct data.root.")
     names: list[tuple[str, ...]] = []
+    direct: list[str] = []
     ignored: dict[str, str] = {}
     readable = readable_suffixes()
     for entry in _visible(root):
         if not entry.is_dir():
-            ignored[entry.name] = _reason(entry.name, "lies beside the sub-folders, not in one of them")
+            if _is_text(entry.name) and Path(entry.name).suffix.lower() in readable:
+                direct.append(entry.name)
+            else:
+                ignored[_shown(entry.name)] = _why_ignored(entry.name)
             continue
         for file in _visible(entry.path):
             name = f"{entry.name}/{file.name}"
-            if not _is_text(name):
-                ignored[name.encode("ascii", "backslashreplace").decode()] = "its name is not UTF-8"
-            elif file.is_dir():
+            if _is_text(name) and file.is_dir():
                 ignored[f"{name}/"] = "folders in a sub-folder are not read"
-            elif Path(file.name).suffix.lower() in readable:
+            elif _is_text(name) and Path(file.name).suffix.lower() in readable:
                 names.append((entry.name, file.name))
             else:
-                ignored[name] = _reason(file.name, "this image format cannot be read here; HEIC needs pillow-heif")
+                ignored[_shown(name)] = _why_ignored(name)
+    if names:
+        ignored |= dict.fromkeys(direct, "lies beside the sub-folders, not in one of them")
+    names = names or [(name,) for name in direct]
     if not names:
-        _check_direct(root, readable)
         found = (
             f"; ignored: {'; '.join(f'{name}: {why}' for name, why in list(ignored.items())[:3])}" if ignored else ""
         )
         raise DataError(
-            f"Expected a sub-folder for each category with photographs ({', '.join(sorted(readable))}) in {root} but found "
-            f"none; give it in data.root{found}."
+            f"Expected photographs ({', '.join(sorted(readable))}) in {root}, or a sub-folder of them for each category, but "
+            f"found none; give it in data.root{found}."
         )
     return ["/".join(name) for name in sorted(names)], dict(sorted(ignored.items()))
-
-
-def _check_direct(root: Path, readable: Collection[str]) -> None:
-    """Raises a :class:`DataError` where photographs lie in ``root`` itself, which is how many are collected."""
-    direct = [entry for entry in _visible(root) if entry.is_file() and Path(entry.name).suffix.lower() in readable]
-    if direct:
-        raise DataError(
-            f"Expected a sub-folder of {root} for each category of photographs but its {len(direct)} photographs lie directly "
-            f"in it; move those that show the same kind of thing into one, such as {root / 'object'}."
-        )
 
 
 def _visible(folder: str | Path) -> Iterable[os.DirEntry[str]]:
@@ -283,12 +287,21 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def _reason(name: str, otherwise: str) -> str:
-    return otherwise if Path(name).suffix.lower() in SUFFIXES else "no image"
+def _shown(name: str) -> str:
+    """Returns a name that can be printed and written, whatever its bytes are."""
+    return name if _is_text(name) else name.encode("ascii", "backslashreplace").decode()
+
+
+def _why_ignored(name: str) -> str:
+    """Returns why a file that cannot be read as an image is left out."""
+    if not _is_text(name):
+        return "its name is not UTF-8"
+    is_image = Path(name).suffix.lower() in SUFFIXES
+    return "this image format cannot be read here; HEIC needs pillow-heif" if is_image else "no image"
 
 
 def _category(name: str) -> str:
-    return name.partition("/")[0]
+    return name.partition("/")[0] if "/" in name else NO_CATEGORY
 
 
 def _digest(name: str) -> str:

@@ -218,6 +218,21 @@ def test_hidden_files_and_folders_do_not_count_and_other_files_are_named(layout)
     }
 
 
+def test_photographs_directly_in_the_folder_are_one_category_and_their_masks_lie_directly_in_theirs(layout, tmp_path):
+    root, masks = layout / "cat", tmp_path / ".masks"
+    masks.mkdir()
+    (root / "points.csv").write_text("image,part,x,y\n1 (a).jpg,nose,10,12\n2.PNG,nose,20,22\n3.jpg,tail,1,2\n")
+    pairs = FolderPairs(str(root))
+    assert pairs.names == ["1 (a).jpg", "2.PNG", "3.jpg"] and len(pairs) == 6
+    assert pairs[0].category == ["object"] and pairs.ignored == {"notes.txt": "no image"}
+    assert [len(FolderPairs(str(root), split=split)) for split in ("train", "val")] == [6, 6]
+    half = np.zeros((40, 60), np.uint8)
+    half[:, 30:] = 255
+    for name in ("1 (a)", "2", "3"):
+        Image.fromarray(half).save(masks / f"{name}.png")
+    assert pairs.source_mask(0, np.array([[0.25, 0.5], [0.75, 0.5]]), masks).tolist() == [False, True]
+
+
 def test_formats_that_cannot_be_read_here_are_named(layout, monkeypatch):
     (layout / "dog" / "c.heic").write_bytes(b"heic")
     monkeypatch.setattr("distill.data.datasets.folder.readable_suffixes", lambda: frozenset({".jpg", ".png"}))

@@ -21,6 +21,7 @@ from distill.data.image_copies import safe_names
 from distill.data.keypoint_files import FORMATS, check_format, write_keypoints
 from distill.data.keypoints import ImageKeypoints
 from distill.data.points_file import read_keypoints, read_points_file
+from distill.data.readers import read_json
 
 SIZE = (40, 60)
 
@@ -327,6 +328,25 @@ def test_what_a_matcher_set_is_converted_with_its_confidence_and_its_unsure_poin
     for name, image in keypoints().items():
         assert found[name].points == close(image.points) and found[name].unsure == image.unsure
         assert found[name].confidence == pytest.approx(image.confidence)
+
+
+def test_one_annotated_photograph_is_converted_and_its_file_is_read_once(layout, monkeypatch, capsys):
+    """Converting needs no pairs; a photograph beside the sub-folders was taken for all there are when the file was read again."""
+    points, box, tail = {"nose": (30.0, 20.0), "tail": (5.0, 6.0)}, (2.0, 2.0, 40.0, 30.0), frozenset({"tail"})
+    expected = ImageKeypoints(points, box, SIZE, tail, "cat", {"tail": 0.125})  # the tail is a matcher's
+    write_keypoints({"cat/b.png": expected}, layout, layout / "kps.json", "coco")
+    Image.new("RGB", (60, 40)).save(layout / "beside.png")
+    data, read = ["data=folder", f"data.root={layout}", "data.points=kps.json"], []
+    monkeypatch.setattr("distill.data.points_file.read_json", lambda *a, **k: read.append(a[0]) or read_json(*a, **k))
+    assert main(["data", "convert", *data, f"to={layout.parent}/one.json", "format=coco"]) == 0
+    assert "1 images in" in capsys.readouterr().out and [file.name for file in read] == ["kps.json"]
+    (image,) = read_keypoints(layout.parent / "one.json", list(keypoints())).images.values()
+    assert image.points == close(points) and image.unsure == tail and image.confidence == pytest.approx({"tail": 0.125})
+    assert main(["data", "convert", *data, f"to={layout.parent}/tree", "format=spair71k"]) == 2
+    assert "two images of one category with points in" in capsys.readouterr().err
+    assert main(["data", "convert", *data, "data.by_person=true", f"to={layout.parent}/two.json", "format=coco"]) == 0
+    (image,) = read_keypoints(layout.parent / "two.json", list(keypoints())).images.values()
+    assert image.points == close({"nose": points["nose"]}) and not image.confidence and not image.unsure
 
 
 def test_a_place_to_write_is_needed(layout, capsys):
