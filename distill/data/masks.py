@@ -1,7 +1,8 @@
 """Masks of the objects in photographs: alpha channels, or image files in a folder beside the photographs.
 
 The mask of ``<any folder>/cat/a.jpg`` is ``<folder of masks>/cat/a.png``: the file of the same name in the sub-folder of the
-same name. Where photographs lie in no sub-folders, masks do neither. A pixel belongs to the object where its value is at least half of the largest one in the file; so masks of 0 and
+same name. Where photographs lie in no sub-folders, masks do neither.
+A pixel belongs to the object where its value is at least half of the largest one in the file; so masks of 0 and
 1, of 0 and 255, and those averaged over several annotators are read alike. Of a file with a palette every colour but the
 first belongs to the object, of a transparent file what is opaque. A mask may be smaller or larger than its photograph, at
 the same ratio of the sides. Of a transparent photograph the object is what is at least half opaque.

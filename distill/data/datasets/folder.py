@@ -4,10 +4,12 @@ Points may be given in ``points.csv`` (image, part, x, y; one line for each poin
 an object with ``points``, from part to [x, y], and optionally ``bbox``, [x0, y0, x1, y1]), in pixels, with the centre of
 the top-left pixel at (0.5, 0.5), or in COCO's keypoint format (any JSON file with ``images``, ``annotations`` and
 ``categories``; see :mod:`distill.data.coco` for its pixel convention). Images are named relative to the folder,
-"cat/photograph 1.jpg", or "photograph 1.jpg" where there are no sub-folders with photographs. Coordinates belong to the image as viewers show it, its EXIF orientation applied. Without such a
+"cat/photograph 1.jpg", or "photograph 1.jpg" where there are no sub-folders with photographs. Coordinates
+belong to the image as viewers show it, its EXIF orientation applied. Without such a
 file points are drawn in each source image, which is enough for distillation: a teacher answers them.
 
-Image files lie directly in the sub-folders, or without such in the folder itself, where all are of one category. Hidden files and folders (their name starts with a dot) are left out; all
+Image files lie directly in the sub-folders, or without such in the folder itself, where all are of one category.
+Hidden files and folders (their name starts with a dot) are left out; all
 other files that are not used are listed in ``ignored``.
 """
 
