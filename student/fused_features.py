@@ -52,7 +52,7 @@ class FusedFeatures(nn.Module):
             raise ConfigError(
                 f"Expected sources of fused features that describe images but {blind[0]} has no method describe; choose another."
             )
-        told, sides = (_checked(*given, sources) for given in (("weights", weights), ("sizes", sizes)))
+        told, sides = _checked("weights", weights, sources), _checked("sizes", sizes, sources)
         self.weights = {name: told.get(name, 1.0) for name in self.sources}
         self.sizes = {name: int(side) for name, side in sides.items() if name in self.sources}
         # Those that are modules are moved and counted with this one; the others see to their own weights.

@@ -71,7 +71,9 @@ def annotated_keypoints(benchmark: PhotographPairs) -> dict[str, ImageKeypoints]
             category=annotation.category,
         )
     file: PointsFile | None = getattr(benchmark, "points_file", None)
-    for name, image in found.items() if file is not None else ():
+    if file is None:
+        return found
+    for name, image in found.items():
         given = file.images[name]
         image.points |= file.unsure.get(name, {})
         image.unsure = given.unsure & image.points.keys()

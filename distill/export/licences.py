@@ -60,15 +60,15 @@ def _weights(node: Mapping[str, Any]) -> list[tuple[str, str]]:
         elif key == "model" and isinstance(value, str):
             found.append((value.rstrip("/").rpartition("/")[2], weights_licence(value)))
         elif key == "path" and isinstance(value, str):
-            found.append((value.rpartition("/")[2], _inherited(value)))
+            found.append((value.rpartition("/")[2], inherited_licence(value)))
         elif key in ("unet_weights", "weights", "repo") and isinstance(value, str):
             name = str(node.get("backbone", value)).partition(".")[0] if value == "pretrained" else value
             found.append((name.rpartition("/")[2], weights_licence(name)))
     return found
 
 
-def _inherited(path: str) -> str:
-    """Returns what a student's file, as a teacher, says of the licences that it has inherited itself."""
+def inherited_licence(path: str) -> str:
+    """Returns what a student's file, as a teacher or to start from, says of the licences that it has inherited itself."""
     told: Any = None
     if Path(path).is_file():
         with suppress(WeightsError):

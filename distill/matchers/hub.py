@@ -1,6 +1,7 @@
 """Any network behind a torch.hub entry, as a matcher or a teacher."""
 
 import hashlib
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ class HubMatcher(nn.Module):
         heatmap_side: cells a side of heatmaps that are made of points.
 
     Raises:
-        ConfigError: when repo or entry is not named, the code is not trusted, there is no such folder or entry, or it fails.
+        ConfigError: when repo or entry is not named, the code is not trusted, there is no such folder or entry, or it fails, or
+            what it returns cannot be called with two images and points.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class HubMatcher(nn.Module):
             raise ConfigError(
                 f"Expected {entry} of {self.repo} to return something that matches but got {type(self._model).__name__}."
             )
+        _check_takes_a_query(self._model, f"{entry} of {self.repo}")
 
     def fingerprint(self) -> dict[str, str]:
         """See :class:`distill.core.protocols.Fingerprinted`: the repository's code, the entry, its options and the weights."""
@@ -76,6 +79,21 @@ class HubMatcher(nn.Module):
         check_query(src_img, trg_img, src_kps)
         answer = self._model(src_img, trg_img, src_kps)
         return checked_answer(answer, src_kps, image_size(trg_img), self.heatmap_side, self.entry)
+
+
+def _check_takes_a_query(model: Any, who: str) -> None:
+    """Raises a :class:`ConfigError` when the signature of ``model`` says that it takes no src_img, trg_img, src_kps."""
+    try:
+        signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)
+    except (TypeError, ValueError):  # some callables tell nothing
+        return
+    try:
+        signature.bind(*("src_img", "trg_img", "src_kps"))
+    except TypeError as error:
+        raise ConfigError(
+            f"Expected what {who} returns to be called with src_img, trg_img, src_kps but {type(model).__name__} takes {signature}; "
+            "write an adapter, as docs/how-to/teacher.md shows."
+        ) from error
 
 
 def load_entry(repo: str | Path, entry: str, run_code: bool, options: Mapping[str, Any]) -> Any:

@@ -266,7 +266,7 @@ def convert(cfg: DictConfig) -> dict:
         with new_folder(path) as folder:
             found = {"pairs": write_spair_tree(images, pairs, folder, benchmarks[0].exif_orientation)}
     else:
-        benchmark = check_photographs(_photographs(cfg.data))
+        benchmark = _photographs(cfg.data)
         keypoints = annotated_keypoints(benchmark)
         splits = _yolo_splits(benchmark, list(keypoints))
         write_keypoints(keypoints, root_of(benchmark), path, cfg.format, splits, benchmark.exif_orientation)
@@ -276,10 +276,10 @@ def convert(cfg: DictConfig) -> dict:
     return found
 
 
-def _photographs(data: Mapping[str, Any]) -> Benchmark:
+def _photographs(data: Mapping[str, Any]) -> PhotographPairs:
     """Returns the data set, also where no two of its photographs can be paired: annotations are written one by one."""
     try:
-        return scored_pairs(data)
+        return check_photographs(scored_pairs(data))
     except NoPairs as error:
         return error.photographs
 

@@ -36,7 +36,7 @@ from distill.data.download import licence_of
 from distill.evaluation.compare import Comparison, compare
 from distill.evaluation.label_truth import LabelTruth
 from distill.export.about import add_figures, backbone_licence
-from distill.export.licences import teacher_licence
+from distill.export.licences import inherited_licence, teacher_licence
 from distill.export.onnx import export_student
 from distill.export.student_file import add_about, save_student
 from distill.labels.generate import label
@@ -101,6 +101,8 @@ def origin(cfg: DictConfig, parts: FitParts) -> dict[str, Any]:
     weights = backbone_licence(parts.student, cfg.student)
     config: dict[str, Any] = OmegaConf.to_container(cfg.teacher, resolve=True)  # type: ignore[assignment]
     licences = {"teacher": teacher_licence(config), "backbone": weights, "data": licence_of(parts.train.name)}
+    if cfg.init_from is not None:  # the student goes on from weights that have a lineage of their own
+        licences["init_from"] = f"{Path(cfg.init_from).name}: {inherited_licence(cfg.init_from)}"
     known = {"teacher": teacher, "data": data, "licences": licences}
     return {story: {key: value for key, value in told.items() if value} for story, told in known.items()}
 

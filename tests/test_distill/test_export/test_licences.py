@@ -72,13 +72,22 @@ def test_weights_from_a_file_are_named_and_random_ones_are_not():
     assert backbone_licence(Student("resnet10t"), {"weights": None}) is None
 
 
+class Parts:
+    train = type("Pairs", (), {"name": "shapes", "split": "train", "__len__": lambda self: 3})()
+    student = Student("resnet10t")
+
+
+def test_a_student_that_goes_on_from_another_names_what_that_one_inherited(tmp_path):
+    file = tmp_path / "student.safetensors"
+    licences = {"teacher": "sd-turbo: somebody's", "data": "for research"}
+    save_student(nn.Linear(1, 1), {"_target_": "torch.nn.Linear"}, file, {"licences": licences})
+    about = origin(compose("fit", [f"init_from={file}"]), Parts())  # type: ignore[arg-type]
+    told = "student.safetensors: made from teacher (sd-turbo: somebody's), data (for research)"
+    assert about["licences"]["init_from"] == told and told in model_card({"size": 64}, about, 1)
+
+
 def test_a_fit_writes_them_and_the_model_card_shows_them():
     config = compose("fit", ["teacher.model=hub/stable-diffusion-v1-5"])
-
-    class Parts:
-        train = type("Pairs", (), {"name": "shapes", "split": "train", "__len__": lambda self: 3})()
-        student = Student("resnet10t")
-
     about = origin(config, Parts())  # type: ignore[arg-type]
     card = model_card({"size": 64}, about, 1)
     assert (

@@ -56,6 +56,16 @@ def test_code_does_not_run_without_being_trusted(repo):
     assert (repo / "ran").exists()
 
 
+@pytest.mark.parametrize("entry", ["convolution", "one_image"])
+def test_a_network_of_another_form_is_refused_before_it_is_asked(repo, entry):
+    more = (
+        "def convolution():\n    return torch.nn.Conv2d(6, 2, 3)\n\ndef one_image():\n    return lambda image: image\n"
+    )
+    (repo / "hubconf.py").write_text(HUBCONF + more)
+    with pytest.raises(ConfigError, match=f"what {entry} of .* to be called with src_img, trg_img, src_kps .* adapter"):
+        HubMatcher(str(repo), entry, run_code=True)
+
+
 def test_points_alone_get_a_heatmap_whose_peak_is_at_the_answer(repo):
     answer = HubMatcher(str(repo), "shift", run_code=True, heatmap_side=16)(IMAGE, IMAGE, POINTS)
     torch.testing.assert_close(answer.trg_kps, POINTS + 2)
