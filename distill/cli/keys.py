@@ -58,8 +58,12 @@ LEAST = {
 NULL_MEANS_SOMETHING = ("ema", "shares", "cycle_tolerance")
 """The last parts of a verb's own keys whose default is a value, but that may be null; so may any ``n_pairs``."""
 
-LEFT_OUT_BY_NULL = ("loss.weights.",)
-"""Beginnings of keys whose entries null leaves out: a loss without its weight, as ``loss.terms.<name>=null`` with it."""
+LEFT_OUT_BY_NULL = (
+    "loss.weights.",
+    *(f"{fused}.model.{entry}." for fused in ("teacher", "matcher") for entry in ("weights", "sizes")),
+)
+"""Beginnings of keys whose entries null leaves out: a loss without its weight, as ``loss.terms.<name>=null`` with it, and the weight or
+the size of a source of fused features."""
 
 ONE_PATH = ("ckpt", "data_root", "dir", "file", "folder", "init_from", "path", "root", "src")
 """The last parts of keys that hold one path, never a list."""

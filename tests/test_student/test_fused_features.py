@@ -78,6 +78,9 @@ def test_images_are_looked_at_in_the_size_that_the_sources_want():
 def test_a_weight_or_a_size_of_null_is_none_at_all():
     """So that a recipe's can be taken back from the command line."""
     sources = {"a": Fixed(5, 4, 0), "b": Fixed(7, 8, 1)}
+    told = compose("fit", ["experiment=spair71k_fused", "teacher.model.sizes.diffusion=null", "data.root=/nowhere"])
+    assert told.teacher.model.sizes == {"diffusion": None, "backbone": 840}
+    assert compose("evaluate", ["matcher=fused", "matcher.model.weights.diffusion=null"])
     taken_back = FusedFeatures(sources, weights={"a": None, "b": 2.0}, sizes={"a": None})
     assert taken_back.fingerprint() == FusedFeatures(sources, weights={"b": 2.0}).fingerprint()
 
