@@ -99,11 +99,8 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if not self._wrote_config or not isinstance(
-            error, Exception
-        ):  # no error, or an interruption: the run may go on
-            return
-        if {path.name for path in self.path.iterdir()} <= {"config.yaml", "labels"}:
+        failed = isinstance(error, Exception)  # after an interruption the run may be resumed
+        if failed and self._wrote_config and {path.name for path in self.path.iterdir()} <= {"config.yaml", "labels"}:
             (self.path / "config.yaml").unlink(missing_ok=True)
             if not any(self.path.iterdir()):
                 self.path.rmdir()

@@ -38,7 +38,9 @@ class NoPairs(DataError):
         photographs: the data set, without pairs; what is known of each photograph can be had from it.
     """
 
-    photographs: "PhotographPairs"
+    def __init__(self, message: str, photographs: "PhotographPairs") -> None:
+        super().__init__(message)
+        self.photographs = photographs
 
 
 class PhotographPairs(Dataset[PairBatch], ABC):
@@ -282,9 +284,7 @@ class PhotographPairs(Dataset[PairBatch], ABC):
         config = image_config
         self.read = PhotographReader(paths, config.size, config.resize, config.cache_mib, self.exif_orientation)
         if not pairs:
-            error = NoPairs(self._why_no_pairs())
-            error.photographs = self
-            raise error
+            raise NoPairs(self._why_no_pairs(), self)
         if image_config.on_error == "skip":
             self._skip_broken()
 

@@ -88,7 +88,7 @@ def _check_takes_a_query(model: Any, who: str) -> None:
     except (TypeError, ValueError):  # some callables tell nothing
         return
     try:
-        signature.bind(*("src_img", "trg_img", "src_kps"))
+        signature.bind("src_img", "trg_img", "src_kps")
     except TypeError as error:
         raise ConfigError(
             f"Expected what {who} returns to be called with src_img, trg_img, src_kps but {type(model).__name__} takes {signature}; "
