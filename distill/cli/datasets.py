@@ -31,7 +31,8 @@ def pairs_of(data: DictConfig, split: str, choice: DictConfig) -> Benchmark:
         text = str(error)
         for key in map(str, differing):
             text = text.replace(f"data.{key}", f"{split}.{key}")
-        raise type(error)(text) from error
+        error.args = (text,)  # the same error, with what it carries
+        raise
 
 
 def check_benchmark(built: Any) -> Benchmark:
