@@ -12,7 +12,8 @@ def report(student: float, swap: float = 10.0, teacher: float = 50.0, auroc: flo
     def row(name, value):
         image = {"0.10": value, "0.05": value / 2}
         dagger = {"swap": swap if name == "student" else 4 * swap}
-        return {"matcher": name, "pck": {"image": image}, "pck_dagger": dagger, "confidence": {"auroc@0.10": auroc}}
+        found = {"matcher": name, "pck": {"image": image}, "pck_dagger": dagger, "confidence": {"auroc@0.10": auroc}}
+        return found | {"interval@0.10": [value - 3, value + 2]}
 
     return {"matchers": [row("teacher", teacher), row("student", student)]}
 
@@ -21,7 +22,10 @@ def test_rows_are_means_spreads_and_gains_over_the_first():
     rows = summary({"plain": [report(60), report(64)], "better": [report(70, swap=5), report(66, swap=7)]})
     assert rows[0]["pck@0.10"] == 62 and rows[0]["spread@0.10"] == pytest.approx(8**0.5) and rows[0]["gain@0.10"] == 0
     assert rows[1]["gain@0.10"] == 6 and rows[1]["pck@0.05"] == 34 and rows[1]["swap@0.10"] == 6
-    assert "| better | 2 | 68.0 | 2.8 | 34.0 | 1.4 | 6.0 | +6.0 | 50.0 | 25.0 | 24.0 | 75.0 |" in markdown(rows)
+    assert (
+        "| better | 2 | 68.0 | 65.0 | 70.0 | 2.8 | 34.0 | 1.4 | 6.0 | +6.0 | 50.0 | 47.0 | 52.0 | 25.0 | 24.0 | 75.0 |"
+        in markdown(rows)
+    )
 
 
 def test_a_teacher_that_is_never_wrong_has_no_area_under_a_curve():
@@ -30,7 +34,7 @@ def test_a_teacher_that_is_never_wrong_has_no_area_under_a_curve():
 
 
 def test_one_seed_has_no_spread():
-    assert "| plain | 1 | 60.0 | - |" in markdown(summary({"plain": [report(60)]}))
+    assert "| plain | 1 | 60.0 | 57.0 | 62.0 | - |" in markdown(summary({"plain": [report(60)]}))
 
 
 @pytest.mark.parametrize("suite", [name for name in options("suite") if name != "consensus"])
