@@ -51,7 +51,7 @@ class FeatureTeacher:
             Labels are made at that size from the original images, whatever size a student has.
 
     Raises:
-        ConfigError: for an amount that must be positive and is not.
+        ConfigError: for an amount that must be positive and is not, and a size that is no whole number.
     """
 
     def __init__(
@@ -70,6 +70,10 @@ class FeatureTeacher:
         size: int | None = None,
     ) -> None:
         amounts = {"feature_cache_size": feature_cache_size, "radius_cells": radius_cells}
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int)):
+            raise ConfigError(
+                f"Expected size of the feature teacher as whole px but got {size!r}; correct teacher.size."
+            )
         amounts |= {"size": 1 if size is None else size}
         amounts |= {"cycle_tolerance": cycle_tolerance or 1, "flip_tolerance": flip_tolerance or 1}
         wrong = {name: value for name, value in amounts.items() if value <= 0}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.core.digest import state_digest
-from distill.core.errors import ConfigError, nearest
+from distill.core.errors import ConfigError, DataError, nearest
 from distill.core.precision import in_single
 
 
@@ -39,13 +39,13 @@ class FusedFeatures(nn.Module):
 
     def __init__(
         self,
-        sources: Mapping[str, Describer | None],
+        sources: Mapping[str, Describer | None] | None,
         weights: Mapping[str, float | None] | None = None,
         sizes: Mapping[str, int | None] | None = None,
     ) -> None:
         super().__init__()
-        self.sources: dict[str, Describer] = {name: source for name, source in sources.items() if source is not None}
-        if not self.sources:
+        self.sources: dict[str, Describer] = {name: s for name, s in (sources or {}).items() if s is not None}
+        if sources is None or not self.sources:
             raise ConfigError("Expected at least one source of fused features but got none; name one in sources.")
         blind = [name for name, source in self.sources.items() if not callable(getattr(source, "describe", None))]
         if blind:
@@ -56,7 +56,7 @@ class FusedFeatures(nn.Module):
         self.weights = {name: told.get(name, 1.0) for name in self.sources}
         self.sizes = {name: int(side) for name, side in sides.items() if name in self.sources}
         # Those that are modules are moved and counted with this one; the others see to their own weights.
-        self.networks = nn.ModuleDict({name: s for name, s in self.sources.items() if isinstance(s, nn.Module)})
+        self.networks = nn.ModuleList(s for s in self.sources.values() if isinstance(s, nn.Module))
         self.eval().requires_grad_(False)
 
     @property
@@ -74,10 +74,14 @@ class FusedFeatures(nn.Module):
         return fields
 
     def describe(self, images: Tensor) -> Tensor:
-        """Returns descriptors of length 1, (B, C, h, w), of ``images`` (B, 3, H, W) in [0, 1]."""
+        """Returns descriptors of length 1, (B, C, h, w), of ``images`` (B, 3, H, W) in [0, 1].
+
+        Raises:
+            DataError: when a source answers with another shape, or with NaN.
+        """
         maps = []
         for name, source in self.sources.items():
-            described = source.describe(_resized(images, self.sizes.get(name)))
+            described = _checked_maps(source.describe(_resized(images, self.sizes.get(name))), len(images), name)
             maps.append(F.normalize(in_single(described).to(images.device), dim=1))
         grid = max(m.shape[-2] for m in maps), max(m.shape[-1] for m in maps)
         finer = [F.interpolate(m, grid, mode="bilinear", align_corners=False) for m in maps]
@@ -102,6 +106,19 @@ def source_fingerprint(source: Any) -> dict[str, str]:
     return {"model": type(source).__name__, "weights": state_digest(source)}
 
 
+def _checked_maps(maps: Any, count: int, name: str) -> Tensor:
+    if not isinstance(maps, Tensor) or maps.ndim != 4 or len(maps) != count or 0 in maps.shape:
+        got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
+        raise DataError(
+            f"Expected features ({count}, C, h, w) of {count} images from the source {name} but got {got}; correct its describe."
+        )
+    if not bool(torch.isfinite(maps).all()):
+        raise DataError(
+            f"Expected finite features from the source {name} but got NaN or infinity; check its weights and its precision."
+        )
+    return maps
+
+
 def _resized(images: Tensor, size: int | None) -> Tensor:
     if size is None or images.shape[-2:] == (size, size):
         return images
@@ -119,4 +136,6 @@ def _checked(what: str, given: Mapping[str, float | None] | None, sources: Mappi
             raise ConfigError(
                 f"Expected positive {what} of fused features but {name} has {value!r}; correct {what}.{name}."
             )
+        if what == "sizes" and value != int(value):
+            raise ConfigError(f"Expected sizes of fused features as whole px but {name} has {value!r}; round it.")
     return {name: float(value) for name, value in found.items()}

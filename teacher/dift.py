@@ -20,6 +20,7 @@ from teacher.feature_layers import FeatureLayer, choose_features, feature_layers
 from teacher.feature_matcher import FeatureMatcher, FeatureSettings, joined
 from teacher.frozen_model import DTYPES
 from teacher.pipeline import Pipeline, as_device, check_folder, load_pipeline, locate_folder, weights_digest
+from teacher.pipeline_checks import check_sizes
 from teacher.pipeline_files import file_digest
 from teacher.settings import Names, NullPrompt, Timestep
 from teacher.unet import added_conditions
@@ -96,10 +97,11 @@ class DiffusionFeatures(FeatureMatcher):
         check_folder(self.folder, variant)
         null_prompt = text.settle_null_prompt(self.settings.null_prompt, self.folder)
         self.settings = self.settings.model_copy(update={"null_prompt": null_prompt})
-        if null_prompt == "empty":
-            text.check_text(self.folder, variant)
         unet = meta_unet(self.folder)
         self.choice = _chosen(unet, self.settings)
+        check_sizes(self.folder, image_size, prompt_length, (self.choice.timestep,))
+        if null_prompt == "empty":
+            text.check_text(self.folder, variant, prompt_length)
         self.unet_weights = None if unet_weights is None else locate_unet_weights(unet_weights)
         if self.unet_weights is not None:
             check_unet_weights(self.unet_weights, unet)

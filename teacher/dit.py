@@ -9,6 +9,7 @@ Never run on real weights here: hooks, shapes and arithmetic are tested on rando
 figures use a caption of each photograph, here the prompt is zeros, or one that a file holds.
 """
 
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -17,17 +18,18 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from annotated_types import Ge
 from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DModel
-from pydantic import BeforeValidator, Strict
+from pydantic import AfterValidator, BeforeValidator, Strict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.core.errors import ConfigError, WeightsError
+from distill.core.weights import check_finite
 from teacher.feature_matcher import FeatureMatcher, FeatureSettings
 from teacher.frozen_model import DTYPES
-from teacher.pipeline import as_device, load_part
-from teacher.pipeline_checks import check_not_quantised, check_tensors
+from teacher.pipeline import as_device, load_part, meta_model
+from teacher.pipeline_checks import check_not_quantised, check_scale, check_tensors, check_variant
 from teacher.pipeline_files import file_digest, locate_folder, missing_files, read_config, weight_files
 from teacher.settings import Positive, Precision, Timestep
 
@@ -36,7 +38,20 @@ KINDS = {"FluxTransformer2DModel": FluxTransformer2DModel, "SD3Transformer2DMode
 STEPS = 1000
 """Of the diffusion time, which flow matching counts from 0 (the image) to this (noise)."""
 
-Channels = Annotated[tuple[Annotated[int, Strict(), Ge(0)], ...], BeforeValidator(lambda value: tuple(value))]
+
+def _as_channels(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ValueError(f"discard to be a list of channels (got {value!r})")
+    return tuple(value)
+
+
+def _in_order(channels: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(set(channels)))
+
+
+Channels = Annotated[
+    tuple[Annotated[int, Strict(), Ge(0)], ...], BeforeValidator(_as_channels), AfterValidator(_in_order)
+]
 
 
 class TransformerFeaturesSettings(FeatureSettings):
@@ -97,10 +112,10 @@ class TransformerFeatures(FeatureMatcher):
         self.model, self.variant, self.size, self.prompt_file = model, variant, image_size, prompt_file
         self.folder = locate_folder(model, variant, ("transformer", "vae"))
         self.kind = _check_folder(self.folder, variant)
-        config, vae = (read_config(self.folder, part) for part in ("transformer", "vae"))
-        _check_settings(self.settings, config, vae, image_size)
-        self._config = config
-        self._prompt = _read_prompt(prompt_file, config)
+        self._config = _check_parts(self.folder, self.kind)
+        _check_settings(self.settings, self._config)
+        _check_image_size(image_size, self._config, len(read_config(self.folder, "vae")["block_out_channels"]))
+        self._prompt = _read_prompt(prompt_file, self._config)
 
     def fingerprint(self) -> dict[str, str]:
         """Returns all that decides an answer besides images and points, by field name."""
@@ -228,8 +243,9 @@ def _check_folder(folder: Path, variant: str | None) -> str:
         raise WeightsError(
             f"Expected a pipeline of SD3 or FLUX as diffusers saves it in {folder} but it lacks {', '.join(missing)}; copy it whole."
         )
+    check_variant(folder, ("transformer", "vae"), variant)
     kind = read_config(folder, "transformer").get("_class_name")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise WeightsError(
             f"Expected a transformer of class {' or '.join(KINDS)} in {folder / 'transformer'} but got {kind!r}; teacher=dift reads UNets."
         )
@@ -242,9 +258,37 @@ def _check_folder(folder: Path, variant: str | None) -> str:
     return str(kind)
 
 
-def _check_settings(
-    settings: TransformerFeaturesSettings, config: dict[str, Any], vae: dict[str, Any], image_size: int
-) -> None:
+def _check_parts(folder: Path, kind: str) -> dict[str, Any]:
+    """Returns the configuration of the transformer, its defaults filled in, when it and the VAE suit each other.
+
+    Raises:
+        WeightsError: when a configuration describes no model, or they do not suit.
+    """
+    transformer = dict(meta_model(KINDS[kind], folder, "transformer").config)
+    vae = dict(meta_model(AutoencoderKL, folder, "vae").config)
+    check_scale(read_config(folder, "vae"), folder)
+    if not isinstance(read_config(folder, "vae").get("block_out_channels"), list):
+        raise WeightsError(
+            f"Expected block_out_channels to be a list in {folder / 'vae' / 'config.json'} but there is none; copy it again."
+        )
+    reads = transformer["in_channels"] // (
+        1 if kind == "SD3Transformer2DModel" else 4
+    )  # FLUX's tokens are of 2 x 2 cells
+    if vae["latent_channels"] != reads:
+        raise WeightsError(
+            f"Expected a transformer that reads the VAE's latents of {vae['latent_channels']} channels in {folder / 'transformer'} but "
+            f"it reads {reads}; choose a text-to-image pipeline."
+        )
+    places, width = transformer.get("axes_dims_rope"), transformer["attention_head_dim"]
+    if places is not None and sum(places) != width:
+        raise WeightsError(
+            f"Expected axes_dims_rope in {folder / 'transformer' / 'config.json'} to add up to attention_head_dim={width} but got "
+            f"{list(places)}; copy the folder again."
+        )
+    return transformer
+
+
+def _check_settings(settings: TransformerFeaturesSettings, config: dict[str, Any]) -> None:
     blocks = config["num_layers"] + config.get("num_single_layers", 0)
     if settings.block >= blocks:
         raise ConfigError(
@@ -255,10 +299,21 @@ def _check_settings(
         raise ConfigError(f"Expected discard to name channels below {width} but got {list(settings.discard)}.")
     if settings.timestep > STEPS:
         raise ConfigError(f"Expected timestep of at most {STEPS} but got {settings.timestep}.")
-    unit = 2 * 2 ** (len(vae["block_out_channels"]) - 1)
-    if image_size <= 0 or image_size % unit:
+
+
+def _check_image_size(image_size: int, config: dict[str, Any], halvings: int) -> None:
+    """Raises a :class:`ConfigError` for a side, px, that is no whole number of tokens, or too large for SD3's table of places."""
+    cell = 2 ** (halvings - 1)
+    unit = cell * (config["patch_size"] if "pos_embed_max_size" in config else 2)
+    whole = isinstance(image_size, int) and not isinstance(image_size, bool)
+    if not whole or image_size <= 0 or image_size % unit:
         raise ConfigError(
-            f"Expected image_size to be a multiple of {unit} for this model but got {image_size}; round it."
+            f"Expected image_size to be a multiple of {unit} for this model but got {image_size!r}; round it."
+        )
+    most = config.get("pos_embed_max_size")
+    if most is not None and image_size > most * unit:
+        raise ConfigError(
+            f"Expected image_size of at most {most * unit} px for this model but got {image_size}; lower it."
         )
 
 
@@ -266,7 +321,7 @@ def _read_prompt(file: str | None, config: dict[str, Any]) -> Prompt:
     """Returns the prompt that a file holds; without one, a single token of zeros.
 
     Raises:
-        WeightsError: when the file is missing or damaged, or of another model.
+        WeightsError: when the file is missing or damaged, holds NaN or infinity, or is of another model.
     """
     width, pooled = config["joint_attention_dim"], config["pooled_projection_dim"]
     if file is None:
@@ -278,7 +333,8 @@ def _read_prompt(file: str | None, config: dict[str, Any]) -> Prompt:
         raise WeightsError(
             f'Expected "tokens" and "pooled" in safetensors in prompt_file {file} but got: {error}.'
         ) from error
-    if tokens.ndim != 2 or tokens.shape[1] != width or text.shape != (pooled,):
+    check_finite(given, file)
+    if tokens.ndim != 2 or not len(tokens) or tokens.shape[1] != width or text.shape != (pooled,):
         raise WeightsError(
             f"Expected tokens (L, {width}) and pooled ({pooled},) in {file} but got {tuple(tokens.shape)} and {tuple(text.shape)}; make "
             "it with this model's text encoders."

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill.core.checks import check_images, check_query
+from distill.core.errors import WeightsError
 from distill.core.geometry import image_size, sample_at
 from distill.core.precision import without_autocast
 from distill.core.readout import windowed_soft_argmax
@@ -78,6 +79,7 @@ class FeatureMatcher(ABC):
 
         Raises:
             DataError: for images or points that are not as the contract says.
+            WeightsError: when the model's features are not finite.
         """
         check_query(src_img, trg_img, src_kps)
         return self._match(src_img, trg_img, src_kps, *map(content_hashes, (src_img, trg_img)))
@@ -118,7 +120,13 @@ class FeatureMatcher(ABC):
         with without_autocast(
             torch.empty(0, device=self.device)
         ):  # an answer does not depend on the caller's precision
-            self._cache[key] = descriptors = self._compute(image, key)
+            descriptors = self._compute(image, key)
+        if not bool(torch.isfinite(descriptors).all()):
+            raise WeightsError(
+                f"Expected finite features of the model in precision {self.settings.precision} but got NaN or infinity; fp16 holds no "
+                "large values: take bf16 or fp32; if these give NaN too, choose other weights."
+            )
+        self._cache[key] = descriptors
         return descriptors
 
     def _noise(self, latent: Tensor, key: str) -> Tensor:

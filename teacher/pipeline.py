@@ -4,13 +4,14 @@ Neither text encoder nor tokenizer is needed, because prompts are optimised as e
 prompt's length are read from the folder.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,12 +23,16 @@ from teacher.pipeline_checks import (
     check_image_size,
     latent_statistics,
     read_noise_schedule,
-    tokenizer_length,
+    settle_prompt_length,
 )
-from teacher.pipeline_files import locate_folder, part_variant, read_config, weights_digest
+from teacher.pipeline_files import locate_folder, part_variant, read_config, weight_files, weights_digest
 
 __all__ = ["Pipeline", "as_device", "check_folder", "load_pipeline", "locate_folder", "weights_digest"]
 
+MOST_LAYERS = 1000
+"""Layers of one kind in a configuration, at most."""
+LARGEST = 10_000_000
+"""Any other number in it."""
 _AUTOENCODERS = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 
 
@@ -121,7 +126,7 @@ def load_pipeline(
     check_folder(folder, variant)
     vae_config, unet_config = read_config(folder, "vae"), read_config(folder, "unet")
     image_size = check_image_size(image_size, unet_config, vae_config)
-    prompt_length = prompt_length or tokenizer_length(folder)
+    prompt_length = settle_prompt_length(prompt_length, folder)
     vae = load_part(_AUTOENCODERS[vae_config["_class_name"]], folder, "vae", variant, dtype)
     unet = load_part(UNet2DConditionModel, folder, "unet", variant, dtype)
     width = unet.config.cross_attention_dim
@@ -160,12 +165,55 @@ def as_device(name: str) -> torch.device:
     return device
 
 
+def meta_model(kind: Any, folder: Path, part: str) -> Any:
+    """Returns the model of class ``kind`` that a part's configuration describes, without memory for its weights.
+
+    Raises:
+        WeightsError: when the configuration describes none.
+    """
+    config: dict[str, Any] = read_config(folder, part)
+    try:
+        _check_counts(config)
+        with torch.device("meta"):
+            return kind.from_config(config)
+    except (ValueError, TypeError, RuntimeError, LookupError, AttributeError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(
+            f"Expected {folder / part / 'config.json'} to describe a {kind.__name__} but: {reason}; copy the folder again."
+        ) from error
+
+
+def _check_counts(config: dict[str, Any]) -> None:
+    """Raises a :class:`ValueError` for larger numbers than any model has; many layers take hours to describe and all memory."""
+    for name, value in config.items():
+        most, counts = MOST_LAYERS if "layers" in name else LARGEST, [value]
+        while any(isinstance(count, list) for count in counts):
+            counts = [inner for count in counts for inner in (count if isinstance(count, list) else [count])]
+        if any(isinstance(count, int) and count > most for count in counts):
+            raise ValueError(f"{name} is {value!r:.80}, more than {most}")
+
+
+def _check_amount(kind: Any, folder: Path, part: str, variant: str | None) -> None:
+    """Raises a :class:`WeightsError` when a small file's configuration asks for a large model, before memory is taken for it."""
+    described = sum(value.numel() for value in meta_model(kind, folder, part).state_dict().values())
+    held = 0
+    for file in weight_files(folder, part, variant):
+        with safe_open(file, "pt") as weights:
+            held += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
+    if described > 2 * held:
+        raise WeightsError(
+            f"Expected weights in {folder / part} that fit its config.json but it describes {described} values and the files hold "
+            f"{held}; the folder mixes two models."
+        )
+
+
 def load_part(kind: Any, folder: Path, part: str, variant: str | None, dtype: torch.dtype) -> Any:
     """Returns a model that diffusers loads from a pipeline folder, frozen and in evaluation mode.
 
     Raises:
         WeightsError: when its weights are damaged, not finite, or not those that its configuration describes.
     """
+    _check_amount(kind, folder, part, variant)
     try:
         module, info = kind.from_pretrained(
             folder,

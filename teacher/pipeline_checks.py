@@ -3,6 +3,7 @@
 import inspect
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from teacher.pipeline_files import CONFIGS, missing_files, read_config, variants
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
 UNET = "UNet2DConditionModel"
 MOST_TIMESTEPS = 100_000
+LONGEST_PROMPT = 10_000
 _PARTS = ("unet", "vae")
 _FLOATING = {"F16", "F32", "F64", "BF16"}
 _FAMILY = "choose a pipeline of the family of Stable Diffusion 1.x, 2.x, SDXL"
@@ -51,7 +53,7 @@ def check_folder(folder: Path, variant: str | None = None) -> None:
     _check_conditioning(unet, folder)
     _check_channels(unet, vae, folder)
     latent_statistics(vae, folder)
-    _check_scale(vae, folder)
+    check_scale(vae, folder)
     for file in (file for part in _PARTS for file in weight_files(folder, part, variant)):
         check_tensors(file)
 
@@ -62,7 +64,12 @@ def _check_files(folder: Path, variant: str | None) -> None:
             f"Expected a pipeline as diffusers saves it in {folder} but it lacks {', '.join(missing)}; copy the whole "
             "folder, with its weights in safetensors. Of a hub id that holds variants only, name one: teacher.variant=fp16."
         )
-    if variant and not any(variant in variants(folder, part) for part in _PARTS):
+    check_variant(folder, _PARTS, variant)
+
+
+def check_variant(folder: Path, parts: Iterable[str], variant: str | None) -> None:
+    """Raises a :class:`WeightsError` when no part has weights of the variant that is asked for."""
+    if variant and not any(variant in variants(folder, part) for part in parts):
         raise WeightsError(
             f"Expected weights of variant {variant!r} in {folder} but there are plain files only; leave variant out."
         )
@@ -188,8 +195,8 @@ def latent_statistics(vae: dict[str, Any], folder: Path) -> tuple[Tensor, Tensor
     return found[0], found[1]
 
 
-def _check_scale(vae: dict[str, Any], folder: Path) -> None:
-    """Refuses a scale or shift of the latents that is no number, which would make all latents NaN or 0."""
+def check_scale(vae: dict[str, Any], folder: Path) -> None:
+    """Raises a :class:`WeightsError` for a scale or shift of the latents that is no number, which would make all latents NaN or 0."""
     for name, usual, positive in (("scaling_factor", 0.18215, True), ("shift_factor", None, False)):
         value: Any = vae.get(name, usual)
         if value is None and not positive:
@@ -250,20 +257,59 @@ def vae_channels(vae: dict[str, Any]) -> Any:
     return vae.get("block_out_channels") or vae.get("encoder_block_out_channels")
 
 
+def check_sizes(
+    folder: Path, image_size: int | None, prompt_length: int | None, timesteps: Iterable[int | None] = ()
+) -> None:
+    """Checks the amounts that depend on the model, by its configuration.
+
+    Args:
+        folder: of the pipeline, see :func:`check_folder`.
+        image_size: side of the images, px; None for what the UNet was trained at.
+        prompt_length: tokens of a prompt; None for what the tokenizer says, which is read when the weights are.
+        timesteps: diffusion times; None for none.
+
+    Raises:
+        ConfigError: for one that this model does not take.
+    """
+    check_image_size(image_size, read_config(folder, "unet"), read_config(folder, "vae"))
+    if prompt_length is not None:
+        settle_prompt_length(prompt_length, folder)
+    known = len(read_noise_schedule(folder))
+    for timestep in timesteps:
+        if timestep is not None and timestep >= known:
+            raise ConfigError(f"Expected timestep to be below {known} for this model but got {timestep}; lower it.")
+
+
 def check_image_size(wanted: int | None, unet: dict[str, Any], vae: dict[str, Any]) -> int:
     """Returns the side of the images in px: ``wanted``, or what the UNet was trained at.
 
     Raises:
-        ConfigError: when it is not known, or the latents cannot be halved evenly through the UNet.
+        ConfigError: when it is not known or no whole number, or the latents cannot be halved evenly through the UNet.
     """
     factor = 2 ** (len(vae_channels(vae)) - 1)
     if wanted is None and not isinstance(unet.get("sample_size"), int):
         raise ConfigError("Expected image_size because the UNet's config.json has no sample_size; name it in pixels.")
-    size = wanted or unet["sample_size"] * factor
+    size = unet["sample_size"] * factor if wanted is None else wanted
     unit = factor * 2 ** (len(unet["block_out_channels"]) - 1)
-    if size <= 0 or size % unit:
-        raise ConfigError(f"Expected image_size to be a multiple of {unit} for this model but got {size}; round it.")
+    if isinstance(size, bool) or not isinstance(size, int) or size <= 0 or size % unit:
+        raise ConfigError(f"Expected image_size to be a multiple of {unit} for this model but got {size!r}; round it.")
     return size
+
+
+def settle_prompt_length(wanted: int | None, folder: Path) -> int:
+    """Returns the tokens of a prompt: ``wanted``, or what the pipeline's tokenizer says.
+
+    Raises:
+        ConfigError: when it is not known, or no whole number from 2 on.
+    """
+    if wanted is None:
+        return tokenizer_length(folder)
+    if isinstance(wanted, bool) or not isinstance(wanted, int) or not 1 < wanted < LONGEST_PROMPT:
+        raise ConfigError(
+            f"Expected prompt_length to be a whole number from 2 to {LONGEST_PROMPT - 1} but got {wanted!r}; null takes the "
+            "tokenizer's."
+        )
+    return wanted
 
 
 def tokenizer_length(folder: Path) -> int:
@@ -274,6 +320,6 @@ def tokenizer_length(folder: Path) -> int:
     """
     file = folder / "tokenizer" / CONFIGS["tokenizer"]
     length = read_config(folder, "tokenizer").get("model_max_length") if file.is_file() else None
-    if not isinstance(length, int) or not 1 < length < 10_000:  # an unset length is written as 1e30
+    if not isinstance(length, int) or not 1 < length < LONGEST_PROMPT:  # an unset length is written as 1e30
         raise ConfigError(f"Expected the prompt's length in {file} but found none; name it with prompt_length.")
     return length

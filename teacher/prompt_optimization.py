@@ -23,6 +23,7 @@ from teacher.frozen_model import FrozenModel, settle_precision
 from teacher.memory import GIB, AdaptiveBatch, TensorCache
 from teacher.neighbourhood_consensus import ConsensusMaps, consensus_maps, flipped_consensus_maps
 from teacher.pipeline import Pipeline, as_device, check_folder, locate_folder, weights_digest
+from teacher.pipeline_checks import check_sizes
 from teacher.prompts import CachedPrompts, Prompts
 from teacher.settings import Settings
 from teacher.target_image import TargetImages, aggregate_maps, read_out
@@ -107,8 +108,9 @@ class PromptOptimization:
         if self.settings.reads_text:
             null_prompt = settle_null_prompt(self.settings.null_prompt, self.folder)
             self.settings = self.settings.model_copy(update={"null_prompt": null_prompt})
+        check_sizes(self.folder, image_size, prompt_length, (asked.timestep, asked.locate_timestep))
         if self.settings.reads_text:
-            check_text(self.folder, variant)
+            check_text(self.folder, variant, prompt_length)
         frozen = FrozenModel(self.folder, self.settings, self.device, image_size, prompt_length, variant)
         self.features = FeatureCache(frozen, self.settings)
         prompt_cache = TensorCache(self.settings.prompt_cache_size)

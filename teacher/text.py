@@ -7,18 +7,30 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from distill.core.errors import WeightsError
+from distill.core.errors import ConfigError, WeightsError
 from distill.core.weights import check_finite
 from teacher.pipeline import Pipeline
 from teacher.pipeline_checks import check_not_quantised, check_tensors
 from teacher.pipeline_files import CONFIGS, missing_files, part_variant, read_config, weight_files
 from teacher.settings import NullPrompt
 
+LONGEST = 77
+"""Tokens that a text encoder of CLIP takes, where its configuration does not say; transformers' default."""
 _ADVICE = "use null_prompt=zeros, or queries=conditioned and consensus=0, which need no text."
 
 
-def check_text(folder: Path, variant: str | None = None) -> None:
-    """Raises a :class:`WeightsError` unless the pipeline has a single CLIP text encoder with its tokenizer."""
+def check_text(folder: Path, variant: str | None = None, length: int | None = None) -> None:
+    """Checks that a pipeline has a single CLIP text encoder with its tokenizer, without loading them.
+
+    Args:
+        folder: of the pipeline.
+        variant: of its weight files.
+        length: tokens of a prompt; None for what the tokenizer says.
+
+    Raises:
+        WeightsError: when it has not, or they are of another kind or damaged.
+        ConfigError: for a prompt that is longer than the text encoder takes.
+    """
     present = {
         "tokenizer": (folder / "tokenizer" / CONFIGS["tokenizer"]).is_file(),
         "text_encoder": not missing_files(folder, ("text_encoder",), variant),
@@ -33,6 +45,11 @@ def check_text(folder: Path, variant: str | None = None) -> None:
     if config.get("model_type", "clip_text_model") not in ("clip", "clip_text_model"):
         raise WeightsError(
             f"Expected a text encoder of CLIP in {folder / 'text_encoder'} but got {config['model_type']!r}; {_ADVICE}"
+        )
+    longest = config.get("max_position_embeddings", LONGEST)
+    if isinstance(longest, int) and length is not None and length > longest:
+        raise ConfigError(
+            f"Expected prompt_length of at most {longest}, the text encoder's, but got {length}; lower it, or {_ADVICE}"
         )
     check_not_quantised(config, folder / "text_encoder")
     for file in weight_files(folder, "text_encoder", variant):
@@ -96,8 +113,9 @@ def encode_text(folder: Path, text: str, length: int, variant: str | None = None
 
     Raises:
         WeightsError: when the pipeline folder has no single CLIP text encoder with its tokenizer, or they cannot be loaded.
+        ConfigError: when ``length`` is more than the text encoder takes.
     """
-    check_text(folder, variant)
+    check_text(folder, variant, length)
     tokenizer = load_text_part(CLIPTokenizer, folder, "tokenizer")
     options = {"variant": part_variant(folder, "text_encoder", variant) or None, "dtype": torch.float32}
     encoder = load_text_part(CLIPTextModel, folder, "text_encoder", use_safetensors=True, **options).eval()

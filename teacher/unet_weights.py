@@ -6,9 +6,7 @@ files ``cleandift_sd15_unet.safetensors`` and ``cleandift_sd21_unet.safetensors`
 
 import re
 from pathlib import Path
-from typing import Any
 
-import torch
 from diffusers import UNet2DConditionModel
 from huggingface_hub import hf_hub_download
 from safetensors import safe_open
@@ -16,25 +14,13 @@ from safetensors.torch import load_file
 
 from distill.core.errors import WeightsError
 from distill.core.weights import check_finite
+from teacher.pipeline import meta_model
 from teacher.pipeline_checks import check_tensors
-from teacher.pipeline_files import read_config
 
 
 def meta_unet(folder: Path) -> UNet2DConditionModel:
-    """Returns the UNet that a pipeline's configuration describes, without memory for its weights.
-
-    Raises:
-        WeightsError: when the configuration describes none.
-    """
-    config: dict[str, Any] = read_config(folder, "unet")
-    try:
-        with torch.device("meta"):
-            return UNet2DConditionModel.from_config(config)
-    except (ValueError, TypeError, RuntimeError, LookupError, AttributeError, ZeroDivisionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise WeightsError(
-            f"Expected {folder / 'unet' / 'config.json'} to describe a UNet but: {reason}; copy the folder again."
-        ) from error
+    """Returns the UNet that a pipeline's configuration describes, see :func:`teacher.pipeline.meta_model`."""
+    return meta_model(UNet2DConditionModel, folder, "unet")
 
 
 def locate_unet_weights(name: str) -> Path:
@@ -85,8 +71,7 @@ def load_unet_weights(unet: UNet2DConditionModel, file: Path) -> None:
     """Replaces all weights of ``unet`` by those of a file that :func:`check_unet_weights` accepts.
 
     Raises:
-        WeightsError: when a weight is NaN or infinite.
+        WeightsError: when a weight is NaN or infinite, or becomes so in the precision of ``unet``.
     """
-    weights = load_file(file)
-    check_finite(weights, file)
-    unet.load_state_dict(weights, strict=True)
+    unet.load_state_dict(load_file(file), strict=True)
+    check_finite(unet.state_dict(), file)

@@ -65,6 +65,9 @@ LEFT_OUT_BY_NULL = (
 """Beginnings of keys whose entries null leaves out: a loss without its weight, as ``loss.terms.<name>=null`` with it, and the weight or
 the size of a source of fused features."""
 
+WEIGHTS = ("weights", "unet_weights")
+"""The last parts of keys of a network whose null stands for random weights, or for those of the pipeline; recipes name files there."""
+
 ONE_PATH = ("ckpt", "data_root", "dir", "file", "folder", "init_from", "path", "root", "src")
 """The last parts of keys that hold one path, never a list."""
 
@@ -201,7 +204,7 @@ def _null_problem(section: Any, key: str, last: str) -> str | None:
     """Returns what is wrong with null for ``key`` of ``section``.
 
     It is taken where the default is null, for what is built by a ``_target_``, for any ``n_pairs``, and for those other
-    settings of what is built that are neither paths nor in :data:`LEAST`.
+    settings of what is built that are neither in :data:`LEAST` nor paths, weights excepted.
     """
     default = section._get_node(last)
     if default._is_missing():
@@ -216,6 +219,8 @@ def _null_problem(section: Any, key: str, last: str) -> str | None:
     ):
         return None
     if "_target_" in section and not (is_path(key) or last in LEAST):
+        return None
+    if "_target_" in section and last in WEIGHTS and not isinstance(default, Container):
         return None
     usual = "" if isinstance(default, Container) else f" for {OmegaConf.select(section, last)}"
     return f"Expected a value for {key} but got null; leave it out{usual}."

@@ -343,8 +343,10 @@ class PhotographPairs(Dataset[PairBatch], ABC):
         What differs from the request is added to ``notes``.
 
         Raises:
-            DataError: when none are asked for.
+            DataError: when none are asked for, or no whole number.
         """
+        if n_pairs is not None and (isinstance(n_pairs, bool) or not isinstance(n_pairs, int)):
+            raise DataError(f"Expected data.n_pairs as a whole number, or null for all pairs, but got {n_pairs!r}.")
         if n_pairs is not None and n_pairs < 1:
             raise DataError(f"Expected data.n_pairs of at least 1, or null for all pairs, but got {n_pairs}.")
         if n_pairs is None and possible > MAX_PAIRS:
@@ -378,7 +380,10 @@ def _record(found: dict[str, str], name: str, read: Callable[..., T], *arguments
 
 
 def check_categories(asked: Iterable[str], split: str, known: Sequence[str]) -> None:
-    """Raises a :class:`ConfigError` unless all categories ``asked`` for are among those ``known`` of ``split``."""
+    """Raises a :class:`ConfigError` unless ``asked`` is a list of some of the categories ``known`` of ``split``."""
+    asked = [asked] if isinstance(asked, str) else list(asked)
+    if not asked:
+        raise ConfigError(f"Expected data.categories to name some of {', '.join(known)} but got none; null takes all.")
     for category in asked:
         if category not in known:
             raise ConfigError(

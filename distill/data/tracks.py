@@ -19,6 +19,8 @@ from distill.data.npz import UNREADABLE, NpzFile
 
 LARGEST = 100 * 2**20  # bytes of both arrays, unpacked
 
+MARGIN = 0.5  # of a frame's side that annotators may click beyond its border
+
 
 class Tracks(NamedTuple):
     """N points in T frames.
@@ -40,8 +42,8 @@ def read_tracks(path: str | Path) -> Tracks:
     """Reads tracks; those that are never visible are left out.
 
     Raises:
-        DataError: when the file is a pickle, missing, damaged or too large, its arrays are not those above, or no point is
-            visible.
+        DataError: when the file is a pickle, missing, damaged or too large, its arrays are not those above, no point is
+            visible, or a visible one lies far outside of the frame, as places in px do.
     """
     if Path(path).suffix.lower() != ".npz":
         raise DataError(
@@ -65,4 +67,10 @@ def read_tracks(path: str | Path) -> Tracks:
     points, visible = points[seen].astype(np.float64), ~occluded[seen]
     if not len(points) or not np.isfinite(points[visible]).all():
         raise DataError(f"Expected finite places of visible points in {path} but got none, or NaN; write it again.")
+    farthest = float(np.abs(points[visible] - 0.5).max())
+    if farthest > 0.5 + MARGIN:
+        raise DataError(
+            f"Expected places in {path} as fractions of the frame's width and height, from 0 to 1, but one is {farthest:.4g} from the "
+            "middle; divide places in px by the sides."
+        )
     return Tracks(points, visible)

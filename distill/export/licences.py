@@ -34,6 +34,10 @@ WEIGHTS: Mapping[str, str] = {
     **{f"vit_{size}_patch14_dinov2": "Apache-2.0" for size in ("small", "base", "large", "giant")},  # as timm says
     **{f"vit_{size}_patch16_dinov3": "DINOv3 License" for size in ("small", "base", "large")},  # as timm says
     "mobilenetv2_100": "Apache-2.0",  # as timm says
+    **{f"tf_efficientnet_lite{size}": "Apache-2.0" for size in range(5)},  # as timm says
+    **{
+        f"tf_efficientnet_lite{size}.safetensors": "Apache-2.0" for size in range(3)
+    },  # which docs/efficientnet_lite.py writes
 }
 """Of pipelines and weights, by the last part of their file, folder or hub id, and of timm's own weights, by the model's name.
 
@@ -47,8 +51,20 @@ def teacher_licence(teacher: Mapping[str, Any]) -> str | None:
 
 
 def weights_licence(model: str) -> str:
-    """Returns the licence of weights, by the name of their file or folder, or by their hub id."""
-    return WEIGHTS.get(model.rstrip("/").rpartition("/")[2], UNKNOWN)
+    """Returns the licence of weights, by the name of their file or folder, by their hub id, or by a timm model's name.
+
+    A folder of the hub's cache (``models--owner--name``) or in it is known by the name of the repository, a timm model with a tag
+    (``name.tag``) by its name.
+    """
+    name = model.rstrip("/").rpartition("/")[2]
+    cached = [part for part in model.split("/") if part.startswith("models--")]
+    if cached:
+        name = cached[-1].rpartition("--")[2]
+    return WEIGHTS.get(name) or (UNKNOWN if _is_file(name) else WEIGHTS.get(name.partition(".")[0], UNKNOWN))
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith((".safetensors", ".bin", ".ckpt", ".pt", ".pth"))
 
 
 def _weights(node: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -70,7 +86,7 @@ def _weights(node: Mapping[str, Any]) -> list[tuple[str, str]]:
 def inherited_licence(path: str) -> str:
     """Returns what a student's file, as a teacher or to start from, says of the licences that it has inherited itself."""
     told: Any = None
-    if Path(path).is_file():
+    if Path(path).exists():  # a file, or the folder of a bundle
         with suppress(WeightsError):
             told = read_about(path).get("licences")
     if not isinstance(told, Mapping) or not told:

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from distill.cli.config import compose, instantiate
-from distill.core.errors import ConfigError
+from distill.core.errors import ConfigError, DataError
 from student import FeatureTeacher, FusedFeatures, NearestNeighbour
 
 
@@ -106,11 +106,29 @@ def test_everything_that_decides_a_description_is_in_the_fingerprint():
         ({"a": Outside()}, {"weights": {"a": 0.0}}, "positive weights .* a has 0"),
         ({"a": Outside()}, {"weights": {"a": "1"}}, "positive weights .* a has '1'"),
         ({"a": Outside()}, {"sizes": {"a": -3}}, "positive sizes .* a has -3"),
+        ({"a": Outside()}, {"sizes": {"a": 1.5}}, "sizes of fused features as whole px but a has 1.5"),
+        (None, {}, "at least one source"),
     ],
 )
 def test_sources_weights_and_sizes_that_cannot_work_are_named(sources, options, message):
     with pytest.raises(ConfigError, match=message):
         FusedFeatures(sources, **options)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (torch.ones(5, 4, 4), r"features \(2, C, h, w\) of 2 images from the source odd but got \(5, 4, 4\)"),
+        (torch.ones(1, 5, 4, 4), r"but got \(1, 5, 4, 4\)"),
+        (None, "but got NoneType"),
+        (torch.full((2, 5, 4, 4), torch.nan), "finite features from the source odd but got NaN"),
+    ],
+)
+def test_a_source_that_describes_wrongly_is_named(answer, message):
+    odd = Outside()
+    odd.describe = lambda images: answer  # type: ignore[method-assign]
+    with pytest.raises(DataError, match=message):
+        FusedFeatures({"keys": Fixed(5, 4, 0), "odd": odd}).describe(torch.rand(2, 3, 16, 16))
 
 
 def test_a_source_without_a_fingerprint_is_named():

@@ -14,7 +14,7 @@ LAYERS = ["up@1/4", "up@1/2.cross_q"]
 
 
 def build(folder, **settings) -> DiffusionFeatures:
-    return DiffusionFeatures(str(folder), device="cpu", prompt_length=7, null_prompt="zeros", **settings)
+    return DiffusionFeatures(str(folder), device="cpu", **{"prompt_length": 7, "null_prompt": "zeros"} | settings)
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +96,13 @@ def test_settings_and_layers_that_cannot_work_are_refused_before_weights_are_rea
         ({"temperature": 0.0}, "temperature to be above 0"),
         ({"layers": ["up@1/2:9.cross_q"]}, "there are: down@1/1"),
         ({"precision": "fp16"}, "fp16, which it is slow at"),
+        ({"image_size": 72}, "multiple of 64 for this model but got 72"),
+        ({"image_size": 0}, "multiple of 64 for this model but got 0"),
+        ({"image_size": "64"}, "multiple of 64 for this model but got '64'"),
+        ({"image_size": 64.0}, "multiple of 64 for this model but got 64.0"),
+        ({"prompt_length": 1}, "whole number from 2 to 9999 but got 1"),
+        ({"prompt_length": "7"}, "whole number from 2 to 9999 but got '7'"),
+        ({"timestep": 1000, "draws": 0}, "timestep to be below 1000 for this model but got 1000"),
     ):
         with pytest.raises(ConfigError, match=message):
             build(sd1_folder, **settings)
@@ -133,6 +140,20 @@ def test_weights_that_are_not_finite_are_refused_when_they_are_loaded(sd1_folder
             WeightsError, match=f"finite weights in .*unet.safetensors but {name} holds NaN or infinity"
         ):
             build(sd1_folder, unet_weights=str(tmp_path / "unet.safetensors")).describe(image)
+
+
+def test_weights_that_are_finite_in_their_file_only_are_refused(sd1_folder, image, other_weights, tmp_path):
+    save_file(
+        {key: 1e300 * value.double() for key, value in load_file(other_weights).items()}, tmp_path / "unet.safetensors"
+    )
+    with pytest.raises(WeightsError, match="finite weights in .*unet.safetensors but .* holds NaN or infinity"):
+        build(sd1_folder, unet_weights=str(tmp_path / "unet.safetensors")).describe(image)
+
+
+def test_features_that_are_not_finite_are_refused(sd1_folder, image, other_weights, tmp_path):
+    save_file({key: 1e8 * value for key, value in load_file(other_weights).items()}, tmp_path / "unet.safetensors")
+    with pytest.raises(WeightsError, match="finite features of the model in precision fp32 but got NaN or infinity"):
+        build(sd1_folder, unet_weights=str(tmp_path / "unet.safetensors")).describe(image)
 
 
 def test_weights_that_are_not_here_and_cannot_be_downloaded_are_named(sd1_folder, monkeypatch):

@@ -1,9 +1,13 @@
 """Features of diffusion transformers, on random miniatures of SD3's and FLUX's architectures."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel, SD3Transformer2DModel
+from pipeline_files import edit
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
@@ -136,6 +140,9 @@ def test_what_cannot_work_is_named_before_weights_are_read(member, sd1_folder, t
     for options, message in (
         ({"block": blocks}, f"below {blocks}"),
         ({"discard": [16]}, "channels below 16"),
+        ({"discard": 5}, r"discard to be a list of channels \(got 5\)"),
+        ({"discard": "154"}, "discard to be a list of channels"),
+        ({"image_size": "64"}, "multiple of 16 for this model but got '64'"),
         ({"image_size": 72}, "multiple of 16"),
         ({"timestep": 1001}, "at most 1000"),
         ({"draws": -1}, "draws to be at least 0"),
@@ -149,6 +156,44 @@ def test_what_cannot_work_is_named_before_weights_are_read(member, sd1_folder, t
     save_file({"tokens": torch.ones(5, 9), "pooled": torch.ones(10)}, tmp_path / "other.safetensors")
     with pytest.raises(WeightsError, match=r"tokens \(L, 12\) .* but got \(5, 9\)"):
         build(member, prompt_file=str(tmp_path / "other.safetensors"))
+    save_file({"tokens": torch.full((5, 12), torch.nan), "pooled": torch.ones(10)}, tmp_path / "nan.safetensors")
+    with pytest.raises(WeightsError, match="finite weights in .*nan.safetensors but tokens holds NaN"):
+        build(member, prompt_file=str(tmp_path / "nan.safetensors"))
+    with pytest.raises(WeightsError, match="variant 'fp16' .* but there are plain files only"):
+        build(member, variant="fp16")
+    assert build(member, discard=[5, 3, 5]).fingerprint() == build(member, discard=[3, 5]).fingerprint()
+    if member[0] != "flux":
+        with pytest.raises(ConfigError, match="at most 128 px for this model but got 144"):
+            build(member, image_size=144)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("transformer", {"num_attention_heads": None}, "config.json to describe a .*Transformer2DModel but"),
+        ("transformer", {"num_layers": "3"}, "config.json to describe a .*Transformer2DModel but"),
+        ("transformer", {"in_channels": 32}, "latents of 4 channels in .*transformer but it reads"),
+        ("transformer", {"num_layers": 10**6}, "num_layers is 1000000, more than 1000"),
+        ("transformer", {"joint_attention_dim": 10**12}, "joint_attention_dim is 1000000000000, more than 10000000"),
+        ("vae", {"layers_per_block": 10**6}, "layers_per_block is 1000000, more than 1000"),
+        ("vae", {"block_out_channels": None}, "config.json"),
+        ("vae", {"scaling_factor": 0}, "scaling_factor in .* that is positive but got 0"),
+    ],
+)
+def test_a_configuration_that_describes_no_model_is_named(member, tmp_path, part, changes, message):
+    name, folder = member
+    other = Path(shutil.copytree(folder, tmp_path / "pipeline"))
+    edit(other / part / "config.json", **changes)
+    with pytest.raises(WeightsError, match=message):
+        build((name, other))
+
+
+def test_a_small_file_cannot_ask_for_a_large_model(member, image, tmp_path):
+    name, folder = member
+    other = Path(shutil.copytree(folder, tmp_path / "pipeline"))
+    edit(other / "transformer" / "config.json", joint_attention_dim=9_000_000)
+    with pytest.raises(WeightsError, match=r"fit its config.json but it describes \d+ values and the files hold \d+"):
+        build((name, other)).describe(image)
 
 
 def test_the_configuration_builds_it(member):

@@ -168,11 +168,19 @@ def test_starts_depend_on_seed_image_and_point_only():
     assert not torch.equal(one, random_prompts(points[1:], "b", (3, 4), settings))
 
 
-def test_an_image_size_that_the_unet_cannot_halve_is_refused(sd1_folder, make_pairs):
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"image_size": 72}, "multiple of 64"),  # the UNet cannot halve it
+        ({"prompt_length": -5}, "whole number from 2 to 9999 but got -5"),
+        ({"timestep": 1000}, "timestep to be below 1000"),
+        ({"locate_timestep": 1200}, "timestep to be below 1000"),
+    ],
+)
+def test_amounts_that_do_not_suit_the_model_are_refused_when_it_is_built(sd1_folder, settings, message):
     assert json.loads((sd1_folder / "unet" / "config.json").read_text())["sample_size"] == 8
-    pair = make_pairs(1, size=64)
-    with pytest.raises(ConfigError, match="multiple of 64"):
-        build(sd1_folder, image_size=72)(pair.src_img, pair.trg_img, pair.src_kps)
+    with pytest.raises(ConfigError, match=message):
+        build(sd1_folder, **settings)
 
 
 @pytest.mark.parametrize("queries", ["conditioned", "frozen"])

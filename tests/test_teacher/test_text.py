@@ -5,7 +5,7 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
-from distill.core.errors import WeightsError
+from distill.core.errors import ConfigError, WeightsError
 from teacher import DiffusionFeatures, PromptOptimization
 
 
@@ -35,3 +35,9 @@ def test_the_text_encoder_is_part_of_the_fingerprint_where_it_decides_answers(ro
     assert differ(PromptOptimization, queries="frozen")
     assert not differ(PromptOptimization, queries="frozen", null_prompt="zeros")
     assert differ(DiffusionFeatures) and not differ(DiffusionFeatures, null_prompt="zeros")
+
+
+def test_a_prompt_that_is_longer_than_the_text_encoder_takes_is_refused_when_a_teacher_is_built(root):
+    for teacher, settings in ((DiffusionFeatures, {}), (PromptOptimization, {"queries": "frozen"})):
+        with pytest.raises(ConfigError, match="prompt_length of at most 24, the text encoder's, but got 30"):
+            teacher(str(root / "checkpoints" / "sd-mini"), device="cpu", prompt_length=30, **settings)

@@ -304,7 +304,7 @@ def _yolo_splits(benchmark: PhotographPairs, names: list[str]) -> dict[str, str]
 
 
 def fetch(cfg: DictConfig) -> dict:
-    """Downloads what has an address, and prints what has to be done by hand.
+    """Downloads what has an address, and prints the licence, and what has to be done by hand.
 
     Raises:
         ConfigError: for a data set whose address is not known.
@@ -318,6 +318,7 @@ def fetch(cfg: DictConfig) -> dict:
             f"Expected a benchmark with a known address but there is no address of {target}; put its files where its "
             f"settings say, or choose data= among {', '.join(sorted(RECIPES))}."
         )
+    print(f"licence: {recipe.licence}")
     files = []
     for source in recipe.sources:
         with bar(" bytes") as shown:
@@ -326,7 +327,10 @@ def fetch(cfg: DictConfig) -> dict:
             def show(done: int, total: int | None, to: Shown = shown, what: TaskID = task) -> None:
                 to.update(what, completed=done, total=total)
 
-            place = download(source, Path(cfg.data.root), show)
+            try:
+                place = download(source, Path(cfg.data.root), show)
+            except DataError as error:
+                raise DataError(f"{error} By hand: {recipe.manual}") from error
         files.append(str(place))
         print(f"{source.url} -> {place}")
     print(f"by hand: {recipe.manual}")

@@ -96,15 +96,29 @@ def say_if_nothing_was_logged(trainer: Trainer, folder: RunFolder) -> None:
 
 def origin(cfg: DictConfig, parts: FitParts) -> dict[str, Any]:
     """Returns what a student's file says of its teacher and data; of paths only the last part, which is no secret."""
-    teacher = {"class": cfg.teacher["_target_"], "model": Path(str(cfg.teacher.get("model") or "")).name}
     data = {"name": parts.train.name, "split": parts.train.split, "n_pairs": len(parts.train)}
     weights = backbone_licence(parts.student, cfg.student)
     config: dict[str, Any] = OmegaConf.to_container(cfg.teacher, resolve=True)  # type: ignore[assignment]
+    teacher = {"class": config["_target_"], "model": ", ".join(model_names(config))}
     licences = {"teacher": teacher_licence(config), "backbone": weights, "data": licence_of(parts.train.name)}
     if cfg.init_from is not None:  # the student goes on from weights that have a lineage of their own
         licences["init_from"] = f"{Path(cfg.init_from).name}: {inherited_licence(cfg.init_from)}"
     known = {"teacher": teacher, "data": data, "licences": licences}
     return {story: {key: value for key, value in told.items() if value} for story, told in known.items()}
+
+
+def model_names(teacher: Mapping[str, Any]) -> list[str]:
+    """Returns the names of the pipelines, backbones, students and hub entries that a teacher's configuration names, each once.
+
+    Of paths they are the last part.
+    """
+    found: list[str] = []
+    for key, value in teacher.items():
+        if isinstance(value, Mapping):
+            found += model_names(value)
+        elif key in ("model", "backbone", "path", "entry") and isinstance(value, str):
+            found.append(Path(value).name)
+    return list(dict.fromkeys(found))
 
 
 def keep(cfg: DictConfig, student: nn.Module, folder: RunFolder, about: Mapping[str, Any]) -> nn.Module:

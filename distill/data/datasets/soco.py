@@ -21,6 +21,7 @@ import numpy as np
 from distill.core.errors import DataError
 from distill.data.annotations import ImageAnnotation, PairAnnotation
 from distill.data.image_config import ImageConfig, ImageOptions
+from distill.data.json_values import numbers_in, object_in, objects_in
 from distill.data.pairs import Threshold
 from distill.data.photograph_pairs import PhotographPairs, check_categories, check_split
 from distill.data.readers import read_json
@@ -68,7 +69,10 @@ class SOCOPairs(PhotographPairs):
                 "GenIntelLab/SOCO, and name the folder that holds Images and PairAnnotations in data.root."
             )
         groups = sorted(path.name for path in self._folder.iterdir() if path.is_dir())
-        check_categories(categories or (), split, groups)
+        if isinstance(categories, str):
+            categories = [categories]
+        if categories is not None:
+            check_categories(categories, split, groups)
         chosen = groups if categories is None else [group for group in groups if group in categories]
         pairs = [(group, file.stem) for group in chosen for file in sorted((self._folder / group).glob("*.json"))]
         images = sorted((self.root / "Images").glob("*/*"))
@@ -86,8 +90,9 @@ class SOCOPairs(PhotographPairs):
         group, stem = self.pairs[index]
         file = self._folder / group / f"{stem}.json"
 
-        def parse(content: dict[str, Any]) -> PairAnnotation:
+        def parse(content: Any) -> PairAnnotation:
             """Returns the annotation that the JSON object ``content`` holds."""
+            content = object_in(content, "the file")
             common = [str(name) for name in content["semantic_overlap"]]
             src, trg = (_points(content, side) for side in ("src", "trg"))
             absent = [name for name in common if name not in src or name not in trg]
@@ -96,6 +101,11 @@ class SOCOPairs(PhotographPairs):
             names = [*common, *(name for name in trg if name not in common)]
             given = {"src": {name: src[name] for name in common}, "trg": trg}
             first, second = (self._side(content, side, given[side], names, group, file) for side in ("src", "trg"))
+            kinds = [annotation.path.parent.name for annotation in (first, second)]
+            if self.split != "cross" and kinds[0] != kinds[1]:
+                raise ValueError(
+                    f"its images are of {kinds[0]} and {kinds[1]} where pairs of {self.split} are of one category"
+                )
             return PairAnnotation(first, second)
 
         return read_json(file, parse, "the points and boxes of a pair of SOCO")
@@ -116,25 +126,28 @@ class SOCOPairs(PhotographPairs):
         category = _plain(content.get(f"{side}_category") or content["category"])
         image, size = _plain(content[f"{side}_image"]), content.get(f"{side}_imsize")
         path = self.root / "Images" / category / image
-        width, height = (int(value) for value in size) if size is not None else (0, 0)
+        told = None
+        if size is not None:
+            width, height = map(int, numbers_in(size, 2, f"{side}_imsize", "width, height in px"))
+            told = height, width
         box = content.get(f"{side}_bndbox")
-        if box is None and not (width and height):
+        if box is None and told is None:
             raise ValueError(f"{side}_bndbox and {side}_imsize are both missing")
-        bbox = np.asarray([0, 0, width, height] if box is None else box, np.float64).reshape(4)
-        if not (np.isfinite(points).all() and np.isfinite(bbox).all() and (bbox[2:] > bbox[:2]).all()):
-            raise ValueError(f"{side}_keypoints are not all finite, or {side}_bndbox {bbox.tolist()} is empty")
-        told = (height, width) if size is not None else None
+        box = [0, 0, *reversed(told)] if box is None and told is not None else box
+        bbox = np.array(numbers_in(box, 4, f"{side}_bndbox", "x0, y0, x1, y1 in px"))
+        if not (bbox[2:] > bbox[:2]).all():
+            raise ValueError(f"{side}_bndbox {bbox.tolist()} is empty")
         return ImageAnnotation(path, points, visible, bbox, group, f"{category}/{image}", file, told)
 
 
 def _points(content: dict[str, Any], side: str) -> dict[str, tuple[float, float]]:
     """Returns the places x, y of an image's points by their names."""
     found: dict[str, tuple[float, float]] = {}
-    for point in content[f"{side}_keypoints"]:
-        x, y = point["pos"]
+    for point in objects_in(content[f"{side}_keypoints"], f"{side}_keypoints"):
+        x, y = numbers_in(point["pos"], 2, f"the point {point['name']!r} of {side}_keypoints", "x, y in px")
         if str(point["name"]) in found:
             raise ValueError(f"the point {point['name']!r} comes twice in {side}_keypoints")
-        found[str(point["name"])] = float(x), float(y)
+        found[str(point["name"])] = x, y
     return found
 
 

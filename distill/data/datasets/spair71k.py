@@ -16,7 +16,7 @@ from distill.core.errors import DataError
 from distill.data import symmetry
 from distill.data.annotations import ImageAnnotation, PairAnnotation
 from distill.data.image_config import ImageConfig, ImageOptions
-from distill.data.json_values import numbers_in, object_in
+from distill.data.json_values import numbers_in, object_in, shown
 from distill.data.pairs import Threshold
 from distill.data.photograph_pairs import (
     PAPER_SIDE,
@@ -29,6 +29,7 @@ from distill.data.readers import own_name, read_json, read_text
 SPLITS = {"train": "trn", "val": "val", "test": "test"}
 N_POINTS = 30  # the most that a category has
 FLAGS = ("viewpoint_variation", "scale_variation", "truncation", "occlusion")
+LARGEST_FLAG = 3  # 2 for the first two
 
 
 class SPairPairs(PhotographPairs):
@@ -50,6 +51,7 @@ class SPairPairs(PhotographPairs):
 
     name = "spair71k"
     prefix: ClassVar[str] = ""  # of the folders with annotations
+    splits: ClassVar[Sequence[str]] = tuple(SPLITS)
     threshold: Threshold = "bbox"
     symmetric_groups = symmetry.SPAIR71K
 
@@ -62,11 +64,13 @@ class SPairPairs(PhotographPairs):
         categories: Sequence[str] | None = None,
         **image_options: Unpack[ImageOptions],
     ) -> None:
-        check_split(split, SPLITS)
+        check_split(split, self.splits)
         image_config = ImageConfig.of(image_options)
         self._configure(image_config)
         self.root, self.split = Path(root), split
         names = _read_names(self.root / "Layout" / "large" / f"{SPLITS[split]}.txt", self.ignored)
+        if isinstance(categories, str):
+            categories = [categories]
         if categories is not None:
             known = sorted({pair[0].partition("/")[0] for pair in names})
             check_categories(categories, split, known)
@@ -88,10 +92,11 @@ class SPairPairs(PhotographPairs):
             ids = [int(point) for point in content["kps_ids"]]
             if not set(ids) <= set(range(N_POINTS)) or len(set(ids)) < len(ids):
                 raise ValueError(f"kps_ids {ids} are not all in 0 to {N_POINTS - 1}, or one comes twice")
+            _check_names(content, pair)
             src, trg = (
                 self._image_annotation(content, side, ids, name, file) for side, name in zip(SIDES, pair, strict=True)
             )
-            viewpoint, scale, truncation, occlusion = (int(content[flag]) for flag in FLAGS)
+            viewpoint, scale, truncation, occlusion = (_flag(content, flag) for flag in FLAGS)
             return PairAnnotation(src, trg, (viewpoint, scale, truncation, occlusion))
 
         return read_json(file, parse, "the points, boxes and flags of a pair")
@@ -143,6 +148,22 @@ class SPairPairs(PhotographPairs):
 
 
 SIDES = ("src", "trg")
+
+
+def _check_names(content: dict[str, Any], pair: tuple[str, str]) -> None:
+    """Raises a :class:`ValueError` when an annotation says that it is one of other photographs than the layout's line."""
+    for side, name in zip(SIDES, pair, strict=True):
+        category, _, file = name.partition("/")
+        for key, wanted in (("category", category), (f"{side}_imname", f"{file}.jpg")):
+            if content.get(key, wanted) != wanted:
+                raise ValueError(f"{key} is {shown(content[key])} where the name of the pair says {wanted!r}")
+
+
+def _flag(content: dict[str, Any], name: str) -> int:
+    value = content[name]
+    if isinstance(value, bool) or value not in range(LARGEST_FLAG + 1):
+        raise ValueError(f"{name} is {shown(value)} where a whole number from 0 to {LARGEST_FLAG} is expected")
+    return int(value)
 
 
 def _slots(content: Any) -> dict[int, tuple[float, float]]:

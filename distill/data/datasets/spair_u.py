@@ -25,6 +25,7 @@ class SPairUPairs(SPairPairs):
 
     name = "spair_u"
     prefix = "Extra"
+    splits = ("test",)
     has_paper_convention = False
     symmetric_groups: Mapping[str, Sequence[Sequence[int]]] = MappingProxyType({})
 

@@ -41,6 +41,14 @@ def test_what_a_user_mistypes_is_named(overrides, message):
         compose("fit", overrides)
 
 
+def test_null_takes_back_the_weights_that_a_recipe_names():
+    given = ["experiment=spair71k_cleandift", "data.root=x", "student.weights=null", "teacher.unet_weights=null"]
+    told = compose("fit", given)
+    assert told.student.weights is None and told.teacher.unet_weights is None and told.baseline.weights is None
+    fused = compose("fit", ["experiment=spair71k_fused", "data.root=x", "teacher.model.sources.backbone.weights=null"])
+    assert fused.teacher.model.sources.backbone.weights is None
+
+
 @pytest.mark.parametrize(
     ("verb", "overrides", "message"),
     [

@@ -120,7 +120,18 @@ def test_a_data_set_without_lists_of_pairs_cannot_be_paired(capsys):
 
 def test_download_explains_what_has_to_be_done_by_hand(tmp_path, capsys):
     assert main(["data", "download", "data=ap10k", f"data.root={tmp_path}"]) == 0
-    assert "prepare_ap10k.ipynb" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "prepare_ap10k.ipynb" in told and "licence: CC BY 4.0" in told
+
+
+def test_a_download_that_fails_says_what_can_be_done_by_hand(tmp_path, capsys, monkeypatch):
+    def fail(source, folder, progress):
+        raise DataError(f"Expected to download {source.url} but got: no answer.")
+
+    monkeypatch.setattr("distill.cli.commands.data.download", fail)
+    assert main(["data", "download", "data=soco", f"data.root={tmp_path}"]) == 2
+    told = capsys.readouterr()
+    assert "By hand: https://huggingface.co/datasets/GenIntelLab/SOCO" in told.err and "licence: CC BY 4.0" in told.out
 
 
 def test_an_unknown_action_is_named(capsys):

@@ -90,9 +90,18 @@ def test_a_pair_without_a_box_is_scored_by_the_whole_image(root):
         ({"trg_image": "../../../secret.png"}, "no plain name"),
         ({"src_category": ".."}, "no plain name"),
         ({"trg_bndbox": [4, 6, 4, 40]}, "is empty"),
+        ({"trg_bndbox": "1234"}, 'trg_bndbox is "1234" where 4 numbers are expected'),
+        ({"trg_bndbox": [[4, 6], [54, 40]]}, "where 4 numbers are expected"),
+        ({"trg_imsize": "64"}, 'trg_imsize is "64" where 2 numbers are expected'),
+        (
+            {"trg_keypoints": [point(7, "front", "12"), point(8, "rear", [48, 33])]},
+            "'front' .* is \"12\" where 2 numbers",
+        ),  # type: ignore[arg-type]
+        ({"trg_keypoints": [point(7, "front", [1, True]), point(8, "rear", [48, 33])]}, "where 2 numbers are expected"),
+        ({"src_category": "bus", "src_image": "bus_1.JPEG", "src_imsize": None}, "of bus and car where pairs of intra"),
         ({"trg_bndbox": None, "trg_imsize": None}, "both missing"),
         ({"src_keypoints": [point(7, "front", [1, 2])] * 2}, "'front' comes twice"),
-        ({"src_keypoints": 3}, "structure is another"),
+        ({"src_keypoints": 3}, "src_keypoints is 3 where a list is expected"),
         ({"trg_image": "none.JPEG"}, "none.JPEG"),
         ({"trg_imsize": [61, 48]}, "car_2.JPEG"),
     ],
@@ -110,6 +119,9 @@ def test_what_is_not_there_is_named(root, tmp_path):
         SOCOPairs(str(tmp_path / "none"))
     with pytest.raises(ConfigError, match="categories of split intra but got 'cars'; did you mean 'car'"):
         SOCOPairs(str(root), categories=["cars"])
+    assert len(SOCOPairs(str(root), categories="car")) == 1  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="categories to name some of car but got none"):
+        SOCOPairs(str(root), categories=[])
     with pytest.raises(ConfigError, match="data.split"):
         SOCOPairs(str(root), "val")
     with pytest.raises(ConfigError, match="convention=canonical"):

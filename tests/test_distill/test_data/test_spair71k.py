@@ -179,6 +179,38 @@ def test_a_key_that_comes_twice_in_an_annotation_is_an_error(layout):
         SPairPairs(str(layout))[0]
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("category", "dog"), ("src_imname", "2008_c.jpg"), ("trg_imname", "../x.jpg")]
+)
+def test_an_annotation_of_other_photographs_than_its_name_says_is_an_error(layout, key, value):
+    file = layout / "PairAnnotation" / "test" / f"{NAMES[0]}.json"
+    named = {"category": "cat", "src_imname": "2008_a.jpg", "trg_imname": "2008_b.jpg"}
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | named))
+    assert SPairPairs(str(layout))[0].category == ["cat"]
+    file.write_text(json.dumps(content | named | {key: value}))
+    with pytest.raises(DataError, match=f"{key} is \"{value}\" where the name of the pair says '{named[key]}'"):
+        SPairPairs(str(layout))[0]
+
+
+def test_a_flag_that_is_none_of_the_benchmarks_is_an_error(layout):
+    file = layout / "PairAnnotation" / "test" / f"{NAMES[0]}.json"
+    content = json.loads(file.read_text())
+    for value in (10**30, -1, 1.5, True, None):
+        file.write_text(json.dumps(content | {"truncation": value}))
+        with pytest.raises(DataError, match="truncation is .* where a whole number from 0 to 3 is expected"):
+            SPairPairs(str(layout))[0]
+
+
+def test_categories_are_a_name_or_some(layout):
+    assert len(SPairPairs(str(layout), categories="cat")) == 3  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="categories to name some of cat but got none; null takes all"):
+        SPairPairs(str(layout), categories=[])
+    for count in (1.5, True):
+        with pytest.raises(DataError, match="n_pairs as a whole number, or null for all pairs"):
+            SPairPairs(str(layout), n_pairs=count)  # type: ignore[arg-type]
+
+
 def test_a_box_far_outside_its_image_is_an_error_and_one_pixel_is_none(layout):
     file = layout / "PairAnnotation" / "test" / f"{NAMES[0]}.json"
     text = file.read_text()
@@ -201,6 +233,8 @@ def test_spair_u_asks_for_other_points_of_the_same_pairs(layout):
     (layout / "ExtraImageAnnotation" / "cat").mkdir(parents=True)
     slots = {str(k): None for k in range(30)} | {"0": [33, 25], "9": [3, 4]}
     (layout / "ExtraImageAnnotation" / "cat" / "2008_b.json").write_text(json.dumps({"kps": slots}))
+    with pytest.raises(ConfigError, match="valid names: test"):
+        SPairUPairs(str(layout), split="val")
     pairs = SPairUPairs(str(layout), size=64)
     assert len(pairs) == 2 and pairs.ignored == {NAMES[2]: "SPair-U has no annotation of it"}
     assert pairs[0].kps_id[0].tolist() == [0, 1] and pairs[0].trg_all_id[0].tolist() == [0, 1, 9]

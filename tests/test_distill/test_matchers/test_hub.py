@@ -37,6 +37,50 @@ def shift(by=2.0, whole=False):
 
 def broken():
     raise RuntimeError("weights are missing")
+
+
+def leaves():
+    raise SystemExit(3)
+
+
+def fails():
+    def ask(src_img, trg_img, src_kps):
+        raise ValueError("too small")
+    return ask
+
+
+def large():
+    def ask(src_img, trg_img, src_kps):
+        raise torch.OutOfMemoryError("out of memory")
+    return ask
+
+
+def in_place():
+    return lambda src_img, trg_img, src_kps: src_kps.add_(src_img.mul_(0).mean()).double()
+
+
+class Outside:
+    def __call__(self, src_img, trg_img, src_kps):
+        return src_kps
+
+    def fingerprint(self):
+        return {"file": 7}
+
+
+def outside():
+    return Outside()
+
+
+class Extra(Shift):
+    def get_extra_state(self):
+        return {"more": 1}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def extra():
+    return Extra(2.0, False)
 '''
 IMAGE, POINTS = torch.rand(1, 3, 32, 32), torch.tensor([[[4.0, 8.0], [20.0, 6.0]]])
 
@@ -108,8 +152,54 @@ def test_what_is_not_there_or_fails_is_named(repo, tmp_path):
         HubMatcher(str(repo), "broken", run_code=True)
     with pytest.raises(ConfigError, match="repo and entry of a torch.hub repository but got None and 'shift'"):
         HubMatcher(None, "shift", run_code=True)
-    with pytest.raises(ConfigError, match="heatmap_side to be at least 1"):
-        HubMatcher(str(repo), "shift", run_code=True, heatmap_side=0)
+    with pytest.raises(ConfigError, match="SystemExit: 3; correct entry or options"):
+        HubMatcher(str(repo), "leaves", run_code=True)
+    for side in (0, 1025, 2.5, "8"):
+        with pytest.raises(ConfigError, match="heatmap_side to be a whole number from 1 to 1024"):
+            HubMatcher(str(repo), "shift", run_code=True, heatmap_side=side)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"options of shift by name but got \[1\]"):
+        HubMatcher(str(repo), "shift", run_code=True, options=[1])  # type: ignore[arg-type]
+
+
+def test_a_network_that_fails_when_it_is_asked_is_named_and_lack_of_memory_is_passed_on(repo):
+    with pytest.raises(
+        DataError, match=r"answer of fails of .* images \(1, 3, 32, 32\) .* but got ValueError: too small"
+    ):
+        HubMatcher(str(repo), "fails", run_code=True)(IMAGE, IMAGE, POINTS)
+    with pytest.raises(torch.OutOfMemoryError):
+        HubMatcher(str(repo), "large", run_code=True)(IMAGE, IMAGE, POINTS)
+
+
+def test_what_is_asked_stays_as_it_is_and_an_answer_is_in_single_precision(repo):
+    points, image = POINTS.clone(), IMAGE.clone()
+    answer = HubMatcher(str(repo), "in_place", run_code=True)(image, IMAGE, points)
+    assert torch.equal(points, POINTS) and torch.equal(image, IMAGE)
+    assert [value.dtype for value in answer] == [torch.float32] * 3
+
+
+def test_something_without_weights_of_torch_may_tell_its_own(repo):
+    (repo / "folder.py").mkdir()  # no file of code
+    told = HubMatcher(str(repo), "outside", run_code=True).fingerprint()
+    assert told["weights"] == "none" and told["own.file"] == "7"
+
+
+def test_two_repositories_may_have_modules_of_one_name(tmp_path):
+    answers = []
+    for number in (1, 2, 1):
+        folder = tmp_path / str(number)
+        (folder / "hub_parts").mkdir(parents=True, exist_ok=True)
+        (folder / "hub_parts" / "place.py").write_text(f"BY = {number}\n")
+        (folder / "hubconf.py").write_text(
+            "from hub_parts.place import BY\ndef move():\n    return lambda src_img, trg_img, src_kps: src_kps + BY\n"
+        )
+        answers.append(HubMatcher(str(folder), "move", run_code=True)(IMAGE, IMAGE, POINTS).trg_kps)
+    for number, answer in zip((1, 2, 1), answers, strict=True):
+        torch.testing.assert_close(answer, POINTS + number)
+
+
+def test_a_modules_further_state_is_no_weight(repo):
+    matcher = HubMatcher(str(repo), "extra", run_code=True)
+    assert matcher.fingerprint()["weights"] == HubMatcher(str(repo), "shift", run_code=True).fingerprint()["weights"]
 
 
 @pytest.mark.parametrize(
@@ -117,6 +207,14 @@ def test_what_is_not_there_or_fails_is_named(repo, tmp_path):
     [
         (torch.zeros(1, 3, 2), r"to return points \(1, 2, 2\), .* but got \(1, 3, 2\)"),
         ({"points": POINTS}, "but got dict"),
+        ((POINTS, torch.ones(1, 2)), "but got a tuple of Tensor, Tensor"),
+        ([POINTS], "but got a list of Tensor"),
+        (POINTS > 0, "dense tensors of real numbers but one is torch.bool"),
+        (
+            (POINTS, torch.ones(1, 2), torch.ones(1, 2, 4, 4).to_sparse()),
+            "one is torch.float32, torch.sparse_coo on cpu",
+        ),
+        (POINTS.to("meta"), "on meta"),
         ((POINTS, torch.ones(1, 3), torch.ones(1, 2, 4, 4)), r"confidence \(1, 2\) .* but got \(1, 3\)"),
         ((POINTS, torch.ones(1, 2), torch.ones(1, 2, 4)), r"heatmap \(B, N, h, w\)"),
         ((POINTS / 0, torch.ones(1, 2), torch.ones(1, 2, 4, 4)), "NaN or infinity"),
