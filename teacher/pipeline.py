@@ -154,6 +154,8 @@ def as_device(name: str) -> torch.device:
     try:
         name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
         device = torch.device(own_gpu() if name == "cuda" else name)
+        if device.type == "meta":
+            raise RuntimeError("it has no values")
     except RuntimeError as error:
         raise ConfigError(
             f"Expected device to name a device but got {name!r}; auto, cpu, cuda and mps are some."

@@ -112,6 +112,9 @@ def test_the_size_that_it_looks_at_is_part_of_its_fingerprint_and_decides_its_an
     torch.testing.assert_close(large(source, target, places[None]), teacher()(source, target, places[None]))
     with pytest.raises(ConfigError, match="'size': 0"):
         teacher(size=0)
+    for size in ("64", 64.0, True):
+        with pytest.raises(ConfigError, match="size of the feature teacher as whole px"):
+            teacher(size=size)
 
 
 def test_the_fingerprint_tells_weights_and_settings_apart():

@@ -339,7 +339,11 @@ def test_diffusion_features_answer_the_same_under_autocast(sd1_folder, make_pair
 
 @pytest.mark.parametrize(
     ("device", "message"),
-    [("gpu", "Expected device to name a device but got 'gpu'"), ("cuda", "device=cuda names but torch finds 0")],
+    [
+        ("gpu", "Expected device to name a device but got 'gpu'"),
+        ("meta", "a device but got 'meta'"),
+        ("cuda", "device=cuda names but torch finds 0"),
+    ],
 )
 def test_a_device_that_there_is_not_is_named(device, message, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
