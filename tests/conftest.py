@@ -5,6 +5,7 @@ Large libraries are imported where they are used: the process that only hands th
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import Counter
 from pathlib import Path
@@ -44,6 +45,11 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         if option.dist == "no":
             option.dist, option.loadscopereorder = "loadfile", False
+
+
+def pytest_configure() -> None:
+    """Lets Python search for reference cycles less often, which takes an eighth of the time of an import or an export."""
+    gc.set_threshold(20_000, 10, 10)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

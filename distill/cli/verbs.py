@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from distill.cli.config import option_file, shipped
 from distill.core.errors import ConfigError
+from distill.system.garbage import without_collection
 
 
 def run_verb(verb: str, config: DictConfig, config_dir: str | Path | None = None) -> None:
@@ -43,7 +44,8 @@ def verb_function(verb: str, config_dir: str | Path | None = None) -> Callable[[
         ConfigError: when the file names no function, or one that cannot be imported.
     """
     if (shipped("configs") / f"{verb}.yaml").is_file():
-        return importlib.import_module(f"distill.cli.commands.{verb}").run
+        with without_collection():
+            return importlib.import_module(f"distill.cli.commands.{verb}").run
     file = option_file(verb, config_dir)
     target = OmegaConf.select(OmegaConf.load(file), "_target_") if file is not None else None
     if not isinstance(target, str) or "." not in target:

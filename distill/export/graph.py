@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.core.errors import ExportError
+from distill.system.garbage import without_collection
 
 OPSET = 18  # newer ones break TensorRT, older ones WebGPU
 
@@ -36,16 +37,17 @@ def trace(
     dynamic = torch.export.Dim.DYNAMIC  # named dimensions are silently fixed by some networks
     shapes = tuple({axis: dynamic for axis in free.get(key, {})} for key in inputs)
     try:
-        program = torch.onnx.export(
-            module.eval(),
-            tuple(inputs.values()),
-            input_names=list(inputs),
-            output_names=list(outputs),
-            dynamic_shapes=shapes,
-            opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
-        )
+        with without_collection():
+            program = torch.onnx.export(
+                module.eval(),
+                tuple(inputs.values()),
+                input_names=list(inputs),
+                output_names=list(outputs),
+                dynamic_shapes=shapes,
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
     except Exception as error:  # the exporter raises whatever a network's code stumbles on
         cause = error.__cause__ or error
         raise ExportError(

@@ -140,7 +140,7 @@ def test_labels_may_be_judged_by_a_student_that_was_trained_before(fitted, tmp_p
 
 
 def test_a_run_is_not_overwritten_but_may_be_resumed(fitted, tmp_path, capsys):
-    folder, again = tmp_path / "run", ["teacher=oracle", *SMALL]
+    folder, again = tmp_path / "run", ["teacher=oracle", *SMALL, "onnx=false"]
     assert main(["fit", f"run.dir={folder}", *again]) == 0
     before = (folder / "student.safetensors").read_bytes()
     assert main(["fit", f"run.dir={folder}", *again]) == 2

@@ -11,7 +11,7 @@ PROGRAM = """
 import subprocess, sys, time
 from distill.cli import interruption as i
 
-i.SECONDS_TO_END = 1.0
+i.SECONDS_TO_END, i.CHECKED_EVERY = 1.0, 0.05
 try:
     with i.terminable():
         i.end_with_started([subprocess.Popen([sys.executable, "-c", code]) for code in sys.argv[2:]])
@@ -20,7 +20,7 @@ try:
 except i.Terminated:
     print("ended", i.failure_of_started(), i.other_ended(5))
 """
-WORKS = "import time; time.sleep(1)"
+WORKS = "import time; time.sleep(0.5)"
 HEARS_NOTHING = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(30)"
 
 
@@ -40,7 +40,7 @@ HEARS_NOTHING = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); t
             0,
         ),
         ("time.sleep(30)", ["import sys; sys.exit(143)"], "ended None True", 0),
-        ("time.sleep(1.2)", [""], "went on None", 0),
+        ("time.sleep(0.5)", [""], "went on None", 0),
         (HEARS_NOTHING, ["import sys; sys.exit(1)"], "", -9),
     ],
     ids=["failed", "killed", "told to end", "all is well", "hears no SIGTERM"],
