@@ -45,8 +45,16 @@ SMALL = [
 UNSCORED = [*(s for s in SMALL if "teacher_score" not in s), "teacher_score=null"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_captions():
+    """Enough to hold the words of these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain, "CAPTIONS", 300)
+        yield
+
+
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, few_captions):
     folder = tmp_path_factory.mktemp("pretrain") / "run"
     assert main(["pretrain", f"run.dir={folder}", "diffusion.steps=4", *SMALL]) == 0
     return folder

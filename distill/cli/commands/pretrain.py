@@ -13,6 +13,7 @@ Examples:
 
 import hashlib
 import json
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ FREE_ON_RESUME = (
 """Settings that may change when a run is continued; with other steps, the learning rate falls at another time."""
 VALIDATION_START = 10**8  # pictures that training never reaches
 VALIDATION_PICTURES = 64
+CAPTIONS = 3_000  # that hold every word there is
 MOST_WORKERS = 12
 
 
@@ -73,12 +75,19 @@ def run(cfg: DictConfig) -> Path:
     with RunFolder.create(cfg, resume=True) as folder:
         announce("pretrain", _stages(cfg), device, folder.path)
         autoencoder = _autoencoder(cfg, folder, validation["image"], device)
-        held_out = pictures(cfg, 500, VALIDATION_START)
-        captions = (caption for batch in islice(held_out, 6) for caption in batch["caption"])
-        _train_diffusion(cfg, folder, diffusion_module(cfg, autoencoder, captions), validation, device)
+        _train_diffusion(cfg, folder, diffusion_module(cfg, autoencoder, _captions(cfg)), validation, device)
         _draw_curve(folder, cfg.diffusion.batch_size)
     print(f"pipeline: {folder / 'pipeline'}")
     return folder / "pipeline"
+
+
+def _captions(cfg: DictConfig) -> Iterator[str]:
+    """Returns the captions that the vocabulary is made of, without their pictures where the data set can tell."""
+    held_out = pictures(cfg, 500, VALIDATION_START)
+    tell = getattr(held_out, "captions", None)
+    if callable(tell):
+        return iter(tell(VALIDATION_START, CAPTIONS))
+    return islice((caption for batch in held_out for caption in batch["caption"]), CAPTIONS)
 
 
 def _stages(cfg: DictConfig) -> str:

@@ -1,11 +1,13 @@
 """The renderer against a slow, obvious one."""
 
 import dataclasses
+from itertools import islice
 
 import numpy as np
 import pytest
 import torch
 
+from distill.data.datasets.shapes import images
 from distill.data.datasets.shapes.images import SPLITS, CaptionedShapes
 from distill.data.datasets.shapes.render import NOTHING, render
 from distill.data.datasets.shapes.scene import Scene, sample_scene
@@ -85,6 +87,13 @@ def test_pretraining_pictures_start_where_an_interrupted_run_stopped():
     resumed = first(4)
     assert resumed["caption"] == whole["caption"][4:]
     torch.testing.assert_close(resumed["image"], whole["image"][4:], atol=1e-5, rtol=0)
+
+
+def test_captions_are_told_without_their_pictures(monkeypatch):
+    pictures = CaptionedShapes(32, 0, ["colourful", "hard"], batch_size=3, start=5)
+    shown = [caption for batch in islice(pictures, 2) for caption in batch["caption"]]
+    monkeypatch.setattr(images, "render", lambda *_: pytest.fail("something was rendered"))
+    assert list(pictures.captions(5, 6)) == shown and len(set(shown)) > 1
 
 
 def test_no_scene_is_in_two_splits():

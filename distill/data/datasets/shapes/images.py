@@ -10,7 +10,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from distill.core.errors import ConfigError
 from distill.data.datasets.shapes.render import render
-from distill.data.datasets.shapes.scene import find_difficulty, sample_scene
+from distill.data.datasets.shapes.scene import Scene, find_difficulty, sample_scene
 
 SPLITS: dict[str, range] = {
     "train": range(0, 10**6),
@@ -65,10 +65,17 @@ class CaptionedShapes(IterableDataset[dict[str, Any]]):
 
     def batch(self, first: int, number: int) -> dict[str, Any]:
         """Returns the pictures ``first`` to ``first + number - 1`` of the split, with their captions."""
-        begin = SPLITS["pretrain"].start + first
-        scenes = [sample_scene(self.seed, i, self.difficulty_of(i)) for i in range(begin, begin + number)]
+        scenes = list(self._scenes(first, number))
         image = render(scenes, self.size, torch.device(self.device)).image
         return {"image": image, "caption": [scene.caption for scene in scenes]}
+
+    def captions(self, first: int, number: int) -> Iterator[str]:
+        """Yields the captions that :meth:`batch` returns; nothing is rendered."""
+        return (scene.caption for scene in self._scenes(first, number))
+
+    def _scenes(self, first: int, number: int) -> Iterator[Scene]:
+        begin = SPLITS["pretrain"].start + first
+        return (sample_scene(self.seed, i, self.difficulty_of(i)) for i in range(begin, begin + number))
 
     def difficulty_of(self, index: int) -> str:
         """Returns the difficulty of a scene; the scene's number and the seed decide it."""
