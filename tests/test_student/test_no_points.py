@@ -38,9 +38,12 @@ def test_baseline_and_feature_teacher_asked_for_no_points_answer_with_none():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", SETTINGS[::2], ids=str)
+@pytest.mark.parametrize("settings", SETTINGS[2:], ids=str)
 def test_the_exported_graph_has_no_grid_sample_and_answers_no_points_with_none(settings, tmp_path):
-    """The interpolation of an empty map ended ONNX Runtime 1.32 with SIGFPE."""
+    """The interpolation of an empty map ended ONNX Runtime 1.32 with SIGFPE.
+
+    The graphs with fewer steps show the same in tests/test_distill/test_export/test_export.py.
+    """
     torch.manual_seed(0)
     student = StudentMatcher("test_resnet", [8, 16], 8, **settings).eval()
     file = tmp_path / "student.onnx"
