@@ -88,12 +88,15 @@ def _followed(
 
 
 def _write(folder: RunFolder, found: NDArray, confidence: NDArray, tracks: Tracks) -> Path:
-    """Writes ``tracks.csv``, a row for each frame and point: places as fractions of the frame's sides."""
+    """Writes ``tracks.csv``, a row for each frame and point: places as fractions of the frame's sides.
+
+    They have all digits, so that the file scores as ``metrics.json`` says: rounding decides points that lie at a threshold.
+    """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["frame", "track", "x", "y", "confidence", "visible"])
     for (track, frame), sure in np.ndenumerate(confidence):
         if np.isfinite(sure):
             x, y = found[track, frame]
-            table.writerow([frame, track, f"{x:.5f}", f"{y:.5f}", f"{sure:.4f}", int(tracks.visible[track, frame])])
+            table.writerow([frame, track, float(x), float(y), f"{sure:.4f}", int(tracks.visible[track, frame])])
     return folder.write_text("tracks.csv", text.getvalue())

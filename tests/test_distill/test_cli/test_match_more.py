@@ -112,6 +112,31 @@ def tracks(tmp_path):
     return places, ~occluded
 
 
+def places_in(file):
+    """Returns the x, y of a tracks.csv by track and frame."""
+    with open(file, newline="") as text:
+        rows = list(csv.DictReader(text))
+    return {(int(row["track"]), int(row["frame"])): np.array([float(row["x"]), float(row["y"])]) for row in rows}
+
+
+def test_the_table_of_followed_points_scores_as_the_figures_do(clip, tracks, tmp_path):
+    """The places are annotated a hair less than 4 px of 256 beside the answers, so that lost digits would decide."""
+    given = [f"src={clip}", f"tracks={tmp_path}/tracks.npz", *MATCHER, "size=128"]
+    assert main(["match", *given, f"run.dir={tmp_path}/first"]) == 0
+    with np.load(tmp_path / "tracks.npz") as kept:
+        points, occluded = kept["points"].astype(float), kept["occluded"]
+    scored = [(0, 1), (0, 2), (0, 4), (1, 3), (1, 4)]
+    answers = places_in(tmp_path / "first/tracks.csv")
+    for key in scored:
+        points[key] = answers[key] + np.array([-(4 - 1e-4) / 256, 0])
+    np.savez(tmp_path / "tracks.npz", points=points, occluded=occluded)
+    assert main(["match", *given, f"run.dir={tmp_path}/second"]) == 0
+    found = places_in(tmp_path / "second/tracks.csv")
+    assert all(np.sum(((found[key] - points[key]) * 256) ** 2) < 4**2 for key in scored)
+    report = json.loads((tmp_path / "second/metrics.json").read_text())["position_accuracy"]
+    assert report == {"1": 0, "2": 0, "4": 100, "8": 100, "16": 100, "delta_avg": 60}
+
+
 def test_annotated_tracks_are_followed_from_their_first_frames_and_scored(clip, tracks, tmp_path, capsys):
     given = [f"src={clip}", f"tracks={tmp_path}/tracks.npz", f"run.dir={tmp_path}/out"]
     assert main(["match", *given, *MATCHER]) == 0
