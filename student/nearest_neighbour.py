@@ -89,6 +89,7 @@ class NearestNeighbour(nn.Module):
         """See :class:`distill.core.protocols.Fingerprinted`."""
         told = {"backbone": self.backbone.name, "levels": str(self.backbone.levels), "enlarge": str(self.enlarge)}
         told |= {"scales": str(self.backbone.scales)} if self.backbone.scales != (1.0,) else {}
+        told |= {"flip": "True"} if self.flip else {}
         return {"method": "nearest neighbour 1", **told, "weights": state_digest(self)}
 
     def describe(self, images: Tensor) -> Tensor:

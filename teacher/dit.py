@@ -123,7 +123,10 @@ class TransformerFeatures(FeatureMatcher):
         told = {"method": f"transformer_features {VERSION}", "kind": self.kind, "image_size": str(self.size)}
         told |= {"weights": " ".join(file_digest(file) for file in files)}
         told |= {"prompt": "zeros" if self.prompt_file is None else file_digest(Path(self.prompt_file).expanduser())}
-        return self.settings.decisive() | told
+        decisive = self.settings.decisive()
+        if not self._is_guided:
+            del decisive["guidance"]
+        return decisive | told
 
     def _compute(self, image: Tensor, key: str) -> Tensor:
         """See :meth:`teacher.feature_matcher.FeatureMatcher._compute`."""
@@ -163,13 +166,12 @@ class TransformerFeatures(FeatureMatcher):
             self._transformer(noisy, timestep=noisy.new_full((rows,), float(self.settings.timestep)), **common)
             return
         packed, places = packed_latents(noisy)
-        guided = self._config.get("guidance_embeds")
         self._transformer(
             packed,
             timestep=noisy.new_full((rows,), share),
             img_ids=places.to(noisy.device, torch.float32),
             txt_ids=torch.zeros(tokens.shape[1], 3, device=noisy.device),
-            guidance=noisy.new_full((rows,), self.settings.guidance) if guided else None,
+            guidance=noisy.new_full((rows,), self.settings.guidance) if self._is_guided else None,
             **common,
         )
 
@@ -192,6 +194,11 @@ class TransformerFeatures(FeatureMatcher):
         return load_part(AutoencoderKL, self.folder, "vae", self.variant, DTYPES[self.settings.precision]).to(
             self.device
         )
+
+    @property
+    def _is_guided(self) -> bool:
+        """Whether the model is told a scale of guidance, as FLUX.1-dev is, and neither FLUX.1-schnell nor SD3."""
+        return bool(self._config.get("guidance_embeds"))
 
     @property
     def _joint(self) -> bool:

@@ -45,9 +45,9 @@ class FeatureSettings(CheckedSettings):
     feature_cache_size: Amount = 1.0
 
     def decisive(self) -> dict[str, str]:
-        """Returns the settings that decide an answer, by name."""
-        costs = {"batch_size", "feature_cache_size"}
-        return {name: str(value) for name, value in self.model_dump(exclude=costs).items()}
+        """Returns the settings that decide an answer, by name; the seed does where noise is drawn."""
+        without_effect = {"batch_size", "feature_cache_size"} | (set() if self.draws else {"seed"})
+        return {name: str(value) for name, value in self.model_dump(exclude=without_effect).items()}
 
 
 class FeatureMatcher(ABC):

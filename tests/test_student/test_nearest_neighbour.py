@@ -53,6 +53,7 @@ def test_enlarging_is_a_setting_of_the_matcher():
 @pytest.mark.parametrize("enlarge", [False, True])
 def test_with_flip_the_nearer_of_target_and_flipped_target_answers(enlarge):
     plain, flipping = (NearestNeighbour("test_resnet", [8], enlarge=enlarge, flip=flip) for flip in (False, True))
+    assert flipping.fingerprint() == plain.fingerprint() | {"flip": "True"}
     image, points = IMAGES[0, :1], POINTS[:1]
     found, back = flipping(image, image.flip(-1), points), flipping(image, image, points)
     torch.testing.assert_close(back, plain(image, image, points))

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from distill.core.errors import ConfigError, WeightsError
 from distill.labels.cached import Cached
+from student import FusedFeatures
 from teacher import DiffusionFeatures
 
 LAYERS = ["up@1/4", "up@1/2.cross_q"]
@@ -88,6 +89,16 @@ def test_what_decides_an_answer_is_in_the_fingerprint(sd1_folder, other_weights)
     others = ({"layers": LAYERS}, {"draws": 0}, {"timestep": 50}, {"unet_weights": str(other_weights)})
     assert len({str(build(sd1_folder, **other).fingerprint()) for other in others} | {str(plain)}) == 5
     assert build(sd1_folder, batch_size=1).fingerprint() == plain
+
+
+def test_the_seed_is_in_the_fingerprint_where_it_decides_an_answer_only(sd1_folder, image):
+    clean, again = (build(sd1_folder, draws=0, seed=seed) for seed in (0, 1))
+    assert torch.equal(clean.describe(image), again.describe(image))
+    assert clean.fingerprint() == again.fingerprint()
+    assert FusedFeatures({"a": clean}).fingerprint() == FusedFeatures({"a": again}).fingerprint()
+    noisy, other = (build(sd1_folder, draws=1, seed=seed) for seed in (0, 1))
+    assert not torch.equal(noisy.describe(image), other.describe(image))
+    assert noisy.fingerprint() != other.fingerprint() and noisy.fingerprint()["seed"] == "0"
 
 
 def test_settings_and_layers_that_cannot_work_are_refused_before_weights_are_read(sd1_folder):

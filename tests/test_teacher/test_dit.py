@@ -127,6 +127,14 @@ def test_an_image_matches_itself_and_noise_and_prompt_decide_with_it(member, mak
     assert len(set(prints)) == 5 and prints[0] == prints[-1]
 
 
+def test_seed_and_guidance_are_in_the_fingerprint_where_they_decide_an_answer_only(member, image):
+    one, other = build(member, draws=0), build(member, draws=0, seed=1)
+    assert torch.equal(one.describe(image), other.describe(image)) and one.fingerprint() == other.fingerprint()
+    guided = build(member, draws=0, guidance=9.0)
+    same = torch.equal(one.describe(image), guided.describe(image))
+    assert same == (one.fingerprint() == guided.fingerprint()) == (not one._config.get("guidance_embeds"))
+
+
 def test_latents_are_packed_as_fluxs_pipeline_packs_them():
     latents = torch.randn(2, 4, 6, 8, generator=torch.Generator().manual_seed(0))
     packed, places = packed_latents(latents)
