@@ -95,12 +95,11 @@ class DiffusionFeatures(FeatureMatcher):
         self.model, self.image_size, self.prompt_length = model, image_size, prompt_length
         self.variant, self.folder = variant, locate_folder(model, variant)
         check_folder(self.folder, variant)
-        null_prompt = text.settle_null_prompt(self.settings.null_prompt, self.folder)
-        self.settings = self.settings.model_copy(update={"null_prompt": null_prompt})
+        self.settings = text.settle_null_prompt(self.settings, self.folder)
         unet = meta_unet(self.folder)
         self.choice = _chosen(unet, self.settings)
         check_sizes(self.folder, image_size, prompt_length, (self.choice.timestep,))
-        if null_prompt == "empty":
+        if self.settings.null_prompt == "empty":
             text.check_text(self.folder, variant, prompt_length)
         self.unet_weights = None if unet_weights is None else locate_unet_weights(unet_weights)
         if self.unet_weights is not None:

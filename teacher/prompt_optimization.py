@@ -106,8 +106,7 @@ class PromptOptimization:
         self.variant, self.folder = variant, locate_folder(model, variant)
         check_folder(self.folder, variant)
         if self.settings.reads_text:
-            null_prompt = settle_null_prompt(self.settings.null_prompt, self.folder)
-            self.settings = self.settings.model_copy(update={"null_prompt": null_prompt})
+            self.settings = settle_null_prompt(self.settings, self.folder)
         check_sizes(self.folder, image_size, prompt_length, (asked.timestep, asked.locate_timestep))
         if self.settings.reads_text:
             check_text(self.folder, variant, prompt_length)

@@ -1,7 +1,7 @@
 """Text encoder and tokenizer of a pipeline: checks, loading, and the embedding of a text."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,7 +12,10 @@ from distill.core.weights import check_finite
 from teacher.pipeline import Pipeline
 from teacher.pipeline_checks import check_not_quantised, check_tensors
 from teacher.pipeline_files import CONFIGS, missing_files, part_variant, read_config, weight_files
-from teacher.settings import NullPrompt
+from teacher.settings import CheckedSettings
+
+NullPromptSettings = TypeVar("NullPromptSettings", bound=CheckedSettings)
+"""Settings with ``null_prompt``."""
 
 LONGEST = 77
 """Tokens that a text encoder of CLIP takes, where its configuration does not say; transformers' default."""
@@ -61,13 +64,15 @@ def check_text(folder: Path, variant: str | None = None, length: int | None = No
         )
 
 
-def settle_null_prompt(asked: NullPrompt, folder: Path) -> NullPrompt:
-    """Returns which prompt without content is given to the UNet of a pipeline: the one asked for, but zeros to SDXL.
+def settle_null_prompt(settings: NullPromptSettings, folder: Path) -> NullPromptSettings:
+    """Returns the settings with the prompt without content that the UNet of a pipeline is given: zeros for SDXL.
 
     SDXL is told by its second conditioning. Its two text encoders are not read: its pipelines take zeros for the empty prompt
     (``force_zeros_for_empty_prompt`` of diffusers).
     """
-    return "zeros" if read_config(folder, "unet").get("addition_embed_type") == "text_time" else asked
+    if read_config(folder, "unet").get("addition_embed_type") != "text_time":
+        return settings
+    return settings.model_copy(update={"null_prompt": "zeros"})
 
 
 def null_prompt(pipeline: Pipeline, kind: str) -> Tensor:
