@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from distill.metrics.interval import over_images, over_pairs
 
@@ -50,6 +51,28 @@ def test_the_interval_of_a_percentage_stays_between_0_and_100():
     )
     difference = over_images([-100, -100, -100, -40], images, (-100, 100))
     assert difference == pytest.approx((-mean, -100.0, -low))
+
+
+@pytest.mark.parametrize(("n", "values"), [(1, (100, 0, 50)), (3, (100, 0, 25)), (500, (100, 0))])
+def test_equal_pairs_leave_what_wilsons_interval_does(n, values):
+    """Of a share of 1 in n trials; pairs that do not have the value may have any."""
+    images = [(f"a{k}", f"b{k}") for k in range(n)]
+    share = binomtest(n, n).proportion_ci(method="wilson").low
+    for value in values:
+        mean, low, high = over_images([value] * n, images, (0, 100))
+        assert mean == value and (low, high) == pytest.approx(
+            (share * value, share * value + 100 * (1 - share)), rel=1e-3
+        )
+    assert over_images([100.0] * 3, images[:1] * 3, (0, 100)).low == pytest.approx(20.7, abs=0.1), "one pair, thrice"
+
+
+def test_equal_pairs_that_share_images_are_no_more_than_half_the_images():
+    ring = [("a", "b"), ("b", "c"), ("c", "d"), ("d", "a"), ("a", "c"), ("b", "d")]
+    two = [("a", "b"), ("c", "d")]
+    assert over_images([100.0] * 6, ring, (0, 100)) == over_images([100.0] * 2, two, (0, 100))
+    third = 1 / 3  # rounding is no spread
+    differences = [100 * (2 * third - third), 100 * (third - 0.0)]
+    assert over_images(differences, two, (-100, 100)).low < 0
 
 
 def test_pairs_that_share_nothing_are_independent():
