@@ -1,5 +1,6 @@
 """The inputs of ``match``: target files, and points from the command line, CSV or JSON."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,11 +93,15 @@ def read_points(given: ListConfig | str, src: Path) -> Points:
     return Points(torch.from_numpy(xy).float()[None], names)
 
 
+def name_with_folder(image: Path) -> str:
+    """Returns what files of points call an image: the name of its folder, wherever the program runs, and its own."""
+    return "/".join(Path(os.path.abspath(image)).parts[-2:])
+
+
 def _of_image(file: Path, src: Path, images: list[str]) -> Points:
     """Returns the points that a data set's file has of the source image."""
-    known = [*images, src.name, f"{src.parent.name}/{src.name}"]
-    found = read_points_file(file, known).images
-    with_folder = f"{src.parent.name}/{src.name}"
+    with_folder = name_with_folder(src)
+    found = read_points_file(file, [*images, src.name, with_folder]).images
     mine = [name for name in found if name in (str(src), src.name, with_folder) or name.endswith(f"/{with_folder}")]
     if len(mine) != 1 or not found[mine[0]].points:
         raise DataError(

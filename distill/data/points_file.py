@@ -6,6 +6,7 @@ shows its content, or its suffix. Pixel convention of ``points.csv`` and ``point
 """
 
 import csv
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,19 +59,20 @@ def find_points_file(root: Path, points: str | None) -> Path | None:
     return root / given if not given.exists() and (root / given).is_file() else given
 
 
-def read_points_file(file: Path, known: list[str], by_person: bool = False) -> PointsFile:
+def read_points_file(file: Path, known: list[str], by_person: bool = False, root: Path | None = None) -> PointsFile:
     """Reads a file of points, without what a matcher was unsure of.
 
     Args:
         file: to read.
         known: names of the images that there are, relative to the folder.
         by_person: whether all that a matcher set is left out.
+        root: the folder, whose own name may stand in front of an image's, as in what ``match`` writes.
 
     Raises:
         DataError: naming the file, and in CSV the row, when it cannot be read, repeats a part of an image, or names an
             image that is not known.
     """
-    found = read_keypoints(file, known)
+    found = read_keypoints(file, known, root)
     for name, image in list(found.images.items()):
         left_out = image.confidence if by_person else image.unsure
         if not by_person:
@@ -85,7 +87,7 @@ def read_points_file(file: Path, known: list[str], by_person: bool = False) -> P
     return found
 
 
-def read_keypoints(file: Path, known: list[str]) -> PointsFile:
+def read_keypoints(file: Path, known: list[str], root: Path | None = None) -> PointsFile:
     """Reads a file of points with all that a matcher set; arguments and errors are those of :func:`read_points_file`.
 
     Where the format names no category, it is the image's sub-folder.
@@ -99,6 +101,8 @@ def read_keypoints(file: Path, known: list[str]) -> PointsFile:
         found = PointsFile(file, _told(file, lambda: read_deeplabcut(file, known)), exact_boxes=False)
     else:
         found = PointsFile(file, _read_csv(file))
+    if root is not None:
+        _leave_out_root(found.images, set(known), f"{Path(os.path.abspath(root)).name}/")
     unknown = sorted(found.images.keys() - set(known))
     if unknown:
         raise DataError(
@@ -108,6 +112,14 @@ def read_keypoints(file: Path, known: list[str]) -> PointsFile:
         if image.category == NO_CATEGORY and "/" in name:
             image.category = name.rpartition("/")[0]
     return found
+
+
+def _leave_out_root(images: dict[str, ImageKeypoints], known: set[str], front: str) -> None:
+    """Renames images that are known only without ``front``; where both names are given, the error about an unknown one tells."""
+    for name in images.keys() - known:
+        inside = name.removeprefix(front)
+        if inside in known - images.keys():
+            images[inside] = images.pop(name)
 
 
 def _told(file: Path, read: Callable[[], T]) -> T:

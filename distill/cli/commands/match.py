@@ -31,7 +31,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from distill.cli.config import instantiate
-from distill.cli.match_input import Points, read_points, targets
+from distill.cli.match_input import Points, name_with_folder, read_points, targets
 from distill.cli.match_more import follow, write_flow
 from distill.cli.match_tracks import follow_tracks
 from distill.cli.reporting import announce
@@ -139,9 +139,9 @@ def write(folder: RunFolder, src: Path, found: dict[Path, Rows], points: Points)
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["image", "part", "x", "y"])
     known = [(name, *_rounded(point)) for name, point in zip(points.names, points.xy[0], strict=True)]
-    table.writerows((f"{src.parent.name}/{src.name}", *row) for row in known)
+    table.writerows((name_with_folder(src), *row) for row in known)
     for file, rows in found.items():
-        table.writerows((f"{file.parent.name}/{file.name}", row["part"], *row["trg"]) for row in rows)
+        table.writerows((name_with_folder(file), row["part"], *row["trg"]) for row in rows)
     folder.write_text("points.csv", text.getvalue())
     return content
 
@@ -149,12 +149,12 @@ def write(folder: RunFolder, src: Path, found: dict[Path, Rows], points: Points)
 def write_keypoints(folder: RunFolder, src: Path, found: dict[Path, Rows], points: Points, unsure: float) -> None:
     """Writes ``keypoints.json``, COCO's format: the source as a person's points, the targets as the matcher's."""
     known = {name: (float(x), float(y)) for name, (x, y) in zip(points.names, points.xy[0].tolist(), strict=True)}
-    images = {f"{src.parent.name}/{src.name}": ImageKeypoints(known, size=read_size(src))}
+    images = {name_with_folder(src): ImageKeypoints(known, size=read_size(src))}
     for file, rows in found.items():
         image = ImageKeypoints({row["part"]: (row["trg"][0], row["trg"][1]) for row in rows}, size=read_size(file))
         image.confidence = {row["part"]: row["confidence"] for row in rows}
         image.unsure = frozenset(part for part, value in image.confidence.items() if value < unsure)
-        images.setdefault(f"{file.parent.name}/{file.name}", image)
+        images.setdefault(name_with_folder(file), image)
     folder.write_json("keypoints.json", write_coco(images))
 
 

@@ -113,7 +113,7 @@ def inputs(cfg: DictConfig) -> tuple[Path, Path, list[str], dict[str, ImageKeypo
         raise ConfigError(
             f"Expected points of one or a few photographs of {root} but there are none; add points=<file>."
         )
-    known = dict(read_keypoints(file, names).images)
+    known = dict(read_keypoints(file, names, root).images)
     for name, image in known.items():
         if persons_points(image):
             image.size = _checked_size(root / name, image.size, file)

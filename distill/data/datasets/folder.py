@@ -123,7 +123,7 @@ class FolderPairs(PhotographPairs):
     def _annotate(self, everything: list[str], points: str | None, by_person: bool) -> list[str]:
         """Reads the file of points, if there is one, and returns the photographs that can be used, of all splits."""
         file = find_points_file(self.root, points)
-        self.points_file = None if file is None else read_points_file(file, everything, by_person)
+        self.points_file = None if file is None else read_points_file(file, everything, by_person, self.root)
         self.has_truth, self.parts = self.points_file is not None, []
         self.symmetric_groups: Mapping[str, Sequence[Sequence[int]]] = {}
         if self.points_file is None:

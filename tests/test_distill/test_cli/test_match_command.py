@@ -7,6 +7,7 @@ from PIL import Image
 from distill.__main__ import main
 from distill.cli.match_input import read_points
 from distill.core.errors import DataError
+from distill.data.datasets.folder import FolderPairs
 from distill.data.datasets.shapes.render import render
 from distill.data.datasets.shapes.scene import sample_scene
 from distill.data.images import read_image
@@ -105,6 +106,23 @@ def test_matches_are_written_for_annotation_tools(images):
             "confidence"
         ]
         assert visibility == (2 if row["confidence"] >= 0.9999 else 1)
+
+
+@pytest.mark.parametrize("written", ["points.csv", "keypoints.json"])
+def test_what_was_matched_in_a_flat_folder_is_read_as_its_points(images, tmp_path_factory, monkeypatch, written):
+    """Also where the program runs in the folder, so that the names on the command line have none in front."""
+    out, matcher = tmp_path_factory.mktemp("out"), ["matcher=nearest_neighbour", "matcher.backbone=test_resnet"]
+    monkeypatch.chdir(images)
+    given = ["src=a.png", "trg=b.png", "points=[[10,10],[50,30]]", "unsure=0", "size=64", "device=cpu"]
+    assert main(["match", *given, f"run.dir={out}/run", *matcher]) == 0
+    matches = json.loads((out / "run" / "matches.json").read_text())["matches"]
+    for root in (".", str(images)):
+        pairs = FolderPairs(root, points=str(out / "run" / written), size=64)
+        read = [pairs.image_annotation(name).points.tolist() for name in ("a.png", "b.png")]
+        assert read == [[pytest.approx(row[side], abs=1e-4) for row in matches] for side in ("src", "trg")]
+    (out / "mine.csv").write_text("image,part,x,y\nelsewhere/a.png,eye,1,2\nb.png,eye,1,2\n")
+    with pytest.raises(DataError, match="there is no elsewhere/a.png; name them relative to the folder"):
+        FolderPairs(".", points=str(out / "mine.csv"), size=64)
 
 
 def test_points_may_come_from_a_coco_file_that_is_about_other_images_too(images):
