@@ -11,7 +11,7 @@ Examples:
   python -m distill evaluate matcher=box_relative data=cub data.root=CUB_200_2011 run.dir=runs/boxes
 """
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from omegaconf import DictConfig
@@ -49,17 +49,21 @@ def run(cfg: DictConfig, prompts: MutableMapping[Any, Any] | None = None) -> Eva
         result = evaluate(matcher, benchmark, name, cfg.batch_size, device, metrics=metrics)
         folder.write_json("metrics.json", result.report | {"environment": describe()})
         result.answers.write(folder / "predictions.npz", cfg.heatmaps)
-        report = result.report
-        print(
-            f"{report['data']} {report['split']}, {report['n_pairs']} pairs, {report['n_points']} points, threshold {report['threshold']}"
-        )
-        for average in ("image", "point"):
-            figures = "  ".join(f"@{alpha} {value:5.1f}" for alpha, value in report["pck"][average].items())
-            print(f"PCK per {average:<5}  {figures}")
-        for metric, value in report.get("metrics", {}).items():
-            print(f"{metric}  {value}")
-        print(f"{report['latency_ms']:.1f} ms per pair\n{folder / 'metrics.json'}")
-        return result
+    tell(result.report)
+    print(folder / "metrics.json")
+    return result
+
+
+def tell(report: Mapping[str, Any]) -> None:
+    """Prints the most important figures of a report."""
+    counts = f"{report['n_pairs']} pairs, {report['n_points']} points"
+    print(f"{report['data']} {report['split']}, {counts}, threshold {report['threshold']}")
+    for average in ("image", "point"):
+        figures = "  ".join(f"@{alpha} {value:5.1f}" for alpha, value in report["pck"][average].items())
+        print(f"PCK per {average:<5}  {figures}")
+    for metric, value in report.get("metrics", {}).items():
+        print(f"{metric}  {value}")
+    print(f"{report['latency_ms']:.1f} ms per pair")
 
 
 def matcher_name(matcher: DictConfig) -> str:
