@@ -7,10 +7,10 @@ stands in the file's metadata.
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import onnx
@@ -29,6 +29,8 @@ from distill.export.graph import finish, trace
 from distill.export.onnx_matcher import OnnxMatcher
 from distill.export.precision import PRECISIONS, Feed, encoder_parts, in_half, int8_candidates
 from distill.export.runtime import INPUTS, OUTPUTS
+
+T = TypeVar("T")
 
 TRACED = (2, 3)  # pairs, points; neither 0 nor 1, which the exporter would take for constants
 CHECKED = ((1, 1), (3, 7), (2, 16))
@@ -90,18 +92,17 @@ def export_student(
     measured = gate.measured_against(student, pairs) if pairs is not None else None
     metadata = file_metadata(student, size, precision, config or {}, about or {})
     with replacing(path) as unfinished:
-        best: tuple[Deviation, onnx.ModelProto] | None = None
-        for model in candidates(partial(_traced, size=size), student, size, precision, calibration, _feed):
+
+        def deviation_of(model: onnx.ModelProto) -> Deviation:
+            """Returns how far the file of a graph is off."""
             onnx.helper.set_model_props(model, metadata)
             onnx.save(model, unfinished)
             bounds = {} if precision == "fp32" else {"tolerance_px": 1.0, "tolerance": math.inf}
-            deviation = verify(unfinished, student, size, **bounds)
-            if measured is not None:
-                deviation = deviation._replace(gate=measured(OnnxMatcher(unfinished)))
-            if best is None or _loss(deviation) < _loss(best[0]):
-                best = deviation, model
-        assert best is not None
-        deviation, model = best
+            found = verify(unfinished, student, size, **bounds)
+            return found if measured is None else found._replace(gate=measured(OnnxMatcher(unfinished)))
+
+        graphs = candidates(partial(_traced, size=size), student, size, precision, calibration, _feed)
+        deviation, model = best_of(graphs, deviation_of, _loss)
         if deviation.gate is not None:
             if not insist:
                 gate.check(deviation.gate, precision)
@@ -175,13 +176,20 @@ def candidates(
     yield from map(finish, int8_candidates(traced, encoder_parts(student), [feed(pairs) for pairs in every]))
 
 
-def _feed(pairs: PairBatch) -> Feed:
-    query = (pairs.src_img, pairs.trg_img, pairs.src_kps)
-    return {name: value.float().numpy() for name, value in zip(INPUTS, query, strict=True)}
+def best_of(
+    graphs: Iterable[onnx.ModelProto], measure: Callable[[onnx.ModelProto], T], loss: Callable[[T], float]
+) -> tuple[T, onnx.ModelProto]:
+    """Returns what was measured of the graph that loses least, and that graph; the first of equal ones. At most two are held."""
+    return min(((measure(graph), graph) for graph in graphs), key=lambda found: loss(found[0]))
 
 
 def _loss(deviation: Deviation) -> float:
     return deviation.gate.loss if deviation.gate is not None else deviation.points_px
+
+
+def _feed(pairs: PairBatch) -> Feed:
+    query = (pairs.src_img, pairs.trg_img, pairs.src_kps)
+    return {name: value.float().numpy() for name, value in zip(INPUTS, query, strict=True)}
 
 
 def to_onnx(student: nn.Module, size: int) -> onnx.ModelProto:

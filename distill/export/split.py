@@ -27,7 +27,7 @@ from distill.export import gate
 from distill.export.about import file_metadata
 from distill.export.gate import Gate
 from distill.export.graph import finish, trace
-from distill.export.onnx import TRACED, candidates, check_settings, example, network_name, prepared
+from distill.export.onnx import TRACED, best_of, candidates, check_settings, example, network_name, prepared
 from distill.export.onnx_matcher import OnnxMatcher
 from distill.export.precision import Feed
 from distill.export.runtime import CORRELATE, ENCODE, OUTPUTS, Descriptors, SplitMatcher
@@ -79,18 +79,17 @@ def export_split(
     measured = gate.measured_against(student, pairs) if pairs is not None else None
     metadata = file_metadata(student, size, precision, config or {}, about or {})
     correlation = _correlation(student, size)
-    best: tuple[float, Gate | None, onnx.ModelProto] | None = None
     with tempfile.TemporaryDirectory(prefix="distill-split-") as made:
-        for encoder in candidates(partial(_encoder, size=size), student, size, precision, calibration, _feed):
+
+        def deviation_of(encoder: onnx.ModelProto) -> tuple[float, Gate | None]:
+            """Returns how far the files with this encoder are off: scores and PCK."""
             _save({ENCODE: encoder, CORRELATE: correlation}, metadata, made)
-            differs = _verified(
-                SplitMatcher(Path(made, ENCODE), Path(made, CORRELATE)), student, size, TOLERANCE[precision]
-            )
-            found = None if measured is None else measured(OnnxMatcher(made))
-            if best is None or _loss(differs, found) < _loss(*best[:2]):
-                best = differs, found, encoder
-    assert best is not None
-    differs, found, encoder = best
+            matcher = SplitMatcher(Path(made, ENCODE), Path(made, CORRELATE))
+            differs = _verified(matcher, student, size, TOLERANCE[precision])
+            return differs, None if measured is None else measured(OnnxMatcher(made))
+
+        encoders = candidates(partial(_encoder, size=size), student, size, precision, calibration, _feed)
+        (differs, found), encoder = best_of(encoders, deviation_of, _loss)
     if found is not None:
         if not insist:
             gate.check(found, precision)
@@ -99,7 +98,8 @@ def export_split(
     return differs, found
 
 
-def _loss(differs: float, found: Gate | None) -> float:
+def _loss(measured: tuple[float, Gate | None]) -> float:
+    differs, found = measured
     return found.loss if found is not None else differs
 
 
