@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -98,7 +99,13 @@ def failure_of_started() -> str | None:
 
 
 def while_exchanging(error: BaseException) -> bool:
-    """Returns whether an error was raised while processes exchanged values, as when the connection to one is lost."""
+    """Returns whether an error was raised while processes exchanged values, as when the connection to one is lost.
+
+    NCCL and the store have types of their own for it. Gloo raises a plain ``RuntimeError``, which only its place tells.
+    """
+    distributed = sys.modules.get("torch.distributed")  # which the command line does not import for this
+    if isinstance(error, getattr(distributed, "DistError", ())):
+        return True
     room = os.path.join("torch", "distributed", "")
     return any(room in frame.filename for frame in traceback.extract_tb(error.__traceback__))
 

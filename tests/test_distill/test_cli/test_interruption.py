@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import torch.distributed
 
 from distill import __main__ as command_line
 
@@ -51,19 +52,23 @@ def test_a_process_ends_when_one_that_it_started_fails_and_says_which(work, star
     assert (done.stdout.strip(), done.returncode) == (shown, code), done.stderr
 
 
-def raising_in(file: str):
+def raising_in(file: str, error: type[Exception] = RuntimeError):
     """Returns what stands for a verb and raises an error of a lost connection in ``file``."""
-    code = compile("raise RuntimeError('Connection closed by peer')", file, "exec")
-    return lambda arguments: exec(code)
+    code = compile("raise error('Connection closed by peer')", file, "exec")
+    return lambda arguments: exec(code, {"error": error})
 
 
 def test_a_lost_connection_is_told_in_one_line_and_any_other_error_in_full(monkeypatch, capsys):
-    monkeypatch.setattr(command_line, "_dispatch", raising_in("/env/torch/distributed/distributed_c10d.py"))
-    assert command_line.main(["label"]) == 2
-    assert capsys.readouterr().err == (
-        "error: Expected all processes of the command to go on but one is lost (Connection closed by peer), see its own "
-        "message, the labels made so far are kept; the same command goes on\n"
-    )
+    for lost in (
+        raising_in("/env/torch/distributed/distributed_c10d.py"),
+        raising_in("/env/torch/autograd/graph.py", torch.distributed.DistBackendError),
+    ):
+        monkeypatch.setattr(command_line, "_dispatch", lost)
+        assert command_line.main(["label"]) == 2
+        assert capsys.readouterr().err == (
+            "error: Expected all processes of the command to go on but one is lost (Connection closed by peer), see its own "
+            "message, the labels made so far are kept; the same command goes on\n"
+        )
     monkeypatch.setattr(command_line, "_dispatch", raising_in("/home/distributed/teacher.py"))
     with pytest.raises(RuntimeError, match="Connection closed"):
         command_line.main(["label"])
