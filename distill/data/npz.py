@@ -9,6 +9,7 @@ import io
 import zipfile
 import zlib
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from tokenize import TokenError
 from types import TracebackType
@@ -57,14 +58,12 @@ class NpzFile:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._archive = zipfile.ZipFile(path)
-        try:
+        with ExitStack() as on_error:
+            self._archive = on_error.enter_context(zipfile.ZipFile(path))
             self.names = [name.removesuffix(".npy") for name in self._archive.namelist()]
             if len(self.names) > MOST or len(set(self.names)) < len(self.names):
                 raise ValueError(f"it holds more than {MOST} arrays, or two of one name")
-        except BaseException:
-            self._archive.close()
-            raise
+            on_error.pop_all()
 
     def __enter__(self) -> "NpzFile":
         return self

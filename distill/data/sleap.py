@@ -67,7 +67,7 @@ def read_deeplabcut(file: Path, known: Iterable[str]) -> dict[str, ImageKeypoint
     sleap_io = _sleap_io(file)
     try:
         labels = sleap_io.load_dlc(str(file))
-    except Exception as error:
+    except Exception as error:  # as in read_slp
         raise DataError(
             f"Expected labels of DeepLabCut in {file} but they cannot be read ({error}); restore the file."
         ) from error

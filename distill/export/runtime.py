@@ -97,7 +97,7 @@ class OnnxFile:
         asked = src_kps if points else np.zeros((pairs, 1, 2), np.float32)
         try:
             answer = self.session.run(list(OUTPUTS), dict(zip(INPUTS, (src_img, trg_img, asked), strict=True)))
-        except Exception as error:  # as above
+        except Exception as error:  # ONNX Runtime raises classes of its own that share no base but this
             raise WeightsError(
                 f"Expected an answer of {self.file} but ONNX Runtime says: {_one_line(error)}."
             ) from error
@@ -211,13 +211,13 @@ class SplitMatcher:
     def _encoded(self, images: Floats) -> Floats:
         try:
             return self.encode.run(["descriptors"], {"images": images})[0]
-        except Exception as error:  # ONNX Runtime raises classes of its own that share no base but this
+        except Exception as error:  # as in OnnxFile.run
             raise _no_answer(error) from error
 
     def _correlated(self, feed: dict[str, Floats]) -> tuple[Floats, Floats, Floats]:
         try:
             answer = self.correlate.run(list(OUTPUTS), {name: feed[name] for name in self.inputs})
-        except Exception as error:  # as above
+        except Exception as error:  # as in OnnxFile.run
             raise _no_answer(error) from error
         return _checked_answer(answer, feed["src_kps"].shape[:2], CORRELATE)
 
@@ -264,7 +264,7 @@ def open_session(
     options.log_severity_level = 4  # what is wrong is raised
     try:
         return Path(file), onnxruntime.InferenceSession(Path(file).read_bytes(), options, providers=wanted)
-    except Exception as error:  # ONNX Runtime raises classes of its own that share no base but this
+    except Exception as error:  # as in OnnxFile.run
         raise WeightsError(
             f"Expected a whole ONNX file at {file}, which needs no other, but it cannot be read "
             f"({_one_line(error)}); export it again."

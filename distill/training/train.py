@@ -61,7 +61,7 @@ def run_fit(trainer: Trainer, *arguments: Any, ckpt_path: str | None) -> None:
         if trainer.interrupted:
             raise KeyboardInterrupt from None
         raise
-    except Exception as error:
+    except Exception as error:  # of any type, where a checkpoint is of another training; others go on as they are
         if ckpt_path is None or not _while_restoring(error):
             raise
         raise of_another_training(ckpt_path, error) from error
