@@ -14,8 +14,11 @@ from lightning import Trainer
 from safetensors.torch import load_file
 
 from distill.__main__ import main
+from distill.cli import processes
+from distill.cli.commands import fit
 from distill.cli.config import compose
 from distill.cli.fit_parts import build
+from distill.cli.interruption import STARTER
 from distill.labels.audit import audit
 from distill.labels.store import LabelStore
 from distill.training.train import filter_labels
@@ -232,12 +235,14 @@ def test_a_command_ends_when_one_of_its_processes_fails_and_keeps_the_labels_of_
     assert 0 < found.labels < 2500, "the other process alone has 400 pairs with 3000 points"
 
 
-@pytest.mark.slow
-def test_more_processes_than_validation_batches_are_refused_before_labels_are_made(tmp_path):
-    """11 pairs in batches of 4 are 3 batches."""
+def test_more_processes_than_validation_batches_are_refused_before_labels_are_made(tmp_path, monkeypatch, capsys):
+    """11 pairs in batches of 4 are 3 batches. No process is started, so that this one will do, which tests run in."""
+    monkeypatch.setattr(processes, "check_command_line", lambda: None)
+    monkeypatch.setattr(fit, "start_others", lambda trainer: pytest.fail("a process was started"))
+    monkeypatch.setenv(STARTER, "none")  # put back afterwards
     arguments = ["fit", *FIT, *TRAINER, "trainer.devices=4", f"run.dir={tmp_path}/r"]
-    done = subprocess.run(command(*arguments), env=environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2 and "batch for each of 4 processes but got 3 of 4 pairs" in done.stderr
+    assert main(arguments) == 2
+    assert "batch for each of 4 processes but got 3 of 4 pairs" in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
 
 
