@@ -35,7 +35,7 @@ def write_flow(
     The picture is the target, drawn in the shape of the source. Returns the path of the former.
     """
     src_img, trg_img = images
-    flow = dense_flow(matcher, src_img, trg_img, cfg.dense, cfg.size, device)
+    flow = dense_flow(matcher, src_img, trg_img, cfg.dense, cfg.size, device, cfg.resize)
     sizes = {"src_size": image_size(src_img), "trg_size": image_size(trg_img)}
     with replacing(folder / f"{name}.npz") as unfinished, unfinished.open("wb") as opened:
         np.savez_compressed(opened, **{k: v.numpy() for k, v in flow._asdict().items()}, **sizes)  # type: ignore[arg-type]
@@ -72,7 +72,7 @@ def follow(cfg: DictConfig, matcher: Matcher, device: str) -> dict[str, Any]:
         VideoWriter(unfinished) as video,
     ):
         for frame in itertools.islice(itertools.chain([first], frames), cfg.frames):
-            found = match_images(matcher, src_img, as_image(frame), points.xy, cfg.size, device)
+            found = match_images(matcher, src_img, as_image(frame), points.xy, cfg.size, device, cfg.resize)
             answers = {"target": found.trg_kps[0].numpy()}
             panel = match_panel(src_img[0], as_image(frame)[0], points.xy[0].numpy(), answers, side=384)
             video.write(np.asarray(panel.convert("RGB")))

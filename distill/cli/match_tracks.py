@@ -74,7 +74,7 @@ def _followed(
             mine = first == start
             # a place beyond the border, which annotators may click, is moved to it
             points = torch.from_numpy(tracks.points[mine, start].clip(0, 1) * sides).float()
-            answer = match_images(matcher, source, image, points, cfg.size, device)
+            answer = match_images(matcher, source, image, points, cfg.size, device, cfg.resize)
             found[mine, number], confidence[mine, number] = (
                 answer.trg_kps[0].numpy() / sides,
                 answer.confidence[0].numpy(),

@@ -2,7 +2,9 @@
 
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 
@@ -53,6 +55,21 @@ def report(
     for note in comparison.notes:
         print(f"note: {note}")
     print(f"report: {folder / 'report.html'}")
+
+
+def images_note(name: str, matcher: Any, data: Mapping[str, Any]) -> str | None:
+    """Returns a note where a matcher is given other images than those it was trained on; None where it is not, or none are known.
+
+    Args:
+        name: of the matcher.
+        matcher: a student has ``size``, px, and ``resize``.
+        data: the configuration of a data set.
+    """
+    if getattr(matcher, "resize", None) is None:  # no student, or of a file that does not say
+        return None
+    trained = {key: getattr(matcher, key) for key in ("size", "resize")}
+    wanted = " ".join(f"data.{key}={value}" for key, value in trained.items() if data.get(key, value) != value)
+    return f"{name} was trained on other images than it is given here; {wanted} gives it those" if wanted else None
 
 
 def print_figures(comparison: Comparison) -> None:

@@ -102,10 +102,7 @@ class PhotographReader:
         exif_orientation: bool = False,
     ) -> None:
         check_size(size)
-        if resize not in RESIZES:
-            raise ConfigError(
-                f"Expected data.resize to be one of these but got {resize!r}; {nearest(resize, RESIZES)}."
-            )
+        check_resize(resize, "data.resize")
         if cache_mib < 0:
             raise ConfigError(f"Expected data.cache_mib of at least 0 but got {cache_mib}.")
         self.size, self.resize, self.exif_orientation = size, resize, exif_orientation
@@ -181,6 +178,12 @@ def decode(
     square = np.full((size, size, 3), PADDING_GREY, np.uint8)
     square[y0:y1, x0:x1] = np.asarray(pixels.resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR))
     return square, (height, width)
+
+
+def check_resize(resize: str | None, key: str = "resize") -> None:
+    """Raises a ConfigError unless this is a way to bring images to squares; None is, which leaves it to the matcher."""
+    if resize is not None and resize not in RESIZES:
+        raise ConfigError(f"Expected {key} to be one of these but got {resize!r}; {nearest(str(resize), RESIZES)}.")
 
 
 @lru_cache(maxsize=32)  # the pairs of one source image are labelled one after the other

@@ -51,6 +51,7 @@ def file_metadata(
         "channels": "RGB",
         "layout": "NCHW",
         "size": [size, size],
+        "resize": config.get("resize", "squash"),
         "points": "x, y in px of the source image; the centre of the top-left pixel is (0.5, 0.5)",
     }
     stories = {key: about.get(key, {}) for key in STORIES}
@@ -62,6 +63,7 @@ def file_metadata(
         "version": __version__,
         "precision": precision,
         "size": str(size),
+        "resize": str(config.get("resize", "squash")),
         "architecture": f"{type(student).__name__}{f' on {backbone}' if backbone else ''}, {count} parameters",
         "input": json.dumps(described),
         "student": json.dumps(dict(config)),

@@ -37,7 +37,7 @@ class OnnxMatcher:
             self.file = SplitMatcher(Path(file, ENCODE), Path(file, CORRELATE), threads, providers)
         else:
             self.file = OnnxFile(file, threads, providers)
-        self.size = self.file.size
+        self.size, self.resize = self.file.size, self.file.metadata.get("resize")
 
     def __call__(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
         """See :class:`distill.core.protocols.Matcher`; N may be 0. The answers are single precision, where the points are."""

@@ -28,7 +28,8 @@ def save_student(
 
     Args:
         student: a module.
-        config: what builds it, with its ``_target_``, and "size", the side of the images it was trained on, px.
+        config: what builds it, with its ``_target_``, "size", the side of the images it was trained on, px, and "resize", how these
+            were brought to squares, "squash" (which is meant without it) or "letterbox".
         path: of the file.
         about: "teacher", "data", "figures" and "licences", plain values, for people and for the metadata of exported files.
     """
@@ -134,8 +135,9 @@ def load_into(student: nn.Module, tensors: Mapping[str, Tensor], path: str | Pat
 def load_student(path: str | Path | None, trusted: Sequence[str] = ()) -> nn.Module:
     """Builds the student that a file describes, with its weights, in evaluation mode.
 
-    Its ``size`` is the side of the images it was trained on, px. Its weights ask for no gradients, so its answers carry
-    none; ``student.requires_grad_(True).train()`` trains it further.
+    Its ``size`` is the side of the images it was trained on, px, its ``resize`` how they were brought to squares, None where a
+    file does not say. Its weights ask for no gradients, so its answers carry none; ``student.requires_grad_(True).train()``
+    trains it further.
 
     Args:
         path: of the file, or of the folder of a bundle; or the hub's name of one, "owner/name" or "owner/name@revision".
@@ -154,5 +156,6 @@ def load_student(path: str | Path | None, trusted: Sequence[str] = ()) -> nn.Mod
         )
     config, tensors = read_student_file(path)
     student = load_into(build_student(config, tensors, path, trusted), tensors, path)
-    student.size = config["size"]
+    resize: Any = config.get("resize")
+    student.size, student.resize = config["size"], resize
     return student.requires_grad_(False)

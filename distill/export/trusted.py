@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.core.errors import DistillError, WeightsError
+from distill.data.photographs import RESIZES
 
 TRUSTED = ("student",)
 """Packages whose classes a student's file may name; what it names is imported and called."""
@@ -25,6 +26,8 @@ LARGEST_NUMBER = 1 << 16
 INTERPOLATION = "${"
 """What OmegaConf replaces in a text, by a whole configuration where it says so."""
 SIZES = (1, 8192)  # px, of the images
+IMAGES = ("size", "resize")
+"""What a description says of the images that the student was trained on."""
 _NETWORK_NAME = re.compile(r"\w+(\.\w+)?", re.ASCII)
 _SOURCES = re.compile(r"pretrained.*|checkpoint_path|cache_dir", re.ASCII)
 """Arguments of ``timm.create_model`` that make it read other files or addresses; the weights are in the student's file."""
@@ -35,7 +38,7 @@ def read_description(text: str | None, path: str | Path) -> dict[str, Any]:
 
     Raises:
         WeightsError: when it is missing, no JSON object, nested too deeply, holds a number that is too large, or "size" is
-            no side of an image in px.
+            no side of an image in px, or "resize" no way to bring images to squares.
     """
     try:
         if text is None or len(text) > LARGEST_DESCRIPTION:
@@ -47,6 +50,9 @@ def read_description(text: str | None, path: str | Path) -> dict[str, Any]:
         size = description.get("size")
         if isinstance(size, bool) or not isinstance(size, int) or not SIZES[0] <= size <= SIZES[1]:
             raise ValueError(f"has the size {size!r}, which must be {SIZES[0]} to {SIZES[1]} px")
+        resize = description.get("resize", "squash")
+        if resize not in RESIZES:
+            raise ValueError(f"has the way to resize {resize!r}, which must be {' or '.join(RESIZES)}")
     except (ValueError, RecursionError) as error:
         reason = "is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:200]
         raise WeightsError(
@@ -72,7 +78,7 @@ def build_student(
     large network.
 
     Args:
-        description: see :func:`read_description`; "size" is no argument.
+        description: see :func:`read_description`; what it says of :data:`IMAGES` is no argument.
         tensors: the weights in the file.
         path: of the file, for messages.
         trusted: further packages whose classes may be named.
@@ -80,7 +86,7 @@ def build_student(
     Raises:
         WeightsError: when the description names a class that is not allowed, or cannot be built, or is of another network.
     """
-    config = {key: value for key, value in description.items() if key != "size"}
+    config = {key: value for key, value in description.items() if key not in IMAGES}
     target = config.get("_target_")
     if isinstance(target, str) and target.partition(".")[0] in TRUSTED:
         with torch.device("meta"):

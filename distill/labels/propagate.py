@@ -24,7 +24,7 @@ from distill.core.types import PairBatch
 from distill.core.vote import vote
 from distill.data.keypoints import ImageKeypoints
 from distill.data.pairs import AnnotatedImage, collate_pairs, exchanged, make_pair, to_device, to_original
-from distill.data.photographs import PhotographReader
+from distill.data.photographs import PhotographReader, check_resize
 from distill.matchers.match_images import DEFAULT_SIZE
 
 
@@ -34,23 +34,27 @@ class PropagateConfig:
 
     Attributes:
         size: side that photographs are resized to, px; None for what the matcher was trained at, or 128.
+        resize: "squash" or "letterbox"; None for what the matcher was trained on, or "squash".
         sources: the most annotated photographs that vote on a target, the first ones; None for all.
         vote_sigma: how far answers may lie apart that mean the same place, as a fraction of the target's longer side.
         cycle_tolerance: of the cycle consistency, as a fraction of the side; None leaves it out, which halves the work.
         batch_size: pairs at a time.
 
     Raises:
-        ConfigError: for an amount that is not positive.
+        ConfigError: for an amount that is not positive, or an unknown way to resize.
     """
 
     size: int | None = None
+    resize: str | None = None
     sources: int | None = None
     vote_sigma: float = 0.05
     cycle_tolerance: float | None = 0.1
     batch_size: int = 8
 
     def __post_init__(self) -> None:
-        wrong = {name: value for name, value in vars(self).items() if value is not None and value <= 0}
+        check_resize(self.resize)
+        amounts = {name: value for name, value in vars(self).items() if name != "resize"}
+        wrong = {name: value for name, value in amounts.items() if value is not None and value <= 0}
         if wrong:
             raise ConfigError(f"Expected positive amounts for propagate but got {wrong}; correct them.")
 
@@ -165,7 +169,8 @@ class Propagator:
         self.root, self.known, self.todo, self.config, self.device = root, known, todo, config, device
         size = config.size or getattr(matcher, "size", None) or DEFAULT_SIZE
         used = [root / name for names in todo.sources.values() for name in names[: config.sources]]
-        self.read = PhotographReader(used, size, exif_orientation=True)
+        resize = config.resize or getattr(matcher, "resize", None) or "squash"
+        self.read = PhotographReader(used, size, resize, exif_orientation=True)
 
     def __len__(self) -> int:
         """How many targets there are."""

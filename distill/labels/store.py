@@ -11,10 +11,10 @@ from torch import Tensor
 
 from distill.core.errors import ConfigError, LabelError
 from distill.core.geometry import image_size
+from distill.core.heatmaps import recover
 from distill.core.types import Matches, PairBatch
 from distill.data.pairs import Query
 from distill.labels.folder import LabelFolder, mismatch
-from distill.labels.heatmaps import recover
 from distill.labels.records import GRID, Columns, Image, Record, image_number, joined, on_grid, point_keys
 
 AROUND = np.array([(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (-1, 1), (1, -1), (1, 1)])

@@ -30,7 +30,13 @@ class Flow(NamedTuple):
 
 
 def dense_flow(
-    matcher: Matcher, src_img: Tensor, trg_img: Tensor, step: int, size: int | None = None, device: str | None = None
+    matcher: Matcher,
+    src_img: Tensor,
+    trg_img: Tensor,
+    step: int,
+    size: int | None = None,
+    device: str | None = None,
+    resize: str | None = None,
 ) -> Flow:
     """Matches a grid of points; see :func:`distill.matchers.match_images.match_images` for the other arguments.
 
@@ -41,6 +47,7 @@ def dense_flow(
         step: distance of the points, px of the source; the cells are as near to it as divides the sides.
         size: see there.
         device: see there.
+        resize: see there.
 
     Raises:
         DataError: when ``step`` is no positive whole number, or gives more than 100,000 points.
@@ -57,7 +64,9 @@ def dense_flow(
             f"set dense={int((height * width / MOST_POINTS) ** 0.5) + 1} or more."
         )
     src = cell_centres((h, w), (height, width), src_img.new_zeros(0)).cpu()
-    found = [match_images(matcher, src_img, trg_img, part, size, device) for part in src.flatten(0, 1).split(CHUNK)]
+    found = [
+        match_images(matcher, src_img, trg_img, part, size, device, resize) for part in src.flatten(0, 1).split(CHUNK)
+    ]
     trg = torch.cat([answer.trg_kps[0] for answer in found])
     return Flow(src, trg.view(h, w, 2), torch.cat([answer.confidence[0] for answer in found]).view(h, w))
 

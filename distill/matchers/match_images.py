@@ -8,9 +8,11 @@ from torch.nn import functional as F
 
 from distill.core.checks import check_images, check_points
 from distill.core.errors import DataError
-from distill.core.geometry import image_size, resize_points
+from distill.core.geometry import image_size, letterbox, map_points
+from distill.core.heatmaps import recover
 from distill.core.protocols import Matcher
 from distill.core.types import Matches
+from distill.data.photographs import PADDING_GREY, check_resize
 from distill.system.environment import choose_device
 
 DEFAULT_SIZE = 128
@@ -24,10 +26,11 @@ def match_images(
     points: Tensor | Sequence[Sequence[float]],
     size: int | None = None,
     device: str | torch.device | None = None,
+    resize: str | None = None,
 ) -> Matches:
     """Matches points between two images that may differ in size.
 
-    Both images are resized to squares; the ratio of the sides is not kept.
+    Both images are brought to squares, as the images were that the matcher was trained on.
 
     Args:
         matcher: such as :func:`distill.export.student_file.load_student` returns.
@@ -36,12 +39,15 @@ def match_images(
         points: (N, 2) or (1, N, 2) x, y in pixels of ``src_img``.
         size: side of the squares, px; without it ``matcher.size``, what a student was trained at, or 128.
         device: where the images are sent; without it the device of a torch matcher's weights, or the CPU.
+        resize: "squash", which does not keep the ratio of the sides, or "letterbox", which does and pads with grey; without it
+            ``matcher.resize``, what a student was trained on, or "squash".
 
     Returns:
-        On the CPU; ``trg_kps`` (1, N, 2) x, y in pixels of ``trg_img``.
+        On the CPU; ``trg_kps`` (1, N, 2) x, y in pixels of ``trg_img``, and ``heatmap`` over ``trg_img``. Answers in the padding
+        of a letterboxed target are moved to its border.
 
     Raises:
-        ConfigError: when there is no such device.
+        ConfigError: when there is no such device, or way to resize.
         DataError: unless the images are single ones in [0, 1], all points lie in the source, and ``size`` is 1 to 8192.
     """
     for name, image in (("src_img", src_img), ("trg_img", trg_img)):
@@ -51,19 +57,29 @@ def match_images(
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= LARGEST_SIZE):
         limits = "of at least 1" if not isinstance(size, int) or size < 1 else f"of 1 to {LARGEST_SIZE}"
         raise DataError(f"Expected size, the side of the squares in px, as a whole number {limits} but got {size!r}.")
+    check_resize(resize)
     device = device if device is None else choose_device(str(device))
     src_kps = _as_tensor(points)
     src_kps = src_kps[None] if src_kps.ndim == 2 else src_kps
     check_points(src_kps, src_img, "points")
     side = size or getattr(matcher, "size", None) or DEFAULT_SIZE
-    src_size, trg_size, square = image_size(src_img), image_size(trg_img), (side, side)
-    query = (squash(src_img, side), squash(trg_img, side), resize_points(src_kps, src_size, square))
+    resize = resize or getattr(matcher, "resize", None) or "squash"
+    (src_square, src_box), (trg_square, trg_box) = (in_square(image, side, resize) for image in (src_img, trg_img))
+    query = (src_square, trg_square, map_points(src_kps, _whole(src_img), src_box))
     if device is None and isinstance(matcher, nn.Module):
         device = next((parameter.device for parameter in matcher.parameters()), None)
     with torch.inference_mode():
         found = matcher(*(value.to(device) for value in query))
     answer = Matches(*(value.cpu() for value in found))
-    return answer._replace(trg_kps=resize_points(answer.trg_kps, square, trg_size))
+    places = map_points(answer.trg_kps, trg_box, _whole(trg_img))
+    if resize == "squash":
+        return answer._replace(trg_kps=places)
+    whole = torch.tensor([[0.0, 0.0, side, side]])
+    count = answer.heatmap.shape[1]
+    heatmap = recover(answer.heatmap[0].float(), whole.expand(count, 4), trg_box.expand(count, 4))
+    height, width = image_size(trg_img)
+    inside = torch.minimum(places.clamp_min(0), places.new_tensor([width, height]))
+    return answer._replace(trg_kps=inside, heatmap=heatmap[None])
 
 
 def _as_tensor(points: Tensor | Sequence[Sequence[float]]) -> Tensor:
@@ -77,6 +93,20 @@ def _as_tensor(points: Tensor | Sequence[Sequence[float]]) -> Tensor:
     return given.float()
 
 
-def squash(image: Tensor, size: int) -> Tensor:
-    """Returns ``image`` (1, 3, H, W) resized to a square of ``size`` px; the ratio of the sides is not kept."""
-    return F.interpolate(image, (size, size), mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
+def in_square(image: Tensor, side: int, resize: str) -> tuple[Tensor, Tensor]:
+    """Returns an image in a square, (1, 3, side, side), and the place (1, 4) of its content there, x0, y0, x1, y1 px.
+
+    Args:
+        image: (1, 3, H, W) in [0, 1].
+        side: of the square, px.
+        resize: "squash" or "letterbox".
+    """
+    x0, y0, x1, y1 = (0, 0, side, side) if resize == "squash" else letterbox(image_size(image), side)
+    content = F.interpolate(image, (y1 - y0, x1 - x0), mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
+    square = F.pad(content, (x0, side - x1, y0, side - y1), value=PADDING_GREY / 255)
+    return square, torch.tensor([[x0, y0, x1, y1]], dtype=torch.float32)
+
+
+def _whole(image: Tensor) -> Tensor:
+    height, width = image_size(image)
+    return torch.tensor([[0.0, 0.0, width, height]])

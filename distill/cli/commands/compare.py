@@ -19,7 +19,7 @@ from torchmetrics import Metric
 
 from distill.cli.config import built_by_name, instantiate
 from distill.cli.datasets import scored_pairs
-from distill.cli.reporting import announce, report
+from distill.cli.reporting import announce, images_note, report
 from distill.cli.rows import TEACHER, build_rows, read_rows, student_files
 from distill.cli.run_folder import RunFolder
 from distill.core.protocols import Benchmark, PairMatcher, match
@@ -49,6 +49,8 @@ def run(cfg: DictConfig) -> Comparison:
             label(teacher, benchmark, device, then=f" + {len(matchers)} matchers")
         then = " + teacher" if timed and cfg.teacher_pairs else ""
         comparison = compare(matchers, benchmark, reference, cfg.batch_size, device, metrics=metrics, then=then)
+        notes = (images_note(name, matcher, cfg.data) for name, matcher in matchers.items())
+        comparison.notes.extend(note for note in notes if note is not None)
         for name in timed if cfg.teacher_pairs else []:
             cost = teacher_cost(instantiate(cfg.teacher), benchmark, cfg.teacher_pairs)
             comparison.evaluations[name].report.update(cost)

@@ -20,7 +20,7 @@ from torchmetrics import Metric
 
 from distill.cli.config import built_by_name, instantiate
 from distill.cli.datasets import scored_pairs
-from distill.cli.reporting import announce
+from distill.cli.reporting import announce, images_note
 from distill.cli.run_folder import RunFolder
 from distill.core.protocols import UsesPromptCache
 from distill.evaluation.evaluate import Evaluation, check_annotated, evaluate
@@ -50,6 +50,9 @@ def run(cfg: DictConfig, prompts: MutableMapping[Any, Any] | None = None) -> Eva
         folder.write_json("metrics.json", result.report | {"environment": describe()})
         result.answers.write(folder / "predictions.npz", cfg.heatmaps)
     tell(result.report)
+    note = images_note(name, matcher, cfg.data)
+    if note is not None:
+        print(f"note: {note}")
     print(folder / "metrics.json")
     return result
 

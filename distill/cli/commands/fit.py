@@ -151,7 +151,8 @@ def finished(student: nn.Module, cfg: DictConfig) -> tuple[nn.Module, dict[str, 
     if callable(merge):
         merge()
     config: dict[str, Any] = OmegaConf.to_container(cfg.student, resolve=True)  # type: ignore[assignment]
-    return student, {**config, **({"lora": None} if "lora" in config else {}), "size": cfg.data.size}
+    images = {"size": cfg.data.size, "resize": cfg.data.get("resize", "squash")}
+    return student, {**config, **({"lora": None} if "lora" in config else {}), **images}
 
 
 def finish(cfg: DictConfig, parts: FitParts, student: nn.Module, folder: RunFolder) -> Comparison | None:

@@ -42,6 +42,7 @@ from distill.core.protocols import Matcher
 from distill.data.coco import write_coco
 from distill.data.images import read_image, read_size
 from distill.data.keypoints import ImageKeypoints, check_threshold
+from distill.data.photographs import check_resize
 from distill.data.video import is_video
 from distill.evaluation.pictures import match_panel
 from distill.matchers.match_images import match_images
@@ -58,6 +59,7 @@ def run(cfg: DictConfig) -> dict:
         DataError: for images or points that cannot be read, and when no image of a folder of targets can.
     """
     src = Path(cfg.src)
+    check_resize(cfg.resize)
     if cfg.tracks is not None:
         return follow_tracks(cfg, _matcher(cfg), choose_device(cfg.device))
     if cfg.points is None and cfg.dense is None:
@@ -90,7 +92,7 @@ def run(cfg: DictConfig) -> dict:
                 print(f"left out: {error}")
                 continue
             path = folder / ("match.png" if len(files) == 1 else f"pictures/{number:04d}_{file.stem}.png")
-            found[file] = answer(matcher, src_img, trg_img, points, cfg.size, device) if points.names else []
+            found[file] = answer(matcher, src_img, trg_img, points, cfg, device) if points.names else []
             if points.names:
                 picture(path, src_img, trg_img, points.xy[0], found[file])
             if cfg.dense is not None:
@@ -111,9 +113,9 @@ def _matcher(cfg: DictConfig) -> Matcher:
     return matcher.to(device) if isinstance(matcher, nn.Module) else matcher
 
 
-def answer(matcher: Matcher, src_img: Tensor, trg_img: Tensor, points: Points, size: int | None, device: str) -> Rows:
+def answer(matcher: Matcher, src_img: Tensor, trg_img: Tensor, points: Points, cfg: DictConfig, device: str) -> Rows:
     """Returns "src", "trg" (x, y px), "confidence" and "part" of each point."""
-    found = match_images(matcher, src_img, trg_img, points.xy, size, device)
+    found = match_images(matcher, src_img, trg_img, points.xy, cfg.size, device, cfg.resize)
     return [
         {"part": name, "src": _rounded(s), "trg": _rounded(t), "confidence": round(float(c), 4)}
         for name, s, t, c in zip(points.names, points.xy[0], found.trg_kps[0], found.confidence[0], strict=True)

@@ -94,7 +94,8 @@ def make(cfg: DictConfig) -> dict[str, Any]:
 
 def propagate_config(cfg: DictConfig) -> PropagateConfig:
     """Returns how points are carried."""
-    return PropagateConfig(cfg.size, cfg.sources, cfg.vote_sigma, cfg.cycle_tolerance, cfg.batch_size)
+    names = ("size", "resize", "sources", "vote_sigma", "cycle_tolerance", "batch_size")
+    return PropagateConfig(**{name: cfg[name] for name in names})
 
 
 def inputs(cfg: DictConfig) -> tuple[Path, Path, list[str], dict[str, ImageKeypoints]]:

@@ -2,8 +2,10 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from distill import match_images
 from distill.__main__ import main
 from distill.cli.match_input import read_points
 from distill.core.errors import DataError
@@ -11,6 +13,8 @@ from distill.data.datasets.folder import FolderPairs
 from distill.data.datasets.shapes.render import render
 from distill.data.datasets.shapes.scene import sample_scene
 from distill.data.images import read_image
+from distill.export.student_file import save_student
+from student import StudentMatcher
 
 
 @pytest.fixture
@@ -209,3 +213,25 @@ def test_a_teacher_matches_across_categories(tmp_path, sd1_folder):
     (row,) = json.loads((tmp_path / "out" / "matches.json").read_text())["matches"]
     assert row["src"] == head and all(0 <= value <= 64 for value in row["trg"])
     assert Image.open(tmp_path / "out" / "match.png").width > 128
+
+
+def test_a_student_of_letterboxed_photographs_is_asked_with_such(images, capsys):
+    torch.manual_seed(0)
+    config = {"_target_": "student.StudentMatcher", "backbone": "test_resnet", "strides": [4], "width": 16, "size": 64}
+    student = StudentMatcher("test_resnet", [4], 16).eval()
+    save_student(student, config | {"resize": "letterbox"}, images / "student.safetensors")
+    arguments = [
+        f"src={images}/a.png",
+        f"trg={images}/b.png",
+        "points=[[10,10]]",
+        "device=cpu",
+        f"ckpt={images}/student.safetensors",
+    ]
+    src, trg = (read_image(images / f"{name}.png") for name in "ab")
+    for given, resize in (([], "letterbox"), (["resize=squash"], "squash")):
+        assert main(["match", *arguments, *given, f"run.dir={images}/{resize}"]) == 0
+        (row,) = json.loads((images / resize / "matches.json").read_text())["matches"]
+        wanted = match_images(student, src, trg, [[10, 10]], size=64, resize=resize).trg_kps[0, 0]
+        assert row["trg"] == pytest.approx(wanted.tolist(), abs=0.01)
+    assert main(["match", *arguments, "resize=crop", f"ckpt={images}/none.safetensors"]) == 2
+    assert "Expected resize to be one of these but got 'crop'" in capsys.readouterr().err

@@ -5,6 +5,7 @@ import json
 import shutil
 from contextlib import redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,10 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from distill.__main__ import main
+from distill.core.errors import ConfigError
+from distill.data.keypoints import ImageKeypoints
 from distill.data.points_file import read_keypoints, read_points_file
+from distill.labels.propagate import PropagateConfig, Propagator, plan
 
 SIZE = (48, 64)  # height, width of all photographs
 SHIFTS = {"cup/a.png": (0, 0), "cup/b.png": (4, 3), "cup/c.png": (-4, 6), "pot/x.png": (0, 0), "pot/y.png": (4, -4)}
@@ -228,3 +232,13 @@ def test_clicks_are_counted_on_what_is_hidden(layout, capsys):
         assert row["pck"] == 100 or row["clicks"] > 0
     assert main(["propagate", "measure", *arguments, "measure.annotated=[3]"]) == 2
     assert "more than 3 annotated photographs of a kind" in capsys.readouterr().err
+
+
+def test_photographs_are_resized_as_the_student_was_trained(layout):
+    known = {"cup/a.png": ImageKeypoints({"rim": (5.0, 5.0)})}
+    student = SimpleNamespace(size=32, resize="letterbox")
+    for config, wanted in ((PropagateConfig(), "letterbox"), (PropagateConfig(resize="squash"), "squash")):
+        propagator = Propagator(student, layout / "photos", known, plan(["cup/a.png", "cup/b.png"], known), config)
+        assert (propagator.read.size, propagator.read.resize) == (32, wanted)
+    with pytest.raises(ConfigError, match="Expected resize to be one of these but got 'crop'"):
+        PropagateConfig(resize="crop")

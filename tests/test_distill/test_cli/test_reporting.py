@@ -2,11 +2,12 @@
 
 import os
 import sys
+from types import SimpleNamespace
 
 import pytest
 from rich.cells import cell_len
 
-from distill.cli.reporting import announce, shortened
+from distill.cli.reporting import announce, images_note, shortened
 
 LONG = "/home/somebody/projects/birds/runs/2026-11-28/fit-of-a-student-on-crops/run-000017"
 
@@ -30,3 +31,19 @@ def test_a_text_is_shortened_by_columns_and_not_by_letters():
     assert shortened("abcdefghij", 10) == "abcdefghij" and shortened("abcdefghij", 5) == "ab…ij"
     for width in range(4, 20):
         assert cell_len(shortened("写真/鳥/学生/実行十七", width)) <= width
+
+
+@pytest.mark.parametrize(
+    ("data", "wanted"),
+    [
+        ({"size": 320, "resize": "letterbox"}, None),
+        ({"size": 320, "resize": "squash"}, "data.resize=letterbox gives"),
+        ({"size": 128, "resize": "squash"}, "data.size=320 data.resize=letterbox gives"),
+        ({"size": 128}, "; data.size=320 gives"),  # shapes are drawn square
+        ({}, None),
+    ],
+)
+def test_data_that_gives_a_student_other_images_than_it_was_trained_on_is_noted(data, wanted):
+    note = images_note("student", SimpleNamespace(size=320, resize="letterbox"), data)
+    assert note is None if wanted is None else wanted in str(note)
+    assert images_note("teacher", SimpleNamespace(size=512), data) is None

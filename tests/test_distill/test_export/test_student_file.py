@@ -77,3 +77,16 @@ def test_an_interrupted_write_leaves_the_older_file(tmp_path, student, monkeypat
     with pytest.raises(OSError, match="full"):
         save_student(student, {**CONFIG, "size": 32}, path)
     assert path.read_bytes() == before
+
+
+def test_a_students_file_says_how_its_images_were_resized(tmp_path, student):
+    path = tmp_path / "s.safetensors"
+    for resize in ("letterbox", "squash"):
+        save_student(student, CONFIG | {"resize": resize}, path)
+        assert load_student(path).resize == resize
+    save_student(student, CONFIG, path)
+    assert load_student(path).resize is None
+    for wrong in ("crop", None, 3, ["squash"]):
+        save_student(student, CONFIG | {"resize": wrong}, path)
+        with pytest.raises(WeightsError, match="the way to resize .*, which must be squash or letterbox"):
+            load_student(path)

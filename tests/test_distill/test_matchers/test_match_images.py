@@ -76,3 +76,46 @@ def test_a_device_that_is_not_there_is_named(device, message):
         pytest.skip("there is a card")
     with pytest.raises(ConfigError, match=message):
         match_images(Shift(), SRC, TRG, [[1.0, 1.0]], device=device)
+
+
+class Recorded(torch.nn.Module):
+    """Answers with the middle of the right half of the square, and keeps what it was given."""
+
+    size, resize = 40, "letterbox"
+
+    def forward(self, src_img, trg_img, src_kps):
+        self.given = src_img, trg_img, src_kps
+        heatmap = torch.zeros(1, src_kps.shape[1], 4, 4)
+        heatmap[..., 1, 2] = 1
+        return Matches(src_kps.new_tensor([30.0, 20.0]).expand_as(src_kps), torch.ones(src_kps.shape[:2]), heatmap)
+
+
+def test_a_student_of_letterboxed_images_is_given_such():
+    """100 x 50 becomes 40 x 20 between y 10 and 30; 40 x 80 becomes 20 x 40 between x 10 and 30."""
+    matcher = Recorded()
+    answer = match_images(matcher, SRC, TRG, [[20, 10], [100, 50]])
+    src, trg, points = matcher.given
+    assert points.tolist() == [[[8.0, 14.0], [40.0, 30.0]]]
+    assert answer.trg_kps.tolist() == [[[40.0, 40.0], [40.0, 40.0]]]  # x: (30 - 10) * 2
+    grey = torch.tensor(124 / 255)
+    assert (src[..., :10, :] == grey).all() and (src[..., 30:, :] == grey).all()
+    assert (trg[..., :10] == grey).all() and (trg[..., 30:] == grey).all()
+    content = torch.nn.functional.interpolate(SRC, (20, 40), mode="bilinear", antialias=True, align_corners=False)
+    assert torch.equal(src[..., 10:30, :], content.clamp(0, 1))
+    assert answer.heatmap.shape == (1, 2, 4, 4)
+    # Over the target, x 10 to 30 of the square, cell (1, 2), x 20 to 30, is the right half; read between cells' centres.
+    assert answer.heatmap[0, 0, 1].tolist() == pytest.approx([0.0, 0.25, 0.75, 0.75], abs=1e-6)
+
+
+def test_an_answer_in_the_padding_lies_on_the_border():
+    matcher = Recorded()
+    matcher.forward = lambda s, t, points: Matches(points.new_tensor([[[38.0, 5.0]]]), *Recorded()(s, t, points)[1:])
+    assert match_images(matcher, SRC, TRG, [[20, 10]]).trg_kps.tolist() == [[[40.0, 10.0]]]
+
+
+def test_the_way_of_resizing_can_be_chosen():
+    matcher = Recorded()
+    match_images(matcher, SRC, TRG, [[20, 10]], resize="squash")
+    assert matcher.given[2].tolist() == [[[8.0, 8.0]]]
+    with pytest.raises(ConfigError, match="Expected resize to be one of these but got 'crop'"):
+        match_images(matcher, SRC, TRG, [[20, 10]], resize="crop")

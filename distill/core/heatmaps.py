@@ -1,4 +1,4 @@
-"""Heatmaps between the original image, which stored ones cover, and a letterboxed image."""
+"""Heatmaps between an original image and a letterboxed one."""
 
 import torch
 from torch import Tensor
