@@ -85,7 +85,7 @@ class FeatureTeacher:
         self.consensus = NeighbourhoodConsensus(consensus, side, target_side, sigma_cells, temperature)
         self.flip, self.cycle_tolerance, self.flip_tolerance = flip, cycle_tolerance, flip_tolerance
         self.radius_cells, self.feature_cache_size = radius_cells, feature_cache_size
-        self.size = getattr(model, "size", None) if size is None else size
+        self.size, self.resize = getattr(model, "size", None) if size is None else size, getattr(model, "resize", None)
         self._features: OrderedDict[str, Tensor] = OrderedDict()
 
     @property
@@ -100,6 +100,7 @@ class FeatureTeacher:
         """See :class:`distill.core.protocols.Fingerprinted`."""
         settings = {name: str(value) for name, value in sorted(vars(self.consensus).items())}
         settings |= {name: str(getattr(self, name)) for name in ("flip", "cycle_tolerance", "flip_tolerance", "size")}
+        settings |= {"resize": self.resize} if self.resize == "letterbox" else {}
         told = {f"model.{name}": value for name, value in source_fingerprint(self.model).items()}
         return {"method": "features 5", "radius_cells": str(self.radius_cells), **settings, **told}
 

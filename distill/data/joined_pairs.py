@@ -36,7 +36,7 @@ class JoinedPairs(Dataset[PairBatch]):
         query = getattr(part, "query", None)
         return query(own) if query is not None else Query.of(part[own])
 
-    def views(self, index: int, size: int) -> tuple[ImageView, ImageView]:
+    def views(self, index: int, size: int, resize: str = "squash") -> tuple[ImageView, ImageView]:
         """Returns the images of a pair at another size, see :meth:`distill.data.photograph_pairs.PhotographPairs.views`."""
         part, own = self._places[index]
-        return part.views(own, size)  # type: ignore[attr-defined]
+        return part.views(own, size, resize)  # type: ignore[attr-defined]

@@ -84,15 +84,17 @@ class Query(NamedTuple):
 
 
 class ImageView(NamedTuple):
-    """An original image squashed to a square, without its annotation.
+    """An original image in a square, without its annotation.
 
     Attributes:
         image: (3, S, S) float in [0, 1].
         hash: fingerprint of the resized content.
+        content: x0, y0, x1, y1 px, the part of the square that the image fills; None where that is all.
     """
 
     image: Tensor
     hash: str
+    content: tuple[float, float, float, float] | None = None
 
 
 class Scoring(NamedTuple):
@@ -226,8 +228,8 @@ def with_views(pair: PairBatch, src: ImageView, trg: ImageView) -> PairBatch:
 
 
 def _frame(view: ImageView) -> Tensor:
-    """Returns (1, 4) the box of all of a view, px."""
-    return torch.tensor([[0.0, 0.0, view.image.shape[-1], view.image.shape[-2]]])
+    """Returns (1, 4) the box that the original fills in a view, px."""
+    return torch.tensor([view.content or (0.0, 0.0, view.image.shape[-1], view.image.shape[-2])])
 
 
 def exchanged(pairs: PairBatch, points: Tensor) -> PairBatch:

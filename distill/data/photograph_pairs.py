@@ -20,7 +20,7 @@ from distill.data.images import read_size
 from distill.data.masks import lookup, read_mask
 from distill.data.pair_sampling import MAX_PAIRS, count_pairs, sample_pairs
 from distill.data.pairs import AnnotatedImage, ImageView, Query, Scoring, Threshold, make_pair
-from distill.data.photographs import PhotographReader, original_hash, squashed
+from distill.data.photographs import PhotographReader, original_hash, view_of
 
 T = TypeVar("T")
 
@@ -190,14 +190,19 @@ class PhotographPairs(Dataset[PairBatch], ABC):
             self._originals[path] = Original(original_hash(path, upright), read_size(path, upright))
         return self._originals[path]
 
-    def views(self, index: int, size: int) -> tuple[ImageView, ImageView]:
-        """Returns source and target of a pair squashed to ``size`` px a side, decoded from the originals.
+    def views(self, index: int, size: int, resize: str = "squash") -> tuple[ImageView, ImageView]:
+        """Returns source and target of a pair in squares of ``size`` px a side, decoded from the originals.
+
+        Args:
+            index: of the pair.
+            size: px.
+            resize: "squash" or "letterbox".
 
         Raises:
             DataError: when a file cannot be read.
         """
         pair = self.pair_annotation(index)
-        src, trg = (squashed(side.path, size, self.exif_orientation) for side in (pair.src, pair.trg))
+        src, trg = (view_of(side.path, size, resize, self.exif_orientation) for side in (pair.src, pair.trg))
         return src, trg
 
     def image(self, annotation: ImageAnnotation) -> AnnotatedImage:

@@ -151,12 +151,10 @@ class PhotographReader:
         self._pixels = self._pixels.reshape(count, side, side, 3)
 
     def _finished(self, pixels: NDArray[np.uint8], size: tuple[int, int], original: str) -> Photograph:
-        whole = (0.0, 0.0, float(self.size), float(self.size))
-        x0, y0, x1, y1 = letterbox(size, self.size) if self.resize == "letterbox" else whole
         return Photograph(
             image=_as_tensor(pixels),
             original_size=size,
-            content=(float(x0), float(y0), float(x1), float(y1)),
+            content=_content(size, self.size, self.resize),
             hash=_digest(pixels.tobytes()),
             original_hash=original,
         )
@@ -180,6 +178,12 @@ def decode(
     return square, (height, width)
 
 
+def _content(original: tuple[int, int], size: int, resize: str) -> tuple[float, float, float, float]:
+    """Returns x0, y0, x1, y1 px: where an image of ``original`` (H, W) lies in a square of ``size`` px a side."""
+    x0, y0, x1, y1 = letterbox(original, size) if resize == "letterbox" else (0, 0, size, size)
+    return float(x0), float(y0), float(x1), float(y1)
+
+
 def check_resize(resize: str | None, key: str = "resize") -> None:
     """Raises a ConfigError unless this is a way to bring images to squares; None is, which leaves it to the matcher."""
     if resize is not None and resize not in RESIZES:
@@ -187,14 +191,14 @@ def check_resize(resize: str | None, key: str = "resize") -> None:
 
 
 @lru_cache(maxsize=32)  # the pairs of one source image are labelled one after the other
-def squashed(path: Path, size: int, exif_orientation: bool) -> ImageView:
-    """Returns an image file squashed to ``size`` px a side, decoded from the original.
+def view_of(path: Path, size: int, resize: str, exif_orientation: bool) -> ImageView:
+    """Returns an image file brought to a square of ``size`` px a side, decoded from the original.
 
     Raises:
         DataError: see :func:`distill.data.images.read_image`.
     """
-    pixels, _ = decode(path, size, "squash", exif_orientation)
-    return ImageView(_as_tensor(pixels), _digest(pixels.tobytes()))
+    pixels, original = decode(path, size, resize, exif_orientation)
+    return ImageView(_as_tensor(pixels), _digest(pixels.tobytes()), _content(original, size, resize))
 
 
 def original_hash(path: Path, exif_orientation: bool) -> str:

@@ -183,12 +183,13 @@ class _Work:
         return len(pairs)
 
     def _originals(self, number: int) -> PairBatch:
-        """Returns a pair at the size that the teacher is made for, if it and the data set say so, else as it is."""
-        size, views = getattr(self.teacher.teacher, "size", None), getattr(self.benchmark, "views", None)
+        """Returns a pair as the teacher is made for, size and way of resizing, if it and the data set say so, else as it is."""
+        teacher, views = self.teacher.teacher, getattr(self.benchmark, "views", None)
+        size, resize = getattr(teacher, "size", None), getattr(teacher, "resize", None) or "squash"
         pair = self.benchmark[number]
-        if size is None or views is None or _is_at(pair, size):
+        if size is None or views is None or (resize == "squash" and _is_at(pair, size)):
             return pair
-        return with_views(pair, *views(number, size))
+        return with_views(pair, *(views(number, size) if resize == "squash" else views(number, size, resize)))
 
     def _write(self) -> int:
         """Labels what waits and writes all labels; returns how many pairs have been finished."""

@@ -136,3 +136,12 @@ def test_amounts_that_cannot_work_are_named():
         teacher(sigma_cells=0)
     with pytest.raises(ConfigError, match="strength"):
         teacher(consensus=-1)
+
+
+def test_a_student_of_letterboxed_images_teaches_with_such():
+    model = NearestNeighbour("test_resnet", [8])
+    plain = FeatureTeacher(model, size=64)
+    assert plain.resize is None and "resize" not in plain.fingerprint()
+    model.resize = "letterbox"
+    boxed = FeatureTeacher(model, size=64)
+    assert boxed.resize == "letterbox" and boxed.fingerprint() == plain.fingerprint() | {"resize": "letterbox"}

@@ -106,6 +106,28 @@ def test_labels_of_photographs_serve_every_size_squashed_and_letterboxed(tmp_pat
     assert not labels.heatmap[padding].any() and (resize == "squash") == (not padding.any())
 
 
+def test_a_teacher_of_letterboxed_images_is_given_the_originals_letterboxed(tmp_path, photographs):
+    teacher = Sized(100)
+    teacher.resize = "letterbox"
+    pairs = FolderPairs(photographs, size=32)
+    assert label(Cached(tmp_path, teacher), pairs, progress=False) == 12
+    for given in teacher.given:
+        widths, heights = torch.tensor([SIDES[Path(name).stem] for name in given.src_id]).unbind(-1)
+        x0, y0, x1, y1 = given.src_content.unbind(-1)
+        assert torch.equal(torch.maximum(x1 - x0, y1 - y0), torch.full_like(x0, 100.0))
+        torch.testing.assert_close((x1 - x0) / (y1 - y0), widths / heights, rtol=0.02, atol=0)
+        for image, (left, top, right, bottom) in zip(given.src_img, given.src_content.int().tolist(), strict=True):
+            inside = torch.zeros(100, 100, dtype=torch.bool)
+            inside[top:bottom, left:right] = True
+            assert (image[:, ~inside] == 124 / 255).all() and image[:, inside].std() > 0.05
+    batch = collate_pairs([pairs[n] for n in range(6)])
+    labels, found = LabelStore(tmp_path).lookup(batch)
+    assert found.all()
+    for number in range(6):
+        mapped = to_original(labels.trg_kps, batch)[number].numpy()
+        np.testing.assert_allclose(mapped, pairs.pair_annotation(number).trg.points, atol=1e-3)
+
+
 def test_labels_made_of_letterboxed_images_are_kept_relative_to_the_photograph(tmp_path, photographs):
     boxed = FolderPairs(photographs, size=128, resize="letterbox")
     cached = Cached(tmp_path, Oracle(heatmap_side=16, sigma=0.1))

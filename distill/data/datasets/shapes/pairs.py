@@ -141,8 +141,8 @@ class ShapesPairs(Dataset[PairBatch]):
         u, v = torch.from_numpy(points * 2 - 1).unbind(-1)
         return cast([self.scene(self.pairs[index][0])], u, v)[1][0].numpy()
 
-    def views(self, index: int, size: int) -> tuple[ImageView, ImageView]:
-        """Returns source and target of a pair rendered at ``size`` px a side."""
+    def views(self, index: int, size: int, resize: str = "squash") -> tuple[ImageView, ImageView]:
+        """Returns source and target of a pair rendered at ``size`` px a side; they are squares, which ``resize`` leaves as they are."""
         source, target = self.pairs[index]
         return self.view(source, size), self.view(target, size)
 
