@@ -1,3 +1,4 @@
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -252,3 +253,18 @@ def test_a_number_that_is_no_whole_number_is_named(layout, file, line):
         opened.write(line + "\n")
     with pytest.raises(DataError, match=f"line .* of .*{file.rpartition('/')[2]} but got '{line}'"):
         CUBPairs(str(layout), "test", 4)
+
+
+def test_pairs_for_a_second_test_are_of_photographs_that_the_first_leaves_out(layout, root, monkeypatch):
+    monkeypatch.syspath_prepend(str(root / "docs"))
+    left_out = importlib.import_module("left_out_pairs").left_out
+    tested = CUBPairs(str(layout), "test", 1)
+    pairs = left_out(str(layout), 3, first=1)
+    assert len(set(pairs)) == 3 and all(a != b for a, b in pairs)
+    assert not {name for pair in pairs for name in pair} & {name for pair in tested.pairs for name in pair}
+    assert all(
+        tested.annotations.category[tested.ids[a]] == tested.annotations.category[tested.ids[b]] for a, b in pairs
+    )
+    assert {name for pair in pairs for name in pair} <= set(tested.names)
+    with pytest.raises(SystemExit, match="Expected 500 pairs"):
+        left_out(str(layout), 500, first=1)
