@@ -21,7 +21,7 @@ def left_out(root: str, count: int = 500, first: int = 1000, seed: int = 7) -> l
     tested = CUBPairs(root, "test", first)
     used = {name for pair in tested.pairs for name in pair}
     species = defaultdict(list)
-    for name in tested.names:
+    for name in tested.ids:
         if name not in used:
             species[tested.annotations.category[tested.ids[name]]].append(name)
     groups = [names for _, names in sorted(species.items()) if len(names) > 1]
