@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill.core.precision import in_single, without_autocast
+from distill.core.squares import letterbox as letterbox
 
 
 def resize_points(points: Tensor, from_size: tuple[int, int], to_size: tuple[int, int]) -> Tensor:
@@ -44,22 +45,6 @@ def map_points(points: Tensor, from_box: Tensor, to_box: Tensor) -> Tensor:
     points = in_single(points)
     old, new = from_box.to(points)[:, None], to_box.to(points)[:, None]
     return (points - old[..., :2]) * ((new[..., 2:] - new[..., :2]) / (old[..., 2:] - old[..., :2])) + new[..., :2]
-
-
-def letterbox(size: tuple[int, int], side: int) -> tuple[int, int, int, int]:
-    """Returns x0, y0, x1, y1, in px, of where an image of ``size`` (H, W) lies, whole and undistorted, in a square.
-
-    The longer side fills the square, the shorter one is rounded to whole pixels, at least one, and centred; an odd
-    remainder goes to the right or bottom.
-
-    Args:
-        size: height, width of the image, px.
-        side: of the square, px.
-    """
-    height, width = size
-    w, h = (max(1, round(side * length / max(size))) for length in (width, height))
-    x0, y0 = (side - w) // 2, (side - h) // 2
-    return x0, y0, x0 + w, y0 + h
 
 
 def image_size(images: Tensor) -> tuple[int, int]:

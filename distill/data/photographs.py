@@ -15,13 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from distill.core.errors import ConfigError, DataError, nearest
-from distill.core.geometry import letterbox
+from distill.core.squares import PADDING_GREY, RESIZES, content_box, letterbox
 from distill.data.images import read_rgb
 from distill.data.pairs import AnnotatedImage, ImageView
 
 SMALLEST_SIZE = 16
-RESIZES = ("squash", "letterbox")
-PADDING_GREY = 124  # about the mean of photographs
 
 
 @dataclass(frozen=True)
@@ -180,7 +178,7 @@ def decode(
 
 def _content(original: tuple[int, int], size: int, resize: str) -> tuple[float, float, float, float]:
     """Returns x0, y0, x1, y1 px: where an image of ``original`` (H, W) lies in a square of ``size`` px a side."""
-    x0, y0, x1, y1 = letterbox(original, size) if resize == "letterbox" else (0, 0, size, size)
+    x0, y0, x1, y1 = content_box(original, size, resize)
     return float(x0), float(y0), float(x1), float(y1)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.core.files import replacing
+from distill.core.squares import PADDING_GREY
 from distill.export.student_file import BUNDLED, read_about, read_student_file, save_tensors
 
 LIBRARY = "distill"
@@ -59,7 +60,7 @@ def model_card(config: Mapping[str, Any], about: Mapping[str, Any], n_values: in
         "- Points are x, y in pixels of the image they lie on; the centre of the top-left pixel is (0.5, 0.5).\n"
         "- A figure pck@A is the share of points, in percent, within A times the longer side of what its convention names: the "
         "object's box (bbox), the image (img) or the box of its points (kps_bbox); averaged over images where it says per image.\n"
-        f"- Images are RGB in [0, 1], resized to {config['size']} x {config['size']} px without keeping the ratio of their sides.",
+        f"- Images are RGB in [0, 1], {_resized(config)}.",
         "## Limits",
         "- Every point gets an answer, also one that is hidden in the target; the confidence says how sure it is.\n"
         "- Objects unlike those of the data above, and the two sides of symmetric objects, are matched worse.",
@@ -67,6 +68,15 @@ def model_card(config: Mapping[str, Any], about: Mapping[str, Any], n_values: in
         _listed(about, ("licences",)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _resized(config: Mapping[str, Any]) -> str:
+    """Returns how a student of ``config`` wants its images to be brought to its square."""
+    square = f"{config['size']} x {config['size']} px"
+    if config.get("resize", "squash") == "letterbox":
+        grey = f"grey of {PADDING_GREY}/255"
+        return f"resized so that the longer side fills {square}, centred there, and padded with {grey}; match_images does it"
+    return f"resized to {square} without keeping the ratio of their sides; match_images does it"
 
 
 def _listed(about: Mapping[str, Any], keys: tuple[str, ...]) -> str:

@@ -18,7 +18,7 @@ from distill.data.images import read_rgb
 from distill.export.alternatives import LEAST_SHARE
 from distill.export.onnx import export_student
 from distill.export.onnxruntime_web import copy_runtime
-from distill.export.runtime import CORRELATE, ENCODE, MAPS, Matcher, SplitMatcher, read_image
+from distill.export.runtime import CORRELATE, ENCODE, MAPS, Matcher, OnnxFile, SplitMatcher, read_image
 from distill.export.split import can_split, export_split
 
 WEB = Path(__file__).parent / "web"
@@ -141,24 +141,27 @@ def _described(folder: Path, student: nn.Module, files: dict[str, str], config: 
     random = np.random.default_rng(0)
     points = np.round(random.uniform(0.15, 0.85, (CHECKED, 2)) * (width, height), 2)
     flipped = False
+    opened: OnnxFile | SplitMatcher
     if "match" in files:
         matcher = Matcher(folder / MATCH)
-        answer, metadata, size = matcher.match(pictures[0], pictures[1], points), matcher.file.metadata, matcher.size
+        answer, opened = matcher.match(pictures[0], pictures[1], points), matcher.file
     else:
-        split = SplitMatcher(folder / ENCODE, folder / CORRELATE)
+        opened = split = SplitMatcher(folder / ENCODE, folder / CORRELATE)
         answer = split.match(split.describe(pictures[0]), split.describe(pictures[1]), points)
-        metadata, size = split.metadata, split.size
         flipped = MAPS[3] in split.inputs
+    metadata, size = opened.metadata, opened.size
+    how = "fitted into {0} x {0} px with grey borders" if opened.resize == "letterbox" else "resized to {0} x {0} px"
     consensus = getattr(student, "consensus", None)
     return {
         "size": size,
+        "resize": opened.resize,
         "files": files,
         "flipped": flipped,
         "radius_cells": float(config.get("radius_cells", getattr(student, "radius_cells", 3.0))),
         "temperature": float(getattr(consensus, "confidence_temperature", 1.0)),
         "least_share": LEAST_SHARE,
         "check": {"points": points.tolist(), "answers": answer.points.tolist(), "tolerance_px": TOLERANCE_PX},
-        "description": f"{metadata['architecture']}, pictures resized to {size} x {size} px, {metadata['precision']}.",
+        "description": f"{metadata['architecture']}, pictures {how.format(size)}, {metadata['precision']}.",
         "metadata": metadata,
     }
 

@@ -9,17 +9,18 @@ Points are x, y in pixels of the image they lie on; the centre of the top-left p
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
 
 from distill.core.errors import ConfigError, DataError, WeightsError
+from distill.core.squares import RESIZES
 from distill.data.images import read_rgb
+from distill.export.runtime_images import Square
 from distill.export.runtime_query import Floats, checked_image, checked_points
 
 INPUTS = ("src_img", "trg_img", "src_kps")
@@ -33,9 +34,11 @@ class Answer(NamedTuple):
     """Where N points of one image lie in another.
 
     Attributes:
-        points: (N, 2) x, y in pixels of the target as it was given.
+        points: (N, 2) x, y in pixels of the target as it was given; answers in the padding of a letterboxed one are moved to
+            its border.
         confidence: (N,) in [0, 1].
-        heatmap: (N, h, w) scores over cells of the target; higher is likelier.
+        heatmap: (N, h, w) scores over cells of the target; higher is likelier. Letterboxed targets' are read bilinearly from
+            those of the square, without its padding.
     """
 
     points: Floats
@@ -60,6 +63,7 @@ class OnnxFile:
 
     Attributes:
         size: side of the square images, px.
+        resize: how images are brought to the square, "squash" or "letterbox", which keeps the ratio of their sides.
         metadata: what ``export`` wrote about the student, see :mod:`distill.export.about`.
     """
 
@@ -67,6 +71,7 @@ class OnnxFile:
         self.file, self.session = open_session(file, threads, providers)
         self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
         self.size = self._checked_size()
+        self.resize = _checked_resize(self.metadata, self.file)
 
     def _checked_size(self) -> int:
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
@@ -133,7 +138,7 @@ class Matcher:
 
     def __init__(self, file: str | Path, threads: int = 0, providers: Sequence[str] | None = None) -> None:
         self.file = OnnxFile(file, threads, providers)
-        self.size = self.file.size
+        self.size, self.resize = self.file.size, self.file.resize
 
     def match(self, src: Any, trg: Any, points: ArrayLike) -> Answer:
         """Matches points of ``src`` in ``trg``; the images may differ in size.
@@ -149,10 +154,10 @@ class Matcher:
         images = [checked_image(image, name) for image, name in ((src, "src"), (trg, "trg"))]
         src_size, trg_size = (np.array(image.shape[1::-1], np.float32) for image in images)  # width, height
         asked = checked_points(points, src_size)
-        stacks = [_squash(image, self.size) for image in images]
-        inside = (asked[None] * (self.size / src_size)).astype(np.float32)
-        found, confidence, heatmap = self.file.run(stacks[0], stacks[1], inside)
-        return Answer((found[0] * (trg_size / self.size)).astype(np.float32), confidence[0], heatmap[0])
+        square = Square(self.size, self.resize)
+        src_img, trg_img = (square.pixels(image) for image in images)
+        found, confidence, heatmap = self.file.run(src_img, trg_img, square.inside(asked, src_size)[None])
+        return Answer(square.outside(found[0], trg_size), confidence[0], square.heatmaps(heatmap[0], trg_size))
 
 
 class SplitMatcher:
@@ -170,6 +175,7 @@ class SplitMatcher:
 
     Attributes:
         size: side of the square images, px.
+        resize: see :class:`OnnxFile`.
         metadata: what ``export`` wrote about the student, see :mod:`distill.export.about`.
         inputs: names of what the second file takes; "flipped_map" is among them for a student with consensus.
     """
@@ -182,7 +188,8 @@ class SplitMatcher:
         self.metadata, self.size = said[0], _side(said[0].get("size", ""))
         self.inputs = [i.name for i in self.correlate.get_inputs()]
         images = [(i.name, list(i.shape)[1:]) for i in self.encode.get_inputs()]
-        same = all(said[0].get(key) == said[1].get(key) for key in ("size", "fingerprint"))
+        self.resize, other = (_checked_resize(m, f) for m, f in zip(said, (encode, correlate), strict=True))
+        same = self.resize == other and all(said[0].get(key) == said[1].get(key) for key in ("size", "fingerprint"))
         fits = images == [("images", [3, self.size, self.size])] and set(MAPS[:3]) <= set(self.inputs) <= set(MAPS)
         if not (same and fits and 1 <= self.size <= LARGEST_SIZE):
             raise WeightsError(
@@ -193,7 +200,7 @@ class SplitMatcher:
     def describe(self, image: Any) -> Descriptors:
         """Describes an image, given as to :meth:`Matcher.match`."""
         pixels = checked_image(image, "image")
-        stack = _squash(pixels, self.size)
+        stack = Square(self.size, self.resize).pixels(pixels)
         both = np.concatenate([stack, stack[..., ::-1]]) if "flipped_map" in self.inputs else stack
         maps = self._encoded(both)
         return Descriptors(np.array(pixels.shape[1::-1], np.float32), maps[:1], maps[-1:])
@@ -234,10 +241,11 @@ class SplitMatcher:
                     f"Expected {name} as describe returns it but got {type(described).__name__}; call describe(image) first."
                 )
         asked = checked_points(points, src.size)
-        inside = (asked[None] * (self.size / src.size)).astype(np.float32)
+        square = Square(self.size, self.resize)
+        inside = square.inside(asked, src.size)[None]
         feed = {"src_map": src.map, "trg_map": trg.map, "src_kps": inside, "flipped_map": trg.flipped_map}
         found, confidence, heatmap = (field[0] for field in self._correlated(feed))
-        return Answer((found * (trg.size / self.size)).astype(np.float32), confidence, heatmap)
+        return Answer(square.outside(found, trg.size), confidence, square.heatmaps(heatmap, trg.size))
 
 
 def open_session(
@@ -291,26 +299,20 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     return np.asarray(read_rgb(path)).copy()
 
 
-def _squash(image: NDArray[Any], side: int) -> Floats:
-    """Returns (1, 3, side, side) floats: the image resized to a square, as torch's antialiased bilinear interpolation does.
-
-    One channel after the other becomes floats, which take four times the memory of bytes.
-    """
-    channels = []
-    for number in range(3):
-        channel = image[..., number].astype(np.float32)
-        if image.dtype == np.uint8:
-            channel /= np.float32(255)
-        if channel.shape != (side, side):
-            resized = Image.fromarray(channel).resize((side, side), Image.Resampling.BILINEAR)
-            channel = np.asarray(resized).clip(0, 1)
-        channels.append(channel)
-    return np.stack(channels)[None]
-
-
 def _side(text: str) -> int:
     """Returns the side of images, px, that metadata name, or 0 for none."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0
+
+
+def _checked_resize(metadata: Mapping[str, str], file: str | Path) -> str:
+    """Returns how metadata say that images are brought to the square; files of earlier versions, which do not, squash."""
+    resize = metadata.get("resize", "squash")
+    if resize not in RESIZES:
+        raise WeightsError(
+            f"Expected a student that distill exported at {file} but its images are to be resized by {resize[:20]!r}, which is "
+            f"none of {', '.join(RESIZES)}; export it again, or update distill."
+        )
+    return resize
 
 
 def _no_answer(error: Exception) -> WeightsError:

@@ -53,8 +53,12 @@ function caption(context, [x, y], unit, fill, label) {
   context.fillText(label, x, y);
 }
 
-/** Lays a heatmap over the canvas: the likelier a cell, the redder and the less transparent. */
-export function heat(context, { probability, rows, columns }) {
+/**
+ * Lays a heatmap over the canvas: the likelier a cell, the redder and the less transparent.
+ *
+ * `shown` is the part of the heatmap that the canvas shows, [x0, y0, x1, y1] in fractions of its sides: without the padding.
+ */
+export function heat(context, { probability, rows, columns, shown: [x0, y0, x1, y1] }) {
   const highest = Math.max(...probability), image = new ImageData(columns, rows);
   probability.forEach((value, cell) => {
     const share = Math.sqrt(value / highest);
@@ -63,5 +67,6 @@ export function heat(context, { probability, rows, columns }) {
   const small = new OffscreenCanvas(columns, rows);
   small.getContext("2d").putImageData(image, 0, 0);
   context.imageSmoothingEnabled = true;
-  context.drawImage(small, 0, 0, context.canvas.width, context.canvas.height);
+  const part = [x0 * columns, y0 * rows, (x1 - x0) * columns, (y1 - y0) * rows];
+  context.drawImage(small, ...part, 0, 0, context.canvas.width, context.canvas.height);
 }

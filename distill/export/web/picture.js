@@ -2,13 +2,17 @@
 // distill.data.images does: EXIF orientation applied, transparency on white, colour profiles not applied.
 import { checkedSize, LIMITS } from "./image_header.js";
 import { Refusal } from "./refusal.js";
-import { SquareResizer } from "./resize.js";
+import { contentBox, SquareResizer } from "./resize.js";
 
 const STRIP = 64; // rows at a time, which bounds the memory of large pictures
 const SHOWN = 1200; // px of the longer side of the picture that the page shows
 
-/** Returns {width, height, pixels (3, side, side), shown} of a file; throws a Refusal for what is no picture. */
-export async function readPicture(blob, name, side) {
+/**
+ * Returns {width, height, box, pixels (3, side, side), shown} of a file; throws a Refusal for what is no picture.
+ *
+ * `side` is that of the square, px, `resize` how pictures are brought to it, `box` where the picture lies there.
+ */
+export async function readPicture(blob, name, side, resize = "squash") {
   if (!blob.size) throw new Refusal(`Expected a picture but ${name} is empty; choose another.`);
   if (blob.size > LIMITS.bytes) {
     throw new Refusal(`Expected a file of at most ${LIMITS.bytes / 2 ** 20} MiB but ${name} has ${Math.ceil(blob.size / 2 ** 20)}; make it smaller.`);
@@ -23,15 +27,15 @@ export async function readPicture(blob, name, side) {
     throw new Refusal(`Expected a whole picture but ${name} cannot be decoded; save it again.`);
   }
   try {
-    const { width, height } = bitmap;
-    return { width, height, pixels: toSquare(bitmap, side), shown: await reduced(bitmap) };
+    const { width, height } = bitmap, box = contentBox(width, height, side, resize);
+    return { width, height, box, pixels: toSquare(bitmap, side, box), shown: await reduced(bitmap) };
   } finally {
     bitmap.close();
   }
 }
 
-function toSquare(bitmap, side) {
-  const { width, height } = bitmap, resizer = new SquareResizer(width, height, side);
+function toSquare(bitmap, side, box) {
+  const { width, height } = bitmap, resizer = new SquareResizer(width, height, side, box);
   const canvas = new OffscreenCanvas(width, Math.min(STRIP, height));
   const context = canvas.getContext("2d", { willReadFrequently: true });
   for (let top = 0; top < height; top += canvas.height) {

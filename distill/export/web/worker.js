@@ -3,10 +3,11 @@ import { secondBest, softmax } from "./alternatives.js";
 import { Network } from "./network.js";
 import { readPicture } from "./picture.js";
 import { Refusal } from "./refusal.js";
+import { mapPoint } from "./resize.js";
 
 const MOST_POINTS = 200;
 let network, about;
-const pictures = {}; // by place, "source" and "target": {width, height, pixels, described}
+const pictures = {}; // by place, "source" and "target": {width, height, box, pixels, described}
 
 async function adapterIsThere() {
   try {
@@ -37,10 +38,10 @@ const requests = {
   },
 
   async picture({ place, blob, name }) {
-    const read = await readPicture(blob, name, about.size);
-    const { width, height, pixels, shown } = read, start = performance.now();
+    const read = await readPicture(blob, name, about.size, about.resize);
+    const { width, height, box, pixels, shown } = read, start = performance.now();
     const described = await network.describe(pixels, place === "target");
-    pictures[place] = { width, height, pixels, described };
+    pictures[place] = { width, height, box, pixels, described };
     return { width, height, shown, milliseconds: performance.now() - start };
   },
 
@@ -72,18 +73,27 @@ function checkPoints(points, { width, height }) {
   if (wrong) throw new Refusal(`Expected points inside the first picture of ${width} x ${height} px but got ${wrong.join(", ")}.`);
 }
 
+const whole = ({ width, height }) => [0, 0, width, height];
+
+/** Moves a point on the padding of a letterboxed picture to the picture's border. */
+function bordered([x, y], { width, height }) {
+  if (about.resize !== "letterbox") return [x, y];
+  return [Math.min(width, Math.max(0, x)), Math.min(height, Math.max(0, y))];
+}
+
 async function match(source, target, points) {
-  const side = about.size, inside = points.map(([x, y]) => [(x * side) / source.width, (y * side) / source.height]);
+  const side = about.size, inside = points.map((point) => mapPoint(point, whole(source), source.box));
+  const inTarget = (x, y) => bordered(mapPoint([x, y], target.box, whole(target)), target);
   const found = await network.match(source.described, target.described, inside), cells = found.rows * found.columns;
   return points.map((point, number) => {
     const probability = softmax(found.heatmap.slice(number * cells, (number + 1) * cells), about.temperature);
     const other = secondBest(probability, found.rows, found.columns, about.radius_cells, about.least_share);
     return {
       source: point,
-      target: [(found.points[2 * number] * target.width) / side, (found.points[2 * number + 1] * target.height) / side],
+      target: inTarget(found.points[2 * number], found.points[2 * number + 1]),
       confidence: found.confidence[number],
-      heatmap: { probability, rows: found.rows, columns: found.columns },
-      other: other && { target: [other.x * target.width, other.y * target.height], confidence: found.confidence[number] * other.share },
+      heatmap: { probability, rows: found.rows, columns: found.columns, shown: target.box.map((edge) => edge / side) },
+      other: other && { target: inTarget(other.x * side, other.y * side), confidence: found.confidence[number] * other.share },
     };
   });
 }
@@ -92,7 +102,7 @@ async function match(source, target, points) {
 async function selfTest() {
   const read = {};
   for (const [place, { file }] of [["source", about.examples[0]], ["target", about.examples[1]]]) {
-    const picture = await readPicture(await (await fetch(file)).blob(), file, about.size);
+    const picture = await readPicture(await (await fetch(file)).blob(), file, about.size, about.resize);
     picture.shown.close();
     read[place] = { ...picture, described: await network.describe(picture.pixels, place === "target") };
   }

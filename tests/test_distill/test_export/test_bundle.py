@@ -7,12 +7,13 @@ import torch
 
 import distill
 from distill.core.errors import WeightsError
-from distill.export.bundle import write_bundle
+from distill.export.bundle import model_card, write_bundle
 from distill.export.student_file import add_about, read_about, save_student
 from student import StudentMatcher
 
 CONFIG = {"_target_": "student.StudentMatcher", "backbone": "test_resnet", "strides": [8, 16], "width": 16, "size": 64}
 ABOUT = {"teacher": {"class": "teacher.PromptOptimization"}, "data": {"name": "cub", "n_pairs": 500}}
+RESIZED = {"absent": {}, "squash": {"resize": "squash"}, "letterbox": {"resize": "letterbox"}}
 
 
 @pytest.fixture
@@ -47,6 +48,15 @@ def test_the_card_tells_origin_figures_with_convention_limits_and_licences(ckpt,
     ):
         assert told in card
     assert "## Limits" in card and "load_student" in card
+
+
+def test_the_card_says_how_images_are_resized():
+    cards = {resize: model_card({**CONFIG, **resize_of}, {}, 1) for resize, resize_of in RESIZED.items()}
+    squashed = "resized to 64 x 64 px without keeping the ratio of their sides"
+    assert squashed in cards["squash"] and cards["absent"] == cards["squash"]
+    assert "longer side fills 64 x 64 px" not in cards["squash"]
+    assert squashed not in cards["letterbox"] and "without keeping" not in cards["letterbox"]
+    assert "the longer side fills 64 x 64 px, centred there, and padded with grey of 124/255" in cards["letterbox"]
 
 
 def test_what_is_not_known_is_said_to_be_unknown(tmp_path):
