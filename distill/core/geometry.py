@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill.core.precision import in_single, without_autocast
-from distill.core.squares import letterbox as letterbox
 
 
 def resize_points(points: Tensor, from_size: tuple[int, int], to_size: tuple[int, int]) -> Tensor:

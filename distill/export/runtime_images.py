@@ -58,7 +58,7 @@ class Square(NamedTuple):
             _readings(heatmaps.shape[2 - axis], float(corner[axis] / self.side), float(extent[axis] / self.side))
             for axis in (0, 1)
         )
-        return rows @ heatmaps @ columns.T
+        return (rows @ heatmaps @ columns.T).astype(np.float32)
 
     def _place(self, size: Floats) -> tuple[Floats, Floats]:
         """Returns the top-left corner x, y and the width, height, px, of an image of ``size`` in the square."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.core.errors import DistillError, WeightsError
-from distill.data.photographs import RESIZES
+from distill.core.squares import RESIZES
 
 TRUSTED = ("student",)
 """Packages whose classes a student's file may name; what it names is imported and called."""

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
-from distill.core.geometry import letterbox
 from distill.core.readout import argmax, windowed_soft_argmax
+from distill.core.squares import letterbox
 from distill.core.types import Matches
 from distill.data.datasets.cub import CUBPairs
 from distill.data.datasets.pf_willow import PFWillowPairs

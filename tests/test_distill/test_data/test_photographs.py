@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from distill.core.errors import ConfigError, DataError
-from distill.core.geometry import letterbox
+from distill.core.squares import letterbox
 from distill.data.annotations import ImageAnnotation, PairAnnotation
 from distill.data.pairs import collate_pairs, from_original, make_pair, to_original
 from distill.data.photographs import PhotographReader, decode
