@@ -179,7 +179,13 @@ def test_points_that_are_none_are_refused_and_the_page_goes_on(page, typed, mess
 
 
 def test_two_clicks_at_once_get_two_answers(page):
-    click = "(canvas) => { for (const x of [50, 150]) canvas.dispatchEvent(new MouseEvent('click', {clientX: x, clientY: 300})) }"
+    click = """(canvas) => {
+        const box = canvas.getBoundingClientRect();  // wherever the page was scrolled to by the tests before
+        for (const share of [0.3, 0.7]) {
+            const place = {clientX: box.x + share * box.width, clientY: box.y + box.height / 2};
+            canvas.dispatchEvent(new MouseEvent("click", place));
+        }
+    }"""
     page.locator("#source canvas").evaluate(click)
     found = rows(page, 2)
     assert found[0][1] != found[1][1] and len(found) == 2
