@@ -384,8 +384,14 @@ def _record(found: dict[str, str], name: str, read: Callable[..., T], *arguments
         return None
 
 
-def check_categories(asked: Iterable[str], split: str, known: Sequence[str]) -> None:
-    """Raises a :class:`ConfigError` unless ``asked`` is a list of some of the categories ``known`` of ``split``."""
+def choose_categories(asked: str | Iterable[str] | None, split: str, known: Sequence[str]) -> list[str]:
+    """Returns those categories of ``known``, in its order, that are asked for, one or several; all for None.
+
+    Raises:
+        ConfigError: when ``split`` has no such category, or none is asked for.
+    """
+    if asked is None:
+        return list(known)
     asked = [asked] if isinstance(asked, str) else list(asked)
     if not asked:
         raise ConfigError(f"Expected data.categories to name some of {', '.join(known)} but got none; null takes all.")
@@ -394,6 +400,7 @@ def check_categories(asked: Iterable[str], split: str, known: Sequence[str]) -> 
             raise ConfigError(
                 f"Expected data.categories of split {split} but got {category!r}; {nearest(category, known)}."
             )
+    return [category for category in known if category in asked]
 
 
 def check_split(split: str, splits: Iterable[str]) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from distill.core.errors import ConfigError, DataError, nearest
-from distill.core.squares import PADDING_GREY, RESIZES, content_box, letterbox
+from distill.core.squares import PADDING_GREY, RESIZES, content_box
 from distill.data.images import read_rgb
 from distill.data.pairs import AnnotatedImage, ImageView
 
@@ -168,9 +168,7 @@ def decode(
     """
     pixels = read_rgb(path, exif_orientation)
     width, height = pixels.size
-    if resize == "squash":
-        return np.asarray(pixels.resize((size, size), Image.Resampling.BILINEAR)), (height, width)
-    x0, y0, x1, y1 = letterbox((height, width), size)
+    x0, y0, x1, y1 = content_box((height, width), size, resize)
     square = np.full((size, size, 3), PADDING_GREY, np.uint8)
     square[y0:y1, x0:x1] = np.asarray(pixels.resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR))
     return square, (height, width)

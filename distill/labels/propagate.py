@@ -25,7 +25,7 @@ from distill.core.vote import vote
 from distill.data.keypoints import ImageKeypoints
 from distill.data.pairs import AnnotatedImage, collate_pairs, exchanged, make_pair, to_device, to_original
 from distill.data.photographs import PhotographReader, check_resize
-from distill.matchers.match_images import DEFAULT_SIZE
+from distill.matchers.match_images import square_for
 
 
 @dataclass(frozen=True)
@@ -167,9 +167,8 @@ class Propagator:
     ) -> None:
         self.matcher = matcher.to(device) if isinstance(matcher, nn.Module) else matcher
         self.root, self.known, self.todo, self.config, self.device = root, known, todo, config, device
-        size = config.size or getattr(matcher, "size", None) or DEFAULT_SIZE
         used = [root / name for names in todo.sources.values() for name in names[: config.sources]]
-        resize = config.resize or getattr(matcher, "resize", None) or "squash"
+        size, resize = square_for(matcher, config.size, config.resize)
         self.read = PhotographReader(used, size, resize, exif_orientation=True)
 
     def __len__(self) -> int:

@@ -10,7 +10,7 @@ from distill.core.checks import check_images, check_points
 from distill.core.errors import DataError
 from distill.core.geometry import image_size, map_points
 from distill.core.heatmaps import recover
-from distill.core.protocols import Matcher
+from distill.core.protocols import Matcher, PairMatcher
 from distill.core.squares import PADDING_GREY, content_box
 from distill.core.types import Matches
 from distill.data.photographs import check_resize
@@ -63,8 +63,7 @@ def match_images(
     src_kps = _as_tensor(points)
     src_kps = src_kps[None] if src_kps.ndim == 2 else src_kps
     check_points(src_kps, src_img, "points")
-    side = size or getattr(matcher, "size", None) or DEFAULT_SIZE
-    resize = resize or getattr(matcher, "resize", None) or "squash"
+    side, resize = square_for(matcher, size, resize)
     (src_square, src_box), (trg_square, trg_box) = (in_square(image, side, resize) for image in (src_img, trg_img))
     query = (src_square, trg_square, map_points(src_kps, _whole(src_img), src_box))
     if device is None and isinstance(matcher, nn.Module):
@@ -92,6 +91,14 @@ def _as_tensor(points: Tensor | Sequence[Sequence[float]]) -> Tensor:
     if given.dtype == torch.bool or given.is_complex() or given.is_meta:
         raise wrong
     return given.float()
+
+
+def square_for(matcher: Matcher | PairMatcher, size: int | None, resize: str | None) -> tuple[int, str]:
+    """Returns side, px, and way of resizing of the squares that a matcher is given: as asked for, or as it was trained on."""
+    return (
+        size or getattr(matcher, "size", None) or DEFAULT_SIZE,
+        resize or getattr(matcher, "resize", None) or "squash",
+    )
 
 
 def in_square(image: Tensor, side: int, resize: str) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ from distill.data.annotations import ImageAnnotation, PairAnnotation
 from distill.data.image_config import ImageConfig, ImageOptions
 from distill.data.json_values import numbers_in, object_in, objects_in
 from distill.data.pairs import Threshold
-from distill.data.photograph_pairs import PhotographPairs, check_categories, check_split
+from distill.data.photograph_pairs import PhotographPairs, check_split, choose_categories
 from distill.data.readers import read_json
 
 SPLITS = {"intra": "intra", "cross": "cross", "train": "trainsplits/train", "test": "trainsplits/test"}
@@ -69,11 +69,7 @@ class SOCOPairs(PhotographPairs):
                 "GenIntelLab/SOCO, and name the folder that holds Images and PairAnnotations in data.root."
             )
         groups = sorted(path.name for path in self._folder.iterdir() if path.is_dir())
-        if isinstance(categories, str):
-            categories = [categories]
-        if categories is not None:
-            check_categories(categories, split, groups)
-        chosen = groups if categories is None else [group for group in groups if group in categories]
+        chosen = choose_categories(categories, split, groups)
         pairs = [(group, file.stem) for group in chosen for file in sorted((self._folder / group).glob("*.json"))]
         images = sorted((self.root / "Images").glob("*/*"))
         self._start(self._subsample(pairs, n_pairs, seed), images, image_config)

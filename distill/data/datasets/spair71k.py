@@ -21,8 +21,8 @@ from distill.data.pairs import Threshold
 from distill.data.photograph_pairs import (
     PAPER_SIDE,
     PhotographPairs,
-    check_categories,
     check_split,
+    choose_categories,
 )
 from distill.data.readers import own_name, read_json, read_text
 
@@ -69,12 +69,8 @@ class SPairPairs(PhotographPairs):
         self._configure(image_config)
         self.root, self.split = Path(root), split
         names = _read_names(self.root / "Layout" / "large" / f"{SPLITS[split]}.txt", self.ignored)
-        if isinstance(categories, str):
-            categories = [categories]
-        if categories is not None:
-            known = sorted({pair[0].partition("/")[0] for pair in names})
-            check_categories(categories, split, known)
-            names = {pair: line for pair, line in names.items() if pair[0].partition("/")[0] in categories}
+        chosen = choose_categories(categories, split, sorted({pair[0].partition("/")[0] for pair in names}))
+        names = {pair: line for pair, line in names.items() if pair[0].partition("/")[0] in chosen}
         names = self._annotated_lines(names)
         self._lines = names
         self._all_points: dict[Path, dict[int, tuple[float, float]]] = {}
