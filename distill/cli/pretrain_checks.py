@@ -32,6 +32,7 @@ AT_LEAST = {
     "diffusion.training.drop_caption": 0,
     "diffusion.training.warmup": 1,
     "diffusion.training.decay": 0,
+    "diffusion.training.beta2": 0,
     "diffusion.averaging.every": 1,
     "diffusion.averaging.check_every": 1,
     "diffusion.checkpoint_every": 1,
@@ -45,7 +46,7 @@ ABOVE = {
     "diffusion.averaging.decay": 0,
 }
 AT_MOST = {"diffusion.training.drop_caption": 1, "diffusion.training.decay": 1, "diffusion.latents.blocks.zoom": 1}
-BELOW = {"diffusion.averaging.decay": 1}
+BELOW = {"diffusion.averaging.decay": 1, "diffusion.training.beta2": 1}
 """Bounds of numbers, by key, that :data:`distill.cli.keys.LEAST` does not hold."""
 
 UNFIT = (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError, ZeroDivisionError)

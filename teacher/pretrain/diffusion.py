@@ -32,6 +32,7 @@ class DiffusionTraining(LightningModule):
         lr: peak learning rate of AdamW.
         warmup: steps until it is reached.
         decay: the share of the trainer's steps over which it falls to a hundredth at the end.
+        beta2: decay a step of AdamW's average of the squared gradients, at least 0 and below 1.
         seed: of noise and timesteps.
 
     Attributes:
@@ -50,6 +51,7 @@ class DiffusionTraining(LightningModule):
         lr: float,
         warmup: int,
         decay: float,
+        beta2: float = 0.99,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -58,7 +60,7 @@ class DiffusionTraining(LightningModule):
         self.tokenizer, self.scheduler = tokenizer, scheduler
         self._frozen = [autoencoder.eval().requires_grad_(False)]  # in a list: no child, hence in no checkpoint
         self.drop_caption, self.seed = drop_caption, seed
-        self.lr, self.warmup, self.decay = lr, warmup, decay
+        self.lr, self.warmup, self.decay, self.beta2 = lr, warmup, decay, beta2
         self.lr_scale, self.restarted_at = 1.0, 0
         self._unet_step: UNetStep | None = None
         self._empty = tokenize(tokenizer, [""])
@@ -157,4 +159,4 @@ class DiffusionTraining(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW, fused."""
-        return torch.optim.AdamW(self.parameters(), lr=self.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+        return torch.optim.AdamW(self.parameters(), lr=self.lr, betas=(0.9, self.beta2), weight_decay=0.01, fused=True)

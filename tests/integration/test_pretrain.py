@@ -19,7 +19,7 @@ from distill.cli.config import compose
 from distill.cli.pretrain_checks import check_settings
 from distill.training.callbacks.step_progress import StepProgress
 from teacher import PromptOptimization
-from teacher.pretrain import AutoencoderTraining, DiffusionTraining
+from teacher.pretrain import AutoencoderTraining, DiffusionTraining, build_autoencoder
 
 SMALL = [
     "size=32",
@@ -188,8 +188,9 @@ def test_fewer_steps_than_are_done_are_refused(trained, capsys):
     assert "Expected diffusion.steps of at least" in capsys.readouterr().err
 
 
-def test_an_autoencoder_that_does_not_fit_the_unet_is_refused(root, tmp_path, capsys):
-    given = f"autoencoder.init_from={root}/checkpoints/sd-mini/vae"
+def test_an_autoencoder_that_does_not_fit_the_unet_is_refused(tmp_path, capsys):
+    build_autoencoder(channels=8, latent_channels=12, num_downsamples=3).save_pretrained(tmp_path / "vae")
+    given = f"autoencoder.init_from={tmp_path}/vae"
     assert main(["pretrain", f"run.dir={tmp_path}/run", "diffusion.steps=2", *UNSCORED, given]) == 2
     assert "latents of 12 channels and 4 cells a side" in capsys.readouterr().err
 
@@ -252,6 +253,7 @@ def test_the_line_of_a_log_separates_steps_from_what_was_logged(capsys, monkeypa
         ("diffusion.text_encoder.width=30", "multiple of the number of attention heads (4)"),
         ("diffusion.training.warmup=0", "diffusion.training.warmup of at least 1 but got 0"),
         ("diffusion.training.drop_caption=2", "diffusion.training.drop_caption of at most 1 but got 2"),
+        ("diffusion.training.beta2=1", "diffusion.training.beta2 below 1 but got 1"),
         ("diffusion.averaging.decay=1", "diffusion.averaging.decay below 1 but got 1"),
         ("diffusion.averaging.every=0", "diffusion.averaging.every of at least 1"),
         ("diffusion.latents.blocks.zoom=0", "diffusion.latents.blocks.zoom above 0 but got 0"),

@@ -358,3 +358,9 @@ def test_the_rate_warms_up_stays_and_falls():
     assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0] and rates[10] == 1.0
     assert rates[15] == pytest.approx(0.5) and rates[19] == pytest.approx(0.1)
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1)
+
+
+def test_the_decay_of_squared_gradients_is_a_setting():
+    module = training(beta2=0.9995)
+    assert training().configure_optimizers().param_groups[0]["betas"] == (0.9, 0.99)
+    assert module.configure_optimizers().param_groups[0]["betas"] == (0.9, 0.9995)
