@@ -57,8 +57,8 @@ SDXL = FeatureChoice(("up@1/4:5.transformer", "up@1/4:7.transformer", "up@1/2:0.
 (github.com/Darkbblue/generic-diffusion-feature)."""
 
 
-SMALL = FeatureChoice(("up@1/2", "up@1/1:0.transformer"), 50)
-"""What is read of the shipped small model; chosen among single layers and pairs of them on 120 training pairs."""
+SMALL = FeatureChoice(("up@1/4", "up@1/2:0.transformer"), 150)
+"""What is read of the shipped small model; chosen among single layers and pairs of them on 60 training pairs."""
 
 
 class DiffusionFeatures(FeatureMatcher):
@@ -169,13 +169,13 @@ class DiffusionFeatures(FeatureMatcher):
 def default_features(unet: UNet2DConditionModel) -> FeatureChoice:
     """Returns what is read where the settings do not say.
 
-    SDXL, told by its second conditioning: ``SDXL``. Two blocks, as in the shipped small model: ``SMALL``. SD 1.x, 2.x and any other: the
+    SDXL, told by its second conditioning: ``SDXL``. Three blocks, as in the shipped small model: ``SMALL``. SD 1.x, 2.x and any other: the
     second block of the decoder at time 261, as in DIFT.
     """
     present = {name for layer in feature_layers(unet) for name in (layer.name, layer.place)}
     for choice, fits in (
         (SDXL, unet.config.addition_embed_type == "text_time"),
-        (SMALL, len(unet.up_blocks) == 2),
+        (SMALL, len(unet.up_blocks) == 3),
     ):
         if fits and present.issuperset(choice.layers):
             return choice

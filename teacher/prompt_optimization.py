@@ -29,7 +29,7 @@ from teacher.settings import Settings
 from teacher.target_image import TargetImages, aggregate_maps, read_out
 from teacher.text import check_text, settle_null_prompt
 
-VERSION = "2"
+VERSION = "3"
 """Raised whenever a change of the code changes answers, so that old labels are refused."""
 
 FLIP_CONSISTENCY_POWER = 3.0
@@ -208,7 +208,7 @@ class PromptOptimization:
         """Matches the points of several pairs of images; an answer does not depend on the other pairs."""
         prompts = self.prompts.at_all([(query.src, query.points) for query in queries])
         found = self._localize_with_consensus(queries, prompts)
-        side = self.settings.heatmap_side or max(1, self.features.model.map_side // 2)
+        side = self.settings.heatmap_side or max(1, self.features.model.map_side // 4)
         found = [one._replace(heatmap=F.adaptive_avg_pool2d(one.heatmap, side)) for one in found]
         of_kinds = [self._confidence(kind, queries, prompts, found) for kind in self.settings.confidence]
         joint = [confidence.joint(list(of_query)) for of_query in zip(*of_kinds, strict=True)]

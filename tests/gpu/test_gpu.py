@@ -26,7 +26,7 @@ def model(root) -> str:
 @pytest.mark.parametrize("difficulty", ["medium", "hard"])
 def test_the_teacher_answers_on_a_card_as_on_a_cpu(model, difficulty):
     pair = ShapesPairs("val", 4, 0, 128, difficulty=difficulty)[0]
-    layers = ["up@1/1:0"]
+    layers = ["up@1/2:0"]
     here, there = (
         PromptOptimization(model, device=d, steps=10, layers=layers).match_pairs(pair) for d in ("cpu", "cuda")
     )

@@ -124,7 +124,7 @@ def test_sdxl_reads_four_inner_layers_by_default_and_leaves_the_pass_after_the_l
 def test_the_shipped_model_reads_a_block_and_an_inner_transformer_block_by_default(root):
     unet = meta_unet(root / "checkpoints" / "sd-mini")
     assert default_features(unet) == SMALL
-    assert [layer.name for layer in choose_features(unet, SMALL.layers)] == ["up@1/2:0.block", "up@1/1:0.transformer"]
+    assert [layer.name for layer in choose_features(unet, SMALL.layers)] == ["up@1/4:0.block", "up@1/2:0.transformer"]
 
 
 def test_hooks_are_removed_when_the_pass_fails(sd1):

@@ -31,7 +31,7 @@ def test_it_satisfies_the_contracts(sd1_folder, make_pairs):
     assert isinstance(teacher, PairMatcher) and isinstance(teacher, Fingerprinted)
     pair = make_pairs(3, size=64)
     answer = teacher(pair.src_img, pair.trg_img, pair.src_kps)
-    assert answer.trg_kps.shape == (1, 3, 2) and answer.heatmap.shape == (1, 3, 8, 8)
+    assert answer.trg_kps.shape == (1, 3, 2) and answer.heatmap.shape == (1, 3, 4, 4)
     assert ((answer.trg_kps >= 0) & (answer.trg_kps <= 64)).all() and (answer.heatmap >= 0).all()
     assert ((answer.confidence >= 0) & (answer.confidence <= 1)).all()
 
