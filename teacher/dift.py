@@ -169,13 +169,14 @@ class DiffusionFeatures(FeatureMatcher):
 def default_features(unet: UNet2DConditionModel) -> FeatureChoice:
     """Returns what is read where the settings do not say.
 
-    SDXL, told by its second conditioning: ``SDXL``. Three blocks, as in the shipped small model: ``SMALL``. SD 1.x, 2.x and any other: the
-    second block of the decoder at time 261, as in DIFT.
+    SDXL, told by its second conditioning: ``SDXL``. Three blocks without it, as in the shipped small model: ``SMALL``. SD 1.x, 2.x and any
+    other, such as a smaller SDXL: the second block of the decoder at time 261, as in DIFT.
     """
     present = {name for layer in feature_layers(unet) for name in (layer.name, layer.place)}
+    is_sdxl = unet.config.addition_embed_type == "text_time"
     for choice, fits in (
-        (SDXL, unet.config.addition_embed_type == "text_time"),
-        (SMALL, len(unet.up_blocks) == 3),
+        (SDXL, is_sdxl),
+        (SMALL, not is_sdxl and len(unet.up_blocks) == 3),
     ):
         if fits and present.issuperset(choice.layers):
             return choice

@@ -8,6 +8,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, EulerDiscre
 
 from distill.core.errors import WeightsError
 from teacher import DiffusionFeatures, PromptOptimization
+from teacher.dift import FeatureChoice
 
 QUICK = {"steps": 2, "embeddings": 1, "crop_pool": 4, "crops": 2, "prompt_length": 7, "device": "cpu"}
 QUICK |= {"queries": "conditioned", "consensus": 0.0}
@@ -88,6 +89,11 @@ def sdxl(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sdxl")
     save(folder, "sdxl")
     return folder
+
+
+def test_a_smaller_sdxl_is_not_taken_for_the_shipped_small_model(sdxl):
+    matcher = DiffusionFeatures(str(sdxl), prompt_length=7, device="cpu")
+    assert matcher.choice == FeatureChoice(("up@1/2:0.block",), 261)
 
 
 def test_sdxl_is_given_zeros_for_the_empty_prompt_and_its_two_text_encoders_are_not_read(sdxl, tmp_path, make_pairs):
