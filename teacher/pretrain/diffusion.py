@@ -1,6 +1,6 @@
 """Second stage: UNet and text encoder learn to denoise the latents of captioned pictures."""
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from distill.core.errors import ConfigError, nearest
 from teacher.pretrain.latents import encode, tokenize
+from teacher.pretrain.optimizer import OptimizerName, build_optimizer
 from teacher.pretrain.seeding import DIFFUSION, step_generator
 from teacher.pretrain.unet_step import GraphedUNetStep, UNetStep
 
@@ -29,15 +31,19 @@ class DiffusionTraining(LightningModule):
         scheduler: the noise schedule; epsilon and velocity are understood as targets.
         drop_caption: the share of a batch that is denoised without its captions, for guidance and for a prompt that says
             nothing.
-        lr: peak learning rate of AdamW.
+        lr: peak learning rate.
         warmup: steps until it is reached.
         decay: the share of the trainer's steps over which it falls to a hundredth at the end.
+        optimizer: "adamw" or "muon", see :func:`teacher.pretrain.optimizer.build_optimizer`.
         beta2: decay a step of AdamW's average of the squared gradients, at least 0 and below 1.
         seed: of noise and timesteps.
 
     Attributes:
         lr_scale: factor on the learning rate, lowered when the weights stopped being finite.
         restarted_at: the step after which the rate warms up anew.
+
+    Raises:
+        ConfigError: for an optimiser that is not known.
     """
 
     def __init__(
@@ -51,16 +57,22 @@ class DiffusionTraining(LightningModule):
         lr: float,
         warmup: int,
         decay: float,
+        optimizer: OptimizerName = "adamw",
         beta2: float = 0.99,
         seed: int = 0,
     ) -> None:
+        if optimizer not in get_args(OptimizerName):
+            raise ConfigError(
+                f"Expected a known diffusion.training.optimizer but got {optimizer!r}; {nearest(optimizer, get_args(OptimizerName))}."
+            )
         super().__init__()
         self.automatic_optimization = False  # the gradients come from UNetStep
         self.unet, self.text_encoder = unet, text_encoder
         self.tokenizer, self.scheduler = tokenizer, scheduler
         self._frozen = [autoencoder.eval().requires_grad_(False)]  # in a list: no child, hence in no checkpoint
         self.drop_caption, self.seed = drop_caption, seed
-        self.lr, self.warmup, self.decay, self.beta2 = lr, warmup, decay, beta2
+        self.lr, self.warmup, self.decay = lr, warmup, decay
+        self.optimizer_name, self.beta2 = optimizer, beta2
         self.lr_scale, self.restarted_at = 1.0, 0
         self._unet_step: UNetStep | None = None
         self._empty = tokenize(tokenizer, [""])
@@ -142,7 +154,7 @@ class DiffusionTraining(LightningModule):
     def _clip_or_skip(self, optimizer: torch.optim.Optimizer) -> None:
         """Clips the gradients' norm at 1; where it is not finite, has the optimiser skip its step.
 
-        The fused optimiser reads ``found_inf`` on the device, as for :class:`torch.amp.GradScaler`: the host waits for nothing.
+        The fused AdamW reads ``found_inf`` on the device, as for :class:`torch.amp.GradScaler`: the host waits for nothing.
         """
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -158,5 +170,5 @@ class DiffusionTraining(LightningModule):
         return self.lr * self.lr_scale * min(1.0, (step - self.restarted_at + 1) / self.warmup, max(0.01, left))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW, fused."""
-        return torch.optim.AdamW(self.parameters(), lr=self.lr, betas=(0.9, self.beta2), weight_decay=0.01, fused=True)
+        """AdamW or Muon."""
+        return build_optimizer(self.optimizer_name, self, self.lr, self.beta2)

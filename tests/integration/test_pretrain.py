@@ -137,8 +137,10 @@ def interrupted_at(number: int, step):
     return training_step
 
 
-def test_an_interrupted_run_ends_with_the_weights_of_one_that_was_not(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_an_interrupted_run_ends_with_the_weights_of_one_that_was_not(optimizer, tmp_path, monkeypatch, capsys):
     settings = [*UNSCORED, "autoencoder.training.crop=24", "diffusion.steps=6", "precision=32-true"]
+    settings += [f"diffusion.training.optimizer={optimizer}"]
     assert main(["pretrain", f"run.dir={tmp_path}/whole", *settings]) == 0
     for stage, kind, at, kept in (("autoencoder", AutoencoderTraining, 3, 2), ("diffusion", DiffusionTraining, 5, 4)):
         with monkeypatch.context() as context:
@@ -174,7 +176,15 @@ def test_a_finished_run_stays_as_it_is(trained, tmp_path):
     assert all(torch.equal(before[key], after[key]) for key in before), "the averaged weights are written again"
 
 
-@pytest.mark.parametrize("setting", ["diffusion.unet.channels=[16,32,48]", "autoencoder.model.channels=16", "seed=1"])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "diffusion.unet.channels=[16,32,48]",
+        "autoencoder.model.channels=16",
+        "diffusion.training.optimizer=muon",
+        "seed=1",
+    ],
+)
 def test_a_run_is_not_continued_with_another_model(trained, setting, capsys):
     before = (trained / "config.yaml").read_text()
     assert main(["pretrain", f"run.dir={trained}", "diffusion.steps=7", *SMALL, setting]) == 2
@@ -253,6 +263,7 @@ def test_the_line_of_a_log_separates_steps_from_what_was_logged(capsys, monkeypa
         ("diffusion.text_encoder.width=30", "multiple of the number of attention heads (4)"),
         ("diffusion.training.warmup=0", "diffusion.training.warmup of at least 1 but got 0"),
         ("diffusion.training.drop_caption=2", "diffusion.training.drop_caption of at most 1 but got 2"),
+        ("diffusion.training.optimizer=moun", "did you mean 'muon'? valid names: adamw, muon"),
         ("diffusion.training.beta2=1", "diffusion.training.beta2 below 1 but got 1"),
         ("diffusion.averaging.decay=1", "diffusion.averaging.decay below 1 but got 1"),
         ("diffusion.averaging.every=0", "diffusion.averaging.every of at least 1"),

@@ -284,8 +284,9 @@ def test_noise_depends_on_seed_and_step_alone():
     assert not torch.equal(noisy(0, 5), noisy(0, 6)) and not torch.equal(noisy(0, 5), noisy(1, 5))
 
 
-def test_a_step_whose_gradients_are_not_finite_changes_nothing():
-    module = training()
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_step_whose_gradients_are_not_finite_changes_nothing(optimizer):
+    module = training(optimizer=optimizer)
     before = {}
 
     class Watch(FiniteWeightAveraging):
@@ -364,3 +365,39 @@ def test_the_decay_of_squared_gradients_is_a_setting():
     module = training(beta2=0.9995)
     assert training().configure_optimizers().param_groups[0]["betas"] == (0.9, 0.99)
     assert module.configure_optimizers().param_groups[0]["betas"] == (0.9, 0.9995)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon from 2.9 on")
+def test_muon_moves_the_matrices_inside_the_unet_and_adamw_the_rest():
+    """As torch's own Muon, which takes matrices only, moves each of them flattened."""
+    module = training(optimizer="muon", lr=1e-2)
+    names = {name: p for name, p in module.named_parameters()}
+    inner = {
+        n
+        for n, p in names.items()
+        if n.startswith("unet.") and p.dim() > 1 and "conv_in" not in n and "conv_out" not in n
+    }
+    assert {"unet.mid_block.resnets.0.conv1.weight", "unet.time_embedding.linear_1.weight"} < inner
+    assert not any("text_encoder" in name or "bias" in name for name in inner)
+    copies = {
+        name: torch.nn.Parameter(p.detach().flatten(1) if name in inner else p.detach()) for name, p in names.items()
+    }
+    copies = {name: torch.nn.Parameter(p.detach().clone()) for name, p in copies.items()}
+    muon = torch.optim.Muon(
+        [copies[name] for name in inner], lr=1e-2, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+    )
+    adamw = torch.optim.AdamW(
+        [p for n, p in copies.items() if n not in inner], lr=1e-2, betas=(0.9, 0.99), weight_decay=0.01
+    )
+    optimizer = module.configure_optimizers()
+    for step in range(2):
+        generator = torch.Generator().manual_seed(step)
+        for name, p in names.items():
+            p.grad = torch.randn(p.shape, generator=generator)
+            copies[name].grad = p.grad.view_as(copies[name]).clone()
+        for each in (optimizer, muon, adamw):
+            each.step()
+    for name, p in names.items():
+        torch.testing.assert_close(
+            p, copies[name].view_as(p), atol=1e-4, rtol=1e-3, msg=lambda words, name=name: f"{name}: {words}"
+        )
