@@ -115,7 +115,7 @@ class Settings(CheckedSettings):
             "flip_agreement" cost further passes, "flip_consistency" one for each image; it wants ``consensus``.
         map_side: cells a side of the grid on which maps are compared and accumulated, or "image" for the image's pixels,
             as released; None for twice the latents' side, which loses nothing because maps are coarser.
-        heatmap_side: cells a side of the heatmap that is returned; None for a quarter of map_side.
+        heatmap_side: cells a side of the heatmap that is returned, whose maximum is 1; None for a quarter of map_side.
         precision: "fp32", or "bf16" or "fp16" for weights and activations of the model. Maps, points, read-out and
             consensus are computed in fp32 in any case.
         seed: of all that is random; with the image's content it decides starts, noise and crops.

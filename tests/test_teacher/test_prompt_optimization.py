@@ -36,6 +36,14 @@ def test_it_satisfies_the_contracts(sd1_folder, make_pairs):
     assert ((answer.confidence >= 0) & (answer.confidence <= 1)).all()
 
 
+def test_a_heatmap_keeps_its_precision_in_half_floats(sd1_folder, make_pairs):
+    """A strong consensus makes the products small, below what half floats can hold."""
+    pair = make_pairs(3, size=64)
+    heatmap = build(sd1_folder, consensus=30.0, null_prompt="zeros").match_pairs(pair).heatmap
+    torch.testing.assert_close(heatmap.amax((-2, -1)), torch.ones(1, 3))
+    torch.testing.assert_close(heatmap.half().float(), heatmap, atol=1e-4, rtol=1e-3)
+
+
 @pytest.mark.parametrize("queries", ["conditioned", "frozen"])
 def test_optimising_lowers_the_loss_on_the_source(sd1_folder, make_pairs, queries):
     teacher = build(sd1_folder, queries=queries, null_prompt="zeros", steps=25, lr=0.05)
