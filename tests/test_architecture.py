@@ -29,7 +29,7 @@ ROOMS = (
 HEAVY = {
     "diffusers": ("teacher",),
     "transformers": ("teacher",),
-    "timm": ("student", "teacher/pretrain/optimizer.py"),  # backbones; and an optimiser that torch has for matrices only
+    "timm": ("student", "teacher/pretrain/optimizer.py"),  # backbones; Muon
     "lightning": ("distill/training", "distill/data/datamodule.py", "distill/cli", "teacher/pretrain"),
     "hydra": ("distill/cli",),
 }
