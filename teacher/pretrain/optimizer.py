@@ -5,11 +5,10 @@ from typing import Any, Literal
 
 import timm.optim
 import torch
-from diffusers import UNet2DConditionModel
 from torch import nn
 
 OptimizerName = Literal["adamw", "muon"]
-ENDS = ("conv_in.", "conv_out.")
+ENDS = ("unet.conv_in.", "unet.conv_out.")
 """First and last layer of a UNet, which Muon is not meant for (Jordan et al., 2024)."""
 
 
@@ -36,11 +35,11 @@ def build_optimizer(name: OptimizerName, module: nn.Module, lr: float, beta2: fl
     """
     if name == "adamw":
         return torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, beta2), weight_decay=0.01, fused=True)
-    unet = module.unet
-    assert isinstance(unet, UNet2DConditionModel)
-    inner = [p for key, p in unet.named_parameters() if p.dim() > 1 and not key.startswith(ENDS)]
-    chosen = {id(p) for p in inner}
-    others = [p for p in module.parameters() if id(p) not in chosen]
+    inner: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for key, parameter in module.named_parameters():
+        is_inner = key.startswith("unet.") and not key.startswith(ENDS) and parameter.dim() > 1
+        (inner if is_inner else others).append(parameter)
     adamw = {"params": others, "use_fallback": True, "nesterov": False, "eps": 1e-8}  # timm's is NAdamW with nesterov
     groups = [{"params": inner, "nesterov": True, "ns_coefficients": "original"}, adamw]
     return Muon(groups, lr=lr, betas=(0.9, beta2), weight_decay=0.01)

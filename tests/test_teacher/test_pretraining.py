@@ -380,9 +380,8 @@ def test_muon_moves_the_matrices_inside_the_unet_and_adamw_the_rest():
     assert {"unet.mid_block.resnets.0.conv1.weight", "unet.time_embedding.linear_1.weight"} < inner
     assert not any("text_encoder" in name or "bias" in name for name in inner)
     copies = {
-        name: torch.nn.Parameter(p.detach().flatten(1) if name in inner else p.detach()) for name, p in names.items()
+        name: torch.nn.Parameter((p.flatten(1) if name in inner else p).detach().clone()) for name, p in names.items()
     }
-    copies = {name: torch.nn.Parameter(p.detach().clone()) for name, p in copies.items()}
     muon = torch.optim.Muon(
         [copies[name] for name in inner], lr=1e-2, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
     )
