@@ -140,7 +140,8 @@ class FeatureTeacher:
         if new:
             for key, maps in zip(new, self.describe(self._sized(images[list(new.values())])).half().cpu(), strict=True):
                 self._features[key] = maps
-        found = torch.stack([self._features[key] for key in hashes]).to(images.device, torch.float32)
+        # Single precision first: under autocast on a CPU torch joins no half floats.
+        found = torch.stack([self._features[key].to(images.device, torch.float32) for key in hashes])
         while len(self._features) > self.feature_cache_size:
             self._features.popitem(last=False)
         return found

@@ -29,7 +29,7 @@ ROOMS = (
 HEAVY = {
     "diffusers": ("teacher",),
     "transformers": ("teacher",),
-    "timm": ("student", "teacher/pretrain/optimizer.py"),  # backbones; Muon
+    "timm": ("student", "teacher/pretrain/optimizer.py", "distill/training/optimiser.py"),  # backbones; Muon
     "lightning": ("distill/training", "distill/data/datamodule.py", "distill/cli", "teacher/pretrain"),
     "hydra": ("distill/cli",),
 }

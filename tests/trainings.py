@@ -11,16 +11,18 @@ from distill.training.callbacks.json_lines import JsonLines
 from distill.training.callbacks.seeding import BatchSeed
 from distill.training.checks import check_fit
 from distill.training.module import Distillation
+from distill.training.optimiser import OptimizerName
 from student import StudentMatcher
 
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
 
 
-def distillation(lr: float = 3e-3, **weights) -> Distillation:
+def distillation(lr: float = 3e-3, optimizer: OptimizerName = "adamw", **weights) -> Distillation:
     seed_everything(0, verbose=False)
     student = StudentMatcher("test_resnet", strides=[8, 16], width=32)
     losses = {"heatmap": HeatmapKL(1.0), "points": CoordinateHuber()}
-    return Distillation(student, Oracle(), losses, weights or {"heatmap": 1.0, "points": 1.0}, None, lr, 0.0)
+    weights = weights or {"heatmap": 1.0, "points": 1.0}
+    return Distillation(student, Oracle(), losses, weights, None, lr, 0.0, optimizer=optimizer)
 
 
 def fit(module: Distillation, folder, max_epochs: int, **options) -> Trainer:
@@ -56,7 +58,8 @@ class StopAt(Callback):
 
 def trained(folder, max_epochs: int, every: int = 2, stop=None, resume: bool = False, **options):
     """A training on eight pairs in batches of three, with averaged weights; returns module and checkpoint."""
-    module, checkpoint = distillation(lr=1e-2), checkpoints(folder, None)
+    optimizer = options.pop("optimizer", "adamw")
+    module, checkpoint = distillation(lr=1e-2, optimizer=optimizer), checkpoints(folder, None)
     teaching = options.pop("self_distillation", None)
     extra = [BatchSeed(0), *([StopAt(*stop)] if stop else [])]
     chosen = [*callbacks(checkpoint, ema=0.9, self_distillation=teaching)[:-1], *extra]
@@ -65,6 +68,6 @@ def trained(folder, max_epochs: int, every: int = 2, stop=None, resume: bool = F
     trainer = Trainer(max_epochs=max_epochs, accelerator="cpu", **options)
     data = PairDataModule(pairs, pairs, batch_size=3)  # type: ignore[arg-type]
     last = folder / "checkpoints" / "last.ckpt"
-    check_fit(trainer, data, last if resume else None)
+    check_fit(trainer, data, last if resume else None, optimizer)
     trainer.fit(module, data, ckpt_path=last if resume else None, weights_only=True)
     return module, checkpoint

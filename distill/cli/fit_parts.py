@@ -33,7 +33,7 @@ from distill.training.callbacks.seeding import BatchSeed
 from distill.training.callbacks.self_distillation import SelfDistillation
 from distill.training.checks import check_fit
 from distill.training.module import Distillation
-from distill.training.optimiser import adamw
+from distill.training.optimiser import PEAK_RATES, OptimizerName, build_optimizer
 from distill.training.train import resumed_from
 
 MOST_WORKERS = 8
@@ -110,11 +110,14 @@ def build(cfg: DictConfig) -> FitParts:
         )
     baseline = instantiate(cfg.baseline)
     teacher = Cached(cfg.labels.dir, instantiate(cfg.teacher), fallbacks=list(cfg.labels.fallbacks))
-    module = _module(cfg, student, teacher, truth)
+    name, lr = optimizer_settings(cfg)
+    module = _module(cfg, student, teacher, truth, name, lr)
     criteria = instantiate(cfg.filter.criteria) or {}
     checkpoint, trainer = _trainer(cfg)
     metrics = built_by_name(cfg, "metrics", Metric)
-    adamw(student, 1, cfg.lr, cfg.backbone_lr, cfg.weight_decay, cfg.warmup)  # raises now what it would after labelling
+    build_optimizer(
+        student, name, 1, lr, cfg.backbone_lr, cfg.weight_decay, cfg.warmup
+    )  # raises before labels are made
     store = (teacher.store.folder, teacher.fingerprint(), list(cfg.labels.fallbacks))
     collate = (LabelledCollate(*store, truth) if is_taught(cfg) else collate_pairs, LabelledCollate(*store))
     workers = cfg.num_workers if cfg.num_workers is not None else loading_processes(trainer.strategy.root_device.type)
@@ -122,7 +125,7 @@ def build(cfg: DictConfig) -> FitParts:
     for callback in trainer.callbacks:
         if isinstance(callback, SelfDistillation):
             callback.check(student)
-    check_fit(trainer, data, resumed_from(checkpoint, cfg.run.resume))
+    check_fit(trainer, data, resumed_from(checkpoint, cfg.run.resume), name)
     pairs = (train, labelled, val, test)
     return FitParts(device, *pairs, teacher, baseline, criteria, module, data, trainer, checkpoint, metrics)
 
@@ -177,7 +180,25 @@ def check_monitor(cfg: DictConfig) -> None:
         raise ConfigError(f"Expected monitor to name a figure but got {cfg.monitor!r}; {nearest(cfg.monitor, known)}.")
 
 
-def _module(cfg: DictConfig, student: nn.Module, teacher: Cached, truth: FewShotTruth | None) -> Distillation:
+def optimizer_settings(cfg: DictConfig) -> tuple[OptimizerName, float]:
+    """Returns the optimiser's name and its peak learning rate.
+
+    Where ``optimizer`` is null it is Muon for a student that starts from random weights, and AdamW for one that has weights:
+    those of timm's models were trained with AdamW or SGD, and Muon was not tried on them.
+    """
+    has_weights = cfg.init_from is not None or cfg.student.get("weights") is not None
+    name: OptimizerName = cfg.optimizer or ("adamw" if has_weights else "muon")
+    return name, PEAK_RATES.get(name, 1.0) if cfg.lr is None else cfg.lr
+
+
+def _module(
+    cfg: DictConfig,
+    student: nn.Module,
+    teacher: Cached,
+    truth: FewShotTruth | None,
+    optimizer: OptimizerName,
+    lr: float,
+) -> Distillation:
     if cfg.compile:
         for child in student.children():
             child.compile()
@@ -187,12 +208,13 @@ def _module(cfg: DictConfig, student: nn.Module, teacher: Cached, truth: FewShot
         losses=instantiate(cfg.loss.terms),
         weights=OmegaConf.to_container(cfg.loss.weights),  # type: ignore[arg-type]
         augment=instantiate(cfg.augment),
-        lr=cfg.lr,
+        lr=lr,
         weight_decay=cfg.weight_decay,
         backbone_lr=cfg.backbone_lr,
         warmup=cfg.warmup,
         curriculum=instantiate(cfg.filter.curriculum),
         truth=truth,
+        optimizer=optimizer,
     )
 
 

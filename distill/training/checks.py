@@ -8,20 +8,22 @@ from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
 from distill.core.errors import ConfigError
 from distill.data.datamodule import PairDataModule
 from distill.training.checkpoint import read_resumable
+from distill.training.optimiser import OptimizerName, optimizer_of
 
 
-def check_fit(trainer: Trainer, data: PairDataModule, resume_from: Path | None) -> None:
+def check_fit(trainer: Trainer, data: PairDataModule, resume_from: Path | None, optimizer: OptimizerName) -> None:
     """Checks that ``trainer`` can train on ``data``.
 
     Args:
         trainer: that is to be used.
         data: with both data sets.
         resume_from: the checkpoint that the training goes on from; None for a new training.
+        optimizer: that trains.
 
     Raises:
         ConfigError: for a number that Lightning takes and cannot work with, fewer validation batches than processes, a
             precision that rounds coordinates, a training without steps or without end, fewer steps than ``find_lr`` tries, a
-            monitored figure that no validation measures, or fewer epochs than the checkpoint has.
+            monitored figure that no validation measures, fewer epochs than the checkpoint has, or another optimiser than its.
         WeightsError: when the checkpoint is damaged.
     """
     _check_numbers(trainer)
@@ -32,6 +34,7 @@ def check_fit(trainer: Trainer, data: PairDataModule, resume_from: Path | None) 
     _check_monitor(trainer)
     if resume_from is not None:
         _check_epochs(trainer, resume_from)
+        _check_optimizer(optimizer, resume_from)
 
 
 def _check_numbers(trainer: Trainer) -> None:
@@ -112,4 +115,13 @@ def _check_epochs(trainer: Trainer, resume_from: Path) -> None:
         raise ConfigError(
             f"Expected trainer.max_epochs of at least {done}, the epochs that {resume_from} has, but got "
             f"{trainer.max_epochs}; more epochs extend the training."
+        )
+
+
+def _check_optimizer(name: OptimizerName, resume_from: Path) -> None:
+    before = optimizer_of(read_resumable(resume_from))
+    if name != before:
+        raise ConfigError(
+            f"Expected optimizer={before}, whose state {resume_from} has, but got {name}; set it, or run.resume=false for a "
+            "new training."
         )

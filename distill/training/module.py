@@ -21,7 +21,7 @@ from distill.labels.truth import FewShotTruth
 from distill.losses import DenseStudent, Example, Loss
 from distill.metrics.pck import PCK
 from distill.training.callbacks.nan_check import check_finite, check_finite_gradients, check_gradients_reach
-from distill.training.optimiser import adamw
+from distill.training.optimiser import OptimizerName, build_optimizer
 from distill.transforms.augment import Augment
 
 TOTAL = "loss"
@@ -54,12 +54,13 @@ class Distillation(LightningModule):
         losses: by name.
         weights: of the losses, by the same names.
         augment: what is done to labelled training pairs; None for nothing.
-        lr: peak learning rate of AdamW, see :mod:`distill.training.optimiser`.
-        weight_decay: of AdamW.
+        lr: peak learning rate.
+        weight_decay: as a fraction of the rate.
         backbone_lr: the backbone's peak rate, as a fraction of ``lr``.
         warmup: share of the steps until the peak.
         curriculum: which labels count when; None for all, always.
         truth: annotation of some training pairs, which goes before their labels; None for none.
+        optimizer: "adamw" or "muon", see :func:`distill.training.optimiser.build_optimizer`.
 
     Raises:
         ConfigError: when a loss has no weight or a negative one, when there is none or all weights are 0, when a loss or
@@ -79,6 +80,7 @@ class Distillation(LightningModule):
         warmup: float = 0.1,
         curriculum: Curriculum | None = None,
         truth: FewShotTruth | None = None,
+        optimizer: OptimizerName = "adamw",
     ) -> None:
         super().__init__()
         losses = {name: loss for name, loss in losses.items() if loss is not None}
@@ -116,6 +118,7 @@ class Distillation(LightningModule):
         self.losses, self.weights = losses, weights
         self.augment, self.curriculum, self.truth = augment, curriculum, truth
         self.filtered: FilteredConfidence | None = None  # of the teacher's labels, where a filter weighs them
+        self.optimizer_name: OptimizerName = optimizer
         self.lr, self.weight_decay, self.backbone_lr, self.warmup = lr, weight_decay, backbone_lr, warmup
         self.pck_truth, self.pck_teacher = PCK((0.05, 0.10)), PCK((0.05, 0.10))
         self.val_losses = nn.ModuleDict({name: MeanMetric() for name in (*losses, TOTAL)})
@@ -206,9 +209,9 @@ class Distillation(LightningModule):
             check_finite_gradients(self.student, self.trainer.global_step)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW under a warm-up and a cosine over the trainer's steps."""
-        steps = int(self.trainer.estimated_stepping_batches)
-        return adamw(self.student, steps, self.lr, self.backbone_lr, self.weight_decay, self.warmup)
+        """The optimiser under a warm-up and a cosine over the trainer's steps."""
+        steps, rates = int(self.trainer.estimated_stepping_batches), (self.lr, self.backbone_lr)
+        return build_optimizer(self.student, self.optimizer_name, steps, *rates, self.weight_decay, self.warmup)
 
     def progress(self) -> float:
         """Returns the share of the training that is over, in [0, 1]."""

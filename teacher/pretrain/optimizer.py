@@ -7,6 +7,8 @@ import timm.optim
 import torch
 from torch import nn
 
+from distill.core.muon import split_for_muon
+
 OptimizerName = Literal["adamw", "muon"]
 ENDS = ("unet.conv_in.", "unet.conv_out.")
 """First and last layer of a UNet, which Muon is not meant for (Jordan et al., 2024)."""
@@ -35,11 +37,7 @@ def build_optimizer(name: OptimizerName, module: nn.Module, lr: float, beta2: fl
     """
     if name == "adamw":
         return torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, beta2), weight_decay=0.01, fused=True)
-    inner: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for key, parameter in module.named_parameters():
-        is_inner = key.startswith("unet.") and not key.startswith(ENDS) and parameter.dim() > 1
-        (inner if is_inner else others).append(parameter)
-    adamw = {"params": others, "use_fallback": True, "nesterov": False, "eps": 1e-8}  # timm's is NAdamW with nesterov
-    groups = [{"params": inner, "nesterov": True, "ns_coefficients": "original"}, adamw]
+    named = list(module.named_parameters())
+    inner = [p for key, p in named if key.startswith("unet.") and not key.startswith(ENDS) and p.dim() > 1]
+    groups = split_for_muon([{"params": [p for _, p in named]}], inner)
     return Muon(groups, lr=lr, betas=(0.9, beta2), weight_decay=0.01)

@@ -23,18 +23,18 @@ def processes(devices: int, **options) -> Trainer:
 def test_fewer_validation_batches_than_processes_are_refused():
     train, val = ShapesPairs("train", 64, 0, 32), ShapesPairs("val", 40, 0, 32)
     data = PairDataModule(train, val, batch_size=16)  # type: ignore[arg-type]
-    assert check_fit(processes(3), data, None) is None
+    assert check_fit(processes(3), data, None, "adamw") is None
     with pytest.raises(
         ConfigError, match="batch for each of 4 processes but got 3 of 16 pairs.*val.n_pairs=64.*batch_size=10"
     ):
-        check_fit(processes(4), data, None)
+        check_fit(processes(4), data, None, "adamw")
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
 def test_precisions_that_round_the_points_are_refused(precision):
     pairs = ShapesPairs("train", 8, 0, 32)
     with pytest.raises(ConfigError, match=f"rounds no points but got {precision}"):
-        check_fit(processes(1, precision=precision), PairDataModule(pairs, pairs, 4), None)  # type: ignore[arg-type]
+        check_fit(processes(1, precision=precision), PairDataModule(pairs, pairs, 4), None, "adamw")  # type: ignore[arg-type]
 
 
 def test_a_figure_that_no_validation_measures_is_refused(tmp_path):
@@ -42,7 +42,7 @@ def test_a_figure_that_no_validation_measures_is_refused(tmp_path):
     options = {"max_epochs": 1, "check_val_every_n_epoch": 2, "callbacks": [checkpoint], "logger": False, **QUIET}
     trainer, data = Trainer(accelerator="cpu", **options), PairDataModule(pairs, pairs, 4)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="validation in 1 epochs for monitor=val/pck@0.10 but .* every 2"):
-        check_fit(trainer, data, None)
+        check_fit(trainer, data, None, "adamw")
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_a_training_that_keeps_no_weights_is_refused(tmp_path, options, message)
     pairs, checkpoint = ShapesPairs("train", 8, 0, 32), checkpoints(tmp_path, "val/pck@0.10")
     trainer = Trainer(accelerator="cpu", callbacks=[checkpoint], logger=False, **{"max_epochs": 2} | options | QUIET)
     with pytest.raises(ConfigError, match=message):
-        check_fit(trainer, PairDataModule(pairs, pairs, 4), None)  # type: ignore[arg-type]
+        check_fit(trainer, PairDataModule(pairs, pairs, 4), None, "adamw")  # type: ignore[arg-type]
 
 
 def test_the_best_weights_are_found_again_where_the_folder_was_moved(tmp_path):
@@ -84,10 +84,10 @@ def test_a_search_for_a_learning_rate_needs_a_hundred_steps(tmp_path, epochs, fi
     options = {"max_epochs": epochs, "max_steps": 200, "callbacks": beside, "logger": False, **QUIET}
     trainer, data = Trainer(accelerator="cpu", **options), PairDataModule(pairs, pairs, 4)  # type: ignore[arg-type]
     if fits:
-        check_fit(trainer, data, None)
+        check_fit(trainer, data, None, "adamw")
     else:
         with pytest.raises(ConfigError, match="at least 100 steps for find_lr but got 98; .* trainer.max_epochs=50"):
-            check_fit(trainer, data, None)
+            check_fit(trainer, data, None, "adamw")
 
 
 def test_settings_of_what_runs_beside_are_checked(tmp_path):

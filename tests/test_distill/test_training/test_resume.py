@@ -37,17 +37,25 @@ def test_a_resumed_training_with_fewer_epochs_than_it_has_is_refused(tmp_path):
         trained(tmp_path, 1, resume=True)
 
 
-def test_self_distillation_resumes_bit_for_bit(tmp_path):
+@pytest.mark.parametrize(("before", "after"), [("adamw", "muon"), ("muon", "adamw")])
+def test_a_resumed_training_with_another_optimizer_is_refused(tmp_path, before, after):
+    trained(tmp_path, 2, optimizer=before)
+    with pytest.raises(ConfigError, match=f"optimizer={before}, whose state .*last.ckpt has, but got {after}; set it"):
+        trained(tmp_path, 4, resume=True, optimizer=after)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_self_distillation_resumes_bit_for_bit(tmp_path, optimizer):
     """The labels are those of the last validation's averaged weights, which differ from the present ones."""
 
     def teaching():
         return SelfDistillation(partial(FeatureTeacher, side=8), start_epoch=2)
 
-    whole, _ = trained(tmp_path / "whole", 6, self_distillation=teaching())
+    whole, _ = trained(tmp_path / "whole", 6, self_distillation=teaching(), optimizer=optimizer)
     for stop in ((3, 1), (5, 2)):  # an epoch after a validation, and two epochs after another
         folder = tmp_path / str(stop[0])
         with pytest.raises(Stop):
-            trained(folder, 6, stop=stop, self_distillation=teaching())
-        resumed, _ = trained(folder, 6, resume=True, self_distillation=teaching())
+            trained(folder, 6, stop=stop, self_distillation=teaching(), optimizer=optimizer)
+        resumed, _ = trained(folder, 6, resume=True, self_distillation=teaching(), optimizer=optimizer)
         for name, value in whole.state_dict().items():
             assert torch.equal(resumed.state_dict()[name], value), (stop, name)

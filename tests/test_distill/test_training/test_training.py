@@ -1,5 +1,6 @@
 import copy
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -23,10 +24,10 @@ from distill.training.callbacks.json_lines import JsonLines
 from distill.training.callbacks.match_pictures import MatchPictures
 from distill.training.callbacks.self_distillation import SelfDistillation
 from distill.training.module import Distillation, UnregisteredReference
-from distill.training.optimiser import adamw, groups
+from distill.training.optimiser import build_optimizer, groups, matrices
 from distill.transforms.augment import Augment
 from distill.transforms.warp import RandomWarp
-from student import StudentMatcher
+from student import FeatureTeacher, StudentMatcher
 
 
 def test_a_student_learns_a_handful_of_pairs_by_heart(tmp_path):
@@ -225,9 +226,10 @@ def test_the_backbone_learns_at_its_own_rate_and_what_is_frozen_not_at_all():
         groups(student.requires_grad_(False), 1e-2, 1)
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize(("steps", "warmup"), [(10, 0.1), (2, 0.5), (100, 0.01), (1, 0.5), (3, 1 / 3)])
-def test_a_warm_up_of_one_step_begins_at_the_peak_rate(steps, warmup):
-    made = adamw(torch.nn.Linear(1, 1), steps, 0.5, 1.0, 0.0, warmup)
+def test_a_warm_up_of_one_step_begins_at_the_peak_rate(name, steps, warmup):
+    made = build_optimizer(torch.nn.Linear(1, 1), name, steps, 0.5, 1.0, 0.0, warmup)
     rates = []
     for _ in range(max(2, steps)):
         rates.append(made["optimizer"].param_groups[0]["lr"])
@@ -235,6 +237,53 @@ def test_a_warm_up_of_one_step_begins_at_the_peak_rate(steps, warmup):
         made["lr_scheduler"]["scheduler"].step() if len(rates) < max(2, steps) else None
     assert rates[0] == pytest.approx(0.5) and rates == sorted(rates, reverse=True)
     assert rates[-1] == pytest.approx(0.5 / 25 / 1e4)
+
+
+def test_muon_is_for_what_mixes_channels():
+    """Not for the layer that reads colours, nor for what treats each channel alone, nor for vectors."""
+    student = StudentMatcher("mobilenetv2_050", [8, 16], 8)
+    chosen = {id(weight) for weight in matrices(student)}
+    names = {name for name, parameter in student.named_parameters() if id(parameter) in chosen}
+    assert len(chosen) == len(names) > 20 and not any("conv_stem" in n or "conv_dw" in n or "bn" in n for n in names)
+    sizes = {p.dim() for name, p in student.named_parameters() if name not in names and "conv" not in name}
+    assert sizes == {0, 1}
+    vit = StudentMatcher("test_vit", [16], 8)
+    weights = {name for name, p in vit.named_parameters() if id(p) in {id(weight) for weight in matrices(vit)}}
+    assert any("qkv" in name for name in weights) and not any("pos_embed" in n or "patch_embed" in n for n in weights)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon from 2.9 on")
+def test_muon_moves_matrices_as_torchs_and_the_rest_as_adamw():
+    """torch's own takes matrices only: here those of convolutions are flattened."""
+    student = StudentMatcher("test_resnet", [8, 16], 8)
+    made = build_optimizer(student, "muon", 10, 1e-2, 0.5, 0.05, 0.1)
+    inner = {id(weight) for weight in matrices(student)}
+    below = {id(parameter) for parameter in student.backbone.parameters()}
+    pairs = [
+        (p, torch.nn.Parameter((p.flatten(1) if id(p) in inner else p).detach().clone())) for p in student.parameters()
+    ]
+    rates = [group["lr"] for group in made["optimizer"].param_groups]  # of the first step, in the order of the groups
+    head, backbone = max(rates), min(rates)
+    assert backbone == pytest.approx(head / 2)
+    kinds = {}
+    for p, copied in pairs:
+        kinds.setdefault((id(p) in inner, backbone if id(p) in below else head), []).append(copied)
+    assert len(kinds) == len(rates) == 4
+    others = [
+        torch.optim.Muon(copies, lr=lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
+        if matrix
+        else torch.optim.AdamW(copies, lr=lr / 4, weight_decay=0.05)
+        for (matrix, lr), copies in kinds.items()
+    ]
+    for step in range(2):
+        generator = torch.Generator().manual_seed(step)
+        for p, copied in pairs:
+            p.grad = torch.randn(p.shape, generator=generator)
+            copied.grad = p.grad.view_as(copied).clone()
+        for each in (made["optimizer"], *others):
+            each.step()
+    for p, copied in pairs:
+        torch.testing.assert_close(p, copied.view_as(p), atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("figure", "mode"), [("val/loss", "min"), ("val/points", "min"), ("val/pck@0.10", "max")])
@@ -331,8 +380,11 @@ def test_a_validation_without_any_common_point_logs_no_loss(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{"precision": "bf16-mixed"}, {"accumulate_grad_batches": 2}])
-def test_mixed_precision_and_accumulation_train(tmp_path, options):
-    trainer = fit(distillation(), tmp_path, 2, **options)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_mixed_precision_and_accumulation_train(tmp_path, options, optimizer):
+    """With the student's own labels, whose descriptors are kept in half precision."""
+    own = SelfDistillation(partial(FeatureTeacher, side=8), start_epoch=0)
+    trainer = fit(distillation(optimizer=optimizer), tmp_path, 2, callbacks=[own], **options)
     assert torch.isfinite(trainer.callback_metrics["train/loss"])
 
 
