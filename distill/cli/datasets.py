@@ -13,7 +13,7 @@ from distill.core.protocols import Benchmark
 from distill.data.photograph_pairs import EmptySplit
 
 
-def pairs_of(data: DictConfig, split: str, choice: DictConfig) -> Benchmark:
+def pairs_of(data: DictConfig, split: str, choice: Mapping[Any, Any]) -> Benchmark:
     """Returns the pairs that ``data`` describes, but of ``split``.
 
     Args:
@@ -64,7 +64,8 @@ def fit_pairs(cfg: DictConfig) -> tuple[Benchmark, Benchmark, Benchmark | None]:
     There are none to compare on where ``test.n_pairs`` is 0, nothing is annotated, or the folder is too small to set
     photographs aside for testing.
     """
-    train, val = (pairs_of(cfg.data, split, cfg[split]) for split in ("train", "val"))
+    choices = {"train": {"n_pairs": cfg.train.n_pairs, "pairs": cfg.train.pairs}, "val": cfg.val}
+    train, val = (pairs_of(cfg.data, split, choice) for split, choice in choices.items())
     for pairs in (val,) if cfg.points is not None else (train, val):  # which places points where none are annotated
         check_common_points(pairs)
     test, reason = None, "test.n_pairs=0"
@@ -81,6 +82,25 @@ def fit_pairs(cfg: DictConfig) -> tuple[Benchmark, Benchmark, Benchmark | None]:
         for note in getattr(val, "notes", []):
             print(f"note: {note}")
     return train, val, test
+
+
+def unlabelled_pairs(cfg: DictConfig) -> Benchmark | None:
+    """Returns the training pairs that only self-distillation learns from, and prints how many; None for none.
+
+    There are none without self-distillation, beside a list of training pairs, and beside photographs annotated by a person.
+
+    Raises:
+        ConfigError: for a negative number of them.
+    """
+    wanted = cfg.train.unlabelled
+    if wanted < 0:
+        raise ConfigError(f"Expected train.unlabelled of at least 0 but got {wanted}.")
+    if not wanted or cfg.self_distillation is None or cfg.train.pairs is not None or cfg.truth.points is not None:
+        return None
+    pairs = pairs_of(cfg.data, "train", {"n_pairs": wanted})
+    if is_first_process():
+        print(f"further: {len(pairs)} training pairs without labels, for self-distillation")
+    return pairs
 
 
 def truth_pairs(cfg: DictConfig, train: Benchmark, others: Sequence[Benchmark | None]) -> Benchmark | None:

@@ -12,7 +12,7 @@ from torch import nn
 from torchmetrics import Metric
 
 from distill.cli.config import built_by_name, instantiate
-from distill.cli.datasets import fit_pairs, has_truth, truth_pairs
+from distill.cli.datasets import fit_pairs, has_truth, truth_pairs, unlabelled_pairs
 from distill.core.errors import ConfigError, DataError, nearest
 from distill.core.protocols import Benchmark, Matcher
 from distill.data.datamodule import PairDataModule
@@ -24,7 +24,7 @@ from distill.labels.filters import Criterion
 from distill.labels.generate import query_of
 from distill.labels.labelled_pairs import LabelledCollate
 from distill.labels.truth import FewShotTruth
-from distill.system.environment import available_cores, choose_device
+from distill.system.environment import available_cores, choose_device, fast_precision
 from distill.training.callbacks.build import callbacks, checkpoints
 from distill.training.callbacks.json_lines import JsonLines
 from distill.training.callbacks.match_pictures import MatchPictures
@@ -91,12 +91,15 @@ def build(cfg: DictConfig) -> FitParts:
     device = choose_device(cfg.device)
     check_monitor(cfg)
     if cfg.trainer.get("max_epochs") == 0:
-        raise ConfigError("Expected at least one epoch but got trainer.max_epochs=0; the default is 12.")
+        raise ConfigError("Expected at least one epoch but got trainer.max_epochs=0; the default is 14.")
     student = started(instantiate(cfg.student), cfg.init_from)
     check_size(student, cfg.data.size)
     train, val, test = fit_pairs(cfg)
     if cfg.points is not None:
         train = instantiate(cfg.points, pairs=train)
+    unlabelled = unlabelled_pairs(cfg)
+    if cfg.points is not None and unlabelled is not None:
+        unlabelled = instantiate(cfg.points, pairs=unlabelled)
     annotated, labelled = truth_pairs(cfg, train, (val, test)), train
     truth = None
     if annotated is not None:
@@ -121,7 +124,7 @@ def build(cfg: DictConfig) -> FitParts:
     store = (teacher.store.folder, teacher.fingerprint(), list(cfg.labels.fallbacks))
     collate = (LabelledCollate(*store, truth) if is_taught(cfg) else collate_pairs, LabelledCollate(*store))
     workers = cfg.num_workers if cfg.num_workers is not None else loading_processes(trainer.strategy.root_device.type)
-    data = PairDataModule(train, val, cfg.batch_size, workers, cfg.seed, *collate)  # type: ignore[arg-type]
+    data = PairDataModule(train, val, cfg.batch_size, workers, cfg.seed, *collate, unlabelled)  # type: ignore[arg-type]
     for callback in trainer.callbacks:
         if isinstance(callback, SelfDistillation):
             callback.check(student)
@@ -233,5 +236,8 @@ def _trainer(cfg: DictConfig) -> tuple[ModelCheckpoint, Trainer]:
         then=" + test" if cfg.test.n_pairs else "",
     )
     beside += [BatchSeed(cfg.seed), SameBuffers()]
-    trainer = instantiate(cfg.trainer, logger=loggers, callbacks=beside, default_root_dir=str(folder))
+    precision = cfg.trainer.get("precision") or fast_precision(cfg.trainer.get("accelerator", "auto"))
+    trainer = instantiate(
+        cfg.trainer, precision=precision, logger=loggers, callbacks=beside, default_root_dir=str(folder)
+    )
     return checkpoint, trainer

@@ -9,8 +9,9 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from distill.core.errors import ConfigError
 from distill.core.types import PairBatch
 from distill.core.workers import quiet_worker
+from distill.data.joined_pairs import JoinedPairs
 from distill.data.pairs import collate_pairs
-from distill.data.samplers import WholeBatches
+from distill.data.samplers import LabelledThenAll, WholeBatches
 from distill.system.environment import check_workers
 
 Collate = Callable[[Sequence[PairBatch]], Any]
@@ -32,6 +33,8 @@ class PairDataModule(LightningDataModule):
         seed: of the order.
         train_collate: makes a batch of training pairs, in the loading processes.
         val_collate: the same for validation pairs.
+        unlabelled: further training pairs, which have their turn in epochs that begin while the trained module has
+            ``teaches_itself``; None for none.
 
     Raises:
         ConfigError: for a batch size below 1, negative workers, or more of them than the machine can use.
@@ -46,6 +49,7 @@ class PairDataModule(LightningDataModule):
         seed: int = 0,
         train_collate: Collate = collate_pairs,
         val_collate: Collate = collate_pairs,
+        unlabelled: Dataset[PairBatch] | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0:
@@ -54,12 +58,17 @@ class PairDataModule(LightningDataModule):
         self.train, self.val = train, val
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.train_collate, self.val_collate = train_collate, val_collate
+        self.unlabelled = unlabelled
 
     def train_dataloader(self) -> DataLoader[PairBatch]:
         """Returns a loader of training pairs, shuffled by the seed and the epoch."""
-        world_size, rank = self._place()
-        sampler: DistributedSampler[Any] = DistributedSampler(self.train, world_size, rank, seed=self.seed)
-        return self._loader(self.train, sampler, self.train_collate)
+        if self.unlabelled is None:
+            sampler: DistributedSampler[Any] = DistributedSampler(self.train, *self._place(), seed=self.seed)
+            return self._loader(self.train, sampler, self.train_collate)
+        pairs = JoinedPairs([self.train, self.unlabelled])  # type: ignore[list-item]
+        n_labelled: int = len(self.train)  # type: ignore[arg-type]
+        sampler = LabelledThenAll(pairs, n_labelled, self._teaches_itself, *self._place(), seed=self.seed)
+        return self._loader(pairs, sampler, self.train_collate)
 
     def val_dataloader(self) -> DataLoader[PairBatch]:
         """Returns a loader of validation pairs, in the data set's order."""
@@ -69,6 +78,9 @@ class PairDataModule(LightningDataModule):
     def _place(self) -> tuple[int, int]:
         """Returns how many processes there are and which of them this is."""
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
+
+    def _teaches_itself(self) -> bool:
+        return self.trainer is not None and bool(getattr(self.trainer.lightning_module, "teaches_itself", False))
 
     def _on_gpu(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

@@ -1,7 +1,9 @@
 """Samplers: which process of a distributed training gets which pairs, and in which order."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import torch
 from torch.utils.data import Dataset, DistributedSampler
 
 from distill.core.types import PairBatch
@@ -32,3 +34,45 @@ class WholeBatches(DistributedSampler[PairBatch]):
 
     def __len__(self) -> int:
         return len(self.numbers)
+
+
+class LabelledThenAll(DistributedSampler[Any]):
+    """Shuffles labelled pairs, and from some epoch on all pairs, of which an epoch has as many as there are labelled ones.
+
+    The data set has the labelled pairs first. From then on each pair has its turn before one comes again. The order depends
+    on the seed and the epoch alone.
+
+    Args:
+        pairs: all of them.
+        n_labelled: how many are labelled.
+        takes_all: asked when an epoch begins.
+        world_size: number of processes.
+        rank: of this one.
+        seed: of the order.
+    """
+
+    def __init__(
+        self,
+        pairs: Dataset[PairBatch],
+        n_labelled: int,
+        takes_all: Callable[[], bool],
+        world_size: int = 1,
+        rank: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(range(n_labelled), world_size, rank, seed=seed)  # type: ignore[arg-type]
+        self.n_pairs, self.takes_all = len(pairs), takes_all  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yields the numbers of pairs."""
+        return self._turns() if self.takes_all() else super().__iter__()
+
+    def _turns(self) -> Iterator[int]:
+        start = self.epoch * self.total_size
+        orders = [self._order(n) for n in range(start // self.n_pairs, (start + self.total_size) // self.n_pairs + 1)]
+        order, offset = torch.cat(orders), start % self.n_pairs
+        return iter(order[offset + self.rank : offset + self.total_size : self.num_replicas].tolist())
+
+    def _order(self, passed: int) -> torch.Tensor:
+        """Returns (n_pairs,) the order of the pairs after so many passes over all of them."""
+        return torch.randperm(self.n_pairs, generator=torch.Generator().manual_seed(self.seed + passed))

@@ -51,6 +51,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("student.strides=[8,nan]", "Expected finite numbers for student.strides but got [8, nan]."),
         ("weight_decay=inf", "Expected finite numbers for weight_decay but got inf."),
         ("warmup=2", "Expected warmup"),
+        ("train.unlabelled=-1", "Expected train.unlabelled of at least 0 but got -1."),
         ("monitor=val/foo", "but got 'val/foo'"),
         ("student.weights=pretrained", "connect to the network, or name a file or folder"),
         ("student.backbone=resnet99", "did you mean 'resnet50'?"),

@@ -10,7 +10,7 @@ from distill.cli.config import compose
 from distill.cli.processes import is_many, on_own_device
 from distill.core.devices import own_gpu
 from distill.core.errors import ConfigError
-from distill.system.environment import choose_device
+from distill.system.environment import choose_device, fast_precision
 from distill.system.memory import PeakMemory, device_of
 from teacher.pipeline import as_device
 
@@ -128,3 +128,28 @@ def test_memory_is_told_of_the_device_that_does_the_work(machine, monkeypatch):
     assert device_of(Holder(device=torch.device("cuda", 1)), "cpu") == torch.device("cuda:1")
     assert device_of(Holder(teacher=Holder(device="cpu")), "cuda") == torch.device("cpu")
     assert device_of(Holder(model="a folder"), "cuda") == device_of(Holder(), "cuda") == torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "told", "has_gpu", "precision"),
+    [
+        ("auto", {"avx512_bf16": True}, False, "bf16-mixed"),
+        ("cpu", {"amx_bf16": True}, True, "bf16-mixed"),
+        ("auto", {"avx512_bf16": True}, True, "32-true"),
+        ("gpu", {"avx512_bf16": True}, True, "32-true"),
+        ("auto", {"avx512_bf16": False}, False, "32-true"),
+        ("cpu", {}, False, "32-true"),
+    ],
+)
+def test_a_processor_trains_in_bfloat16_where_it_has_instructions_for_it(
+    monkeypatch, accelerator, told, has_gpu, precision
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert fast_precision(accelerator) == precision
+
+
+def test_without_word_of_the_processor_training_is_in_single_precision(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert fast_precision("cpu") == "32-true"

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from lightning import Trainer, seed_everything
+from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping
 from trainings import QUIET, distillation, fit
 
@@ -319,6 +319,31 @@ def test_the_student_becomes_its_own_teacher_with_the_averaged_weights(tmp_path)
     assert torch.equal(seen[0]["log_temperature"], state["student.log_temperature"])
     with pytest.raises(ConfigError, match="start_epoch"):
         SelfDistillation(teacher, -1)
+
+
+def test_pairs_without_labels_are_for_self_distillation_alone(tmp_path):
+    """The teacher is never asked about them, and each epoch has as many pairs as are labelled."""
+    module, taught = distillation(lr=1e-2), []
+    labelled, further = ShapesPairs("train", 8, 0, 64), ShapesPairs("train", 24, 1, 64)
+    known = {labelled[n].src_hash[0] for n in range(8)}
+
+    class Strict:
+        def match_pairs(self, pairs):
+            assert set(pairs.src_hash) <= known
+            return Oracle().match_pairs(pairs)
+
+    class Seen(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            taught.append((trainer.current_epoch, pl_module.teaches_itself, batch.src_hash))
+
+    module._teacher.content = module._labeller.content = Strict()
+    own = SelfDistillation(lambda model: Oracle(), start_epoch=2)
+    options = {"logger": False, "enable_checkpointing": False, "check_val_every_n_epoch": 3, "callbacks": [own, Seen()]}
+    trainer = Trainer(max_epochs=6, accelerator="cpu", **QUIET, **options)
+    trainer.fit(module, PairDataModule(labelled, labelled, batch_size=4, unlabelled=further))  # type: ignore[arg-type]
+    assert [itself for _, itself, _ in taught] == [False] * 6 + [True] * 6, "labels change after a validation"
+    before, after = ({name for _, itself, names in taught if itself == own for name in names} for own in (False, True))
+    assert before <= known and after - known
 
 
 def test_a_student_that_was_trained_before_teaches_itself_from_the_first_step(tmp_path):
