@@ -92,7 +92,7 @@ def unlabelled_pairs(cfg: DictConfig) -> Benchmark | None:
     Raises:
         ConfigError: for a negative number of them.
     """
-    wanted = cfg.train.unlabelled
+    wanted = cfg.train.unlabelled or 0
     if wanted < 0:
         raise ConfigError(f"Expected train.unlabelled of at least 0 but got {wanted}.")
     if not wanted or cfg.self_distillation is None or cfg.train.pairs is not None or cfg.truth.points is not None:
