@@ -61,12 +61,13 @@ def trained(folder, max_epochs: int, every: int = 2, stop=None, resume: bool = F
     optimizer = options.pop("optimizer", "adamw")
     module, checkpoint = distillation(lr=1e-2, optimizer=optimizer), checkpoints(folder, None)
     teaching = options.pop("self_distillation", None)
+    loading = {name: options.pop(name) for name in ("unlabelled", "num_workers") if name in options}
     extra = [BatchSeed(0), *([StopAt(*stop)] if stop else [])]
     chosen = [*callbacks(checkpoint, ema=0.9, self_distillation=teaching)[:-1], *extra]
     pairs = ShapesPairs("train", 8, 0, 64)
     options = {"check_val_every_n_epoch": every, "logger": False, "callbacks": chosen, **QUIET, **options}
     trainer = Trainer(max_epochs=max_epochs, accelerator="cpu", **options)
-    data = PairDataModule(pairs, pairs, batch_size=3)  # type: ignore[arg-type]
+    data = PairDataModule(pairs, pairs, batch_size=3, **loading)  # type: ignore[arg-type]
     last = folder / "checkpoints" / "last.ckpt"
     check_fit(trainer, data, last if resume else None, optimizer)
     trainer.fit(module, data, ckpt_path=last if resume else None, weights_only=True)

@@ -84,20 +84,25 @@ def fit_pairs(cfg: DictConfig) -> tuple[Benchmark, Benchmark, Benchmark | None]:
     return train, val, test
 
 
-def unlabelled_pairs(cfg: DictConfig) -> Benchmark | None:
+def unlabelled_pairs(cfg: DictConfig, train: Benchmark) -> Benchmark | None:
     """Returns the training pairs that only self-distillation learns from, and prints how many; None for none.
 
-    There are none without self-distillation, beside a list of training pairs, and beside photographs annotated by a person.
+    Those that ``train`` has are left out. There are none without self-distillation, beside a list of training pairs, beside
+    photographs annotated by a person, and for data sets that have no ``pairs``.
 
     Raises:
         ConfigError: for a negative number of them.
     """
-    wanted = cfg.train.unlabelled or 0
+    wanted, labelled = cfg.train.unlabelled, getattr(train, "pairs", None)
     if wanted < 0:
         raise ConfigError(f"Expected train.unlabelled of at least 0 but got {wanted}.")
-    if not wanted or cfg.self_distillation is None or cfg.train.pairs is not None or cfg.truth.points is not None:
+    if not wanted or labelled is None or cfg.self_distillation is None or cfg.train.pairs or cfg.truth.points:
         return None
-    pairs = pairs_of(cfg.data, "train", {"n_pairs": wanted})
+    pairs = pairs_of(cfg.data, "train", {"n_pairs": len(train) + wanted})
+    known = set(map(repr, labelled))
+    pairs.pairs = [pair for pair in pairs.pairs if repr(pair) not in known][:wanted]  # type: ignore[attr-defined]
+    if not len(pairs):
+        return None
     if is_first_process():
         print(f"further: {len(pairs)} training pairs without labels, for self-distillation")
     return pairs

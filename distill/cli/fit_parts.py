@@ -24,7 +24,7 @@ from distill.labels.filters import Criterion
 from distill.labels.generate import query_of
 from distill.labels.labelled_pairs import LabelledCollate
 from distill.labels.truth import FewShotTruth
-from distill.system.environment import available_cores, choose_device, fast_precision
+from distill.system.environment import available_cores, choose_device, fast_precision, has_fast_bfloat16
 from distill.training.callbacks.build import callbacks, checkpoints
 from distill.training.callbacks.json_lines import JsonLines
 from distill.training.callbacks.match_pictures import MatchPictures
@@ -33,7 +33,7 @@ from distill.training.callbacks.seeding import BatchSeed
 from distill.training.callbacks.self_distillation import SelfDistillation
 from distill.training.checks import check_fit
 from distill.training.module import Distillation
-from distill.training.optimiser import PEAK_RATES, OptimizerName, build_optimizer
+from distill.training.optimiser import PEAK_RATES, build_optimizer
 from distill.training.train import resumed_from
 
 MOST_WORKERS = 8
@@ -95,11 +95,11 @@ def build(cfg: DictConfig) -> FitParts:
     student = started(instantiate(cfg.student), cfg.init_from)
     check_size(student, cfg.data.size)
     train, val, test = fit_pairs(cfg)
-    if cfg.points is not None:
-        train = instantiate(cfg.points, pairs=train)
-    unlabelled = unlabelled_pairs(cfg)
+    unlabelled = unlabelled_pairs(cfg, train)
     if cfg.points is not None and unlabelled is not None:
         unlabelled = instantiate(cfg.points, pairs=unlabelled)
+    if cfg.points is not None:
+        train = instantiate(cfg.points, pairs=train)
     annotated, labelled = truth_pairs(cfg, train, (val, test)), train
     truth = None
     if annotated is not None:
@@ -113,22 +113,24 @@ def build(cfg: DictConfig) -> FitParts:
         )
     baseline = instantiate(cfg.baseline)
     teacher = Cached(cfg.labels.dir, instantiate(cfg.teacher), fallbacks=list(cfg.labels.fallbacks))
-    name, lr = optimizer_settings(cfg)
-    module = _module(cfg, student, teacher, truth, name, lr)
+    module = _module(cfg, student, teacher, truth)
     criteria = instantiate(cfg.filter.criteria) or {}
     checkpoint, trainer = _trainer(cfg)
     metrics = built_by_name(cfg, "metrics", Metric)
-    build_optimizer(
-        student, name, 1, lr, cfg.backbone_lr, cfg.weight_decay, cfg.warmup
-    )  # raises before labels are made
+    rates = (cfg.lr, cfg.backbone_lr, cfg.weight_decay, cfg.warmup)
+    build_optimizer(student, cfg.optimizer, 1, *rates)  # raises now what it would after labelling
     store = (teacher.store.folder, teacher.fingerprint(), list(cfg.labels.fallbacks))
     collate = (LabelledCollate(*store, truth) if is_taught(cfg) else collate_pairs, LabelledCollate(*store))
     workers = cfg.num_workers if cfg.num_workers is not None else loading_processes(trainer.strategy.root_device.type)
-    data = PairDataModule(train, val, cfg.batch_size, workers, cfg.seed, *collate, unlabelled)  # type: ignore[arg-type]
-    for callback in trainer.callbacks:
-        if isinstance(callback, SelfDistillation):
-            callback.check(student)
-    check_fit(trainer, data, resumed_from(checkpoint, cfg.run.resume), name)
+    own = next((c for c in trainer.callbacks if isinstance(c, SelfDistillation)), None)
+    if own is None or trainer.limit_val_batches == 0:  # then labels stay the teacher's
+        further = None
+    else:
+        further = None if unlabelled is None else (unlabelled, own.first_epoch(trainer))
+    data = PairDataModule(train, val, cfg.batch_size, workers, cfg.seed, *collate, further)  # type: ignore[arg-type]
+    if own is not None:
+        own.check(student)
+    check_fit(trainer, data, resumed_from(checkpoint, cfg.run.resume), cfg.optimizer)
     pairs = (train, labelled, val, test)
     return FitParts(device, *pairs, teacher, baseline, criteria, module, data, trainer, checkpoint, metrics)
 
@@ -183,25 +185,23 @@ def check_monitor(cfg: DictConfig) -> None:
         raise ConfigError(f"Expected monitor to name a figure but got {cfg.monitor!r}; {nearest(cfg.monitor, known)}.")
 
 
-def optimizer_settings(cfg: DictConfig) -> tuple[OptimizerName, float]:
-    """Returns the optimiser's name and its peak learning rate.
+def settle(cfg: DictConfig) -> None:
+    """Replaces what ``cfg`` leaves to this machine and this student, in place: precision, optimiser and learning rate.
 
-    Where ``optimizer`` is null it is Muon for a student that starts from random weights, and AdamW for one that has weights:
-    those of timm's models were trained with AdamW or SGD, and Muon was not tried on them.
+    The optimiser is Muon for a student of this project that starts from random weights, where bfloat16, in which Muon computes,
+    is fast; AdamW for all others. Weights of timm's models come from AdamW or SGD, and Muon was not tried on them.
     """
-    has_weights = cfg.init_from is not None or cfg.student.get("weights") is not None
-    name: OptimizerName = cfg.optimizer or ("adamw" if has_weights else "muon")
-    return name, PEAK_RATES.get(name, 1.0) if cfg.lr is None else cfg.lr
+    accelerator = cfg.trainer.get("accelerator", "auto")
+    if cfg.trainer.get("precision") is None:
+        OmegaConf.update(cfg, "trainer.precision", fast_precision(accelerator), force_add=True)
+    if cfg.optimizer is None:
+        is_new = cfg.init_from is None and cfg.student.get("weights", "unknown") is None
+        cfg.optimizer = "muon" if is_new and has_fast_bfloat16(accelerator) else "adamw"
+    if cfg.lr is None:
+        cfg.lr = PEAK_RATES["muon" if cfg.optimizer == "muon" else "adamw"]
 
 
-def _module(
-    cfg: DictConfig,
-    student: nn.Module,
-    teacher: Cached,
-    truth: FewShotTruth | None,
-    optimizer: OptimizerName,
-    lr: float,
-) -> Distillation:
+def _module(cfg: DictConfig, student: nn.Module, teacher: Cached, truth: FewShotTruth | None) -> Distillation:
     if cfg.compile:
         for child in student.children():
             child.compile()
@@ -211,13 +211,13 @@ def _module(
         losses=instantiate(cfg.loss.terms),
         weights=OmegaConf.to_container(cfg.loss.weights),  # type: ignore[arg-type]
         augment=instantiate(cfg.augment),
-        lr=lr,
+        lr=cfg.lr,
         weight_decay=cfg.weight_decay,
         backbone_lr=cfg.backbone_lr,
         warmup=cfg.warmup,
         curriculum=instantiate(cfg.filter.curriculum),
         truth=truth,
-        optimizer=optimizer,
+        optimizer=cfg.optimizer,
     )
 
 
@@ -236,8 +236,5 @@ def _trainer(cfg: DictConfig) -> tuple[ModelCheckpoint, Trainer]:
         then=" + test" if cfg.test.n_pairs else "",
     )
     beside += [BatchSeed(cfg.seed), SameBuffers()]
-    precision = cfg.trainer.get("precision") or fast_precision(cfg.trainer.get("accelerator", "auto"))
-    trainer = instantiate(
-        cfg.trainer, precision=precision, logger=loggers, callbacks=beside, default_root_dir=str(folder)
-    )
+    trainer = instantiate(cfg.trainer, logger=loggers, callbacks=beside, default_root_dir=str(folder))
     return checkpoint, trainer

@@ -36,6 +36,8 @@ FREE_ON_RESUME = (
 """Settings of a fit that may change when it is resumed: what was trained so far does not depend on them."""
 
 
+BEFORE_0_2 = {"optimizer": "adamw", "train.unlabelled": 0}
+"""What a fit did for which there was no setting."""
 LARGEST_CONFIG = 1 << 20  # bytes
 
 
@@ -164,6 +166,7 @@ def check_unchanged(config: DictConfig, free: tuple[str, ...] = FREE_ON_RESUME) 
     if not file.is_file():
         return
     before, now = (_flat(read_config(file)), _flat(config))
+    before = {key: value for key, value in BEFORE_0_2.items() if key in now} | before
     differing = sorted(
         key
         for key in before.keys() | now.keys()

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-MUON = {"nesterov": True, "ns_coefficients": "original"}
+MUON = {"use_muon": True, "nesterov": True, "ns_coefficients": "original"}
 """Options of Muon's groups, as Jordan et al. (2024, kellerjordan.github.io/posts/muon)."""
 ADAMW = {"use_fallback": True, "nesterov": False, "eps": 1e-8}
 """Options of AdamW's groups; with nesterov timm's would be NAdamW."""

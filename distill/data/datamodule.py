@@ -1,5 +1,6 @@
 """The Lightning data module of training and validation pairs."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,8 +34,7 @@ class PairDataModule(LightningDataModule):
         seed: of the order.
         train_collate: makes a batch of training pairs, in the loading processes.
         val_collate: the same for validation pairs.
-        unlabelled: further training pairs, which have their turn in epochs that begin while the trained module has
-            ``teaches_itself``; None for none.
+        unlabelled: further training pairs, and the epoch from which on they take part; None for none.
 
     Raises:
         ConfigError: for a batch size below 1, negative workers, or more of them than the machine can use.
@@ -49,7 +49,7 @@ class PairDataModule(LightningDataModule):
         seed: int = 0,
         train_collate: Collate = collate_pairs,
         val_collate: Collate = collate_pairs,
-        unlabelled: Dataset[PairBatch] | None = None,
+        unlabelled: tuple[Dataset[PairBatch], int] | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0:
@@ -58,16 +58,22 @@ class PairDataModule(LightningDataModule):
         self.train, self.val = train, val
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.train_collate, self.val_collate = train_collate, val_collate
-        self.unlabelled = unlabelled
+        self.unlabelled, self.resumed_at = unlabelled, 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Returns the epoch that a resumed training goes on with."""
+        return {"resumed_at": self.trainer.current_epoch + 1 if self.trainer is not None else 0}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Takes over what :meth:`state_dict` returned."""
+        self.resumed_at = int(state_dict["resumed_at"])
 
     def train_dataloader(self) -> DataLoader[PairBatch]:
         """Returns a loader of training pairs, shuffled by the seed and the epoch."""
-        if self.unlabelled is None:
-            sampler: DistributedSampler[Any] = DistributedSampler(self.train, *self._place(), seed=self.seed)
-            return self._loader(self.train, sampler, self.train_collate)
-        pairs = JoinedPairs([self.train, self.unlabelled])  # type: ignore[list-item]
+        further, first_epoch = self.unlabelled or (None, math.inf)
+        pairs = self.train if further is None else JoinedPairs([self.train, further])  # type: ignore[list-item]
         n_labelled: int = len(self.train)  # type: ignore[arg-type]
-        sampler = LabelledThenAll(pairs, n_labelled, self._teaches_itself, *self._place(), seed=self.seed)
+        sampler = LabelledThenAll(pairs, n_labelled, first_epoch, *self._place(), self.seed, self.resumed_at)
         return self._loader(pairs, sampler, self.train_collate)
 
     def val_dataloader(self) -> DataLoader[PairBatch]:
@@ -78,9 +84,6 @@ class PairDataModule(LightningDataModule):
     def _place(self) -> tuple[int, int]:
         """Returns how many processes there are and which of them this is."""
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
-
-    def _teaches_itself(self) -> bool:
-        return self.trainer is not None and bool(getattr(self.trainer.lightning_module, "teaches_itself", False))
 
     def _on_gpu(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

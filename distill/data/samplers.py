@@ -1,6 +1,6 @@
 """Samplers: which process of a distributed training gets which pairs, and in which order."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -37,38 +37,46 @@ class WholeBatches(DistributedSampler[PairBatch]):
 
 
 class LabelledThenAll(DistributedSampler[Any]):
-    """Shuffles labelled pairs, and from some epoch on all pairs, of which an epoch has as many as there are labelled ones.
+    """Shuffles labelled pairs, and from an epoch on all pairs, of which an epoch has as many as there are labelled ones.
 
-    The data set has the labelled pairs first. From then on each pair has its turn before one comes again. The order depends
-    on the seed and the epoch alone.
+    The data set has the labelled pairs first. From that epoch on each pair has its turn before one comes again. The order
+    depends on the seed and the epoch alone.
 
     Args:
         pairs: all of them.
         n_labelled: how many are labelled.
-        takes_all: asked when an epoch begins.
+        first_epoch: the one from which on all pairs are taken.
         world_size: number of processes.
         rank: of this one.
         seed: of the order.
+        resumed_at: the epoch that a resumed training goes on with. Lightning starts loading processes before it counts the
+            last epoch of the checkpoint.
     """
 
     def __init__(
         self,
         pairs: Dataset[PairBatch],
         n_labelled: int,
-        takes_all: Callable[[], bool],
+        first_epoch: float,
         world_size: int = 1,
         rank: int = 0,
         seed: int = 0,
+        resumed_at: int = 0,
     ) -> None:
         super().__init__(range(n_labelled), world_size, rank, seed=seed)  # type: ignore[arg-type]
-        self.n_pairs, self.takes_all = len(pairs), takes_all  # type: ignore[arg-type]
+        self.resumed_at = self.epoch = resumed_at
+        self.n_pairs, self.first_epoch = len(pairs), first_epoch  # type: ignore[arg-type]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Takes the order of that epoch, or of a later one at which the training was resumed."""
+        super().set_epoch(max(epoch, self.resumed_at))
 
     def __iter__(self) -> Iterator[Any]:
         """Yields the numbers of pairs."""
-        return self._turns() if self.takes_all() else super().__iter__()
+        return super().__iter__() if self.epoch < self.first_epoch else self._turns()
 
     def _turns(self) -> Iterator[int]:
-        start = self.epoch * self.total_size
+        start = (self.epoch - int(self.first_epoch)) * self.total_size
         orders = [self._order(n) for n in range(start // self.n_pairs, (start + self.total_size) // self.n_pairs + 1)]
         order, offset = torch.cat(orders), start % self.n_pairs
         return iter(order[offset + self.rank : offset + self.total_size : self.num_replicas].tolist())

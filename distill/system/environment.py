@@ -36,19 +36,31 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def fast_precision(accelerator: str) -> str:
-    """Returns Lightning's name of the arithmetic that trains a student fastest.
+def has_fast_bfloat16(accelerator: str) -> bool:
+    """Returns whether matrices are multiplied fast in bfloat16 there: on GPUs, and with AVX512-BF16 or AMX.
 
-    That is "bf16-mixed" on a processor with instructions for bfloat16 (AVX512-BF16 or AMX; as far as torch says so, from 2.9
-    on), else "32-true". GPUs get "32-true": a small student does not fill them.
+    What a processor has, newer versions of torch say; without their word it has none of them.
 
     Args:
         accelerator: Lightning's; "auto" is the processor where there is no GPU.
     """
-    on_cpu = accelerator == "cpu" or (accelerator == "auto" and choose_device("auto") == "cpu")
     told: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    has_bfloat16 = bool(told.get("avx512_bf16") or told.get("amx_bf16"))
-    return "bf16-mixed" if on_cpu and has_bfloat16 else "32-true"
+    return not _is_cpu(accelerator) or bool(told.get("avx512_bf16") or told.get("amx_bf16"))
+
+
+def fast_precision(accelerator: str) -> str:
+    """Returns Lightning's name of the arithmetic that trains a student fastest: "bf16-mixed" or "32-true".
+
+    GPUs get "32-true": a small student does not fill them.
+
+    Args:
+        accelerator: as for :func:`has_fast_bfloat16`.
+    """
+    return "bf16-mixed" if _is_cpu(accelerator) and has_fast_bfloat16(accelerator) else "32-true"
+
+
+def _is_cpu(accelerator: str) -> bool:
+    return accelerator == "cpu" or (accelerator == "auto" and choose_device("auto") == "cpu")
 
 
 def check_workers(asked: int) -> None:

@@ -133,11 +133,6 @@ class Distillation(LightningModule):
         """What makes the labels that the student is trained on: the teacher, unless :meth:`learn_from` was called."""
         return self._labeller.content
 
-    @property
-    def teaches_itself(self) -> bool:
-        """Whether labels come from something else than the teacher."""
-        return self.labeller is not self.teacher
-
     def learn_from(self, labeller: Matcher | PairMatcher) -> None:
         """Takes training labels from ``labeller`` from now on. A setter would register a network as a part of this one."""
         self._labeller.content = labeller
@@ -154,7 +149,7 @@ class Distillation(LightningModule):
         """
         pairs, label = split_labelled(batch)
         with torch.no_grad():
-            if label is None or self.teaches_itself:
+            if label is None or self.labeller is not self.teacher:
                 label = match(self.labeller, pairs if self.truth is None else self.truth.without_known(pairs))
             if self.filtered is not None and self.labeller is self.teacher:
                 label = self.filtered(pairs, label)

@@ -46,7 +46,9 @@ def build_optimizer(
         ConfigError: for another name, a warm-up outside (0, 1), a negative decay, and what :func:`groups` raises.
     """
     if name not in get_args(OptimizerName):
-        raise ConfigError(f"Expected a known optimizer but got {name!r}; {nearest(name, get_args(OptimizerName))}.")
+        raise ConfigError(
+            f"Expected a known optimizer but got {name!r}; {nearest(str(name), get_args(OptimizerName))}."
+        )
     if not 0 < warmup < 1:
         raise ConfigError(f"Expected warmup, the share of steps until the peak rate, in (0, 1) but got {warmup}.")
     if not 0 <= weight_decay < math.inf:

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from distill.cli import matcher_rows
 from distill.cli.commands import fit
 from distill.cli.config import compose
+from distill.cli.fit_parts import settle
 from distill.cli.run_folder import RunFolder, check_same
 from distill.core.errors import ConfigError
 from distill.evaluation.ablation import HEADER, NOTE, cells, markdown, summary
@@ -67,6 +68,7 @@ def report_of(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: when the folder holds a fit with another configuration.
     """
+    settle(cfg)
     finished, written = Path(cfg.run.dir) / "metrics.json", Path(cfg.run.dir) / "config.yaml"
     if not finished.is_file():
         cfg.run.resume = written.is_file()

@@ -19,7 +19,7 @@ from lightning import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from distill.cli.fit_parts import FitParts, build, is_taught
+from distill.cli.fit_parts import FitParts, build, is_taught, settle
 from distill.cli.processes import (
     expect_others,
     is_first_process,
@@ -51,6 +51,7 @@ def run(cfg: DictConfig) -> Comparison | None:
     """Builds, labels, trains and reports; returns the comparison, if one was asked for."""
     seed_everything(cfg.seed, workers=True, verbose=False)
     expect_others(cfg)
+    settle(cfg)
     if cfg.run.resume:
         check_unchanged(cfg)
     taught, first = is_taught(cfg), is_first_process()
@@ -58,6 +59,7 @@ def run(cfg: DictConfig) -> Comparison | None:
     with RunFolder.create(cfg, resume=cfg.run.resume) if first else RunFolder(cfg.run.dir) as folder:
         if first:
             announce("fit", f"a student on {parts.train.name}", devices(parts), folder.path)
+            print(f"by:      optimizer={cfg.optimizer} lr={cfg.lr:g} trainer.precision={cfg.trainer.precision}")
         if parts.trainer.world_size > 1 and not is_started_by_training(cfg):
             start_others(parts.trainer)  # now rather than with the training, so that all share labels and filters
             launch(cfg)

@@ -37,6 +37,11 @@ class SelfDistillation(Callback):
         self.rounds = 0
         self._weights: dict[str, Tensor] | None = None
 
+    def first_epoch(self, trainer: Trainer) -> int:
+        """Returns the first epoch whose labels are surely the student's own: one after a validation, or the first of all."""
+        every = trainer.check_val_every_n_epoch or 1
+        return -(-self.start_epoch // every) * every
+
     def state_dict(self) -> dict[str, Any]:
         """Returns the copy's weights, None before there is one, and how often it was renewed."""
         return {"weights": self._weights, "rounds": self.rounds}

@@ -6,6 +6,7 @@ import sys
 import lightning.pytorch.loggers  # noqa: F401 - whose flags are changed below
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from distill.__main__ import main
@@ -201,7 +202,7 @@ def test_a_start_that_fails_while_it_works_does_not_refuse_the_corrected_command
     assert (tmp_path / "r" / "student.safetensors").is_file()
     assert "train: 16/16 pairs, read" in capsys.readouterr().err, "labels are made once"
     assert main([*arguments, "run.resume=true", "student.width=64", "lr=1"]) == 2
-    assert "got lr=1 (0.001 before), student.width=64 (16 before)" in capsys.readouterr().err
+    assert "got lr=1 (0.004 before), student.width=64 (16 before)" in capsys.readouterr().err
     assert main(arguments) == 2
     assert "run.resume=true continues it" in capsys.readouterr().err
 
@@ -352,3 +353,16 @@ def test_label_leaves_a_split_out_that_has_no_pairs(tmp_path, capsys):
     few = ["train.n_pairs=4", "val.n_pairs=0", "test.n_pairs=0", "data.size=32", "device=cpu"]
     assert main(["label", "teacher=oracle", f"labels.dir={tmp_path}/l", *few]) == 0
     assert f"label: 4 train pairs of shapes; on cpu; in {tmp_path}/l" in capsys.readouterr().out
+
+
+def test_a_run_of_an_earlier_version_is_resumed_with_its_settings(tmp_path, capsys):
+    arguments = ["fit", *SMALL, f"run.dir={tmp_path}/r", "test.n_pairs=0", "device=cpu", "trainer.accelerator=cpu"]
+    assert main([*arguments, "optimizer=adamw", "train.unlabelled=0"]) == 0
+    file = tmp_path / "r" / "config.yaml"
+    config = OmegaConf.load(file)
+    del config.optimizer, config.train.unlabelled
+    OmegaConf.save(config, file)
+    assert main([*arguments, "run.resume=true", "optimizer=muon"]) == 2
+    told = "lr=0.004 (0.001 before), optimizer=muon (adamw before), train.unlabelled=3200 (0 before)"
+    assert told in capsys.readouterr().err
+    assert main([*arguments, "run.resume=true", "optimizer=adamw", "train.unlabelled=0"]) == 0

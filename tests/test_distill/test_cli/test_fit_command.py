@@ -7,7 +7,9 @@ import torch
 from omegaconf import OmegaConf
 
 from distill.cli.commands import fit
-from distill.cli.fit_parts import loading_processes
+from distill.cli.config import compose
+from distill.cli.datasets import pairs_of, unlabelled_pairs
+from distill.cli.fit_parts import loading_processes, settle
 from distill.cli.run_folder import RunFolder
 
 
@@ -91,3 +93,43 @@ def test_only_the_process_that_began_a_run_removes_its_configuration_after_an_er
     with pytest.raises(ValueError), begun:
         raise ValueError("of the first")
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "fast", "chosen"),
+    [
+        ([], True, ("muon", 4e-3, "bf16-mixed")),
+        ([], False, ("adamw", 1e-3, "32-true")),
+        (["student=dinov2"], True, ("adamw", 1e-3, "bf16-mixed")),
+        (["init_from=a.safetensors"], True, ("adamw", 1e-3, "bf16-mixed")),
+        (["optimizer=muon", "lr=2e-3", "init_from=a.safetensors"], False, ("muon", 2e-3, "32-true")),
+        (["optimizer=adamw", "trainer.precision=32-true"], True, ("adamw", 1e-3, "32-true")),
+        (["a network of one's own"], True, ("adamw", 1e-3, "bf16-mixed")),
+    ],
+)
+def test_what_is_left_open_is_chosen_for_the_student_and_the_machine(monkeypatch, settings, fast, chosen):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": fast}, raising=False)
+    cfg = compose("fit", ["trainer.accelerator=cpu", *(word for word in settings if "=" in word)])
+    if "a network of one's own" in settings:
+        cfg.student = {"_target_": "my.Student"}
+    settle(cfg)
+    assert (cfg.optimizer, cfg.lr, cfg.trainer.precision) == chosen
+
+
+def test_pairs_without_labels_are_others_than_those_with(photos):
+    small = ["data.size=32", "data.n_points=3"]
+    for data, n_labelled, wanted, expected in (
+        (["data=shapes"], 20, 40, 40),
+        (["data=folder", f"data.root={photos}"], 4, 5, 5),
+        (["data=folder", f"data.root={photos}"], 4, 1000, 8),  # twelve pairs in all
+    ):
+        data = data if "data=shapes" in data else [*data, *small]
+        cfg = compose("fit", [*data, f"train.n_pairs={n_labelled}", f"train.unlabelled={wanted}"])
+        train = pairs_of(cfg.data, "train", {"n_pairs": n_labelled})
+        further = unlabelled_pairs(cfg, train)
+        assert len(further) == expected and not set(map(repr, further.pairs)) & set(map(repr, train.pairs))
+    everything = compose("fit", ["data=folder", f"data.root={photos}", *small, "train.n_pairs=null"])
+    assert unlabelled_pairs(everything, pairs_of(everything.data, "train", {"n_pairs": None})) is None
+    for setting in ("self_distillation=null", "train.unlabelled=0", "train.pairs=pairs.csv"):
+        cfg = compose("fit", ["train.n_pairs=20", setting])
+        assert unlabelled_pairs(cfg, pairs_of(cfg.data, "train", {"n_pairs": 20})) is None

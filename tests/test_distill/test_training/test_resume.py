@@ -7,6 +7,7 @@ import torch
 from trainings import Stop, trained
 
 from distill.core.errors import ConfigError
+from distill.data.datasets.shapes import ShapesPairs
 from distill.training.callbacks.self_distillation import SelfDistillation
 from student import FeatureTeacher
 
@@ -59,3 +60,29 @@ def test_self_distillation_resumes_bit_for_bit(tmp_path, optimizer):
         resumed, _ = trained(folder, 6, resume=True, self_distillation=teaching(), optimizer=optimizer)
         for name, value in whole.state_dict().items():
             assert torch.equal(resumed.state_dict()[name], value), (stop, name)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_resumed_training_goes_on_with_the_pairs_without_labels(tmp_path, num_workers):
+    """Loading processes are started before Lightning tells the epoch."""
+    seen: dict[str, list] = {}
+
+    class Seen(SelfDistillation):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            seen.setdefault(self.run, []).append((trainer.current_epoch, batch_idx, tuple(batch.src_hash)))
+
+    def run(name, **options):
+        own = Seen(partial(FeatureTeacher, side=8), start_epoch=2)
+        own.run = name
+        further = (ShapesPairs("train", 12, 1, 64), 2)
+        return trained(
+            tmp_path / name[:1], 6, self_distillation=own, unlabelled=further, num_workers=num_workers, **options
+        )[0]
+
+    whole = run("whole")
+    with pytest.raises(Stop):
+        run("stopped", stop=(4, 1))
+    resumed = run("s, resumed", resume=True)
+    begun = seen["s, resumed"][0][0]
+    assert begun >= 3 and seen["s, resumed"] == [place for place in seen["whole"] if place[0] >= begun]
+    assert all(torch.equal(resumed.state_dict()[name], value) for name, value in whole.state_dict().items())

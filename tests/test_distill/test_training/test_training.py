@@ -334,15 +334,17 @@ def test_pairs_without_labels_are_for_self_distillation_alone(tmp_path):
 
     class Seen(Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            taught.append((trainer.current_epoch, pl_module.teaches_itself, batch.src_hash))
+            taught.append((pl_module.labeller is not pl_module.teacher, batch.src_hash))
 
     module._teacher.content = module._labeller.content = Strict()
     own = SelfDistillation(lambda model: Oracle(), start_epoch=2)
     options = {"logger": False, "enable_checkpointing": False, "check_val_every_n_epoch": 3, "callbacks": [own, Seen()]}
     trainer = Trainer(max_epochs=6, accelerator="cpu", **QUIET, **options)
-    trainer.fit(module, PairDataModule(labelled, labelled, batch_size=4, unlabelled=further))  # type: ignore[arg-type]
-    assert [itself for _, itself, _ in taught] == [False] * 6 + [True] * 6, "labels change after a validation"
-    before, after = ({name for _, itself, names in taught if itself == own for name in names} for own in (False, True))
+    trainer.fit(
+        module, PairDataModule(labelled, labelled, batch_size=4, unlabelled=(further, own.first_epoch(trainer)))
+    )  # type: ignore[arg-type]
+    assert [itself for itself, _ in taught] == [False] * 6 + [True] * 6, "labels change after a validation"
+    before, after = ({name for itself, names in taught if itself == later for name in names} for later in (False, True))
     assert before <= known and after - known
 
 
