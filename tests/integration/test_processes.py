@@ -17,7 +17,7 @@ from distill.__main__ import main
 from distill.cli import processes
 from distill.cli.commands import fit
 from distill.cli.config import compose
-from distill.cli.fit_parts import build
+from distill.cli.fit_parts import build, settle
 from distill.cli.interruption import STARTER
 from distill.labels.audit import audit
 from distill.labels.store import LabelStore
@@ -114,12 +114,15 @@ def test_on_two_processes_fit_validates_as_one_process_does(tmp_path):
         *TRAINER,
         "loss=distillation",
         "trainer.max_epochs=2",
+        "trainer.precision=32-true",
         f"run.dir={tmp_path}/two",
         "filter=agreement",
     ]
     shown = run("fit", *settings, "trainer.devices=2")
     assert (tmp_path / "two" / "student.onnx").exists()
-    parts = build(compose("fit", [*settings, f"run.dir={tmp_path}/one", f"labels.dir={tmp_path}/two/labels"]))
+    cfg = compose("fit", [*settings, f"run.dir={tmp_path}/one", f"labels.dir={tmp_path}/two/labels"])
+    settle(cfg)
+    parts = build(cfg)
     state = torch.load(tmp_path / "two" / "checkpoints" / "last.ckpt", weights_only=True)
     kept = filter_labels(parts.module, parts.criteria, parts.labelled, 4, "cpu", progress=False)
     assert shown.count("labels:  ") == 1 and f"labels:  {kept}\n" in shown, "found by both together, told by one"
