@@ -24,7 +24,8 @@ def pairs_of(data: DictConfig, split: str, choice: Mapping[Any, Any]) -> Benchma
     Raises:
         DistillError: whatever is wrong with settings or data; keys are those of the split, such as ``val.n_pairs``.
     """
-    differing = {str(key): value for key, value in choice.items() if value is not None or key == "n_pairs"}  # null: all
+    others = {str(key): value for key, value in choice.items() if key != "unlabelled"}  # which are another data set
+    differing = {key: value for key, value in others.items() if value is not None or key == "n_pairs"}  # null: all
     try:
         return check_benchmark(instantiate({**data, "split": split, **differing}))
     except DistillError as error:
@@ -64,8 +65,7 @@ def fit_pairs(cfg: DictConfig) -> tuple[Benchmark, Benchmark, Benchmark | None]:
     There are none to compare on where ``test.n_pairs`` is 0, nothing is annotated, or the folder is too small to set
     photographs aside for testing.
     """
-    choices = {"train": {"n_pairs": cfg.train.n_pairs, "pairs": cfg.train.pairs}, "val": cfg.val}
-    train, val = (pairs_of(cfg.data, split, choice) for split, choice in choices.items())
+    train, val = (pairs_of(cfg.data, split, cfg[split]) for split in ("train", "val"))
     for pairs in (val,) if cfg.points is not None else (train, val):  # which places points where none are annotated
         check_common_points(pairs)
     test, reason = None, "test.n_pairs=0"

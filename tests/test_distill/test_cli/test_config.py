@@ -63,7 +63,7 @@ def test_null_takes_back_the_weights_that_a_recipe_names():
         ("label", ["label.shard=null"], "Expected a value for label.shard"),
         ("label", ["labels.dir=null"], "Expected a value for labels.dir"),
         ("fit", ["labels.dir=null"], "Expected a value for labels.dir"),
-        ("fit", ["lr=null"], "Expected a value for lr but got null; leave it out for 0.001"),
+        ("fit", ["weight_decay=null"], "Expected a value for weight_decay but got null; leave it out for 0.05"),
         ("fit", ["seed=null"], "Expected a value for seed"),
         ("fit", ["data.size=null"], "Expected a value for data.size"),
         ("fit", ["run=null"], "Expected a value for run but got null; leave it out"),
