@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from distill.core.devices import has_bf16
 from distill.core.errors import ConfigError
 from teacher.attention import choose_layers
 from teacher.pipeline import Pipeline, load_pipeline
@@ -96,9 +97,3 @@ def settle_precision(asked: Precision, device: torch.device) -> Precision:
         log.warning("This processor has no instructions for bf16 and would be slow at it; computing in fp32.")
         return "fp32"
     return asked
-
-
-def has_bf16() -> bool:
-    """Returns whether the processor has instructions for bf16 (AVX-512 BF16 or AMX on x86, BF16 on Arm)."""
-    known = torch.cpu.get_capabilities()
-    return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -123,10 +123,9 @@ def build(cfg: DictConfig) -> FitParts:
     collate = (LabelledCollate(*store, truth) if is_taught(cfg) else collate_pairs, LabelledCollate(*store))
     workers = cfg.num_workers if cfg.num_workers is not None else loading_processes(trainer.strategy.root_device.type)
     own = next((c for c in trainer.callbacks if isinstance(c, SelfDistillation)), None)
-    if own is None or trainer.limit_val_batches == 0:  # then labels stay the teacher's
-        further = None
-    else:
-        further = None if unlabelled is None else (unlabelled, own.first_epoch(trainer))
+    further = None
+    if unlabelled is not None and own is not None and trainer.limit_val_batches != 0:  # else labels stay the teacher's
+        further = (unlabelled, own.first_epoch(trainer))
     data = PairDataModule(train, val, cfg.batch_size, workers, cfg.seed, *collate, further)  # type: ignore[arg-type]
     if own is not None:
         own.check(student)

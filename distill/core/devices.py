@@ -1,7 +1,8 @@
-"""The GPU of each process where several share a machine."""
+"""The GPU of each process where several share a machine, and what its processor can compute."""
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -22,3 +23,9 @@ def own_gpu(gpus: Sequence[int] = ()) -> str:
         return f"cuda:{gpus[int(rank or 0) % len(gpus)]}"
     count = torch.cuda.device_count()
     return "cuda" if rank is None or count < 2 else f"cuda:{int(rank) % count}"
+
+
+def has_bf16() -> bool:
+    """Returns whether the processor has instructions for bf16 (AVX-512 BF16 or AMX on x86, BF16 on Arm), as far as torch says so."""
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -4,11 +4,10 @@ import os
 import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 import torch
 
-from distill.core.devices import own_gpu
+from distill.core.devices import has_bf16, own_gpu
 from distill.core.errors import ConfigError, nearest
 from distill.core.version import __version__
 
@@ -37,15 +36,12 @@ def available_cores() -> int:
 
 
 def has_fast_bfloat16(accelerator: str) -> bool:
-    """Returns whether matrices are multiplied fast in bfloat16 there: on GPUs, and with AVX512-BF16 or AMX.
-
-    What a processor has, newer versions of torch say; without their word it has none of them.
+    """Returns whether matrices are multiplied fast in bfloat16 there: on GPUs, and on processors with instructions for it.
 
     Args:
         accelerator: Lightning's; "auto" is the processor where there is no GPU.
     """
-    told: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return not _is_cpu(accelerator) or bool(told.get("avx512_bf16") or told.get("amx_bf16"))
+    return not _is_cpu(accelerator) or has_bf16()
 
 
 def fast_precision(accelerator: str) -> str:

@@ -1,6 +1,7 @@
 """Checks of a training before labels are made."""
 
 from pathlib import Path
+from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
@@ -33,8 +34,9 @@ def check_fit(trainer: Trainer, data: PairDataModule, resume_from: Path | None, 
     _check_search(trainer, data)
     _check_monitor(trainer)
     if resume_from is not None:
-        _check_epochs(trainer, resume_from)
-        _check_optimizer(optimizer, resume_from)
+        checkpoint = read_resumable(resume_from)
+        _check_epochs(trainer, checkpoint, resume_from)
+        _check_optimizer(optimizer, checkpoint, resume_from)
 
 
 def _check_numbers(trainer: Trainer) -> None:
@@ -109,8 +111,8 @@ def _check_monitor(trainer: Trainer) -> None:
         )
 
 
-def _check_epochs(trainer: Trainer, resume_from: Path) -> None:
-    done = read_resumable(resume_from)["epoch"] + 1
+def _check_epochs(trainer: Trainer, checkpoint: dict[str, Any], resume_from: Path) -> None:
+    done = checkpoint["epoch"] + 1
     if trainer.max_epochs is not None and 0 <= trainer.max_epochs < done:
         raise ConfigError(
             f"Expected trainer.max_epochs of at least {done}, the epochs that {resume_from} has, but got "
@@ -118,8 +120,8 @@ def _check_epochs(trainer: Trainer, resume_from: Path) -> None:
         )
 
 
-def _check_optimizer(name: OptimizerName, resume_from: Path) -> None:
-    before = optimizer_of(read_resumable(resume_from))
+def _check_optimizer(name: OptimizerName, checkpoint: dict[str, Any], resume_from: Path) -> None:
+    before = optimizer_of(checkpoint)
     if name != before:
         raise ConfigError(
             f"Expected optimizer={before}, whose state {resume_from} has, but got {name}; set it, or run.resume=false for a "
