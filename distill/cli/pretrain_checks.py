@@ -30,6 +30,7 @@ AT_LEAST = {
     "diffusion.unet.latent_side": 1,
     "diffusion.tokenizer.length": 3,
     "diffusion.training.drop_caption": 0,
+    "diffusion.training.logit_normal": 0,
     "diffusion.training.warmup": 1,
     "diffusion.training.decay": 0,
     "diffusion.training.beta2": 0,
@@ -45,7 +46,12 @@ ABOVE = {
     "diffusion.latents.blocks.zoom": 0,
     "diffusion.averaging.decay": 0,
 }
-AT_MOST = {"diffusion.training.drop_caption": 1, "diffusion.training.decay": 1, "diffusion.latents.blocks.zoom": 1}
+AT_MOST = {
+    "diffusion.training.drop_caption": 1,
+    "diffusion.training.logit_normal": 1,
+    "diffusion.training.decay": 1,
+    "diffusion.latents.blocks.zoom": 1,
+}
 BELOW = {"diffusion.averaging.decay": 1, "diffusion.training.beta2": 1}
 """Bounds of numbers, by key, that :data:`distill.cli.keys.LEAST` does not hold."""
 

@@ -16,6 +16,9 @@ from teacher.pretrain.optimizer import OptimizerName, build_optimizer
 from teacher.pretrain.seeding import DIFFUSION, step_generator
 from teacher.pretrain.unet_step import GraphedUNetStep, UNetStep
 
+LOGIT_MEAN, LOGIT_DEVIATION = 0.2, 1.0
+"""Of the normal distribution whose sigmoid is a timestep, as a share of all."""
+
 
 class DiffusionTraining(LightningModule):
     """Trains the UNet and the text encoder together on latents, by denoising alone; the autoencoder stays frozen and outside.
@@ -36,6 +39,8 @@ class DiffusionTraining(LightningModule):
         decay: the share of the trainer's steps over which it falls to a hundredth at the end.
         optimizer: "adamw" or "muon", see :func:`teacher.pretrain.optimizer.build_optimizer`.
         beta2: decay a step of AdamW's average of the squared gradients, at least 0 and below 1.
+        logit_normal: the chance that a picture with its caption has a timestep from a logit-normal distribution, which prefers the
+            middle ones (Esser et al., ICML 2024, arXiv:2403.03206), in place of a uniform one.
         seed: of noise and timesteps.
 
     Attributes:
@@ -59,6 +64,7 @@ class DiffusionTraining(LightningModule):
         decay: float,
         optimizer: OptimizerName = "adamw",
         beta2: float = 0.99,
+        logit_normal: float = 0.0,
         seed: int = 0,
     ) -> None:
         if optimizer not in get_args(OptimizerName):
@@ -70,7 +76,7 @@ class DiffusionTraining(LightningModule):
         self.unet, self.text_encoder = unet, text_encoder
         self.tokenizer, self.scheduler = tokenizer, scheduler
         self._frozen = [autoencoder.eval().requires_grad_(False)]  # in a list: no child, hence in no checkpoint
-        self.drop_caption, self.seed = drop_caption, seed
+        self.drop_caption, self.logit_normal, self.seed = drop_caption, logit_normal, seed
         self.lr, self.warmup, self.decay = lr, warmup, decay
         self.optimizer_name, self.beta2 = optimizer, beta2
         self.lr_scale, self.restarted_at = 1.0, 0
@@ -135,9 +141,8 @@ class DiffusionTraining(LightningModule):
         teacher reads a model without a caption.
         """
         generator = step_generator(self.device, self.seed, step, DIFFUSION)
-        share = torch.rand(len(latents), device=self.device, generator=generator)
         dropped = torch.arange(len(latents), device=self.device) < round(self.drop_caption * len(latents))
-        share = torch.where(dropped, share.square(), share)
+        share = self._time_shares(dropped, generator)
         timesteps = (share * self.n_timesteps).long().clamp_(max=self.n_timesteps - 1)
         noise = torch.randn(latents.shape, device=self.device, generator=generator)
         return (
@@ -145,6 +150,16 @@ class DiffusionTraining(LightningModule):
             timesteps,
             torch.where(dropped[:, None], self._empty.to(self.device), tokens),
         )
+
+    def _time_shares(self, dropped: Tensor, generator: torch.Generator) -> Tensor:
+        """Draws (B,) timesteps as shares of all, in [0, 1], for pictures without caption where ``dropped`` (B,)."""
+        uniform = torch.rand(len(dropped), device=self.device, generator=generator)
+        told = uniform
+        if self.logit_normal:
+            normal = torch.randn(len(dropped), device=self.device, generator=generator)
+            chosen = torch.rand(len(dropped), device=self.device, generator=generator) < self.logit_normal
+            told = torch.where(chosen, (LOGIT_MEAN + LOGIT_DEVIATION * normal).sigmoid(), uniform)
+        return torch.where(dropped, uniform.square(), told)
 
     def _noise_and_target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         noisy = self.scheduler.add_noise(latents, noise, timesteps)

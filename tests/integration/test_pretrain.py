@@ -263,6 +263,7 @@ def test_the_line_of_a_log_separates_steps_from_what_was_logged(capsys, monkeypa
         ("diffusion.text_encoder.width=30", "multiple of the number of attention heads (4)"),
         ("diffusion.training.warmup=0", "diffusion.training.warmup of at least 1 but got 0"),
         ("diffusion.training.drop_caption=2", "diffusion.training.drop_caption of at most 1 but got 2"),
+        ("diffusion.training.logit_normal=1.5", "diffusion.training.logit_normal of at most 1 but got 1.5"),
         ("diffusion.training.optimizer=moun", "did you mean 'muon'? valid names: adamw, muon"),
         ("diffusion.training.beta2=1", "diffusion.training.beta2 below 1 but got 1"),
         ("diffusion.averaging.decay=1", "diffusion.averaging.decay below 1 but got 1"),

@@ -1,5 +1,6 @@
 """The parts of the small Stable Diffusion's training."""
 
+import math
 import subprocess
 import sys
 
@@ -272,6 +273,17 @@ def test_a_share_of_the_captions_is_dropped():
     empty = module.tokenizer([""], padding="max_length").input_ids[0]
     assert told[:15].tolist() == [empty] * 15 and torch.equal(told[15:], tokens[15:])
     assert timesteps.min() >= 0 and timesteps.max() < 1000
+
+
+def test_timesteps_of_captioned_pictures_are_logit_normal_where_asked():
+    module, tokens = training(drop_caption=0.2, logit_normal=0.7), torch.full((50_000, 8), 5)
+    *_, timesteps, _ = module._noised(torch.zeros(50_000, 4, 1, 1), tokens, step=3)
+    for place in (0.1, 0.3, 0.5, 0.7, 0.9):
+        below = (timesteps < place * 1000).float()
+        # The normal distribution function of the logit, and for pictures without caption that of a squared uniform number.
+        normal = 0.5 * (1 + math.erf((math.log(place / (1 - place)) - 0.2) / math.sqrt(2)))
+        assert below[10_000:].mean() == pytest.approx(0.7 * normal + 0.3 * place, abs=0.01)
+        assert below[:10_000].mean() == pytest.approx(math.sqrt(place), abs=0.02)
 
 
 def test_noise_depends_on_seed_and_step_alone():
