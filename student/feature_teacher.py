@@ -40,6 +40,7 @@ class FeatureTeacher:
         target_side: largest number of target cells a side; the resolution of the answer.
         sigma_cells: Gaussian width of the neighbourhood, in source cells.
         consensus: strength of the consensus; 0 for plain nearest neighbours.
+        consensus_tolerance: see ``tolerance`` of :class:`distill.core.consensus.NeighbourhoodConsensus`.
         flip: whether the target may be compared flipped.
         cycle_tolerance: of the cycle consistency, as a fraction of the longer side; None leaves it out.
         flip_tolerance: of the agreement with the flipped images, as a fraction of the longer side; None leaves it out,
@@ -68,6 +69,7 @@ class FeatureTeacher:
         radius_cells: float = 2.0,
         feature_cache_size: int = 1024,
         size: int | None = None,
+        consensus_tolerance: float = 0.0,
     ) -> None:
         amounts = {"feature_cache_size": feature_cache_size, "radius_cells": radius_cells}
         if size is not None and (isinstance(size, bool) or not isinstance(size, int)):
@@ -82,7 +84,9 @@ class FeatureTeacher:
                 f"Expected positive amounts in the feature teacher but got {wrong}; correct teacher.<name>."
             )
         self.model = model.eval().requires_grad_(False) if isinstance(model, nn.Module) else model
-        self.consensus = NeighbourhoodConsensus(consensus, side, target_side, sigma_cells, temperature)
+        self.consensus = NeighbourhoodConsensus(
+            consensus, side, target_side, sigma_cells, temperature, tolerance=consensus_tolerance
+        )
         self.flip, self.cycle_tolerance, self.flip_tolerance = flip, cycle_tolerance, flip_tolerance
         self.radius_cells, self.feature_cache_size = radius_cells, feature_cache_size
         self.size, self.resize = getattr(model, "size", None) if size is None else size, getattr(model, "resize", None)
@@ -99,6 +103,8 @@ class FeatureTeacher:
     def fingerprint(self) -> dict[str, str]:
         """See :class:`distill.core.protocols.Fingerprinted`."""
         settings = {name: str(value) for name, value in sorted(vars(self.consensus).items())}
+        if not self.consensus.tolerance:  # labels that were made before there was one are the same
+            del settings["tolerance"]
         settings |= {name: str(getattr(self, name)) for name in ("flip", "cycle_tolerance", "flip_tolerance", "size")}
         settings |= {"resize": self.resize} if self.resize == "letterbox" else {}
         told = {f"model.{name}": value for name, value in source_fingerprint(self.model).items()}

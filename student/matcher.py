@@ -44,6 +44,7 @@ class StudentMatcher(nn.Module):
         consensus: strength of neighbourhood consensus, see :mod:`distill.core.consensus`; 0 for none. It is
             used in evaluation mode only.
         consensus_sigma: Gaussian width of its neighbourhood, in source cells.
+        consensus_tolerance: standard deviation of what a neighbour's match speaks for, as a fraction of the image's sides.
         debias: see :class:`student.backbone.Backbone`.
         scales: see there.
 
@@ -71,6 +72,7 @@ class StudentMatcher(nn.Module):
         refinement: int = 0,
         consensus: float = 0.0,
         consensus_sigma: float = 3.0,
+        consensus_tolerance: float = 0.0,
         debias: int = 0,
         scales: Sequence[float] = (1.0,),
     ) -> None:
@@ -83,7 +85,10 @@ class StudentMatcher(nn.Module):
         self.backbone = Backbone(backbone, strides, weights, mean, std, options, layers, tuning, lora, debias, scales)
         self.fusion = Fusion(self.backbone.channels, width, position, upsample, backbone_skip)
         self.refinement = Refinement(refinement, radius_cells) if refinement else None
-        self.consensus = NeighbourhoodConsensus(consensus, sigma_cells=consensus_sigma) if consensus != 0 else None
+        self.consensus: NeighbourhoodConsensus | None = None
+        if consensus != 0:
+            settings = {"sigma_cells": consensus_sigma, "tolerance": consensus_tolerance}
+            self.consensus = NeighbourhoodConsensus(consensus, **settings)
         self.log_temperature = nn.Parameter(torch.tensor(float(temperature)).log())
         self.radius_cells = radius_cells
 

@@ -39,6 +39,9 @@ class NeighbourhoodConsensus:
             neighbours are what differs between the two.
         carry: whether neighbours' matches are carried to points between cells exactly, or the consensus of the four
             surrounding cells is interpolated.
+        tolerance: standard deviation of the places that a neighbour's match speaks for, around the one that it has by
+            its offset, as a fraction of the target's sides. An object that is turned, or another individual, has other distances
+            between its parts; 0 for exact offsets.
 
     Raises:
         ConfigError: for a negative strength, or another amount that is not positive.
@@ -51,15 +54,15 @@ class NeighbourhoodConsensus:
     temperature: float = 0.05
     orientation_sigma: float = 0.5
     carry: bool = True
+    tolerance: float = 0.0
 
     def __post_init__(self) -> None:
         names = ("side", "target_side", "sigma_cells", "temperature", "orientation_sigma")
         wrong = {name: getattr(self, name) for name in names if getattr(self, name) <= 0}
-        if self.strength < 0:
-            wrong["strength"] = self.strength
+        wrong |= {name: getattr(self, name) for name in ("strength", "tolerance") if getattr(self, name) < 0}
         if wrong:
             raise ConfigError(
-                "Expected a strength of neighbourhood consensus of at least 0, and positive amounts otherwise, but got "
+                "Expected strength and tolerance of neighbourhood consensus of at least 0, and positive amounts otherwise, but got "
                 f"{wrong}; correct the consensus of student or teacher."
             )
 
@@ -96,10 +99,10 @@ class NeighbourhoodConsensus:
             probability = self._probability(src_map, trg_map, self.target_side)
             fractions = points.to(probability) / probability.new_tensor([size[1], size[0]])
             if self.carry:
-                return consensus_at(probability, fractions, self.sigma_cells)
+                return blurred(consensus_at(probability, fractions, self.sigma_cells), self.tolerance)
             consensus = neighbourhood_consensus(probability, self.sigma_cells)
             (h, w), cells = consensus.shape[3:], consensus.flatten(3).permute(0, 3, 1, 2)
-            return sample_at(cells, fractions, (1, 1)).unflatten(2, (h, w))
+            return blurred(sample_at(cells, fractions, (1, 1)).unflatten(2, (h, w)), self.tolerance)
 
     def multiply(self, heatmap: Tensor, consensus: Tensor) -> Tensor:
         """Returns a non-negative ``heatmap`` (B, N, h, w) times the power of the consensus of :meth:`maps`, peak 1."""
@@ -133,6 +136,19 @@ def pooled(maps: Tensor, cells: int) -> Tensor:
         return maps
     h, w = (-(-side // factor) for side in maps.shape[-2:])
     return F.normalize(F.adaptive_avg_pool2d(maps, (h, w)), dim=1)
+
+
+def blurred(maps: Tensor, sigma: float) -> Tensor:
+    """Returns maps (B, N, h, w) as means over the cells around each, weighted by a Gaussian.
+
+    Args:
+        maps: of any values.
+        sigma: of the Gaussian, as a fraction of the sides; 0 leaves the maps as they are.
+    """
+    if not sigma:
+        return maps
+    rows, columns = (_blur(cells, sigma * cells, maps) for cells in maps.shape[-2:])
+    return rows @ maps @ columns.T
 
 
 def mutual_probability(scores: Tensor) -> Tensor:
@@ -211,6 +227,13 @@ def _weights(cells: Tensor, sigma: float) -> Tensor:
     """Returns how much neighbours count that are so many cells away."""
     reach = max(1, round(1.7 * sigma))
     return torch.exp(-cells.square() / (2 * sigma**2)) * (cells.abs() < reach + 0.5)
+
+
+def _blur(cells: int, sigma: float, like: Tensor) -> Tensor:
+    """Returns (cells, cells): the weights of a line's cells, in columns, for the mean around each, in rows."""
+    places = torch.arange(cells, dtype=like.dtype, device=like.device)
+    weights = torch.exp(-(places[:, None] - places).square() / (2 * sigma**2))
+    return weights / weights.sum(1, keepdim=True)
 
 
 def _along(values: Tensor, axis: int, sigma: float) -> Tensor:

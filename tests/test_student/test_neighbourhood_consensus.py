@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from distill.core.consensus import NeighbourhoodConsensus, pooled
 from distill.core.errors import ConfigError
-from student import StudentMatcher
+from student import FeatureTeacher, StudentMatcher
 
 SIZE = (96, 96)
 
@@ -101,7 +101,7 @@ def test_consensus_is_left_out_of_training_and_has_no_weights(make_pairs):
 
 
 def test_a_negative_strength_is_refused():
-    with pytest.raises(ConfigError, match="strength of neighbourhood consensus of at least 0"):
+    with pytest.raises(ConfigError, match="consensus of at least 0, and positive amounts otherwise, but got .*strength"):
         StudentMatcher("test_resnet", [8], 8, consensus=-1.0)
 
 
@@ -114,3 +114,16 @@ def test_the_neighbourhoods_width_is_that_of_the_settings():
     ) and usual.consensus == NeighbourhoodConsensus(3.0)
     with pytest.raises(ConfigError, match="sigma_cells"):
         StudentMatcher("test_resnet", [8], 8, consensus=3.0, consensus_sigma=0.0)
+
+
+def test_the_tolerance_is_that_of_the_settings():
+    student = StudentMatcher("test_resnet", [8], 8, consensus=3.0, consensus_tolerance=0.1)
+    assert student.consensus == NeighbourhoodConsensus(3.0, tolerance=0.1)
+    with pytest.raises(ConfigError, match="strength and tolerance of neighbourhood consensus of at least 0.*tolerance"):
+        StudentMatcher("test_resnet", [8], 8, consensus=3.0, consensus_tolerance=-0.1)
+
+
+def test_labels_without_tolerance_are_those_from_before_there_was_one():
+    student = StudentMatcher("test_resnet", [8], 8)
+    exact, tolerant = (FeatureTeacher(student, consensus_tolerance=sigma) for sigma in (0.0, 0.1))
+    assert "tolerance" not in exact.fingerprint() and tolerant.fingerprint()["tolerance"] == "0.1"

@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from distill.core.consensus import (
     NeighbourhoodConsensus,
     agreement,
+    blurred,
     consensus_at,
     mutual_probability,
     neighbourhood_consensus,
@@ -73,6 +75,25 @@ def test_consensus_on_points_between_cells_are_carried_by_the_distance(finer):
             expected[n, row, column] += vote * max(0, 1 - abs(row - y)) * max(0, 1 - abs(column - x))
     found = consensus_at(torch.from_numpy(probability)[None], torch.from_numpy(points)[None], sigma)
     np.testing.assert_allclose(found[0].numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_blurred_maps_are_gaussian_means():
+    maps, sigma = np.random.default_rng(0).random((2, 6, 9)), 0.2
+    expected = np.zeros_like(maps)
+    for n, row, column in np.ndindex(*maps.shape):
+        y, x = np.mgrid[:6, :9]
+        weights = np.exp(-(((y - row) / (6 * sigma)) ** 2 + ((x - column) / (9 * sigma)) ** 2) / 2)
+        expected[n, row, column] = (weights * maps[n]).sum() / weights.sum()
+    np.testing.assert_allclose(blurred(torch.from_numpy(maps)[None], sigma)[0].numpy(), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("carry", [True, False])
+def test_with_tolerance_a_neighbour_speaks_for_the_places_around_its_match(carry):
+    src, trg, points = torch.rand(2, 4, 6, 6), torch.rand(2, 4, 6, 6), torch.rand(2, 3, 2) * 24
+    exact, tolerant = (NeighbourhoodConsensus(1.0, carry=carry, tolerance=sigma) for sigma in (0.0, 0.15))
+    maps = [one.maps(F.normalize(src, dim=1), F.normalize(trg, dim=1), points, (24, 24)) for one in (exact, tolerant)]
+    torch.testing.assert_close(maps[1], blurred(maps[0], 0.15))
+    assert not torch.allclose(maps[1], maps[0], rtol=0.1)
 
 
 def test_strength_means_the_same_for_maps_and_for_logits():
