@@ -96,6 +96,11 @@ def test_with_tolerance_a_neighbour_speaks_for_the_places_around_its_match(carry
     assert not torch.allclose(maps[1], maps[0], rtol=0.1)
 
 
+def test_confidence_is_read_at_a_lower_temperature_where_consensus_tolerates():
+    assert NeighbourhoodConsensus(3.0).confidence_temperature == 2.5
+    assert NeighbourhoodConsensus(3.0, tolerance=0.1).confidence_temperature == 2.0
+
+
 def test_strength_means_the_same_for_maps_and_for_logits():
     logits, consensus = torch.randn(1, 2, 4, 4), torch.rand(1, 2, 4, 4) + 0.1
     weighed = NeighbourhoodConsensus(2.5)
