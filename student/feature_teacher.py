@@ -40,7 +40,6 @@ class FeatureTeacher:
         target_side: largest number of target cells a side; the resolution of the answer.
         sigma_cells: Gaussian width of the neighbourhood, in source cells.
         consensus: strength of the consensus; 0 for plain nearest neighbours.
-        consensus_tolerance: see ``tolerance`` of :class:`distill.core.consensus.NeighbourhoodConsensus`.
         flip: whether the target may be compared flipped.
         cycle_tolerance: of the cycle consistency, as a fraction of the longer side; None leaves it out.
         flip_tolerance: of the agreement with the flipped images, as a fraction of the longer side; None leaves it out,
@@ -50,6 +49,7 @@ class FeatureTeacher:
         size: side of the squares that images are brought to before they are described, px; None for what the model
             says it wants (``model.size``), and as they are where it says nothing.
             Labels are made at that size from the original images, whatever size a student has.
+        consensus_tolerance: see ``tolerance`` of :class:`distill.core.consensus.NeighbourhoodConsensus`.
 
     Raises:
         ConfigError: for an amount that must be positive and is not, and a size that is no whole number.

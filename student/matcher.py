@@ -87,8 +87,9 @@ class StudentMatcher(nn.Module):
         self.refinement = Refinement(refinement, radius_cells) if refinement else None
         self.consensus: NeighbourhoodConsensus | None = None
         if consensus != 0:
-            settings = {"sigma_cells": consensus_sigma, "tolerance": consensus_tolerance}
-            self.consensus = NeighbourhoodConsensus(consensus, **settings)
+            self.consensus = NeighbourhoodConsensus(
+                consensus, sigma_cells=consensus_sigma, tolerance=consensus_tolerance
+            )
         self.log_temperature = nn.Parameter(torch.tensor(float(temperature)).log())
         self.radius_cells = radius_cells
 
