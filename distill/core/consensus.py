@@ -6,6 +6,7 @@ offset, is likelier than one that they do not (Rocco et al., "Neighbourhood cons
 al., "Hyperpixel flow", ICCV 2019, who accumulate offsets over the whole image). Nothing is learned here.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,9 @@ from distill.core.precision import in_single, without_autocast
 
 FEWEST = 1e-9
 """Consensus is taken to be at least this before its logarithm is taken."""
+
+NARROWEST = 1e-3
+"""Least standard deviation of a Gaussian, in cells: below it a cell has no neighbour in its mean, and its square would be 0."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class NeighbourhoodConsensus:
             between its parts; 0 for exact offsets.
 
     Raises:
-        ConfigError: for a negative strength, or another amount that is not positive.
+        ConfigError: for a negative strength or tolerance, or another amount that is not positive, or one that is not finite.
     """
 
     strength: float
@@ -58,11 +62,12 @@ class NeighbourhoodConsensus:
 
     def __post_init__(self) -> None:
         names = ("side", "target_side", "sigma_cells", "temperature", "orientation_sigma")
-        wrong = {name: getattr(self, name) for name in names if getattr(self, name) <= 0}
-        wrong |= {name: getattr(self, name) for name in ("strength", "tolerance") if getattr(self, name) < 0}
+        wrong = {name: getattr(self, name) for name in names if not 0 < getattr(self, name) < math.inf}
+        either = ("strength", "tolerance")
+        wrong |= {name: getattr(self, name) for name in either if not 0 <= getattr(self, name) < math.inf}
         if wrong:
             raise ConfigError(
-                "Expected strength and tolerance of neighbourhood consensus of at least 0, and positive amounts otherwise, but got "
+                "Expected strength and tolerance of neighbourhood consensus of at least 0, and positive finite amounts otherwise, but got "
                 f"{wrong}; correct the consensus of student or teacher."
             )
 
@@ -233,7 +238,7 @@ def _weights(cells: Tensor, sigma: float) -> Tensor:
 def _blur(cells: int, sigma: float, like: Tensor) -> Tensor:
     """Returns (cells, cells): the weights of a line's cells, in columns, for the mean around each, in rows."""
     places = torch.arange(cells, dtype=like.dtype, device=like.device)
-    weights = torch.exp(-(places[:, None] - places).square() / (2 * sigma**2))
+    weights = torch.exp(-(places[:, None] - places).square() / (2 * max(sigma, NARROWEST) ** 2))
     return weights / weights.sum(1, keepdim=True)
 
 

@@ -79,7 +79,17 @@ def test_cells_that_do_not_divide_a_side_still_cover_it():
     torch.testing.assert_close(found[0, :, -1, -1], F.normalize(torch.tensor([1.0, 1 / 4]), dim=0))
 
 
-@pytest.mark.parametrize("wrong", [{"side": 0}, {"target_side": -1}, {"sigma_cells": 0.0}, {"temperature": 0.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"side": 0},
+        {"target_side": -1},
+        {"sigma_cells": 0.0},
+        {"temperature": 0.0},
+        {"tolerance": float("nan")},
+        {"sigma_cells": float("inf")},
+    ],
+)
 def test_amounts_that_cannot_work_are_named(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         NeighbourhoodConsensus(1.0, **wrong)
@@ -102,7 +112,7 @@ def test_consensus_is_left_out_of_training_and_has_no_weights(make_pairs):
 
 def test_a_negative_strength_is_refused():
     with pytest.raises(
-        ConfigError, match="consensus of at least 0, and positive amounts otherwise, but got .*strength"
+        ConfigError, match="consensus of at least 0, and positive finite amounts otherwise, but got .*strength"
     ):
         StudentMatcher("test_resnet", [8], 8, consensus=-1.0)
 

@@ -87,6 +87,11 @@ def test_blurred_maps_are_gaussian_means():
     np.testing.assert_allclose(blurred(torch.from_numpy(maps)[None], sigma)[0].numpy(), expected, rtol=1e-9)
 
 
+def test_a_gaussian_narrower_than_any_cell_leaves_maps_as_they_are():
+    maps = torch.rand(1, 2, 5, 7)
+    torch.testing.assert_close(blurred(maps, 1e-30), maps)
+
+
 @pytest.mark.parametrize("carry", [True, False])
 def test_with_tolerance_a_neighbour_speaks_for_the_places_around_its_match(carry):
     src, trg, points = torch.rand(2, 4, 6, 6), torch.rand(2, 4, 6, 6), torch.rand(2, 3, 2) * 24
