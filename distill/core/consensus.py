@@ -67,7 +67,7 @@ class NeighbourhoodConsensus:
         wrong |= {name: getattr(self, name) for name in either if not 0 <= getattr(self, name) < math.inf}
         if wrong:
             raise ConfigError(
-                "Expected a strength of neighbourhood consensus and a tolerance of at least 0, and positive finite amounts otherwise, "
+                "Expected a strength of neighbourhood consensus of at least 0, such a tolerance, and positive finite amounts otherwise, "
                 f"but got {wrong}; correct the consensus of student or teacher."
             )
 
