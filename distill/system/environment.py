@@ -52,7 +52,7 @@ def fast_precision(accelerator: str) -> str:
     Args:
         accelerator: as for :func:`has_fast_bfloat16`.
     """
-    return "bf16-mixed" if _is_cpu(accelerator) and has_fast_bfloat16(accelerator) else "32-true"
+    return "bf16-mixed" if _is_cpu(accelerator) and has_bf16() else "32-true"
 
 
 def _is_cpu(accelerator: str) -> bool:
