@@ -105,6 +105,8 @@ class FeatureTeacher:
         settings = {name: str(value) for name, value in sorted(vars(self.consensus).items())}
         if not self.consensus.tolerance:  # labels that were made before there was one are the same
             del settings["tolerance"]
+        elif self.consensus.compared_side != self.consensus.target_side:
+            settings["compared_side"] = str(self.consensus.compared_side)
         settings |= {name: str(getattr(self, name)) for name in ("flip", "cycle_tolerance", "flip_tolerance", "size")}
         settings |= {"resize": self.resize} if self.resize == "letterbox" else {}
         told = {f"model.{name}": value for name, value in source_fingerprint(self.model).items()}
