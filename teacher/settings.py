@@ -132,7 +132,7 @@ class Settings(CheckedSettings):
     embeddings: Count = 2
     steps: Count = 50
     lr: Positive = 0.05
-    timestep: Timestep = 100
+    timestep: Timestep = 150
     locate_timestep: Timestep | None = None
     noise: Literal["gaussian", "uniform"] = "gaussian"
     crops: Count = 4
