@@ -138,7 +138,10 @@ def test_consensus_of_maps_does_not_depend_on_autocast(carry):
 def test_with_tolerance_targets_are_compared_no_finer_than_it_leaves_to_be_seen():
     sides = {sigma: NeighbourhoodConsensus(3.0, tolerance=sigma).compared_side for sigma in (0.0, 0.01, 0.1, 0.4, 9.0)}
     assert sides == {0.0: 40, 0.01: 40, 0.1: 16, 0.4: 4, 9.0: 1}
-    maps = F.normalize(F.interpolate(torch.rand(2, 24, 8, 8, generator=torch.Generator().manual_seed(0)), (32, 32), mode="bicubic"), dim=1)
+    maps = F.normalize(
+        F.interpolate(torch.rand(2, 24, 8, 8, generator=torch.Generator().manual_seed(0)), (32, 32), mode="bicubic"),
+        dim=1,
+    )
     points = torch.tensor([[[40.0, 60.0], [80.0, 30.0]]])
     fine, coarse = (
         NeighbourhoodConsensus(1.0, target_side=side, tolerance=0.05).maps(maps[:1], maps[1:], points, (128, 128))
