@@ -111,7 +111,9 @@ def test_consensus_is_left_out_of_training_and_has_no_weights(make_pairs):
 
 
 def test_a_negative_strength_is_refused():
-    with pytest.raises(ConfigError, match="strength of neighbourhood consensus of at least 0"):
+    with pytest.raises(
+        ConfigError, match="consensus of at least 0, such a tolerance, and positive finite .* but got .*strength"
+    ):
         StudentMatcher("test_resnet", [8], 8, consensus=-1.0)
 
 

@@ -136,8 +136,9 @@ def test_consensus_of_maps_does_not_depend_on_autocast(carry):
 
 
 def test_with_tolerance_targets_are_compared_no_finer_than_it_leaves_to_be_seen():
-    sides = {sigma: NeighbourhoodConsensus(3.0, tolerance=sigma).compared_side for sigma in (0.0, 0.01, 0.1, 0.4, 9.0)}
-    assert sides == {0.0: 40, 0.01: 40, 0.1: 16, 0.4: 4, 9.0: 1}
+    expected = {0.0: 40, 1e-320: 40, 0.01: 40, 0.1: 16, 0.4: 4, 9.0: 1}
+    assert {sigma: NeighbourhoodConsensus(3.0, tolerance=sigma).compared_side for sigma in expected} == expected
+    assert NeighbourhoodConsensus(3.0, 20, 20, carry=False, tolerance=0.1).compared_side == 20
     maps = F.normalize(
         F.interpolate(torch.rand(2, 24, 8, 8, generator=torch.Generator().manual_seed(0)), (32, 32), mode="bicubic"),
         dim=1,
