@@ -103,14 +103,11 @@ class FeatureTeacher:
     def fingerprint(self) -> dict[str, str]:
         """See :class:`distill.core.protocols.Fingerprinted`."""
         settings = {name: str(value) for name, value in sorted(vars(self.consensus).items())}
-        if not self.consensus.tolerance:  # labels that were made before there was one are the same
-            del settings["tolerance"]
-        elif self.consensus.compared_side != self.consensus.target_side:
-            settings["compared_side"] = str(self.consensus.compared_side)
+        settings["compared_side"] = str(self.consensus.compared_side)
         settings |= {name: str(getattr(self, name)) for name in ("flip", "cycle_tolerance", "flip_tolerance", "size")}
         settings |= {"resize": self.resize} if self.resize == "letterbox" else {}
         told = {f"model.{name}": value for name, value in source_fingerprint(self.model).items()}
-        return {"method": "features 5", "radius_cells": str(self.radius_cells), **settings, **told}
+        return {"method": "features 6", "radius_cells": str(self.radius_cells), **settings, **told}
 
     def __call__(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
         """See :class:`distill.core.protocols.Matcher`."""

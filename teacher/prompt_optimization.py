@@ -29,7 +29,7 @@ from teacher.settings import Settings
 from teacher.target_image import TargetImages, aggregate_maps, read_out
 from teacher.text import check_text, settle_null_prompt
 
-VERSION = "4"
+VERSION = "5"
 """Raised whenever a change of the code changes answers, so that old labels are refused."""
 
 CONSENSUS_REPEATS = 0.6

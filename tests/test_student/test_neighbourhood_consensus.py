@@ -112,7 +112,7 @@ def test_consensus_is_left_out_of_training_and_has_no_weights(make_pairs):
 
 def test_a_negative_strength_is_refused():
     with pytest.raises(
-        ConfigError, match="consensus of at least 0, such a tolerance, and positive finite .* but got .*strength"
+        ConfigError, match="consensus of at least 0, such tolerances, and positive finite .* but got .*strength"
     ):
         StudentMatcher("test_resnet", [8], 8, consensus=-1.0)
 
@@ -131,11 +131,13 @@ def test_the_neighbourhoods_width_is_that_of_the_settings():
 def test_the_tolerance_is_that_of_the_settings():
     student = StudentMatcher("test_resnet", [8], 8, consensus=3.0, consensus_tolerance=0.1)
     assert student.consensus == NeighbourhoodConsensus(3.0, tolerance=0.1)
-    with pytest.raises(ConfigError, match="such a tolerance, .* but got .*tolerance"):
+    with pytest.raises(ConfigError, match="such tolerances, .* but got .*tolerance"):
         StudentMatcher("test_resnet", [8], 8, consensus=3.0, consensus_tolerance=-0.1)
 
 
-def test_labels_without_tolerance_are_those_from_before_there_was_one():
+def test_labels_tell_the_tolerances_that_they_were_made_with():
     student = StudentMatcher("test_resnet", [8], 8)
-    exact, tolerant = (FeatureTeacher(student, consensus_tolerance=sigma) for sigma in (0.0, 0.1))
-    assert "tolerance" not in exact.fingerprint() and tolerant.fingerprint()["tolerance"] == "0.1"
+    exact, tolerant = (FeatureTeacher(student, consensus_tolerance=sigma).fingerprint() for sigma in (0.0, 0.1))
+    assert (exact["tolerance"], exact["compared_side"]) == ("0.0", "40")
+    assert (tolerant["tolerance"], tolerant["compared_side"]) == ("0.1", "16")
+    assert exact["orientation_tolerance"] == tolerant["orientation_tolerance"] == "0.08"

@@ -49,6 +49,19 @@ def test_agreement_is_the_mean_of_the_highest_consensus():
     probability = mutual_probability(torch.randn(2, 5, 5, 5, 5))
     best = [neighbourhood_consensus(one[None], 1.0).reshape(25, 25).max(1).values.mean() for one in probability]
     torch.testing.assert_close(agreement(probability, 1.0), torch.stack(best))
+    best = [blurred(neighbourhood_consensus(one[None], 1.0).reshape(1, 25, 5, 5), 0.2) for one in probability]
+    best = [one.reshape(25, 25).max(1).values.mean() for one in best]
+    torch.testing.assert_close(agreement(probability, 1.0, 0.2), torch.stack(best))
+
+
+def test_orientations_are_compared_with_their_own_tolerance():
+    torch.manual_seed(0)
+    src, trg = (F.normalize(torch.randn(1, 16, 8, 8), dim=1) for _ in range(2))
+    probability = mutual_probability(torch.einsum("bcyx,bcvu->byxvu", src, trg) / 0.05)
+    for tolerance in (0.0, 0.15):
+        consensus = NeighbourhoodConsensus(3.0, tolerance=0.3, orientation_tolerance=tolerance)
+        torch.testing.assert_close(consensus._agreement(src, trg), agreement(probability, 1.5, tolerance))
+    assert NeighbourhoodConsensus(3.0).orientation_tolerance == 0.08
 
 
 def test_at_the_centres_of_cells_points_have_the_consensus_of_the_cells():
