@@ -153,7 +153,7 @@ class Settings(CheckedSettings):
     early_stop: Fraction | None = None
     points_per_prompt: Count = 1
     symmetry: Literal["none", "flip_contrast", "negative_token"] = "none"
-    consensus: Amount = 5.0
+    consensus: Amount = 3.0
     consensus_sigma: Fraction = 0.1875
     consensus_flip: Flag = True
     readout: Readout = "windowed_soft_argmax"
