@@ -1,6 +1,7 @@
 """What comes with the project: it is whole, small, and of a piece."""
 
 import hashlib
+import math
 import os
 import re
 import subprocess
@@ -18,6 +19,8 @@ from distill.data.datasets.shapes import ShapesPairs
 from distill.labels import LabelStore
 from distill.labels.generate import query_of
 from distill.labels.shard import open_shard
+from teacher.feature_cache import KeyedImage
+from teacher.neighbourhood_consensus import consensus_maps
 
 MIB = 2**20
 
@@ -82,6 +85,20 @@ def test_the_default_teacher_answers_on_the_default_data(root):
     pair = ShapesPairs("val", 8, 0, 128)[0]
     answer = instantiate(config.teacher).match_pairs(pair)
     assert ((answer.trg_kps >= 0) & (answer.trg_kps <= 128)).all() and answer.heatmap.std() > 0
+
+
+@pytest.mark.slow
+def test_the_default_teacher_tells_which_way_objects_face():
+    teacher, pairs = instantiate(compose("fit", ["device=cpu"]).teacher), ShapesPairs("val", 60, 0, 128)
+    right = 0
+    for number in range(60):
+        pair, (src, trg) = pairs[number], pairs.pairs[number]
+        images = KeyedImage(pair.src_img[0], pair.src_hash[0]), KeyedImage(pair.trg_img[0], pair.trg_hash[0])
+        teacher.features.describe([*images, images[1].flipped()])
+        found = consensus_maps(teacher.features, *images, torch.full((1, 2), 0.5))
+        facing = [math.cos(math.radians(pairs.scene(scene).yaw)) > 0 for scene in (src, trg)]
+        right += found.flipped == (facing[0] != facing[1])
+    assert right >= 56
 
 
 def test_the_shipped_labels_are_the_default_teachers_and_cover_the_default_fit():

@@ -30,7 +30,8 @@ def test_it_carries_configurations_and_checkpoints(wheel, root):
 
 
 @pytest.mark.slow
-def test_an_empty_environment_fits_a_student_from_another_directory(wheel, tmp_path):
+def test_an_empty_environment_fits_a_student_from_another_directory(wheel, tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # which would come before what is installed
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
     site = Path(
