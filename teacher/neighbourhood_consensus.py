@@ -69,4 +69,6 @@ def _maps(features: FeatureCache, src_map: Tensor, trg_map: Tensor, points: Tens
 def _consensus(features: FeatureCache, src_map: Tensor) -> NeighbourhoodConsensus:
     side, settings = src_map.shape[-1], features.settings
     sigma = settings.consensus_sigma * side
-    return NeighbourhoodConsensus(settings.consensus, side, side, sigma, TEMPERATURE, orientation_sigma=1.0, carry=False)
+    return NeighbourhoodConsensus(
+        settings.consensus, side, side, sigma, TEMPERATURE, orientation_sigma=1.0, carry=False
+    )
