@@ -1,7 +1,6 @@
 """What comes with the project: it is whole, small, and of a piece."""
 
 import hashlib
-import math
 import os
 import re
 import subprocess
@@ -16,6 +15,7 @@ from safetensors import safe_open
 from distill.cli.config import compose, instantiate
 from distill.cli.datasets import pairs_of
 from distill.data.datasets.shapes import ShapesPairs
+from distill.data.datasets.shapes.captions import facing
 from distill.labels import LabelStore
 from distill.labels.generate import query_of
 from distill.labels.shard import open_shard
@@ -94,10 +94,8 @@ def test_the_default_teacher_tells_which_way_objects_face():
     for number in range(60):
         pair, (src, trg) = pairs[number], pairs.pairs[number]
         images = KeyedImage(pair.src_img[0], pair.src_hash[0]), KeyedImage(pair.trg_img[0], pair.trg_hash[0])
-        teacher.features.describe([*images, images[1].flipped()])
         found = consensus_maps(teacher.features, *images, torch.full((1, 2), 0.5))
-        facing = [math.cos(math.radians(pairs.scene(scene).yaw)) > 0 for scene in (src, trg)]
-        right += found.flipped == (facing[0] != facing[1])
+        right += found.flipped == (facing(pairs.scene(src).yaw) != facing(pairs.scene(trg).yaw))
     assert right >= 56
 
 

@@ -49,8 +49,12 @@ def test_agreement_is_the_mean_of_the_highest_consensus():
     probability = mutual_probability(torch.randn(2, 5, 5, 5, 5))
     best = [neighbourhood_consensus(one[None], 1.0).reshape(25, 25).max(1).values.mean() for one in probability]
     torch.testing.assert_close(agreement(probability, 1.0), torch.stack(best))
-    best = [blurred(neighbourhood_consensus(one[None], 1.0).reshape(1, 25, 5, 5), 0.2) for one in probability]
-    best = [one.reshape(25, 25).max(1).values.mean() for one in best]
+
+
+def test_agreement_with_tolerance_is_the_mean_of_the_highest_blurred_consensus():
+    probability = mutual_probability(torch.randn(2, 5, 5, 5, 5))
+    maps = [blurred(neighbourhood_consensus(one[None], 1.0).reshape(1, 25, 5, 5), 0.2) for one in probability]
+    best = [one.reshape(25, 25).max(1).values.mean() for one in maps]
     torch.testing.assert_close(agreement(probability, 1.0, 0.2), torch.stack(best))
 
 
