@@ -23,8 +23,8 @@ Size = tuple[int, int]
 class FeatureTeacher:
     """Matches by the dense features of any network that describes images.
 
-    The similarity of descriptors is corrected by neighbourhood consensus (:mod:`distill.core.consensus`). The
-    target is compared as it is or flipped horizontally, whichever agrees better with the source, so that a bird that
+    The similarity of descriptors is corrected by neighbourhood consensus (:mod:`distill.core.consensus`). For it the
+    target is taken as it is or flipped horizontally, whichever agrees better with the source, so that a bird that
     faces left can be matched to one that faces right. The same is computed for both images flipped, and the two results
     are averaged.
 
@@ -40,7 +40,7 @@ class FeatureTeacher:
         target_side: largest number of target cells a side; the resolution of the answer.
         sigma_cells: Gaussian width of the neighbourhood, in source cells.
         consensus: strength of the consensus; 0 for plain nearest neighbours.
-        flip: whether the target may be compared flipped.
+        flip: whether consensus may be that with the flipped target.
         cycle_tolerance: of the cycle consistency, as a fraction of the longer side; None leaves it out.
         flip_tolerance: of the agreement with the flipped images, as a fraction of the longer side; None leaves it out,
             which halves the work.
@@ -107,7 +107,7 @@ class FeatureTeacher:
         settings |= {name: str(getattr(self, name)) for name in ("flip", "cycle_tolerance", "flip_tolerance", "size")}
         settings |= {"resize": self.resize} if self.resize == "letterbox" else {}
         told = {f"model.{name}": value for name, value in source_fingerprint(self.model).items()}
-        return {"method": "features 6", "radius_cells": str(self.radius_cells), **settings, **told}
+        return {"method": "features 7", "radius_cells": str(self.radius_cells), **settings, **told}
 
     def __call__(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
         """See :class:`distill.core.protocols.Matcher`."""
@@ -157,18 +157,14 @@ class FeatureTeacher:
         flipped = src_map.new_zeros(len(src_map), 1, 1, 1, dtype=torch.bool)
         if self.flip:
             flipped = self.consensus.prefers_flipped(src_map, trg_map, trg_flipped)[:, None, None, None]
-        chosen, consistency = torch.where(flipped, trg_flipped, trg_map), torch.ones_like(points[..., 0])
-        logits = self._logits(src_map, chosen, points, src_size)
+        logits, consistency = self._logits(src_map, trg, points, src_size, flipped), torch.ones_like(points[..., 0])
         first = self._read_out(logits, trg_size)
         if self.cycle_tolerance is not None:
-            back = self._read_out(self._logits(chosen, src_map, first, trg_size), src_size)
+            back = self._read_out(self._logits(trg_map, src, first, trg_size, flipped), src_size)
             consistency = consistency * gaussian_weight(back, points, src_size, self.cycle_tolerance)
-        logits = torch.where(flipped, logits.flip(-1), logits)
-        first = torch.where(flipped[..., 0], flip_points(first, trg_size), first)
         if self.flip_tolerance is not None:
-            chosen = torch.where(flipped, trg_map, trg_flipped)
-            second = self._logits(src_flipped, chosen, flip_points(points, src_size), src_size)
-            second = torch.where(flipped, second, second.flip(-1))
+            other, moved = trg.flip(1), flip_points(points, src_size)
+            second = self._logits(src_flipped, other, moved, src_size, flipped).flip(-1)
             again = self._read_out(second, trg_size)
             consistency = consistency * gaussian_weight(first, again, trg_size, self.flip_tolerance)
             logits = (logits + second) / 2
@@ -176,13 +172,26 @@ class FeatureTeacher:
         confidence = consistency * window_mass(softened, found, trg_size, self.radius_cells)
         return Matches(found, confidence, logits.flatten(2).softmax(-1).view_as(logits))
 
-    def _logits(self, src: Tensor, trg: Tensor, points: Tensor, size: Size) -> Tensor:
-        """Returns (B, N, h, w): scores of target cells for points, consensus included."""
+    def _logits(self, src: Tensor, trg: Tensor, points: Tensor, size: Size, flipped: Tensor) -> Tensor:
+        """Returns (B, N, h, w): scores of the cells of targets for points, consensus included.
+
+        Points are scored in the target as it is. Only the consensus is that with the flipped target, where it agrees better: a
+        student is trained on pairs that face opposite ways.
+
+        Args:
+            src: (B, C, h, w).
+            trg: (B, 2, C, h, w), the targets as they are and flipped.
+            points: (B, N, 2) x, y, px of the sources.
+            size: (H, W) of the sources, px.
+            flipped: (B, 1, 1, 1) bool.
+        """
+        trg_map, trg_flipped = trg.unbind(1)
         queries = F.normalize(sample_at(src, points, size), dim=-1)
-        scores = torch.einsum("bnc,bchw->bnhw", queries, trg) / self.consensus.temperature
+        scores = torch.einsum("bnc,bchw->bnhw", queries, trg_map) / self.consensus.temperature
         if not self.consensus.strength:
             return scores
-        return self.consensus.add_to_logits(scores, self.consensus.maps(src, trg, points, size))
+        maps = self.consensus.maps(src, torch.where(flipped, trg_flipped, trg_map), points, size)
+        return self.consensus.add_to_logits(scores, torch.where(flipped, maps.flip(-1), maps))
 
     def _read_out(self, logits: Tensor, size: Size) -> Tensor:
         return windowed_soft_argmax(logits, size, radius_cells=self.radius_cells)

@@ -15,6 +15,7 @@ from distill.core.precision import in_single, without_autocast
 from distill.core.readout import window_mass, windowed_soft_argmax
 from distill.core.types import Matches
 from student.backbone import Backbone, Tuning
+from student.flip_test import join, of_flipped, of_images
 from student.fusion import Fusion
 from student.refinement import Refinement
 
@@ -109,31 +110,23 @@ class StudentMatcher(nn.Module):
         self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor
     ) -> tuple[Matches, Tensor, Tensor]:
         """Returns the answer, and the descriptors (B, C, h, w) of sources and targets that it came from."""
-        with_consensus = self.consensus is not None and not self.training
-        images = (src_img, trg_img, *((trg_img.flip(-1),) if with_consensus else ()))
-        descriptors = self.describe(torch.cat(images))
         pairs = src_img.shape[0]  # len() is a constant to torch.export, which then falls back to a slower capture
-        src_map, trg_map = descriptors[:pairs], descriptors[pairs : 2 * pairs]
-        flipped_map = descriptors[2 * pairs :] if with_consensus else None
-        answer = self.correlate(src_map, trg_map, src_kps, image_size(src_img), image_size(trg_img), flipped_map)
+        maps = self.encode(torch.cat([src_img, trg_img]))
+        sizes = image_size(src_img), image_size(trg_img)
+        answer = self.match_encoded(maps[:pairs], maps[pairs:], src_kps, *sizes)
         if self.refinement is not None:
             answer = answer._replace(trg_kps=self.refinement(src_img, trg_img, src_kps, answer.trg_kps))
-        return answer, src_map, trg_map
+        maps = of_images(maps) if self._flip_test else maps
+        return answer, maps[:pairs], maps[pairs:]
 
     def describe(self, images: Tensor) -> Tensor:
         """Returns descriptors of length 1, (B, C, h, w), of ``images`` (B, 3, H, W) in [0, 1]."""
         return F.normalize(self.fusion(self.backbone(images)), dim=1)
 
     def correlate(
-        self,
-        src_map: Tensor,
-        trg_map: Tensor,
-        src_kps: Tensor,
-        src_size: tuple[int, int],
-        trg_size: tuple[int, int],
-        flipped_map: Tensor | None = None,
+        self, src_map: Tensor, trg_map: Tensor, src_kps: Tensor, src_size: tuple[int, int], trg_size: tuple[int, int]
     ) -> Matches:
-        """Matches points by descriptors that were computed before.
+        """Matches points by descriptors alone, without consensus.
 
         Args:
             src_map: (B, C, h, w), of :meth:`describe`.
@@ -141,33 +134,45 @@ class StudentMatcher(nn.Module):
             src_kps: (B, N, 2) x, y, px of the sources.
             src_size: (H, W) of the source images, px.
             trg_size: (H, W) of the target images, px.
-            flipped_map: of the horizontally flipped targets, which consensus needs; None leaves consensus out.
         """
-        if flipped_map is not None:
-            return self._correlate_with_consensus(src_map, trg_map, flipped_map, src_kps, src_size, trg_size)
         src_map, trg_map = in_single(src_map), in_single(trg_map)
         with without_autocast(src_map):
             return self._read_out(self._scores(src_map, trg_map, src_kps, src_size), trg_size)
 
-    def _correlate_with_consensus(
-        self,
-        src_map: Tensor,
-        trg_map: Tensor,
-        flipped_map: Tensor,
-        src_kps: Tensor,
-        src_size: tuple[int, int],
-        trg_size: tuple[int, int],
+    def encode(self, images: Tensor) -> Tensor:
+        """Returns what :meth:`match_encoded` needs of each image, (B, D, h, w).
+
+        These are the descriptors of :meth:`describe`; with consensus, in evaluation mode, those of the image and its
+        horizontal flip, joined (:mod:`student.flip_test`).
+        """
+        if not self._flip_test:
+            return self.describe(images)
+        maps, number = self.describe(torch.cat([images, images.flip(-1)])), images.shape[0]
+        return join(maps[:number], maps[number:])
+
+    def match_encoded(
+        self, src_map: Tensor, trg_map: Tensor, src_kps: Tensor, src_size: tuple[int, int], trg_size: tuple[int, int]
     ) -> Matches:
-        """Matches points with consensus, in each target or its horizontal flip, whichever agrees better with the source."""
-        assert self.consensus is not None
-        src_map, trg_map, flipped_map = in_single(src_map), in_single(trg_map), in_single(flipped_map)
+        """Gives the answer of :meth:`forward`, without refinement, from what :meth:`encode` returned; else as :meth:`correlate`.
+
+        Points are scored in the targets as they are, and so the student was trained. Their neighbours are matched in each target
+        or its horizontal flip, whichever agrees better with the source.
+        """
+        if self.consensus is None or not self._flip_test:
+            return self.correlate(src_map, trg_map, src_kps, src_size, trg_size)
+        src_map, trg_map = in_single(src_map), in_single(trg_map)
         with without_autocast(src_map):
+            flipped_map = of_flipped(trg_map)
             flipped = self.consensus.prefers_flipped(src_map, trg_map, flipped_map)[:, None, None, None]
-            chosen = torch.where(flipped, flipped_map, trg_map)
-            scores = self._scores(src_map, chosen, src_kps, src_size)
-            heatmap = self.consensus.add_to_logits(scores, self.consensus.maps(src_map, chosen, src_kps, src_size))
-            heatmap = torch.where(flipped, heatmap.flip(-1), heatmap)
+            maps = self.consensus.maps(src_map, torch.where(flipped, flipped_map, trg_map), src_kps, src_size)
+            maps = torch.where(flipped, maps.flip(-1), maps)
+            heatmap = self.consensus.add_to_logits(self._scores(src_map, trg_map, src_kps, src_size), maps)
             return self._read_out(heatmap, trg_size, self.consensus.confidence_temperature)
+
+    @property
+    def _flip_test(self) -> bool:
+        """Whether flipped images are described too."""
+        return self.consensus is not None and not self.training
 
     def _scores(self, src_map: Tensor, trg_map: Tensor, src_kps: Tensor, src_size: tuple[int, int]) -> Tensor:
         """Returns (B, N, h, w): similarities of points and target cells, divided by the temperature."""

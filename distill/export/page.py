@@ -18,7 +18,7 @@ from distill.data.images import read_rgb
 from distill.export.alternatives import LEAST_SHARE
 from distill.export.onnx import export_student
 from distill.export.onnxruntime_web import copy_runtime
-from distill.export.runtime import CORRELATE, ENCODE, MAPS, Matcher, OnnxFile, SplitMatcher, read_image
+from distill.export.runtime import CORRELATE, ENCODE, Matcher, OnnxFile, SplitMatcher, read_image
 from distill.export.split import can_split, export_split
 
 WEB = Path(__file__).parent / "web"
@@ -140,7 +140,6 @@ def _described(folder: Path, student: nn.Module, files: dict[str, str], config: 
     height, width = pictures[0].shape[:2]
     random = np.random.default_rng(0)
     points = np.round(random.uniform(0.15, 0.85, (CHECKED, 2)) * (width, height), 2)
-    flipped = False
     opened: OnnxFile | SplitMatcher
     if "match" in files:
         matcher = Matcher(folder / MATCH)
@@ -148,7 +147,6 @@ def _described(folder: Path, student: nn.Module, files: dict[str, str], config: 
     else:
         opened = split = SplitMatcher(folder / ENCODE, folder / CORRELATE)
         answer = split.match(split.describe(pictures[0]), split.describe(pictures[1]), points)
-        flipped = MAPS[3] in split.inputs
     metadata, size = opened.metadata, opened.size
     how = "fitted into {0} x {0} px with grey borders" if opened.resize == "letterbox" else "resized to {0} x {0} px"
     consensus = getattr(student, "consensus", None)
@@ -156,7 +154,6 @@ def _described(folder: Path, student: nn.Module, files: dict[str, str], config: 
         "size": size,
         "resize": opened.resize,
         "files": files,
-        "flipped": flipped,
         "radius_cells": float(config.get("radius_cells", getattr(student, "radius_cells", 3.0))),
         "temperature": float(getattr(consensus, "confidence_temperature", 1.0)),
         "least_share": LEAST_SHARE,

@@ -26,7 +26,7 @@ from distill.export.runtime_query import Floats, checked_image, checked_points
 INPUTS = ("src_img", "trg_img", "src_kps")
 OUTPUTS = ("trg_kps", "confidence", "heatmap")
 ENCODE, CORRELATE = "encode.onnx", "correlate.onnx"
-MAPS = ("src_map", "trg_map", "src_kps", "flipped_map")
+MAPS = ("src_map", "trg_map", "src_kps")
 LARGEST_SIZE = 8192  # px, of the images that a file may ask for
 
 
@@ -116,12 +116,10 @@ class Descriptors(NamedTuple):
     Attributes:
         size: width, height of the image, px.
         map: (1, C, h, w).
-        flipped_map: of the horizontally flipped image.
     """
 
     size: Floats
     map: Floats
-    flipped_map: Floats
 
 
 class Matcher:
@@ -177,7 +175,6 @@ class SplitMatcher:
         size: side of the square images, px.
         resize: see :class:`OnnxFile`.
         metadata: what ``export`` wrote about the student, see :mod:`distill.export.about`.
-        inputs: names of what the second file takes; "flipped_map" is among them for a student with consensus.
     """
 
     def __init__(
@@ -186,24 +183,22 @@ class SplitMatcher:
         self.encode, self.correlate = (open_session(file, threads, providers)[1] for file in (encode, correlate))
         said = [dict(session.get_modelmeta().custom_metadata_map) for session in (self.encode, self.correlate)]
         self.metadata, self.size = said[0], _side(said[0].get("size", ""))
-        self.inputs = [i.name for i in self.correlate.get_inputs()]
+        inputs = tuple(i.name for i in self.correlate.get_inputs())
         images = [(i.name, list(i.shape)[1:]) for i in self.encode.get_inputs()]
         self.resize, other = (_checked_resize(m, f) for m, f in zip(said, (encode, correlate), strict=True))
         same = self.resize == other and all(said[0].get(key) == said[1].get(key) for key in ("size", "fingerprint"))
-        fits = images == [("images", [3, self.size, self.size])] and set(MAPS[:3]) <= set(self.inputs) <= set(MAPS)
+        fits = images == [("images", [3, self.size, self.size])] and inputs == MAPS
         if not (same and fits and 1 <= self.size <= LARGEST_SIZE):
             raise WeightsError(
                 f"Expected {ENCODE} and {CORRELATE} of one student but {encode} takes {images} and {correlate} takes "
-                f"{self.inputs}; export both again."
+                f"{list(inputs)}; export both again."
             )
 
     def describe(self, image: Any) -> Descriptors:
         """Describes an image, given as to :meth:`Matcher.match`."""
         pixels = checked_image(image, "image")
-        stack = Square(self.size, self.resize).pixels(pixels)
-        both = np.concatenate([stack, stack[..., ::-1]]) if "flipped_map" in self.inputs else stack
-        maps = self._encoded(both)
-        return Descriptors(np.array(pixels.shape[1::-1], np.float32), maps[:1], maps[-1:])
+        maps = self._encoded(Square(self.size, self.resize).pixels(pixels))
+        return Descriptors(np.array(pixels.shape[1::-1], np.float32), maps)
 
     def run(self, src_img: Floats, trg_img: Floats, src_kps: Floats) -> tuple[Floats, Floats, Floats]:
         """Does what :meth:`OnnxFile.run` does, with both files; see there.
@@ -211,9 +206,8 @@ class SplitMatcher:
         Raises:
             WeightsError: when a file fails.
         """
-        images = [src_img, trg_img, *((trg_img[..., ::-1],) if "flipped_map" in self.inputs else ())]
-        maps = np.split(self._encoded(np.concatenate(images)), len(images))
-        return self._correlated({"src_map": maps[0], "trg_map": maps[1], "src_kps": src_kps, "flipped_map": maps[-1]})
+        src_map, trg_map = np.split(self._encoded(np.concatenate([src_img, trg_img])), 2)
+        return self._correlated({"src_map": src_map, "trg_map": trg_map, "src_kps": src_kps})
 
     def _encoded(self, images: Floats) -> Floats:
         try:
@@ -223,7 +217,7 @@ class SplitMatcher:
 
     def _correlated(self, feed: dict[str, Floats]) -> tuple[Floats, Floats, Floats]:
         try:
-            answer = self.correlate.run(list(OUTPUTS), {name: feed[name] for name in self.inputs})
+            answer = self.correlate.run(list(OUTPUTS), feed)
         except Exception as error:  # as in OnnxFile.run
             raise _no_answer(error) from error
         return _checked_answer(answer, feed["src_kps"].shape[:2], CORRELATE)
@@ -243,7 +237,7 @@ class SplitMatcher:
         asked = checked_points(points, src.size)
         square = Square(self.size, self.resize)
         inside = square.inside(asked, src.size)[None]
-        feed = {"src_map": src.map, "trg_map": trg.map, "src_kps": inside, "flipped_map": trg.flipped_map}
+        feed = {"src_map": src.map, "trg_map": trg.map, "src_kps": inside}
         found, confidence, heatmap = (field[0] for field in self._correlated(feed))
         return Answer(square.outside(found, trg.size), confidence, square.heatmaps(heatmap, trg.size))
 

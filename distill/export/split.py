@@ -2,8 +2,7 @@
 
 ``encode.onnx``: ``images`` (images, 3, size, size) in [0, 1] in, ``descriptors`` (images, C, h, w) of length 1 out.
 
-``correlate.onnx``: ``src_map``, ``trg_map`` and, for a student with neighbourhood consensus, ``flipped_map``, the descriptors
-of the horizontally flipped target, each (pairs, C, h, w), and ``src_kps`` (pairs, points, 2) in; the fields of
+``correlate.onnx``: ``src_map`` and ``trg_map``, each (pairs, C, h, w), and ``src_kps`` (pairs, points, 2) in; the fields of
 :class:`distill.core.types.Matches` out.
 """
 
@@ -50,7 +49,7 @@ def export_split(
     """Writes ``encode.onnx`` and ``correlate.onnx`` to ``folder`` and checks that they give the student's answers.
 
     Args:
-        student: has ``describe`` and ``correlate`` as :class:`student.StudentMatcher`; left as it is.
+        student: has ``encode`` and ``match_encoded`` as :class:`student.StudentMatcher`; left as it is.
         folder: where to; older files are replaced.
         size: side of the square images, px.
         config: the student's configuration, kept in the metadata as JSON.
@@ -112,7 +111,7 @@ def _save(graphs: Mapping[str, onnx.ModelProto], metadata: Mapping[str, str], fo
 
 def can_split(student: nn.Module) -> bool:
     """Returns whether a student's answer depends on descriptors of the single images alone."""
-    has_both = hasattr(student, "describe") and hasattr(student, "correlate")
+    has_both = hasattr(student, "encode") and hasattr(student, "match_encoded")
     return has_both and getattr(student, "refinement", None) is None
 
 
@@ -124,7 +123,7 @@ class _Encode(nn.Module):
         self.student = student
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.student.describe(images)  # type: ignore[operator]
+        return self.student.encode(images)  # type: ignore[operator]
 
 
 class _Correlate(nn.Module):
@@ -134,11 +133,9 @@ class _Correlate(nn.Module):
         super().__init__()
         self.student, self.size = student, (size, size)
 
-    def forward(self, src_map: Tensor, trg_map: Tensor, src_kps: Tensor, flipped_map: Tensor | None = None) -> Matches:
+    def forward(self, src_map: Tensor, trg_map: Tensor, src_kps: Tensor) -> Matches:
         points = torch.cat([src_kps, src_kps.new_zeros(src_kps.shape[0], 1, 2)], dim=1)
-        answer = self.student.correlate(  # type: ignore[operator]
-            src_map, trg_map, points, self.size, self.size, flipped_map
-        )
+        answer = self.student.match_encoded(src_map, trg_map, points, self.size, self.size)  # type: ignore[operator]
         return Matches(*(field[:, :-1] for field in answer))
 
 
@@ -154,10 +151,8 @@ def _feed(pairs: PairBatch) -> Feed:
 def _correlation(student: nn.Module, size: int) -> onnx.ModelProto:
     src_img, trg_img, points = example(*TRACED, size, seed=0)
     with torch.inference_mode(False), torch.no_grad():
-        src_map, trg_map, flipped_map = (student.describe(i) for i in (src_img, trg_img, trg_img.flip(-1)))  # type: ignore[operator]
+        src_map, trg_map = (student.encode(image) for image in (src_img, trg_img))  # type: ignore[operator]
     inputs = {"src_map": src_map, "trg_map": trg_map, "src_kps": points}
-    if getattr(student, "consensus", None) is not None:
-        inputs["flipped_map"] = flipped_map
     free = {name: {0: "pairs"} for name in inputs} | {"src_kps": {0: "pairs", 1: "points"}}
     return finish(trace(_Correlate(student, size), network_name(student), inputs, OUTPUTS, free))
 

@@ -5,6 +5,7 @@ from torch.nn import functional as F
 from distill.core.consensus import NeighbourhoodConsensus, pooled
 from distill.core.errors import ConfigError
 from student import FeatureTeacher, StudentMatcher
+from student.flip_test import join
 
 SIZE = (96, 96)
 
@@ -59,7 +60,8 @@ def test_each_pair_of_a_batch_takes_the_orientation_that_agrees_better():
     source = torch.cat([places(), places()])
     target = torch.cat([places((1, 2)), places((1, 2)).flip(-1)])
     points = torch.cat([cell(5, 5)] * 2)
-    answer = student._correlate_with_consensus(source, target, target.flip(-1), points, SIZE, SIZE)
+    source, target = (join(maps, maps.flip(-1)) for maps in (source, target))  # descriptors that a flip does not change
+    answer = student.match_encoded(source, target, points, SIZE, SIZE)
     assert best(answer.heatmap[:1]) == (6, 7) and best(answer.heatmap[1:]) == (6, 12 - 1 - 7)
     torch.testing.assert_close(answer.trg_kps[:, 0], torch.tensor([[60.0, 52.0], [36.0, 52.0]]), atol=2.0, rtol=0)
 

@@ -1,6 +1,4 @@
 // The exported student, run by ONNX Runtime: descriptors once a picture, then any number of matches.
-import { flipped } from "./resize.js";
-
 export class Network {
   /** Loads the runtime and the files that `about` (model.json) names; `backend` is "webgpu" or "wasm". */
   static async open(about, backend) {
@@ -26,16 +24,12 @@ export class Network {
     return new this.ort.Tensor("float32", data, shape);
   }
 
-  /** Returns what is kept of (3, side, side) pixels; of a target also what its mirror image gives, where it is asked for. */
-  async describe(pixels, isTarget) {
+  /** Returns what is kept of (3, side, side) pixels. */
+  async describe(pixels) {
     const side = this.about.size;
     if (this.whole) return { pixels };
-    const images = isTarget && this.about.flipped ? [pixels, flipped(pixels, side)] : [pixels];
-    const both = new Float32Array(images.length * pixels.length);
-    images.forEach((image, number) => both.set(image, number * pixels.length));
-    const { descriptors } = await this.encoder.run({ images: this.tensor(both, [images.length, 3, side, side]) });
-    const shape = [1, ...descriptors.dims.slice(1)], data = await descriptors.getData(), length = data.length / images.length;
-    return { maps: images.map((_, number) => this.tensor(data.slice(number * length, (number + 1) * length), shape)) };
+    const { descriptors } = await this.encoder.run({ images: this.tensor(pixels, [1, 3, side, side]) });
+    return { map: this.tensor(await descriptors.getData(), descriptors.dims) };
   }
 
   /** Returns {points, confidence, heatmap, rows, columns} for points [[x, y], ...] in px of the square source. */
@@ -46,9 +40,7 @@ export class Network {
       const [src_img, trg_img] = [source, target].map(({ pixels }) => this.tensor(pixels, [1, 3, side, side]));
       found = await this.whole.run({ src_img, trg_img, src_kps: asked });
     } else {
-      const feed = { src_map: source.maps[0], trg_map: target.maps[0], src_kps: asked };
-      if (this.about.flipped) feed.flipped_map = target.maps[1];
-      found = await this.correlator.run(feed);
+      found = await this.correlator.run({ src_map: source.map, trg_map: target.map, src_kps: asked });
     }
     const [trg, confidence, heatmap] = await Promise.all(["trg_kps", "confidence", "heatmap"].map((name) => found[name].getData()));
     const [rows, columns] = found.heatmap.dims.slice(2);

@@ -76,10 +76,3 @@ export class SquareResizer {
     }
   }
 }
-
-/** Returns (3, side, side) pixels, each row in reverse order. */
-export function flipped(pixels, side) {
-  const result = pixels.slice();
-  for (let from = 0; from < result.length; from += side) result.subarray(from, from + side).reverse();
-  return result;
-}

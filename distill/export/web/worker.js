@@ -40,7 +40,7 @@ const requests = {
   async picture({ place, blob, name }) {
     const read = await readPicture(blob, name, about.size, about.resize);
     const { width, height, box, pixels, shown } = read, start = performance.now();
-    const described = await network.describe(pixels, place === "target");
+    const described = await network.describe(pixels);
     pictures[place] = { width, height, box, pixels, described };
     return { width, height, shown, milliseconds: performance.now() - start };
   },
@@ -48,11 +48,7 @@ const requests = {
   async swap() {
     const { source, target } = pictures;
     if (!source || !target) throw new Refusal("Expected two pictures to swap; choose both first.");
-    const swapped = {};
-    for (const [place, picture] of [["source", target], ["target", source]]) {
-      swapped[place] = { ...picture, described: await network.describe(picture.pixels, place === "target") };
-    }
-    Object.assign(pictures, swapped);
+    Object.assign(pictures, { source: target, target: source });
     return {};
   },
 
@@ -104,7 +100,7 @@ async function selfTest() {
   for (const [place, { file }] of [["source", about.examples[0]], ["target", about.examples[1]]]) {
     const picture = await readPicture(await (await fetch(file)).blob(), file, about.size, about.resize);
     picture.shown.close();
-    read[place] = { ...picture, described: await network.describe(picture.pixels, place === "target") };
+    read[place] = { ...picture, described: await network.describe(picture.pixels) };
   }
   const answers = await match(read.source, read.target, about.check.points);
   return Math.max(...answers.map(({ target: [x, y] }, number) => Math.hypot(x - about.check.answers[number][0], y - about.check.answers[number][1])));
