@@ -363,6 +363,6 @@ def test_a_run_of_an_earlier_version_is_resumed_with_its_settings(tmp_path, caps
     del config.optimizer, config.train.unlabelled
     OmegaConf.save(config, file)
     assert main([*arguments, "run.resume=true", "optimizer=muon"]) == 2
-    told = "lr=0.004 (0.001 before), optimizer=muon (adamw before), train.unlabelled=3200 (0 before)"
+    told = "lr=0.004 (0.001 before), optimizer=muon (adamw before), train.unlabelled=7200 (0 before)"
     assert told in capsys.readouterr().err
     assert main([*arguments, "run.resume=true", "optimizer=adamw", "train.unlabelled=0"]) == 0
