@@ -25,8 +25,8 @@ class FeatureTeacher:
 
     The similarity of descriptors is corrected by neighbourhood consensus (:mod:`distill.core.consensus`). For it the
     target is taken as it is or flipped horizontally, whichever agrees better with the source, so that a bird that
-    faces left can be matched to one that faces right. The same is computed for both images flipped, and the two results
-    are averaged.
+    faces left can be matched to one that faces right. With a ``flip_tolerance`` the same is computed for both images flipped,
+    and the two results are averaged.
 
     The confidence is a product of three factors: the probability of the window around the answer, the relaxed cycle
     consistency, and the agreement with the answer for flipped images. The last two are exp(-d^2 / (2 tolerance^2)), d
@@ -40,10 +40,10 @@ class FeatureTeacher:
         target_side: largest number of target cells a side; the resolution of the answer.
         sigma_cells: Gaussian width of the neighbourhood, in source cells.
         consensus: strength of the consensus; 0 for plain nearest neighbours.
-        flip: whether consensus may be that with the flipped target.
+        flip: whether the consensus may be taken from the flipped target.
         cycle_tolerance: of the cycle consistency, as a fraction of the longer side; None leaves it out.
-        flip_tolerance: of the agreement with the flipped images, as a fraction of the longer side; None leaves it out,
-            which halves the work.
+        flip_tolerance: of the agreement with the flipped images, as a fraction of the longer side; infinite to average without
+            effect on the confidence; None leaves both out, which halves the work.
         radius_cells: of the window of the soft-argmax.
         feature_cache_size: number of images whose descriptors are kept in memory.
         size: side of the squares that images are brought to before they are described, px; None for what the model
@@ -77,8 +77,9 @@ class FeatureTeacher:
                 f"Expected size of the feature teacher as whole px but got {size!r}; correct teacher.size."
             )
         amounts |= {"size": 1 if size is None else size}
-        amounts |= {"cycle_tolerance": cycle_tolerance or 1, "flip_tolerance": flip_tolerance or 1}
-        wrong = {name: value for name, value in amounts.items() if value <= 0}
+        tolerances = {"cycle_tolerance": cycle_tolerance, "flip_tolerance": flip_tolerance}
+        amounts |= {name: value for name, value in tolerances.items() if value is not None}
+        wrong = {name: value for name, value in amounts.items() if not value > 0}
         if wrong:
             raise ConfigError(
                 f"Expected positive amounts in the feature teacher but got {wrong}; correct teacher.<name>."
@@ -175,8 +176,7 @@ class FeatureTeacher:
     def _logits(self, src: Tensor, trg: Tensor, points: Tensor, size: Size, flipped: Tensor) -> Tensor:
         """Returns (B, N, h, w): scores of the cells of targets for points, consensus included.
 
-        Points are scored in the target as it is. Only the consensus is that with the flipped target, where it agrees better: a
-        student is trained on pairs that face opposite ways.
+        Points are scored in the target as it is. Only the consensus is taken from the flipped target, where that agrees better.
 
         Args:
             src: (B, C, h, w).
@@ -190,8 +190,8 @@ class FeatureTeacher:
         scores = torch.einsum("bnc,bchw->bnhw", queries, trg_map) / self.consensus.temperature
         if not self.consensus.strength:
             return scores
-        maps = self.consensus.maps(src, torch.where(flipped, trg_flipped, trg_map), points, size)
-        return self.consensus.add_to_logits(scores, torch.where(flipped, maps.flip(-1), maps))
+        votes = self.consensus.maps(src, torch.where(flipped, trg_flipped, trg_map), points, size)
+        return self.consensus.add_to_logits(scores, torch.where(flipped, votes.flip(-1), votes))
 
     def _read_out(self, logits: Tensor, size: Size) -> Tensor:
         return windowed_soft_argmax(logits, size, radius_cells=self.radius_cells)

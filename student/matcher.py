@@ -109,7 +109,7 @@ class StudentMatcher(nn.Module):
     def forward_with_descriptors(
         self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor
     ) -> tuple[Matches, Tensor, Tensor]:
-        """Returns the answer, and the descriptors (B, C, h, w) of sources and targets that it came from."""
+        """Returns the answer, and the descriptors (B, C, h, w), of length 1, of sources and targets as they are."""
         pairs = src_img.shape[0]  # len() is a constant to torch.export, which then falls back to a slower capture
         maps = self.encode(torch.cat([src_img, trg_img]))
         sizes = image_size(src_img), image_size(trg_img)
@@ -153,10 +153,17 @@ class StudentMatcher(nn.Module):
     def match_encoded(
         self, src_map: Tensor, trg_map: Tensor, src_kps: Tensor, src_size: tuple[int, int], trg_size: tuple[int, int]
     ) -> Matches:
-        """Gives the answer of :meth:`forward`, without refinement, from what :meth:`encode` returned; else as :meth:`correlate`.
+        """Matches points by what :meth:`encode` returned. Without consensus, or in training, this is :meth:`correlate`.
 
-        Points are scored in the targets as they are, and so the student was trained. Their neighbours are matched in each target
-        or its horizontal flip, whichever agrees better with the source.
+        Points are scored in the targets as they are, as in training. Their neighbours are matched in each target or its
+        horizontal flip, whichever agrees better with the source.
+
+        Args:
+            src_map: (B, D, h, w), of :meth:`encode`.
+            trg_map: the same of the targets.
+            src_kps: (B, N, 2) x, y, px of the sources.
+            src_size: (H, W) of the source images, px.
+            trg_size: (H, W) of the target images, px.
         """
         if self.consensus is None or not self._flip_test:
             return self.correlate(src_map, trg_map, src_kps, src_size, trg_size)
@@ -164,9 +171,9 @@ class StudentMatcher(nn.Module):
         with without_autocast(src_map):
             flipped_map = of_flipped(trg_map)
             flipped = self.consensus.prefers_flipped(src_map, trg_map, flipped_map)[:, None, None, None]
-            maps = self.consensus.maps(src_map, torch.where(flipped, flipped_map, trg_map), src_kps, src_size)
-            maps = torch.where(flipped, maps.flip(-1), maps)
-            heatmap = self.consensus.add_to_logits(self._scores(src_map, trg_map, src_kps, src_size), maps)
+            votes = self.consensus.maps(src_map, torch.where(flipped, flipped_map, trg_map), src_kps, src_size)
+            votes = torch.where(flipped, votes.flip(-1), votes)
+            heatmap = self.consensus.add_to_logits(self._scores(src_map, trg_map, src_kps, src_size), votes)
             return self._read_out(heatmap, trg_size, self.consensus.confidence_temperature)
 
     @property

@@ -36,7 +36,13 @@ FREE_ON_RESUME = (
 """Settings of a fit that may change when it is resumed: what was trained so far does not depend on them."""
 
 
-BEFORE_0_2 = {"optimizer": "adamw", "train.unlabelled": 0}
+BEFORE_0_2 = {
+    "optimizer": "adamw",
+    "train.unlabelled": 0,
+    "student.consensus_tolerance": 0.0,
+    "self_distillation.teacher.consensus": 3.0,
+    "self_distillation.teacher.consensus_tolerance": 0.0,
+}
 """What a fit did for which there was no setting."""
 LARGEST_CONFIG = 1 << 20  # bytes
 

@@ -187,6 +187,8 @@ class SplitMatcher:
         images = [(i.name, list(i.shape)[1:]) for i in self.encode.get_inputs()]
         self.resize, other = (_checked_resize(m, f) for m, f in zip(said, (encode, correlate), strict=True))
         same = self.resize == other and all(said[0].get(key) == said[1].get(key) for key in ("size", "fingerprint"))
+        maps = [list(i.shape)[1:] for i in (*self.encode.get_outputs(), *self.correlate.get_inputs()[:2])]
+        same = same and maps == maps[:1] * 3
         fits = images == [("images", [3, self.size, self.size])] and inputs == MAPS
         if not (same and fits and 1 <= self.size <= LARGEST_SIZE):
             raise WeightsError(

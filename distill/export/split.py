@@ -71,8 +71,8 @@ def export_split(
     check_settings(precision, size, calibration)
     if not can_split(student):
         raise ConfigError(
-            "Expected a student whose answer depends on descriptors alone but this one also compares pixels, or gives no "
-            "descriptors; set split=false, or train with student.refinement=0."
+            "Expected a student whose answer depends on descriptors alone but this one also compares pixels, or has no encode and "
+            "match_encoded; set split=false, or train with student.refinement=0."
         )
     student = prepared(student, size)
     measured = gate.measured_against(student, pairs) if pairs is not None else None

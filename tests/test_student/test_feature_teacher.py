@@ -112,6 +112,9 @@ def test_the_size_that_it_looks_at_is_part_of_its_fingerprint_and_decides_its_an
     torch.testing.assert_close(large(source, target, places[None]), teacher()(source, target, places[None]))
     with pytest.raises(ConfigError, match="'size': 0"):
         teacher(size=0)
+    for wrong in ({"cycle_tolerance": 0.0}, {"flip_tolerance": float("nan")}, {"radius_cells": float("nan")}):
+        with pytest.raises(ConfigError, match=f"positive amounts in the feature teacher but got .*{next(iter(wrong))}"):
+            teacher(**wrong)
     for size in ("64", 64.0, True):
         with pytest.raises(ConfigError, match="size of the feature teacher as whole px"):
             teacher(size=size)

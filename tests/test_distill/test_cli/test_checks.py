@@ -356,11 +356,21 @@ def test_label_leaves_a_split_out_that_has_no_pairs(tmp_path, capsys):
 
 
 def test_a_run_of_an_earlier_version_is_resumed_with_its_settings(tmp_path, capsys):
-    arguments = ["fit", *SMALL, f"run.dir={tmp_path}/r", "test.n_pairs=0", "device=cpu", "trainer.accelerator=cpu"]
+    former = ["student.consensus=3.0", "student.consensus_tolerance=0.0", "self_distillation.teacher.consensus=3.0"]
+    arguments = [
+        "fit",
+        *SMALL,
+        f"run.dir={tmp_path}/r",
+        "test.n_pairs=0",
+        "device=cpu",
+        "trainer.accelerator=cpu",
+        *former,
+    ]
     assert main([*arguments, "optimizer=adamw", "train.unlabelled=0"]) == 0
     file = tmp_path / "r" / "config.yaml"
     config = OmegaConf.load(file)
-    del config.optimizer, config.train.unlabelled
+    del config.optimizer, config.train.unlabelled, config.student.consensus_tolerance
+    del config.self_distillation.teacher.consensus, config.self_distillation.teacher.consensus_tolerance
     OmegaConf.save(config, file)
     assert main([*arguments, "run.resume=true", "optimizer=muon"]) == 2
     told = "lr=0.004 (0.001 before), optimizer=muon (adamw before), train.unlabelled=7200 (0 before)"

@@ -158,7 +158,7 @@ def test_another_way_to_resize_is_refused(exported_file, tmp_path, resize):
 
 @pytest.mark.slow
 def test_two_files_letterbox_as_one_does(exported_page, pictures, tmp_path):
-    """Their student has consensus, so the flipped target is letterboxed too."""
+    """Their student has consensus, so each image is described flipped, too."""
     student, page = exported_page
     files = [
         with_metadata(page / f"{n}.onnx", tmp_path / f"{n}.onnx", resize="letterbox") for n in ("encode", "correlate")

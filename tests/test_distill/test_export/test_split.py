@@ -89,6 +89,14 @@ def test_files_of_two_students_are_refused(exported, tmp_path):
         SplitMatcher(exported[1] / "correlate.onnx", exported[1] / "encode.onnx")
 
 
+def test_files_whose_descriptors_differ_in_length_are_refused(exported, tmp_path):
+    model = onnx.load(exported[1] / "correlate.onnx")
+    model.graph.input[1].type.tensor_type.shape.dim[1].dim_value //= 2  # as a student without consensus has them
+    onnx.save(model, tmp_path / "correlate.onnx")
+    with pytest.raises(WeightsError, match="of one student"):
+        SplitMatcher(exported[1] / "encode.onnx", tmp_path / "correlate.onnx")
+
+
 def test_what_cannot_be_split_is_refused_before_anything_is_traced(tmp_path):
     refined = StudentMatcher("test_resnet", [8, 16], 16, refinement=8).eval()
     with pytest.raises(ConfigError, match="also compares pixels"):
