@@ -158,12 +158,7 @@ class StudentMatcher(nn.Module):
         Points are scored in the targets as they are, as in training. Their neighbours are matched in each target or its
         horizontal flip, whichever agrees better with the source.
 
-        Args:
-            src_map: (B, D, h, w), of :meth:`encode`.
-            trg_map: the same of the targets.
-            src_kps: (B, N, 2) x, y, px of the sources.
-            src_size: (H, W) of the source images, px.
-            trg_size: (H, W) of the target images, px.
+        Arguments are those of :meth:`correlate`, with maps (B, D, h, w) of :meth:`encode`.
         """
         if self.consensus is None or not self._flip_test:
             return self.correlate(src_map, trg_map, src_kps, src_size, trg_size)
