@@ -90,11 +90,16 @@ def test_files_of_two_students_are_refused(exported, tmp_path):
 
 
 def test_files_whose_descriptors_differ_in_length_are_refused(exported, tmp_path):
-    model = onnx.load(exported[1] / "correlate.onnx")
-    model.graph.input[1].type.tensor_type.shape.dim[1].dim_value //= 2  # as a student without consensus has them
+    student, folder = exported
+    plain = StudentMatcher("test_resnet", [8, 16], 16).eval()
+    export_split(plain, tmp_path, 128)
+    written = {e.key: e.value for e in onnx.load(folder / "encode.onnx").metadata_props}
+    model = onnx.load(tmp_path / "correlate.onnx")
+    onnx.helper.set_model_props(model, written)
     onnx.save(model, tmp_path / "correlate.onnx")
+    assert len(written["fingerprint"]) > 8 and student.consensus is not None
     with pytest.raises(WeightsError, match="of one student"):
-        SplitMatcher(exported[1] / "encode.onnx", tmp_path / "correlate.onnx")
+        SplitMatcher(folder / "encode.onnx", tmp_path / "correlate.onnx")
 
 
 def test_what_cannot_be_split_is_refused_before_anything_is_traced(tmp_path):
