@@ -155,9 +155,9 @@ class FeatureTeacher:
     def _match(self, src: Tensor, trg: Tensor, points: Tensor, src_size: Size, trg_size: Size) -> Matches:
         """Matches pairs; ``src`` and ``trg`` are (B, 2, C, h, w), ``points`` (B, N, 2)."""
         (src_map, src_flipped), (trg_map, trg_flipped) = src.unbind(1), trg.unbind(1)
-        flipped = src_map.new_zeros(len(src_map), 1, 1, 1, dtype=torch.bool)
-        if self.flip:
-            flipped = self.consensus.prefers_flipped(src_map, trg_map, trg_flipped)[:, None, None, None]
+        flipped = src_map.new_zeros(len(src_map), dtype=torch.bool)
+        if self.flip and self.consensus.strength:
+            flipped = self.consensus.prefers_flipped(src_map, trg_map, trg_flipped)
         logits, consistency = self._logits(src_map, trg, points, src_size, flipped), torch.ones_like(points[..., 0])
         first = self._read_out(logits, trg_size)
         if self.cycle_tolerance is not None:
@@ -183,15 +183,15 @@ class FeatureTeacher:
             trg: (B, 2, C, h, w), the targets as they are and flipped.
             points: (B, N, 2) x, y, px of the sources.
             size: (H, W) of the sources, px.
-            flipped: (B, 1, 1, 1) bool.
+            flipped: (B,) bool, whether the consensus is taken from the flipped target.
         """
         trg_map, trg_flipped = trg.unbind(1)
         queries = F.normalize(sample_at(src, points, size), dim=-1)
         scores = torch.einsum("bnc,bchw->bnhw", queries, trg_map) / self.consensus.temperature
         if not self.consensus.strength:
             return scores
-        votes = self.consensus.maps(src, torch.where(flipped, trg_flipped, trg_map), points, size)
-        return self.consensus.add_to_logits(scores, torch.where(flipped, votes.flip(-1), votes))
+        votes = self.consensus.oriented_maps(src, trg_map, trg_flipped, flipped, points, size)
+        return self.consensus.add_to_logits(scores, votes)
 
     def _read_out(self, logits: Tensor, size: Size) -> Tensor:
         return windowed_soft_argmax(logits, size, radius_cells=self.radius_cells)

@@ -160,14 +160,13 @@ class StudentMatcher(nn.Module):
 
         Arguments are those of :meth:`correlate`, with maps (B, D, h, w) of :meth:`encode`.
         """
-        if self.consensus is None or not self._flip_test:
+        if self.consensus is None or self.training:
             return self.correlate(src_map, trg_map, src_kps, src_size, trg_size)
         src_map, trg_map = in_single(src_map), in_single(trg_map)
         with without_autocast(src_map):
             flipped_map = of_flipped(trg_map)
-            flipped = self.consensus.prefers_flipped(src_map, trg_map, flipped_map)[:, None, None, None]
-            votes = self.consensus.maps(src_map, torch.where(flipped, flipped_map, trg_map), src_kps, src_size)
-            votes = torch.where(flipped, votes.flip(-1), votes)
+            flipped = self.consensus.prefers_flipped(src_map, trg_map, flipped_map)
+            votes = self.consensus.oriented_maps(src_map, trg_map, flipped_map, flipped, src_kps, src_size)
             heatmap = self.consensus.add_to_logits(self._scores(src_map, trg_map, src_kps, src_size), votes)
             return self._read_out(heatmap, trg_size, self.consensus.confidence_temperature)
 

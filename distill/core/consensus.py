@@ -127,6 +127,29 @@ class NeighbourhoodConsensus:
             (h, w), cells = consensus.shape[3:], consensus.flatten(3).permute(0, 3, 1, 2)
             return blurred(sample_at(cells, fractions, (1, 1)).unflatten(2, (h, w)), self.tolerance)
 
+    def oriented_maps(
+        self,
+        src_map: Tensor,
+        trg_map: Tensor,
+        flipped_map: Tensor,
+        flipped: Tensor,
+        points: Tensor,
+        size: tuple[int, int],
+    ) -> Tensor:
+        """Returns :meth:`maps`, over the cells of the targets as they are, taken from the flipped ones where told.
+
+        Args:
+            src_map: see :meth:`maps`.
+            trg_map: see there.
+            flipped_map: the descriptors of the flipped targets.
+            flipped: (B,) bool, such as :meth:`prefers_flipped` returns.
+            points: see :meth:`maps`.
+            size: see there.
+        """
+        flipped = flipped[:, None, None, None]
+        maps = self.maps(src_map, torch.where(flipped, flipped_map, trg_map), points, size)
+        return torch.where(flipped, maps.flip(-1), maps)
+
     def multiply(self, heatmap: Tensor, consensus: Tensor) -> Tensor:
         """Returns a non-negative ``heatmap`` (B, N, h, w) times the power of the consensus of :meth:`maps`, peak 1."""
         finer = resize_maps(consensus, (heatmap.shape[-2], heatmap.shape[-1]))

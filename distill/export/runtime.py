@@ -188,8 +188,7 @@ class SplitMatcher:
         self.resize, other = (_checked_resize(m, f) for m, f in zip(said, (encode, correlate), strict=True))
         same = self.resize == other and all(said[0].get(key) == said[1].get(key) for key in ("size", "fingerprint"))
         maps = [list(i.shape)[1:] for i in (*self.encode.get_outputs(), *self.correlate.get_inputs()[:2])]
-        same = same and maps == maps[:1] * 3
-        fits = images == [("images", [3, self.size, self.size])] and inputs == MAPS
+        fits = images == [("images", [3, self.size, self.size])] and inputs == MAPS and maps == maps[:1] * 3
         if not (same and fits and 1 <= self.size <= LARGEST_SIZE):
             raise WeightsError(
                 f"Expected {ENCODE} and {CORRELATE} of one student but {encode} takes {images} and {correlate} takes "
