@@ -1,5 +1,6 @@
 """A teacher without a diffusion model: nearest neighbours with neighbourhood consensus, cycle and flip consistency."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
@@ -50,6 +51,9 @@ class FeatureTeacher:
             says it wants (``model.size``), and as they are where it says nothing.
             Labels are made at that size from the original images, whatever size a student has.
         consensus_tolerance: see ``tolerance`` of :class:`distill.core.consensus.NeighbourhoodConsensus`.
+        scale: sides of the images that are described, as a fraction of those, to the next whole patch of the model
+            (``model.patch``, px). A network places parts better in an image that is somewhat larger than those that it was
+            trained on (Touvron et al., "Fixing the train-test resolution discrepancy", NeurIPS 2019, for classification).
 
     Raises:
         ConfigError: for an amount that must be positive and is not, and a size that is no whole number.
@@ -70,8 +74,9 @@ class FeatureTeacher:
         feature_cache_size: int = 1024,
         size: int | None = None,
         consensus_tolerance: float = 0.0,
+        scale: float = 1.0,
     ) -> None:
-        amounts = {"feature_cache_size": feature_cache_size, "radius_cells": radius_cells}
+        amounts = {"feature_cache_size": feature_cache_size, "radius_cells": radius_cells, "scale": scale}
         if size is not None and (isinstance(size, bool) or not isinstance(size, int)):
             raise ConfigError(
                 f"Expected size of the feature teacher as whole px but got {size!r}; correct teacher.size."
@@ -80,6 +85,7 @@ class FeatureTeacher:
         tolerances = {"cycle_tolerance": cycle_tolerance, "flip_tolerance": flip_tolerance}
         amounts |= {name: value for name, value in tolerances.items() if value is not None}
         wrong = {name: value for name, value in amounts.items() if not value > 0}
+        wrong |= {} if math.isfinite(scale) else {"scale": scale}
         if wrong:
             raise ConfigError(
                 f"Expected positive amounts in the feature teacher but got {wrong}; correct teacher.<name>."
@@ -91,6 +97,7 @@ class FeatureTeacher:
         self.flip, self.cycle_tolerance, self.flip_tolerance = flip, cycle_tolerance, flip_tolerance
         self.radius_cells, self.feature_cache_size = radius_cells, feature_cache_size
         self.size, self.resize = getattr(model, "size", None) if size is None else size, getattr(model, "resize", None)
+        self.scale = scale
         self._features: OrderedDict[str, Tensor] = OrderedDict()
 
     @property
@@ -107,6 +114,7 @@ class FeatureTeacher:
         settings["compared_side"] = str(self.consensus.compared_side)
         settings |= {name: str(getattr(self, name)) for name in ("flip", "cycle_tolerance", "flip_tolerance", "size")}
         settings |= {"resize": self.resize} if self.resize == "letterbox" else {}
+        settings |= {"scale": str(self.scale)} if self.scale != 1 else {}
         told = {f"model.{name}": value for name, value in source_fingerprint(self.model).items()}
         return {"method": "features 7", "radius_cells": str(self.radius_cells), **settings, **told}
 
@@ -133,12 +141,34 @@ class FeatureTeacher:
             maps = in_single(self.model.describe(torch.cat([images, images.flip(-1)]))).to(images.device)
         return pooled(maps, self.consensus.target_side).unflatten(0, (2, -1)).transpose(0, 1)
 
+    def check_size(self, size: int) -> None:
+        """Raises a :class:`ConfigError` when the model says that it cannot describe images of ``size`` px a side at ``scale``."""
+        described, check = self._described_size((size, size))[0], getattr(self.model, "check_size", None)
+        if described == size or not callable(check):
+            return
+        try:
+            check(described)
+        except ConfigError as error:
+            raise ConfigError(
+                f"Expected a network that describes images of {described} px a side, {self.scale:g} times their {size} px, for its own "
+                f"labels, but it does not; set scale=1.0 of what makes them, such as self_distillation.teacher.scale=1.0. ({error})"
+            ) from error
+
     def _sized(self, images: Tensor) -> Tensor:
-        """Returns images (B, 3, H, W) as the network sees them: squares of ``size`` px a side, if there is one."""
-        if self.size is None or image_size(images) == (self.size, self.size):
+        """Returns images (B, 3, H, W) as the network sees them."""
+        sides = self._described_size(image_size(images))
+        if sides == image_size(images):
             return images
-        square = (self.size, self.size)
-        return F.interpolate(images, square, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
+        return F.interpolate(images, sides, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
+
+    def _described_size(self, size: Size) -> Size:
+        """Returns (H, W) at which images of ``size`` are described: ``self.size`` a side, if there is one, times ``scale``."""
+        height, width = size if self.size is None else (self.size, self.size)
+        if self.scale == 1:
+            return height, width
+        patch = getattr(self.model, "patch", 1)
+        height, width = (max(1, round(side * self.scale / patch)) * patch for side in (height, width))
+        return height, width
 
     def _cached(self, hashes: Sequence[str], images: Tensor) -> Tensor:
         """Returns :meth:`describe` of images, from the cache where they are in it."""

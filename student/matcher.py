@@ -171,6 +171,11 @@ class StudentMatcher(nn.Module):
             return self._read_out(heatmap, trg_size, self.consensus.confidence_temperature)
 
     @property
+    def patch(self) -> int:
+        """Sides of the images that it describes are whole multiples of this, px; 1 where any will do."""
+        return self.backbone.patch
+
+    @property
     def _flip_test(self) -> bool:
         """Whether flipped images are described too."""
         return self.consensus is not None and not self.training

@@ -92,6 +92,11 @@ class NearestNeighbour(nn.Module):
         told |= {"flip": "True"} if self.flip else {}
         return {"method": "nearest neighbour 1", **told, "weights": state_digest(self)}
 
+    @property
+    def patch(self) -> int:
+        """Sides of the images that it describes are whole multiples of this, px; 1 where any will do."""
+        return self.backbone.patch
+
     def describe(self, images: Tensor) -> Tensor:
         """Returns descriptors of length 1, (B, C, h, w), of ``images`` (B, 3, H, W) in [0, 1]."""
         maps = [F.normalize(feature_map, dim=1) for feature_map in self.backbone(images)]

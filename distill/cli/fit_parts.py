@@ -128,7 +128,7 @@ def build(cfg: DictConfig) -> FitParts:
         further = (unlabelled, own.first_epoch(trainer))
     data = PairDataModule(train, val, cfg.batch_size, workers, cfg.seed, *collate, further)  # type: ignore[arg-type]
     if own is not None:
-        own.check(student)
+        own.check(student, cfg.data.size)
     check_fit(trainer, data, resumed_from(checkpoint, cfg.run.resume), cfg.optimizer)
     pairs = (train, labelled, val, test)
     return FitParts(device, *pairs, teacher, baseline, criteria, module, data, trainer, checkpoint, metrics)

@@ -42,6 +42,7 @@ BEFORE_0_2 = {
     "student.consensus_tolerance": 0.0,
     "self_distillation.teacher.consensus": 3.0,
     "self_distillation.teacher.consensus_tolerance": 0.0,
+    "self_distillation.teacher.scale": 1.0,
 }
 """What a fit did for which there was no setting."""
 LARGEST_CONFIG = 1 << 20  # bytes

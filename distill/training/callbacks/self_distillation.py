@@ -50,10 +50,17 @@ class SelfDistillation(Callback):
         """Takes over what :meth:`state_dict` returned."""
         self._weights, self.rounds = state_dict["weights"], state_dict["rounds"]
 
-    def check(self, student: nn.Module) -> None:
-        """Raises a :class:`ConfigError` for a student that cannot make labels, or a teacher that cannot be made of it."""
+    def check(self, student: nn.Module, size: int) -> None:
+        """Raises a :class:`ConfigError` for a student that cannot make labels, or a teacher that cannot be made of it.
+
+        Args:
+            student: to be trained.
+            size: side of the images, px, which the teacher is asked about where it has a ``check_size``.
+        """
         self._check_student(student)
-        self.teacher(model=copy.deepcopy(student))
+        check_size = getattr(self.teacher(model=copy.deepcopy(student)), "check_size", None)
+        if callable(check_size):
+            check_size(size)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raises a :class:`ConfigError` for a student that cannot make labels, before it is trained."""
