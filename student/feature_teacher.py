@@ -20,6 +20,10 @@ from student.fused_features import Describer, source_fingerprint
 Size = tuple[int, int]
 """H, W, px."""
 
+DESCRIBED_TOGETHER = 4
+"""Images that are described ahead at once. On a CPU so few get the descriptors that each gets alone, bit for bit; of eight some
+differ in the last bit."""
+
 
 class FeatureTeacher:
     """Matches by the dense features of any network that describes images.
@@ -131,6 +135,14 @@ class FeatureTeacher:
         trg = self._cached(pairs.trg_hash, pairs.trg_img)
         with without_autocast(src):
             return self._match(src, trg, pairs.src_kps, image_size(pairs.src_img), image_size(pairs.trg_img))
+
+    def describe_ahead(self, pairs: PairBatch) -> None:
+        """See :class:`distill.core.protocols.DescribesAhead`."""
+        for hashes, images in ((pairs.src_hash, pairs.src_img), (pairs.trg_hash, pairs.trg_img)):
+            new = list({key: row for row, key in enumerate(hashes) if key not in self._features}.values())
+            for first in range(0, len(new), DESCRIBED_TOGETHER):
+                rows = new[first : first + DESCRIBED_TOGETHER]
+                self._cached([hashes[row] for row in rows], images[rows])
 
     def describe(self, images: Tensor) -> Tensor:
         """Returns (B, 2, C, h, w): descriptors of length 1 of the images (B, 3, H, W) and of the flipped images."""

@@ -91,7 +91,7 @@ def build(cfg: DictConfig) -> FitParts:
     device = choose_device(cfg.device)
     check_monitor(cfg)
     if cfg.trainer.get("max_epochs") == 0:
-        raise ConfigError("Expected at least one epoch but got trainer.max_epochs=0; the default is 15.")
+        raise ConfigError("Expected at least one epoch but got trainer.max_epochs=0; the default is 14.")
     student = started(instantiate(cfg.student), cfg.init_from)
     check_size(student, cfg.data.size)
     train, val, test = fit_pairs(cfg)

@@ -58,6 +58,15 @@ class UsesPromptCache(Protocol):
         ...
 
 
+@runtime_checkable
+class DescribesAhead(Protocol):
+    """A matcher that keeps what it computes of each image, and can compute it for several images at once."""
+
+    def describe_ahead(self, pairs: PairBatch) -> None:
+        """Describes the images of ``pairs`` that it does not know yet; answers do not depend on it."""
+        ...
+
+
 class Benchmark(Protocol):
     """A data set of pairs as evaluation needs it: a map-style ``Dataset[PairBatch]`` that says its conventions."""
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from distill.core.checks import check_query
-from distill.core.protocols import Matcher, PairMatcher, match, match_query
+from distill.core.protocols import DescribesAhead, Matcher, PairMatcher, match, match_query
 from distill.core.types import Matches, PairBatch
 from distill.data.pairs import select_pairs
 
@@ -18,7 +18,7 @@ class MemoizedMatcher:
     Args:
         matcher: whose answers do not change.
         singly: whether pairs are matched one at a time and without padding. An answer is then the same, bit for bit,
-            whatever other pairs are in its batch.
+            whatever other pairs are in its batch. Images are still described together by a matcher that can do so.
     """
 
     def __init__(self, matcher: Matcher | PairMatcher, singly: bool = False) -> None:
@@ -46,6 +46,8 @@ class MemoizedMatcher:
         keys = [pair_key(pairs, row) for row in range(len(pairs.category))]
         wanted = pairs.kps_mask.any(1).tolist()
         new = [row for row, key in enumerate(keys) if wanted[row] and key not in self._answers]
+        if self.singly and new and isinstance(self.matcher, DescribesAhead):
+            self.matcher.describe_ahead(select_pairs(pairs, new))
         for rows in ([row] for row in new) if self.singly else [new] if new else []:
             asked = select_pairs(pairs, rows)
             answers = match(self.matcher, _unpadded(asked) if self.singly else asked)

@@ -5,8 +5,11 @@ from torch.nn import functional as F
 
 from distill.core.errors import ConfigError
 from distill.core.geometry import gaussian_heatmap
-from distill.core.protocols import Fingerprinted, PairMatcher
-from student import FeatureTeacher, NearestNeighbour
+from distill.core.protocols import DescribesAhead, Fingerprinted, PairMatcher
+from distill.data.pairs import collate_pairs, select_pairs
+from distill.matchers.memoized import MemoizedMatcher
+from student import FeatureTeacher, NearestNeighbour, StudentMatcher
+from student.feature_teacher import DESCRIBED_TOGETHER
 
 
 class Colours(nn.Module):
@@ -148,3 +151,49 @@ def test_a_student_of_letterboxed_images_teaches_with_such():
     model.resize = "letterbox"
     boxed = FeatureTeacher(model, size=64)
     assert boxed.resize == "letterbox" and boxed.fingerprint() == plain.fingerprint() | {"resize": "letterbox"}
+
+
+def test_images_that_are_described_ahead_are_described_once_a_few_at_a_time_and_answered_alike(make_pairs):
+    counted = []
+
+    class Counting(Colours):
+        def describe(self, images):
+            counted.append(len(images))
+            return super().describe(images)
+
+    pairs = collate_pairs([make_pairs(3, size=64, seed=seed) for seed in range(6)])
+    matcher, plain = FeatureTeacher(Counting(), side=16), FeatureTeacher(Colours(), side=16)
+    assert isinstance(matcher, DescribesAhead)
+    matcher.describe_ahead(pairs)
+    images = len({*pairs.src_hash, *pairs.trg_hash})
+    assert sum(counted) == 2 * images and max(counted) == 2 * DESCRIBED_TOGETHER
+    matcher.describe_ahead(pairs)
+    assert sum(counted) == 2 * images
+    for found, expected in zip(matcher.match_pairs(pairs), plain.match_pairs(pairs), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("backbone", "strides"), [("resnet10t", [4, 8, 16]), ("test_vit", [16]), ("convnext_atto", [4, 8])])
+def test_few_images_together_get_the_descriptors_of_each_alone_bit_for_bit(backbone, strides, dtype):
+    """A resumed training makes its labels with other images in a batch than before, and they have to be the same."""
+    torch.manual_seed(0)
+    matcher = FeatureTeacher(StudentMatcher(backbone, strides, 16))
+    images = torch.rand(DESCRIBED_TOGETHER, 3, 64, 64)
+    with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+        alone = torch.cat([matcher.describe(image[None]) for image in images])
+        for number in range(2, DESCRIBED_TOGETHER + 1):
+            assert torch.equal(matcher.describe(images[:number]), alone[:number])
+
+
+def test_memorised_answers_do_not_depend_on_the_other_pairs(make_pairs):
+    """Images are described together, pairs matched one at a time."""
+    torch.manual_seed(0)
+    model = StudentMatcher("test_resnet", [8, 16], 16)
+    pairs = collate_pairs([make_pairs(3, size=64, seed=seed) for seed in range(6)])
+    together = MemoizedMatcher(FeatureTeacher(model, side=8), singly=True).match_pairs(pairs)
+    singly = MemoizedMatcher(FeatureTeacher(model, side=8), singly=True)
+    for row in range(6):
+        alone = singly.match_pairs(select_pairs(pairs, [row]))
+        for found, expected in zip(alone, together, strict=True):
+            assert torch.equal(found[0], expected[row])
