@@ -39,10 +39,22 @@ FREE_ON_RESUME = (
 BEFORE_0_2 = {
     "optimizer": "adamw",
     "train.unlabelled": 0,
+    "truth.points": None,
+    "truth.n_pairs": None,
+    "truth.repeat": 1,
+    "truth.weight": 1.0,
+    "student.consensus_sigma": 3.0,
     "student.consensus_tolerance": 0.0,
+    "student.debias": 0,
+    "student.scales": [1.0],
     "self_distillation.teacher.consensus": 3.0,
     "self_distillation.teacher.consensus_tolerance": 0.0,
     "self_distillation.teacher.scale": 1.0,
+    "teacher.consensus_tolerance": 0.0,
+    "teacher.scale": 1.0,
+    "teacher.model.debias": 0,
+    "teacher.model.scales": [1.0],
+    "teacher.cuda_graph": "auto",
 }
 """What a fit did for which there was no setting."""
 LARGEST_CONFIG = 1 << 20  # bytes

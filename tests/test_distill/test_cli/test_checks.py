@@ -357,6 +357,7 @@ def test_label_leaves_a_split_out_that_has_no_pairs(tmp_path, capsys):
 
 def test_a_run_of_an_earlier_version_is_resumed_with_its_settings(tmp_path, capsys):
     former = ["student.consensus=3.0", "student.consensus_tolerance=0.0", "self_distillation.teacher.consensus=3.0"]
+    former += ["self_distillation.teacher.scale=1.0", "teacher=nearest_neighbour", "teacher.model.backbone=test_resnet"]
     arguments = [
         "fit",
         *SMALL,
@@ -369,8 +370,12 @@ def test_a_run_of_an_earlier_version_is_resumed_with_its_settings(tmp_path, caps
     assert main([*arguments, "optimizer=adamw", "train.unlabelled=0"]) == 0
     file = tmp_path / "r" / "config.yaml"
     config = OmegaConf.load(file)
-    del config.optimizer, config.train.unlabelled, config.student.consensus_tolerance
-    del config.self_distillation.teacher.consensus, config.self_distillation.teacher.consensus_tolerance
+    # What version 0.1 had no setting for, of what is used here.
+    del config.optimizer, config.train.unlabelled, config.truth
+    del config.student.consensus_sigma, config.student.consensus_tolerance, config.student.debias, config.student.scales
+    of_itself, teacher = config.self_distillation.teacher, config.teacher
+    del of_itself.consensus, of_itself.consensus_tolerance, of_itself.scale
+    del teacher.consensus_tolerance, teacher.scale, teacher.model.debias, teacher.model.scales
     OmegaConf.save(config, file)
     assert main([*arguments, "run.resume=true", "optimizer=muon"]) == 2
     told = "lr=0.004 (0.001 before), optimizer=muon (adamw before), train.unlabelled=7200 (0 before)"
