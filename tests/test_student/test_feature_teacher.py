@@ -174,7 +174,9 @@ def test_images_that_are_described_ahead_are_described_once_a_few_at_a_time_and_
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("backbone", "strides"), [("resnet10t", [4, 8, 16]), ("test_vit", [16]), ("convnext_atto", [4, 8])])
+@pytest.mark.parametrize(
+    ("backbone", "strides"), [("resnet10t", [4, 8, 16]), ("test_vit", [16]), ("convnext_atto", [4, 8])]
+)
 def test_few_images_together_get_the_descriptors_of_each_alone_bit_for_bit(backbone, strides, dtype):
     """A resumed training makes its labels with other images in a batch than before, and they have to be the same."""
     torch.manual_seed(0)

@@ -72,7 +72,9 @@ def test_a_scale_that_is_none_is_refused(scale):
 def test_a_network_of_one_size_is_refused_before_it_is_trained_with_what_to_do():
     student = StudentMatcher("vit_tiny_patch16_224", [16], 8, options={"img_size": 32, "dynamic_img_size": False})
     student.check_size(32)
-    with pytest.raises(ConfigError, match=r"48 px a side, 1.5 times their 32 px.*self_distillation\.teacher\.scale=1\.0"):
+    with pytest.raises(
+        ConfigError, match=r"48 px a side, 1.5 times their 32 px.*self_distillation\.teacher\.scale=1\.0"
+    ):
         SelfDistillation(partial(FeatureTeacher, scale=1.5)).check(student, 32)
     SelfDistillation(FeatureTeacher).check(student, 32)
     assert student.training
