@@ -21,8 +21,8 @@ Size = tuple[int, int]
 """H, W, px."""
 
 DESCRIBED_TOGETHER = 4
-"""Images that are described ahead at once. On a CPU so few get the descriptors that each gets alone, bit for bit; of eight some
-differ in the last bit."""
+"""Images that are described ahead at once. So few get the descriptors that each gets alone, bit for bit, on the CPUs where this was
+tested; of eight some differ in the last bit of single precision. On a GPU it was not tested."""
 
 
 class FeatureTeacher:
@@ -55,12 +55,13 @@ class FeatureTeacher:
             says it wants (``model.size``), and as they are where it says nothing.
             Labels are made at that size from the original images, whatever size a student has.
         consensus_tolerance: see ``tolerance`` of :class:`distill.core.consensus.NeighbourhoodConsensus`.
-        scale: sides of the images that are described, as a fraction of those, to the next whole patch of the model
-            (``model.patch``, px). A network places parts better in an image that is somewhat larger than those that it was
-            trained on (Touvron et al., "Fixing the train-test resolution discrepancy", NeurIPS 2019, for classification).
+        scale: factor by which images are enlarged before they are described, to the nearest whole patch of the model
+            (``model.patch``, px, where it is one); maps may then have so many times ``target_side`` cells. A network
+            places parts better in an image that is somewhat larger than those that it was trained on (Touvron et al.,
+            "Fixing the train-test resolution discrepancy", NeurIPS 2019, for classification).
 
     Raises:
-        ConfigError: for an amount that must be positive and is not, and a size that is no whole number.
+        ConfigError: for an amount that must be positive and is not, a size that is no whole number, and a scale that is no number.
     """
 
     def __init__(
@@ -80,23 +81,26 @@ class FeatureTeacher:
         consensus_tolerance: float = 0.0,
         scale: float = 1.0,
     ) -> None:
-        amounts = {"feature_cache_size": feature_cache_size, "radius_cells": radius_cells, "scale": scale}
+        amounts = {"feature_cache_size": feature_cache_size, "radius_cells": radius_cells}
         if size is not None and (isinstance(size, bool) or not isinstance(size, int)):
             raise ConfigError(
                 f"Expected size of the feature teacher as whole px but got {size!r}; correct teacher.size."
+            )
+        if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
+            raise ConfigError(
+                f"Expected scale of the feature teacher as a positive number but got {scale!r}; 1.0 describes images as they are."
             )
         amounts |= {"size": 1 if size is None else size}
         tolerances = {"cycle_tolerance": cycle_tolerance, "flip_tolerance": flip_tolerance}
         amounts |= {name: value for name, value in tolerances.items() if value is not None}
         wrong = {name: value for name, value in amounts.items() if not value > 0}
-        wrong |= {} if math.isfinite(scale) else {"scale": scale}
         if wrong:
             raise ConfigError(
                 f"Expected positive amounts in the feature teacher but got {wrong}; correct teacher.<name>."
             )
         self.model = model.eval().requires_grad_(False) if isinstance(model, nn.Module) else model
         self.consensus = NeighbourhoodConsensus(
-            consensus, side, target_side, sigma_cells, temperature, tolerance=consensus_tolerance
+            consensus, side, math.ceil(target_side * scale), sigma_cells, temperature, tolerance=consensus_tolerance
         )
         self.flip, self.cycle_tolerance, self.flip_tolerance = flip, cycle_tolerance, flip_tolerance
         self.radius_cells, self.feature_cache_size = radius_cells, feature_cache_size
@@ -154,16 +158,28 @@ class FeatureTeacher:
         return pooled(maps, self.consensus.target_side).unflatten(0, (2, -1)).transpose(0, 1)
 
     def check_size(self, size: int) -> None:
-        """Raises a :class:`ConfigError` when the model says that it cannot describe images of ``size`` px a side at ``scale``."""
-        described, check = self._described_size((size, size))[0], getattr(self.model, "check_size", None)
-        if described == size or not callable(check):
+        """Raises a :class:`ConfigError` when the model cannot describe images of ``size`` px a side enlarged by ``scale``.
+
+        A model without ``check_size`` describes a black image to see.
+        """
+        if self.scale == 1:
             return
+        (side, _), check = self._described_size((size, size)), getattr(self.model, "check_size", None)
         try:
-            check(described)
-        except ConfigError as error:
+            if callable(check):
+                check(side)
+            else:
+                self.describe(torch.zeros(1, 3, side, side))
+        except (
+            ConfigError,
+            AssertionError,
+            RuntimeError,
+            ValueError,
+        ) as error:  # how networks say that a size does not fit
+            reason = " ".join(str(error).split())[:160] or type(error).__name__
             raise ConfigError(
-                f"Expected a network that describes images of {described} px a side, {self.scale:g} times their {size} px, for its own "
-                f"labels, but it does not; set scale=1.0 of what makes them, such as self_distillation.teacher.scale=1.0. ({error})"
+                f"Expected a student that describes images of {side} px a side, {self.scale:g} times {self.size or size} px, to label "
+                f"its own pairs, but it cannot ({reason}); set self_distillation.teacher.scale=1.0."
             ) from error
 
     def _sized(self, images: Tensor) -> Tensor:
@@ -179,6 +195,7 @@ class FeatureTeacher:
         if self.scale == 1:
             return height, width
         patch = getattr(self.model, "patch", 1)
+        patch = patch if type(patch) is int and patch > 0 else 1  # a student of one's own may call something else so
         height, width = (max(1, round(side * self.scale / patch)) * patch for side in (height, width))
         return height, width
 

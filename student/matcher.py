@@ -172,7 +172,7 @@ class StudentMatcher(nn.Module):
 
     @property
     def patch(self) -> int:
-        """Sides of the images that it describes are whole multiples of this, px; 1 where any will do."""
+        """Side of a vision transformer's patch, px, which divides the sides of images; 1 of other networks."""
         return self.backbone.patch
 
     @property

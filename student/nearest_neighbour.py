@@ -94,7 +94,7 @@ class NearestNeighbour(nn.Module):
 
     @property
     def patch(self) -> int:
-        """Sides of the images that it describes are whole multiples of this, px; 1 where any will do."""
+        """Side of a vision transformer's patch, px, which divides the sides of images; 1 of other networks."""
         return self.backbone.patch
 
     def describe(self, images: Tensor) -> Tensor:

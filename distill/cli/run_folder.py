@@ -51,7 +51,6 @@ BEFORE_0_2 = {
     "self_distillation.teacher.consensus_tolerance": 0.0,
     "self_distillation.teacher.scale": 1.0,
     "teacher.consensus_tolerance": 0.0,
-    "teacher.scale": 1.0,
     "teacher.model.debias": 0,
     "teacher.model.scales": [1.0],
     "teacher.cuda_graph": "auto",

@@ -18,7 +18,8 @@ class MemoizedMatcher:
     Args:
         matcher: whose answers do not change.
         singly: whether pairs are matched one at a time and without padding. An answer is then the same, bit for bit,
-            whatever other pairs are in its batch. Images are still described together by a matcher that can do so.
+            whatever other pairs are in its batch. Images are described a few together by a matcher that can do so, which must
+            give the same.
     """
 
     def __init__(self, matcher: Matcher | PairMatcher, singly: bool = False) -> None:

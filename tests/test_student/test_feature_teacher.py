@@ -199,3 +199,15 @@ def test_memorised_answers_do_not_depend_on_the_other_pairs(make_pairs):
         alone = singly.match_pairs(select_pairs(pairs, [row]))
         for found, expected in zip(alone, together, strict=True):
             assert torch.equal(found[0], expected[row])
+
+
+def test_memorised_answers_describe_the_images_of_new_pairs_ahead(make_pairs, monkeypatch):
+    pairs = collate_pairs([make_pairs(3, size=64, seed=seed) for seed in range(3)])
+    pairs.kps_mask[2] = False
+    matcher, asked = FeatureTeacher(Colours(), side=16), []
+    monkeypatch.setattr(matcher, "describe_ahead", lambda pairs: asked.append(pairs.src_hash))
+    memoized = MemoizedMatcher(matcher, singly=True)
+    memoized.match_pairs(select_pairs(pairs, [0]))
+    memoized.match_pairs(pairs)
+    memoized.match_pairs(pairs)
+    assert asked == [pairs.src_hash[:1], pairs.src_hash[1:2]]

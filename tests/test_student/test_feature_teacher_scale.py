@@ -5,8 +5,10 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
+from distill.__main__ import main
 from distill.core.errors import ConfigError
 from distill.training.callbacks.self_distillation import SelfDistillation
 from student import FeatureTeacher, NearestNeighbour, StudentMatcher
@@ -35,7 +37,7 @@ def test_answers_are_those_for_the_larger_images(make_pairs):
 
 
 @pytest.mark.parametrize(("size", "scale", "sides"), [(None, 1.25, (80, 80)), (48, 1.5, (72, 72)), (48, 1, (48, 48))])
-def test_a_fraction_is_one_of_the_size_that_it_looks_at(size, scale, sides, make_pairs, monkeypatch):
+def test_images_are_enlarged_from_the_size_that_it_looks_at(size, scale, sides, make_pairs, monkeypatch):
     pair, matcher = make_pairs(1, size=64), FeatureTeacher(NearestNeighbour("test_resnet", [8]), size=size, scale=scale)
     seen = described_sizes(matcher, monkeypatch)
     matcher(pair.src_img, pair.trg_img, pair.src_kps)
@@ -60,12 +62,20 @@ def test_a_transformer_is_given_whole_patches(made, make_pairs, monkeypatch):
 def test_the_scale_is_part_of_the_fingerprint_where_it_is_not_one():
     model = NearestNeighbour("test_resnet", [8])
     plain, scaled = FeatureTeacher(model).fingerprint(), FeatureTeacher(model, scale=1.25).fingerprint()
-    assert scaled == plain | {"scale": "1.25"}
+    assert scaled == plain | {"scale": "1.25", "target_side": "50", "compared_side": "50"}
 
 
-@pytest.mark.parametrize("scale", [0, -1, math.nan, math.inf])
+@pytest.mark.parametrize(("size", "cells"), [(128, 40), (136, 43), (160, 50), (192, 30), (256, 40)])
+def test_enlarged_images_have_finer_maps_whatever_their_size(size, cells):
+    """At most 40 cells a side without a scale, so 50 with 1.25: of 136 px fewer cells were left than without."""
+    model, image = NearestNeighbour("resnet10t", [4]), torch.rand(1, 3, size, size)
+    plain, scaled = FeatureTeacher(model, side=4), FeatureTeacher(model, side=4, scale=1.25)
+    assert scaled.describe(scaled._sized(image)).shape[-1] == cells > plain.describe(image).shape[-1]
+
+
+@pytest.mark.parametrize("scale", [0, -1, math.nan, math.inf, None, True, "1.25"])
 def test_a_scale_that_is_none_is_refused(scale):
-    with pytest.raises(ConfigError, match=r"positive amounts in the feature teacher but got \{'scale': "):
+    with pytest.raises(ConfigError, match="scale of the feature teacher as a positive number"):
         FeatureTeacher(NearestNeighbour("test_resnet", [8]), scale=scale)
 
 
@@ -73,11 +83,47 @@ def test_a_network_of_one_size_is_refused_before_it_is_trained_with_what_to_do()
     student = StudentMatcher("vit_tiny_patch16_224", [16], 8, options={"img_size": 32, "dynamic_img_size": False})
     student.check_size(32)
     with pytest.raises(
-        ConfigError, match=r"48 px a side, 1.5 times their 32 px.*self_distillation\.teacher\.scale=1\.0"
+        ConfigError, match=r"48 px a side, 1\.5 times 32 px.*set self_distillation\.teacher\.scale=1\.0\.$"
     ):
         SelfDistillation(partial(FeatureTeacher, scale=1.5)).check(student, 32)
     SelfDistillation(FeatureTeacher).check(student, 32)
     assert student.training
+
+
+class Patches(nn.Module):
+    """A student of one's own, whose patches divide 32 px and not 40, and whose ``patch`` is a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.patch = nn.Conv2d(3, 4, 16, 16)
+
+    def describe(self, images):
+        if images.shape[-1] % 16:
+            raise ValueError("sides must be whole patches")
+        return F.normalize(self.patch(images), dim=1)
+
+    def forward(self, src_img, trg_img, src_kps): ...
+
+    def forward_with_descriptors(self, src_img, trg_img, src_kps): ...
+
+    def correlate(self, src_map, trg_map, src_kps, src_size, trg_size): ...
+
+
+def test_a_student_of_ones_own_is_asked_by_an_image():
+    own = partial(SelfDistillation, partial(FeatureTeacher, scale=1.25))
+    own().check(Patches(), 64)
+    with pytest.raises(ConfigError, match=r"40 px a side, 1\.25 times 32 px.*\(sides must be whole patches\)"):
+        own().check(Patches(), 32)
+
+
+def test_fit_asks_about_the_size_of_its_images(tmp_path, capsys):
+    options = "student.options={img_size: 32, dynamic_img_size: false}"
+    arguments = ["fit", "student.backbone=vit_tiny_patch16_224", "student.strides=[16]", options, "data.size=32"]
+    arguments += ["self_distillation.teacher.scale=1.5", f"run.dir={tmp_path}/r", "device=cpu", "teacher=oracle"]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "48 px a side, 1.5 times 32 px" in error and "self_distillation.teacher.scale=1.0" in error
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_a_network_of_any_size_passes_the_check():

@@ -55,7 +55,7 @@ class SelfDistillation(Callback):
 
         Args:
             student: to be trained.
-            size: side of the images, px, which the teacher is asked about where it has a ``check_size``.
+            size: side of the training images, px; a teacher with a method ``check_size`` is asked whether it takes them.
         """
         self._check_student(student)
         check_size = getattr(self.teacher(model=copy.deepcopy(student)), "check_size", None)

@@ -375,7 +375,7 @@ def test_a_run_of_an_earlier_version_is_resumed_with_its_settings(tmp_path, caps
     del config.student.consensus_sigma, config.student.consensus_tolerance, config.student.debias, config.student.scales
     of_itself, teacher = config.self_distillation.teacher, config.teacher
     del of_itself.consensus, of_itself.consensus_tolerance, of_itself.scale
-    del teacher.consensus_tolerance, teacher.scale, teacher.model.debias, teacher.model.scales
+    del teacher.consensus_tolerance, teacher.model.debias, teacher.model.scales
     OmegaConf.save(config, file)
     assert main([*arguments, "run.resume=true", "optimizer=muon"]) == 2
     told = "lr=0.004 (0.001 before), optimizer=muon (adamw before), train.unlabelled=7200 (0 before)"
