@@ -170,12 +170,8 @@ class FeatureTeacher:
                 check(side)
             else:
                 self.describe(torch.zeros(1, 3, side, side))
-        except (
-            ConfigError,
-            AssertionError,
-            RuntimeError,
-            ValueError,
-        ) as error:  # how networks say that a size does not fit
+        # How networks say that a size does not fit.
+        except (ConfigError, AssertionError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:160] or type(error).__name__
             raise ConfigError(
                 f"Expected a student that describes images of {side} px a side, {self.scale:g} times {self.size or size} px, to label "

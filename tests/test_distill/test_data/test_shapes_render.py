@@ -9,7 +9,7 @@ import torch
 
 from distill.data.datasets.shapes import images
 from distill.data.datasets.shapes.images import SPLITS, CaptionedShapes
-from distill.data.datasets.shapes.render import NOTHING, render
+from distill.data.datasets.shapes.render import NOTHING, cast, render
 from distill.data.datasets.shapes.scene import Scene, sample_scene
 
 
@@ -99,3 +99,12 @@ def test_captions_are_told_without_their_pictures(monkeypatch):
 def test_no_scene_is_in_two_splits():
     ranges = sorted(SPLITS.values(), key=lambda r: r.start)
     assert all(a.stop <= b.start for a, b in zip(ranges, ranges[1:], strict=False))
+
+
+def test_pictures_and_depths_do_not_depend_on_autocast():
+    scenes, places = [sample_scene(0, index, "hard") for index in range(2)], torch.linspace(-0.9, 0.9, 9)
+    expected, rays = render(scenes, 24), cast(scenes, places, places.flip(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        found, again = render(scenes, 24), cast(scenes, places, places.flip(0))
+    for before, after in zip((*expected, *rays), (*found, *again), strict=True):
+        assert torch.equal(before, after)

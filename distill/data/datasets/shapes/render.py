@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from distill.core.precision import without_autocast
 from distill.data.datasets.shapes.scene import Scene
 
 NOTHING = 1e4  # depth where a ray meets nothing
@@ -44,7 +45,7 @@ class _Primitives(NamedTuple):
 
 @torch.no_grad()
 def render(scenes: list[Scene], size: int, device: torch.device | str = "cpu") -> Rendering:
-    """Renders scenes as square images.
+    """Renders scenes as square images, in single precision whatever autocast does.
 
     Args:
         scenes: B scenes.
@@ -53,13 +54,14 @@ def render(scenes: list[Scene], size: int, device: torch.device | str = "cpu") -
     """
     primitives = _Primitives(*(tensor.to(device) for tensor in _pack(scenes)))
     u, v = _pixel_grid(size, device)
-    depth, winner = _cast(primitives, u, v)
-    image = _background(scenes, size, u, v)
-    light = torch.as_tensor(np.stack([s.light for s in scenes]), dtype=torch.float32, device=device)
-    seen = depth < NOTHING
-    which, pixel = seen.nonzero(as_tuple=True)
-    surface = torch.stack([u[pixel], v[pixel], depth[seen]], dim=-1)
-    image[seen] = _shade(primitives, which, winner[seen], surface, light[which])
+    with without_autocast(u):
+        depth, winner = _cast(primitives, u, v)
+        image = _background(scenes, size, u, v)
+        light = torch.as_tensor(np.stack([s.light for s in scenes]), dtype=torch.float32, device=device)
+        seen = depth < NOTHING
+        which, pixel = seen.nonzero(as_tuple=True)
+        surface = torch.stack([u[pixel], v[pixel], depth[seen]], dim=-1)
+        image[seen] = _shade(primitives, which, winner[seen], surface, light[which])
     image.clamp_(0, 1)
     mask = seen & primitives.is_object.gather(1, winner)
     shape = (len(scenes), size, size)
@@ -74,7 +76,8 @@ def cast(scenes: list[Scene], u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         (B, n) the depth, as in a rendering, and (B, n) bool whether it is the object.
     """
     primitives = _pack(scenes)
-    depth, winner = _cast(primitives, u.float(), v.float())
+    with without_autocast(u):
+        depth, winner = _cast(primitives, u.float(), v.float())
     return depth, (depth < NOTHING) & primitives.is_object.gather(1, winner)
 
 
