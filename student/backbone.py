@@ -129,7 +129,7 @@ class Backbone(nn.Module):
         """Returns images (B, 3, H, W) at a fraction of their sides, to the next whole patch."""
         if scale == 1:
             return images
-        sides = [max(1, round(int(side) * scale / self.patch)) * self.patch for side in images.shape[-2:]]
+        sides = whole_patches((images.shape[-2], images.shape[-1]), scale, self.patch)
         return F.interpolate(images, sides, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
 
     def _maps(self, images: Tensor) -> list[Tensor]:
@@ -235,6 +235,12 @@ class Backbone(nn.Module):
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         return self
+
+
+def whole_patches(size: tuple[int, int], scale: float, patch: int) -> tuple[int, int]:
+    """Returns (H, W) of an image at a fraction of its sides, each the nearest multiple of ``patch``, and at least one, px."""
+    height, width = (max(1, round(int(side) * scale / patch)) * patch for side in size)
+    return height, width
 
 
 def check_colours(key: str, values: Any) -> None:

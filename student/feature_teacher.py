@@ -15,6 +15,7 @@ from distill.core.geometry import flip_points, gaussian_weight, image_size, samp
 from distill.core.precision import in_single, without_autocast
 from distill.core.readout import window_mass, windowed_soft_argmax
 from distill.core.types import Matches, PairBatch
+from student.backbone import whole_patches
 from student.fused_features import Describer, source_fingerprint
 
 Size = tuple[int, int]
@@ -187,13 +188,12 @@ class FeatureTeacher:
 
     def _described_size(self, size: Size) -> Size:
         """Returns (H, W) at which images of ``size`` are described: ``self.size`` a side, if there is one, times ``scale``."""
-        height, width = size if self.size is None else (self.size, self.size)
+        sides = size if self.size is None else (self.size, self.size)
         if self.scale == 1:
-            return height, width
+            return sides
         patch = getattr(self.model, "patch", 1)
         patch = patch if type(patch) is int and patch > 0 else 1  # a student of one's own may call something else so
-        height, width = (max(1, round(side * self.scale / patch)) * patch for side in (height, width))
-        return height, width
+        return whole_patches(sides, self.scale, patch)
 
     def _cached(self, hashes: Sequence[str], images: Tensor) -> Tensor:
         """Returns :meth:`describe` of images, from the cache where they are in it."""
