@@ -24,7 +24,7 @@ from distill.labels.filters import Criterion
 from distill.labels.generate import query_of
 from distill.labels.labelled_pairs import LabelledCollate
 from distill.labels.truth import FewShotTruth
-from distill.system.environment import available_cores, choose_device, fast_precision, has_fast_bfloat16
+from distill.system.environment import available_cores, choose_device, fast_precision
 from distill.training.callbacks.build import callbacks, checkpoints
 from distill.training.callbacks.json_lines import JsonLines
 from distill.training.callbacks.match_pictures import MatchPictures
@@ -187,15 +187,15 @@ def check_monitor(cfg: DictConfig) -> None:
 def settle(cfg: DictConfig) -> None:
     """Replaces what ``cfg`` leaves to this machine and this student, in place: precision, optimiser and learning rate.
 
-    The optimiser is Muon for a student of this project that starts from random weights, where bfloat16, in which Muon computes,
-    is fast; AdamW for all others. Weights of timm's models come from AdamW or SGD, and Muon was not tried on them.
+    The optimiser is Muon for a student of this project that starts from random weights; AdamW for all others. Weights of timm's models
+    come from AdamW or SGD, and Muon was not tried on them.
     """
     accelerator = cfg.trainer.get("accelerator", "auto")
     if cfg.trainer.get("precision") is None:
         OmegaConf.update(cfg, "trainer.precision", fast_precision(accelerator), force_add=True)
     if cfg.optimizer is None:
         is_new = cfg.init_from is None and cfg.student.get("weights", "unknown") is None
-        cfg.optimizer = "muon" if is_new and has_fast_bfloat16(accelerator) else "adamw"
+        cfg.optimizer = "muon" if is_new else "adamw"
     if cfg.lr is None:
         cfg.lr = PEAK_RATES["muon" if cfg.optimizer == "muon" else "adamw"]
 

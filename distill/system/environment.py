@@ -35,22 +35,13 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def has_fast_bfloat16(accelerator: str) -> bool:
-    """Returns whether matrices are multiplied fast in bfloat16 there: on GPUs, and on processors with instructions for it.
-
-    Args:
-        accelerator: Lightning's; "auto" is the processor where there is no GPU.
-    """
-    return not _is_cpu(accelerator) or has_bf16()
-
-
 def fast_precision(accelerator: str) -> str:
     """Returns Lightning's name of the arithmetic that trains a student fastest: "bf16-mixed" or "32-true".
 
     GPUs get "32-true": a small student does not fill them.
 
     Args:
-        accelerator: as for :func:`has_fast_bfloat16`.
+        accelerator: Lightning's; "auto" is the processor where there is no GPU.
     """
     return "bf16-mixed" if _is_cpu(accelerator) and has_bf16() else "32-true"
 

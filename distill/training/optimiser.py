@@ -1,7 +1,7 @@
 """The optimiser and its schedule."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, cast, get_args
 
 import timm.optim
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from distill.core.errors import ConfigError, nearest
-from distill.core.muon import split_for_muon
+from distill.core.muon import newton_schulz_in_fast_precision, split_for_muon
 
 OptimizerName = Literal["adamw", "muon"]
 PEAK_RATES: dict[OptimizerName, float] = {"adamw": 1e-3, "muon": 4e-3}
@@ -18,6 +18,15 @@ REST = 0.25
 """The rate of what Muon leaves to AdamW, as a fraction of Muon's."""
 COLOURS = 3
 """Channels of an image."""
+
+
+class Muon(timm.optim.Muon):
+    """timm's Muon, as fast on processors without instructions for bfloat16."""
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Changes the weights; returns what ``closure`` does, a loss."""
+        with newton_schulz_in_fast_precision(timm.optim.muon):
+            return super().step(closure)
 
 
 def build_optimizer(
@@ -57,7 +66,7 @@ def build_optimizer(
     if name == "muon":
         parts = split_for_muon(parts, list(matrices(student)))
         options = {"betas": (0.9, 0.999), "fallback_lr_scale": REST, "weight_decay": weight_decay}
-        optimizer: torch.optim.Optimizer = timm.optim.Muon(parts, lr=lr, **options)
+        optimizer: torch.optim.Optimizer = Muon(parts, lr=lr, **options)
     else:
         optimizer = torch.optim.AdamW(parts, lr=lr, weight_decay=weight_decay)
     peaks = [part["lr"] for part in parts]

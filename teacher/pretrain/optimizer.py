@@ -7,7 +7,7 @@ import timm.optim
 import torch
 from torch import nn
 
-from distill.core.muon import split_for_muon
+from distill.core.muon import newton_schulz_in_fast_precision, split_for_muon
 
 OptimizerName = Literal["adamw", "muon"]
 ENDS = ("unet.conv_in.", "unet.conv_out.")
@@ -21,7 +21,10 @@ class Muon(timm.optim.Muon):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Changes the weights, or nothing; the host waits for ``found_inf``."""
-        return None if self.found_inf is not None and self.found_inf.item() else super().step(closure)
+        if self.found_inf is not None and self.found_inf.item():
+            return None
+        with newton_schulz_in_fast_precision(timm.optim.muon):
+            return super().step(closure)
 
 
 def build_optimizer(name: OptimizerName, module: nn.Module, lr: float, beta2: float) -> torch.optim.Optimizer:

@@ -380,8 +380,9 @@ def test_the_decay_of_squared_gradients_is_a_setting():
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon from 2.9 on")
-def test_muon_moves_the_matrices_inside_the_unet_and_adamw_the_rest():
-    """As torch's own Muon, which takes matrices only, moves each of them flattened."""
+def test_muon_moves_the_matrices_inside_the_unet_and_adamw_the_rest(monkeypatch):
+    """As torch's own Muon, which takes matrices only, moves each of them flattened. It computes in bfloat16 on all processors."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
     module = training(optimizer="muon", lr=1e-2)
     names = {name: p for name, p in module.named_parameters()}
     inner = {

@@ -99,7 +99,7 @@ def test_only_the_process_that_began_a_run_removes_its_configuration_after_an_er
     ("settings", "fast", "chosen"),
     [
         ([], True, ("muon", 4e-3, "bf16-mixed")),
-        ([], False, ("adamw", 1e-3, "32-true")),
+        ([], False, ("muon", 4e-3, "32-true")),
         (["student=dinov2"], True, ("adamw", 1e-3, "bf16-mixed")),
         (["init_from=a.safetensors"], True, ("adamw", 1e-3, "bf16-mixed")),
         (["optimizer=muon", "lr=2e-3", "init_from=a.safetensors"], False, ("muon", 2e-3, "32-true")),

@@ -10,7 +10,7 @@ from distill.cli.config import compose
 from distill.cli.processes import is_many, on_own_device
 from distill.core.devices import own_gpu
 from distill.core.errors import ConfigError
-from distill.system.environment import choose_device, fast_precision, has_fast_bfloat16
+from distill.system.environment import choose_device, fast_precision
 from distill.system.memory import PeakMemory, device_of
 from teacher.pipeline import as_device
 
@@ -148,7 +148,6 @@ def test_a_processor_trains_in_bfloat16_where_it_has_instructions_for_it(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert fast_precision(accelerator) == precision
-    assert has_fast_bfloat16(accelerator) == (precision == "bf16-mixed" or (has_gpu and accelerator != "cpu"))
 
 
 def test_without_word_of_the_processor_training_is_in_single_precision(monkeypatch):

@@ -2,7 +2,9 @@ import copy
 import json
 from functools import partial
 
+import numpy as np
 import pytest
+import timm.optim
 import torch
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping
@@ -253,8 +255,9 @@ def test_muon_is_for_what_mixes_channels():
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon from 2.9 on")
-def test_muon_moves_matrices_as_torchs_and_the_rest_as_adamw():
-    """torch's own takes matrices only: here those of convolutions are flattened."""
+def test_muon_moves_matrices_as_torchs_and_the_rest_as_adamw(monkeypatch):
+    """torch's own takes matrices only: here those of convolutions are flattened. It computes in bfloat16 on all processors."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
     student = StudentMatcher("test_resnet", [8, 16], 8)
     made = build_optimizer(student, "muon", 10, 1e-2, 0.5, 0.05, 0.1)
     inner = {id(weight) for weight in matrices(student)}
@@ -284,6 +287,30 @@ def test_muon_moves_matrices_as_torchs_and_the_rest_as_adamw():
             each.step()
     for p, copied in pairs:
         torch.testing.assert_close(p, copied.view_as(p), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 4, 3, 3)])
+@pytest.mark.parametrize(("fast", "tolerance"), [(False, 1e-5), (True, 3e-2)])
+def test_muon_computes_in_single_precision_where_bfloat16_is_slow(monkeypatch, shape, fast, tolerance):
+    """Against five iterations of the polynomial on the singular values of the gradient, in double precision."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": fast}, raising=False)
+    layer = torch.nn.Conv2d(*shape[1::-1], 3) if len(shape) > 2 else torch.nn.Linear(*shape[::-1])
+    layer.weight.data.normal_(generator=torch.Generator().manual_seed(0))
+    gradient = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    made, before = build_optimizer(layer, "muon", 10, 1.0, 1.0, 0.0, 0.1), layer.weight.detach().clone()
+    (rate,) = {group["lr"] for group in made["optimizer"].param_groups if layer.weight is group["params"][0]}
+    library = timm.optim.muon.zeropower_via_newtonschulz
+    layer.weight.grad, layer.bias.grad = gradient, torch.zeros_like(layer.bias)
+    made["optimizer"].step()
+    assert timm.optim.muon.zeropower_via_newtonschulz is library
+    left, values, right = np.linalg.svd(gradient.flatten(1).double().numpy(), full_matrices=False)
+    values /= np.sqrt((values**2).sum())
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    orthogonal = torch.from_numpy((left * values) @ right).float().view(shape)
+    size = 0.2 * max(left.shape[0], right.shape[1]) ** 0.5  # steps of the size of AdamW's
+    error = ((before - layer.weight.detach()) / rate / size - orthogonal).abs().max()
+    assert error < tolerance and (error > 1e-4) == fast
 
 
 @pytest.mark.parametrize(("figure", "mode"), [("val/loss", "min"), ("val/points", "min"), ("val/pck@0.10", "max")])
