@@ -54,6 +54,7 @@ BEFORE_0_2 = {
     "teacher.model.debias": 0,
     "teacher.model.scales": [1.0],
     "teacher.cuda_graph": "auto",
+    "loss.terms.warp.colour": 0.0,
 }
 """What a fit did for which there was no setting."""
 LARGEST_CONFIG = 1 << 20  # bytes

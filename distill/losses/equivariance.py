@@ -1,12 +1,14 @@
 """Equivariance loss: an image and a warp of it, whose correspondence is known exactly."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from distill.core.errors import ConfigError
 from distill.core.geometry import cell_centres, gaussian_heatmap
 from distill.losses.base import Example, dense_parts
-from distill.transforms.augment import inside
+from distill.transforms.augment import inside, recolour
 from distill.transforms.warp import RandomWarp
 
 
@@ -23,20 +25,23 @@ class Equivariance:
         points: a side of the grid of query points, each moved at random within its cell.
         sigma_cells: of the target, in cells of the student's map.
         share: of the batch's pairs, at least one, whose source is warped; each costs another image.
+        colour: by how much the warped image's colours change, see :func:`distill.transforms.augment.recolour`; 0 keeps them.
 
     Raises:
-        ConfigError: for amounts that are not positive, or a share outside (0, 1].
+        ConfigError: for amounts that are not positive, a share outside (0, 1], or a negative ``colour``.
     """
 
     dense = True
 
-    def __init__(self, warp: RandomWarp, points: int = 8, sigma_cells: float = 0.7, share: float = 1.0) -> None:
-        if points < 1 or sigma_cells <= 0 or not 0 < share <= 1:
+    def __init__(
+        self, warp: RandomWarp, points: int = 8, sigma_cells: float = 0.7, share: float = 1.0, colour: float = 0.0
+    ) -> None:
+        if points < 1 or sigma_cells <= 0 or not 0 < share <= 1 or not 0 <= colour < math.inf:
             raise ConfigError(
-                "Expected Equivariance with points >= 1, sigma_cells > 0 and share in (0, 1] but got "
-                f"{points}, {sigma_cells} and {share}."
+                "Expected Equivariance with points >= 1, sigma_cells > 0, share in (0, 1] and colour >= 0 but got "
+                f"{points}, {sigma_cells}, {share} and {colour}."
             )
-        self.warp, self.points, self.sigma_cells, self.share = warp, points, sigma_cells, share
+        self.warp, self.points, self.sigma_cells, self.share, self.colour = warp, points, sigma_cells, share, colour
 
     def __call__(self, example: Example) -> Tensor:
         """See :class:`distill.losses.base.Loss`."""
@@ -46,7 +51,8 @@ class Equivariance:
         warp = self.warp(count, images)
         queries = jittered_grid(self.points, count, size, images)
         truth = warp.points(queries, size)
-        warped_map = student.describe(warp.image(images))
+        warped = warp.image(images)
+        warped_map = student.describe(recolour(warped, self.colour) if self.colour else warped)
         heatmap = student.correlate(warped_map, src_map[:count], queries, size, size).heatmap
         cells = (heatmap.shape[-2], heatmap.shape[-1])
         target = gaussian_heatmap(truth, cells, size, self.sigma_cells * size[1] / cells[1]).flatten(2)

@@ -52,8 +52,8 @@ class Augment:
         label_kps = move_points(label.trg_kps, trg, size)
         mask = pairs.kps_mask & inside(src_kps, size) & inside(label_kps, size)
         changed = pairs._replace(
-            src_img=self._recolour(move_image(pairs.src_img, src, "reflection")),
-            trg_img=self._recolour(move_image(pairs.trg_img, trg, "reflection")),
+            src_img=recolour(move_image(pairs.src_img, src, "reflection"), self.colour),
+            trg_img=recolour(move_image(pairs.trg_img, trg, "reflection"), self.colour),
             src_kps=src_kps,
             trg_kps=trg_kps,
             kps_mask=mask,
@@ -69,10 +69,17 @@ class Augment:
         cos, sin = angle.cos() * factor, angle.sin() * factor
         return torch.stack([torch.stack([cos, -sin, move[0]], -1), torch.stack([sin, cos, move[1]], -1)], 1)
 
-    def _recolour(self, images: Tensor) -> Tensor:
-        contrast = 1 + self.colour * (torch.rand(len(images), 3, 1, 1, device=images.device) * 2 - 1)
-        brightness = self.colour / 2 * (torch.rand(len(images), 1, 1, 1, device=images.device) * 2 - 1)
-        return ((images - 0.5) * contrast + 0.5 + brightness).clamp(0, 1)
+
+def recolour(images: Tensor, amount: float) -> Tensor:
+    """Returns images (B, 3, H, W) in [0, 1] with random brightness and, for each channel, random contrast.
+
+    Args:
+        images: each gets colours of its own.
+        amount: largest relative change of a channel's contrast, and twice the largest change of brightness.
+    """
+    contrast = 1 + amount * (torch.rand(len(images), 3, 1, 1, device=images.device) * 2 - 1)
+    brightness = amount / 2 * (torch.rand(len(images), 1, 1, 1, device=images.device) * 2 - 1)
+    return ((images - 0.5) * contrast + 0.5 + brightness).clamp(0, 1)
 
 
 def move_image(images: Tensor, maps: Tensor, padding: str) -> Tensor:

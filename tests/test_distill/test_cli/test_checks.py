@@ -371,7 +371,7 @@ def test_a_run_of_an_earlier_version_is_resumed_with_its_settings(tmp_path, caps
     file = tmp_path / "r" / "config.yaml"
     config = OmegaConf.load(file)
     # What version 0.1 had no setting for, of what is used here.
-    del config.optimizer, config.train.unlabelled, config.truth
+    del config.optimizer, config.train.unlabelled, config.truth, config.loss.terms.warp.colour
     del config.student.consensus_sigma, config.student.consensus_tolerance, config.student.debias, config.student.scales
     of_itself, teacher = config.self_distillation.teacher, config.teacher
     del of_itself.consensus, of_itself.consensus_tolerance, of_itself.scale

@@ -139,6 +139,7 @@ def test_labels_without_confidence_teach_nothing():
         (lambda: RelaxedCycle(1.5), "RelaxedCycle"),
         (lambda: Contrastive(0), "temperature > 0"),
         (lambda: Equivariance(RandomWarp(), share=0), "share in"),
+        (lambda: Equivariance(RandomWarp(), colour=-0.1), "colour >= 0"),
         (lambda: SimilarityDistillation(None, side=0), "SimilarityDistillation"),  # type: ignore[arg-type]
     ],
 )
@@ -231,6 +232,30 @@ def test_equivariance_asks_about_a_share_of_the_batch(dense):
     for share in (1.0, 0.5, 0.01):
         Equivariance(RandomWarp(), share=share)(example)
     assert counted == [2, 1, 1]
+
+
+def test_the_warped_image_gets_colours_of_its_own_where_asked_for(dense):
+    """Each channel is a straight line of the channel that it was, where it is not cut off at 0 or 1."""
+    shown = []
+
+    class Recording(Places):
+        def describe(self, images):
+            shown.append(images)
+            return super().describe(images)
+
+    torch.manual_seed(0)
+    example = dataclasses.replace(dense, student=Recording(), src_map=Places().describe(dense.pairs.src_img))
+    for colour in (0.0, 0.4):
+        Equivariance(RandomWarp(0, 0, 0, 0), colour=colour)(example)
+    plain, recoloured = (images.flatten(2) for images in shown)
+    slopes = []
+    for before, after in zip(plain.flatten(0, 1).double().numpy(), recoloured.flatten(0, 1).numpy(), strict=True):
+        uncut = (after > 0) & (after < 1)
+        slope, offset = np.polyfit(before[uncut], after[uncut], 1)
+        assert np.abs(slope * before[uncut] + offset - after[uncut]).max() < 1e-4 and 0.6 <= slope <= 1.4
+        slopes.append(slope)
+    assert len(set(np.round(slopes, 3))) == len(slopes), "each channel of each image has a contrast of its own"
+    torch.testing.assert_close(plain, dense.pairs.src_img.flatten(2), atol=1e-4, rtol=0)
 
 
 class Places:
