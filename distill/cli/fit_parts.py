@@ -90,6 +90,7 @@ def build(cfg: DictConfig) -> FitParts:
     """
     device = choose_device(cfg.device)
     check_monitor(cfg)
+    check_first_labels(cfg)
     if cfg.trainer.get("max_epochs") == 0:
         raise ConfigError("Expected at least one epoch but got trainer.max_epochs=0; the default is 14.")
     student = started(instantiate(cfg.student), cfg.init_from)
@@ -184,6 +185,20 @@ def check_monitor(cfg: DictConfig) -> None:
         raise ConfigError(f"Expected monitor to name a figure but got {cfg.monitor!r}; {nearest(cfg.monitor, known)}.")
 
 
+def check_first_labels(cfg: DictConfig) -> None:
+    """Raises a :class:`ConfigError` when a student of random weights would label the first pairs that it is trained on."""
+    if is_new(cfg) and cfg.self_distillation is not None and cfg.self_distillation.get("start_epoch") == 0:
+        raise ConfigError(
+            "Expected a trained student in init_from for self_distillation.start_epoch=0, as its first labels are its own, but got one of "
+            "random weights; set init_from=runs/fit/student.safetensors, or a later self_distillation.start_epoch."
+        )
+
+
+def is_new(cfg: DictConfig) -> bool:
+    """Returns whether a student of this project starts from random weights."""
+    return cfg.init_from is None and cfg.student.get("weights", "unknown") is None
+
+
 def settle(cfg: DictConfig) -> None:
     """Replaces what ``cfg`` leaves to this machine and this student, in place: precision, optimiser and learning rate.
 
@@ -194,8 +209,7 @@ def settle(cfg: DictConfig) -> None:
     if cfg.trainer.get("precision") is None:
         OmegaConf.update(cfg, "trainer.precision", fast_precision(accelerator), force_add=True)
     if cfg.optimizer is None:
-        is_new = cfg.init_from is None and cfg.student.get("weights", "unknown") is None
-        cfg.optimizer = "muon" if is_new else "adamw"
+        cfg.optimizer = "muon" if is_new(cfg) else "adamw"
     if cfg.lr is None:
         cfg.lr = PEAK_RATES["muon" if cfg.optimizer == "muon" else "adamw"]
 
