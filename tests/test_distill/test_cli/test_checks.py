@@ -54,7 +54,10 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("warmup=2", "Expected warmup"),
         ("train.unlabelled=-1", "Expected train.unlabelled of at least 0 but got -1."),
         ("monitor=val/foo", "but got 'val/foo'"),
-        ("self_distillation.start_epoch=0", "Expected a trained student in init_from for self_distillation.start_epoch=0"),
+        (
+            "self_distillation.start_epoch=0",
+            "Expected a trained student in init_from for self_distillation.start_epoch=0",
+        ),
         ("experiment=shapes_hard", "Expected a trained student in init_from for self_distillation.start_epoch=0"),
         ("student.weights=pretrained", "connect to the network, or name a file or folder"),
         ("student.backbone=resnet99", "did you mean 'resnet50'?"),
