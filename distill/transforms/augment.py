@@ -23,7 +23,7 @@ class Augment:
         scale: largest relative change of size, 0.2 for 0.8 to 1.25.
         shift: largest translation, as a fraction of the side.
         rotation: largest rotation, degrees.
-        colour: largest change of brightness and of each channel's contrast.
+        colour: by how much the colours change, see :func:`recolour`.
         flip: probability that both images of a pair are flipped horizontally, in [0, 1].
 
     Raises:

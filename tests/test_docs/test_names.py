@@ -72,9 +72,7 @@ def known_keys() -> set[str]:
             seen.add(group)
             for name in options(place):
                 given = [f"{key}=x" for key in OmegaConf.missing_keys(config)]
-                if (place == "data" and name != "shapes") or (
-                    place == "experiment" and name not in ("none", "shapes_hard")
-                ):
+                if place in ("data", "experiment") and not name.startswith(("none", "shapes")):
                     given.append("data.root=x")
                 try:
                     found |= set(_paths(compose(verb, [f"{group}={name}", *given])))
