@@ -9,9 +9,9 @@ from typing import Any, Literal, get_args
 import timm
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from distill.core.errors import ConfigError, WeightsError, nearest
+from distill.core.geometry import resize_images
 from student import lora as adapters
 from student.debias import BLANK_CELLS, PositionalDebias
 from student.weights import load_weights
@@ -49,8 +49,8 @@ class Backbone(nn.Module):
             a larger one.
 
     Raises:
-        ConfigError: for an unknown model, one without the feature contract, a stride or block that it does not have, a mean
-            or standard deviation that cannot be one, an unknown tuning, or scales outside (0, 1].
+        ConfigError: for an unknown model, one without the feature contract, a stride or block that it does not have, strides
+            that do not ascend, a mean or standard deviation that cannot be one, an unknown tuning, or scales outside (0, 1].
         WeightsError: for a file that is missing, damaged, or of another network.
     """
 
@@ -85,8 +85,8 @@ class Backbone(nn.Module):
         for key, given in (("mean", mean), ("std", std)):
             if given is not None:
                 check_colours(key, given)
-        self.name, self.tuning = name, tuning
-        self.network = _create(name, weights == "pretrained", options or {})
+        self.name, self.tuning, self.options = name, tuning, dict(options or {})
+        self.network = _create(name, weights == "pretrained", self.options)
         if weights not in (None, "pretrained"):
             load_weights(self.network, Path(str(weights)), name)
         info = _feature_info(self.network, name)
@@ -109,7 +109,8 @@ class Backbone(nn.Module):
         self.debias: nn.ModuleList | None = None
         if debias:
             self._debias(debias, channels)
-        if tuning == "frozen" or lora is not None:
+        self.frozen = tuning == "frozen" or lora is not None
+        if self.frozen:
             self.network.requires_grad_(False)
         if lora is not None:
             adapters.add_adapters(self.network, **lora)
@@ -130,7 +131,7 @@ class Backbone(nn.Module):
         if scale == 1:
             return images
         sides = whole_patches((images.shape[-2], images.shape[-1]), scale, self.patch)
-        return F.interpolate(images, sides, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
+        return resize_images(images, sides)
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         """Returns the maps of ``levels`` of images at one scale."""
@@ -226,9 +227,9 @@ class Backbone(nn.Module):
         adapters.merge_adapters(self.network)
 
     def train(self, mode: bool = True) -> "Backbone":
-        """Switches between training and evaluation mode; layers that ``tuning`` fixes stay in evaluation mode."""
+        """Switches between training and evaluation mode; what is frozen, and layers that ``tuning`` fixes, stay in evaluation mode."""
         super().train(mode)
-        if self.tuning == "frozen":
+        if self.frozen:
             self.network.eval()
         if self.tuning == "fixed_norm":
             for module in self.network.modules():
@@ -324,6 +325,10 @@ def _choose_levels(
     if not uniform and layers is not None:
         raise ConfigError(
             f"Expected layers only for a backbone of one stride but {name} has {sorted(set(reductions))}; use strides."
+        )
+    if not uniform and list(strides) != sorted(strides):
+        raise ConfigError(
+            f"Expected strides of {name} from the finest on, {sorted(strides)}, but got {list(strides)}; put them in this order."
         )
     if not uniform:
         last = {stride: level for level, stride in enumerate(reductions)}

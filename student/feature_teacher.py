@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from distill.core.checks import check_query
 from distill.core.consensus import NeighbourhoodConsensus, pooled
 from distill.core.errors import ConfigError
-from distill.core.geometry import flip_points, gaussian_weight, image_size, sample_at
+from distill.core.geometry import flip_points, gaussian_weight, image_size, resize_images, sample_at
 from distill.core.precision import in_single, without_autocast
 from distill.core.readout import window_mass, windowed_soft_argmax
 from distill.core.types import Matches, PairBatch
@@ -184,7 +184,7 @@ class FeatureTeacher:
         sides = self._described_size(image_size(images))
         if sides == image_size(images):
             return images
-        return F.interpolate(images, sides, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
+        return resize_images(images, sides)
 
     def _described_size(self, size: Size) -> Size:
         """Returns (H, W) at which images of ``size`` are described: ``self.size`` a side, if there is one, times ``scale``."""

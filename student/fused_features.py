@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from distill.core.digest import state_digest
 from distill.core.errors import ConfigError, DataError, nearest
+from distill.core.geometry import resize_images
 from distill.core.precision import in_single
 
 
@@ -122,8 +123,7 @@ def _checked_maps(maps: Any, count: int, name: str) -> Tensor:
 def _resized(images: Tensor, size: int | None) -> Tensor:
     if size is None or images.shape[-2:] == (size, size):
         return images
-    resized = F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
-    return resized.clamp(0, 1)
+    return resize_images(images, (size, size))
 
 
 def _checked(what: str, given: Mapping[str, float | None] | None, sources: Mapping[str, Any]) -> dict[str, float]:

@@ -16,8 +16,8 @@ def add_adapters(
         network: whose layers are adapted.
         rank: of the adapters.
         alpha: their output is scaled by alpha / rank; without it, alpha is twice the rank.
-        targets: endings of the names of the linear and convolutional layers to adapt, such as ["qkv", "fc1"], or
-            "all-linear" for every linear one.
+        targets: ending, or endings, of the names of the linear and convolutional layers to adapt, such as ["qkv", "fc1"],
+            or "all-linear" for every linear one.
 
     Raises:
         ConfigError: when peft is not installed, the rank is below 1, or the network has no such layers.
@@ -30,14 +30,15 @@ def add_adapters(
         ) from error
     if rank < 1:
         raise ConfigError(f"Expected student.lora.rank of at least 1 but got {rank}; 8 is usual.")
-    endings = linear_layers(network) if targets == "all-linear" else list(targets)
+    named = [targets] if isinstance(targets, str) else list(targets)
+    endings = linear_layers(network) if targets == "all-linear" else named
     config = LoraConfig(r=rank, lora_alpha=2 * rank if alpha is None else alpha, target_modules=endings)
     try:
         inject_adapter_in_model(config, network)
     except ValueError as error:
         present = sorted({name.rpartition(".")[2] for name in linear_layers(network)})
         raise ConfigError(
-            f"Expected student.lora.targets among the layers of the backbone but got {list(targets)}; its linear layers "
+            f"Expected student.lora.targets among the layers of the backbone but got {named}; its linear layers "
             f"are called {', '.join(present) or 'nothing: it has none'}."
         ) from error
 

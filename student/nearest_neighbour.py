@@ -90,6 +90,8 @@ class NearestNeighbour(nn.Module):
         told = {"backbone": self.backbone.name, "levels": str(self.backbone.levels), "enlarge": str(self.enlarge)}
         told |= {"scales": str(self.backbone.scales)} if self.backbone.scales != (1.0,) else {}
         told |= {"flip": "True"} if self.flip else {}
+        # Such as the padding of convolutions, which no weight tells.
+        told |= {"options": str(sorted(self.backbone.options.items()))} if self.backbone.options else {}
         return {"method": "nearest neighbour 1", **told, "weights": state_digest(self)}
 
     @property

@@ -7,7 +7,7 @@ Every kind is in [0, 1], higher for better:
 - ``entropy``: 1 minus the entropy of the attention relative to an even spread;
 - ``prompt_agreement``: how close together the maxima of the embeddings of a point are;
 - ``cycle``: distance from the query to the match of the answer in the source;
-- ``flip_agreement``: distance from the answer to the answer in the flipped target;
+- ``flip_agreement``: distance from the answer to the answer in the target flipped the other way;
 - ``flip_consistency``: peak mass of the neighbourhood consensus of the images as they are and both flipped.
 
 Prompt agreement, cycle and flip agreement fall off with a distance d, in fractions of the image's side, as exp(-d / 0.1).

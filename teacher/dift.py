@@ -26,7 +26,7 @@ from teacher.settings import Names, NullPrompt, Timestep
 from teacher.unet import added_conditions
 from teacher.unet_weights import check_unet_weights, load_unet_weights, locate_unet_weights, meta_unet
 
-VERSION = "2"
+VERSION = "3"
 
 
 class DiffusionFeaturesSettings(FeatureSettings):

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.core.errors import ConfigError, WeightsError
+from distill.core.geometry import resize_images
 from distill.core.weights import check_finite
 from teacher.feature_matcher import FeatureMatcher, FeatureSettings
 from teacher.frozen_model import DTYPES
@@ -33,7 +34,7 @@ from teacher.pipeline_checks import check_not_quantised, check_scale, check_tens
 from teacher.pipeline_files import file_digest, locate_folder, missing_files, read_config, weight_files
 from teacher.settings import Positive, Precision, Timestep
 
-VERSION = "1"
+VERSION = "2"
 KINDS = {"FluxTransformer2DModel": FluxTransformer2DModel, "SD3Transformer2DModel": SD3Transformer2DModel}
 STEPS = 1000
 """Of the diffusion time, which flow matching counts from 0 (the image) to this (noise)."""
@@ -179,7 +180,7 @@ class TransformerFeatures(FeatureMatcher):
         """Returns the latent (1, C, h, w) of ``image`` (3, H, W): posterior mean, shifted and scaled as trained on."""
         square = image[None].to(self.device, torch.float32)
         if square.shape[-2:] != (self.size, self.size):
-            square = F.interpolate(square, (self.size,) * 2, mode="bilinear", antialias=True, align_corners=False)
+            square = resize_images(square, (self.size, self.size))
         latent = self._vae.encode((square.clamp(0, 1) * 2 - 1).to(self._vae.dtype)).latent_dist.mean.float()
         return (latent - (self._vae.config.shift_factor or 0.0)) * self._vae.config.scaling_factor
 

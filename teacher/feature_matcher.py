@@ -28,7 +28,7 @@ class FeatureSettings(CheckedSettings):
 
     Attributes:
         draws: draws of noise that are averaged. 0 for no noise and a single pass.
-        temperature: of the soft-argmax over cosines in a window around the best cell.
+        temperature: divides the cosines before the softmax over cells, of whose window around the best cell the mean is taken.
         radius_cells: of that window.
         precision: "fp32", or "bf16" or "fp16" for weights and activations of the model.
         seed: of the noise; with the image's content it decides each draw.
@@ -75,7 +75,9 @@ class FeatureMatcher(ABC):
     def __call__(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
         """Matches B pairs at N points each; see :class:`distill.core.protocols.Matcher`.
 
-        The heatmap holds cosines; the confidence is the best cosine, as (1 + cos) / 2.
+        The heatmap is the distribution whose mean in a window is the answer: a softmax over the cells of cosines divided by
+        the temperature. Cosines as they are hardly differ, and a student of their heatmap would learn an even spread. The
+        confidence is the best cosine, as (1 + cos) / 2.
 
         Raises:
             DataError: for images or points that are not as the contract says.
@@ -108,9 +110,10 @@ class FeatureMatcher(ABC):
         with without_autocast(points):
             src_map, trg_map = self.describe(src_img, src_keys), self.describe(trg_img, trg_keys)
             queries = F.normalize(sample_at(src_map, points, image_size(src_img)), dim=-1)
-            heatmap = torch.einsum("bnc,bchw->bnhw", queries, trg_map)
-            found = windowed_soft_argmax(heatmap, size, self.settings.temperature, self.settings.radius_cells)
-        confidence = ((1 + heatmap.amax((-2, -1))) / 2).clamp(0, 1)
+            cosines = torch.einsum("bnc,bchw->bnhw", queries, trg_map)
+            found = windowed_soft_argmax(cosines, size, self.settings.temperature, self.settings.radius_cells)
+            heatmap = (cosines / self.settings.temperature).flatten(2).softmax(-1).view_as(cosines)
+        confidence = ((1 + cosines.amax((-2, -1))) / 2).clamp(0, 1)
         return Matches(*(values.to(src_kps.device) for values in (found, confidence, heatmap)))
 
     @torch.no_grad()

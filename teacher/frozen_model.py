@@ -77,7 +77,7 @@ class FrozenModel:
         side = self.settings.map_side
         if side == "image":
             return self.pipeline.image_size
-        return 2 * int(self.pipeline.unet.config.sample_size) if side is None else side
+        return 2 * self.pipeline.latent_side if side is None else side
 
 
 def settle_precision(asked: Precision, device: torch.device) -> Precision:

@@ -13,14 +13,15 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.nn import functional as F
 
 from distill.core.devices import own_gpu
 from distill.core.errors import ConfigError, WeightsError
+from distill.core.geometry import resize_images
 from distill.core.weights import check_finite
 from teacher.pipeline_checks import (
     check_folder,
     check_image_size,
+    latent_factor,
     latent_statistics,
     read_noise_schedule,
     settle_prompt_length,
@@ -60,12 +61,17 @@ class Pipeline:
     folder: Path
     variant: str | None = None
 
+    @property
+    def latent_side(self) -> int:
+        """Side of the latents of its images."""
+        return self.image_size // latent_factor(dict(self.vae.config))
+
     def squash(self, image: Tensor) -> Tensor:
         """Returns ``image`` (3, H, W) in [0, 1] as the model sees it: (1, 3, S, S), on its device."""
         size = self.image_size
         resized = image[None].to(self.vae.device, torch.float32)
         if resized.shape[-2:] != (size, size):
-            resized = F.interpolate(resized, (size, size), mode="bilinear", antialias=True, align_corners=False)
+            resized = resize_images(resized, (size, size))
         return resized.clamp(0, 1)
 
     @torch.no_grad()

@@ -257,8 +257,17 @@ def vae_channels(vae: dict[str, Any]) -> Any:
     return vae.get("block_out_channels") or vae.get("encoder_block_out_channels")
 
 
+def latent_factor(vae: dict[str, Any]) -> int:
+    """Returns how many pixels of an image's side a cell of its latents stands for."""
+    return 2 ** (len(vae_channels(vae)) - 1)
+
+
 def check_sizes(
-    folder: Path, image_size: int | None, prompt_length: int | None, timesteps: Iterable[int | None] = ()
+    folder: Path,
+    image_size: int | None,
+    prompt_length: int | None,
+    timesteps: Iterable[int | None] = (),
+    point_tokens: int = 1,
 ) -> None:
     """Checks the amounts that depend on the model, by its configuration.
 
@@ -267,13 +276,19 @@ def check_sizes(
         image_size: side of the images, px; None for what the UNet was trained at.
         prompt_length: tokens of a prompt; None for what the tokenizer says, which is read when the weights are.
         timesteps: diffusion times; None for none.
+        point_tokens: tokens of a prompt, after its start, that stand for points.
 
     Raises:
         ConfigError: for one that this model does not take.
     """
     check_image_size(image_size, read_config(folder, "unet"), read_config(folder, "vae"))
-    if prompt_length is not None:
-        settle_prompt_length(prompt_length, folder)
+    if prompt_length is not None or point_tokens > 1:
+        length = settle_prompt_length(prompt_length, folder)
+        if point_tokens >= length:
+            raise ConfigError(
+                f"Expected at most {length - 1} points in a prompt of {length} tokens, whose first one is its start, but got "
+                f"{point_tokens}; lower points_per_prompt, or raise prompt_length."
+            )
     known = len(read_noise_schedule(folder))
     for timestep in timesteps:
         if timestep is not None and timestep >= known:
@@ -286,7 +301,7 @@ def check_image_size(wanted: int | None, unet: dict[str, Any], vae: dict[str, An
     Raises:
         ConfigError: when it is not known or no whole number, or the latents cannot be halved evenly through the UNet.
     """
-    factor = 2 ** (len(vae_channels(vae)) - 1)
+    factor = latent_factor(vae)
     if wanted is None and not isinstance(unet.get("sample_size"), int):
         raise ConfigError("Expected image_size because the UNet's config.json has no sample_size; name it in pixels.")
     size = unet["sample_size"] * factor if wanted is None else wanted

@@ -111,7 +111,8 @@ class PromptOptimization:
         check_folder(self.folder, variant)
         if self.settings.reads_text:
             self.settings = settle_null_prompt(self.settings, self.folder)
-        check_sizes(self.folder, image_size, prompt_length, (asked.timestep, asked.locate_timestep))
+        timesteps = (asked.timestep, asked.locate_timestep)
+        check_sizes(self.folder, image_size, prompt_length, timesteps, asked.point_tokens)
         if self.settings.reads_text:
             check_text(self.folder, variant, prompt_length)
         frozen = FrozenModel(self.folder, self.settings, self.device, image_size, prompt_length, variant)
@@ -122,12 +123,18 @@ class PromptOptimization:
 
     def fingerprint(self) -> dict[str, str]:
         """Returns all that decides an answer besides images and points, by field name."""
-        return self.settings.fingerprint() | {
+        told = self.settings.fingerprint() | {
             "method": f"prompt_optimization {VERSION}",
             "weights": weights_digest(self.folder, self.settings.reads_text, self.variant),
             "image_size": str(self.image_size or "the model's"),
             "prompt_length": str(self.prompt_length or "the model's"),
         }
+        # Settings whose answers have changed since this version; all others keep their labels.
+        if self.image_size and self.settings.map_side is None:
+            told["map_side"] = "twice the latents'"
+        if self.settings.consensus and "flip_agreement" in self.settings.confidence:
+            told["flip_agreement"] = "of the other orientation"
+        return told
 
     @property
     def pipeline(self) -> Pipeline:
@@ -284,7 +291,8 @@ class PromptOptimization:
         if kind == "flip_consistency":
             return [self._flip_consistency(*both) for both in zip(queries, found, strict=True)]
         if kind == "flip_agreement":
-            others = self._localize([query.trg for query in queries], prompts, [True] * len(queries))
+            flips = [one.consensus is None or not one.consensus.flipped for one in found]
+            others = self._localize([query.trg for query in queries], prompts, flips)
             moved = [(other.points - one.points)[0] for other, one in zip(others, found, strict=True)]
         else:
             assert kind == "cycle", kind

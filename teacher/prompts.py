@@ -49,7 +49,8 @@ class CachedPrompts:
         groups: list[_Group] = []
         planned = set(known)
         for (image, points), some in zip(queries, names, strict=True):
-            missing = [row for row, name in enumerate(some) if name not in planned]
+            # Of equal points one: two tokens of a prompt would compete for the one place.
+            missing = list({name: row for row, name in enumerate(some) if name not in planned}.values())
             planned.update(some)
             for same in grouped(missing, self.features.settings.points_per_prompt):
                 groups += [_Group(image, points[rows], [some[row] for row in rows]) for rows in same]

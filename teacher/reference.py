@@ -69,9 +69,9 @@ class ReferencePromptOptimization:
     ) -> None:
         self.settings = Settings(**settings)
         wrong = [f"{name}={value}" for name, value in NEEDED.items() if getattr(self.settings, name) != value]
-        if wrong or self.settings.crops < 4:
+        if wrong or not self.settings.starts_at_corners:
             raise ConfigError(
-                f"Expected {', '.join(wrong) or 'crops of at least 4'} of the reference implementation; use "
+                f"Expected {', '.join(wrong) or 'crops of at least 4 and crop_ratio of at least 0.5'} of the reference implementation; use "
                 "teacher=prompt_optimization_paper."
             )
         folder = locate_folder(model, variant)

@@ -73,8 +73,9 @@ class Settings(CheckedSettings):
         locate_timestep: diffusion time of the target image; None for ``timestep``, at which the prompt was optimised.
             Released: 140 and 40.
         noise: "gaussian" is what the UNet was trained with; "uniform" on [0, 1) is what the released code draws.
-        crops: crops of the target per prompt. From four on the first four are the corners; with fewer the first is the
-            whole image, so that every pixel is seen either way. The others are around the maximum found so far.
+        crops: crops of the target per prompt. From four on the first four are the corners; with fewer, or with corners that
+            leave the middle out (``crop_ratio`` below a half), the first is the whole image, so that every pixel is seen
+            either way. The others are around the maximum found so far.
         crop_source: "pool" draws from crops that are encoded once and shared by all points, prompts and steps; "fresh"
             encodes a new crop for every prompt and step, as released, at the cost of a VAE encoding per UNet pass.
         crop_edges: "exact" cuts where the crop lies; "pixels" rounds its place and size down to whole pixels and divides
@@ -187,6 +188,16 @@ class Settings(CheckedSettings):
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
+
+    @property
+    def starts_at_corners(self) -> bool:
+        """Whether the first four crops of a target are its corners, and not the first one the whole image."""
+        return self.crops >= 4 and self.crop_ratio >= 0.5
+
+    @property
+    def point_tokens(self) -> int:
+        """How many tokens of a prompt, after its start, are optimised for a place at once."""
+        return 2 if self.symmetry == "negative_token" else self.points_per_prompt
 
     @property
     def needs_null_prompt(self) -> bool:

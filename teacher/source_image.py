@@ -79,19 +79,30 @@ class SourceImages:
         settings, per_step = self.settings, self.settings.crops_per_step
         draws = settings.steps * per_step
         plan = attention.sampler([("crops", name) for name in rows.names], draws, replace=True).plan(rows.points)
-        descent = Descent(starts, rows.points, settings, self.side)
-        unet, captured = self.features.model.unet, settings.cuda_graph == "auto" and starts.is_cuda
+        captured = settings.cuda_graph == "auto" and starts.is_cuda and settings.early_stop is None
+        descent = Descent(starts, rows.points, settings, self.side, captured)
         for part in attention.parts(settings.steps, per_step):
             descent.show(attention.prepare(plan.part(part), part.start), plan.boxes[part])
             steps = (part.stop - part.start) // per_step
             if settings.early_stop is None:
-                before = unet.passes
                 with torch.cuda.device_of(starts):  # which need not be the current one, on which steps are captured
-                    called = repeat(descent.step, steps, captured)
-                unet.passes += (unet.passes - before) // called * (steps - called)
+                    self._take(descent, steps, captured)
             elif any(descent.step_and_check() for _ in range(steps)):
                 break
         return descent.prompts
+
+    def _take(self, descent: "Descent", steps: int, captured: bool) -> None:
+        """Takes steps, and counts their passes; a step that is replayed is not called."""
+        unet, before = self.features.model.unet, self.features.model.unet.passes
+        after: list[int] = []
+
+        def step() -> None:
+            """Takes one, and notes the passes up to its end."""
+            descent.step()
+            after.append(unet.passes)
+
+        repeat(step, steps, captured)
+        unet.passes = before + (after[0] - before) * steps
 
     @torch.no_grad()
     def _start_at_query(self, attention: CropAttention, starts: Tensor, rows: "_Rows") -> Tensor:
@@ -137,13 +148,14 @@ class Descent:
         points: (R, T, 2) of the images, at which tokens 1, 2, ... shall be attended to.
         settings: of the method.
         side: of the grid on which maps are compared, cells.
+        captured: whether a step is to be captured as a CUDA graph.
     """
 
-    def __init__(self, starts: Tensor, points: Tensor, settings: Settings, side: int) -> None:
+    def __init__(self, starts: Tensor, points: Tensor, settings: Settings, side: int, captured: bool = False) -> None:
         self.points, self.settings, self.side = points, settings, side
         self._free = starts.clone().requires_grad_()
         fused = starts.device.type in ("cpu", "cuda")  # counts its steps on the device, or not in a tensor that is read
-        self._optimizer = torch.optim.Adam([self._free], lr=settings.lr, fused=fused)
+        self._optimizer = torch.optim.Adam([self._free], lr=settings.lr, fused=fused, capturable=captured)
         self._converged = Convergence(starts, settings.early_stop)
         self._scale = _LOSS_SCALE if settings.precision == "fp16" else 1.0
         self._draw = torch.zeros(1, dtype=torch.int64, device=starts.device)

@@ -54,7 +54,7 @@ class TargetImages:
         The first crops show every pixel; the others are taken around the maximum found so far.
         """
         n_crops, device = self.settings.crops, prompts.device
-        first = (CORNERS if n_crops >= len(CORNERS) else (WHOLE,))[:n_crops]
+        first = CORNERS if self.settings.starts_at_corners else (WHOLE,)
         attention = CropAttention(self.features, images, self.timestep)
         # All prompts are shown the same crops, named as they always were: the name is part of a seed.
         sampler = attention.sampler([("locate",)] * len(prompts), n_crops, replace=False)

@@ -15,9 +15,12 @@ from distill.core.precision import in_single, without_autocast
 
 
 def resize_points(points: Tensor, from_size: tuple[int, int], to_size: tuple[int, int]) -> Tensor:
-    """Maps points (..., 2), x, y px, of an image of ``from_size`` onto the same image resized to ``to_size``."""
+    """Maps points (..., 2), x, y px, of an image of ``from_size`` (H, W) onto the same image resized to ``to_size`` (H, W).
+
+    A point of the border comes to lie on the border exactly.
+    """
     (h0, w0), (h1, w1), points = from_size, to_size, in_single(points)
-    return points * points.new_tensor([w1 / w0, h1 / h0])
+    return points / points.new_tensor([w0, h0]) * points.new_tensor([w1, h1])
 
 
 def flip_points(points: Tensor, size: tuple[int, int]) -> Tensor:
@@ -40,10 +43,14 @@ def gaussian_weight(first: Tensor, second: Tensor, size: tuple[int, int], tolera
 
 
 def map_points(points: Tensor, from_box: Tensor, to_box: Tensor) -> Tensor:
-    """Maps points (B, N, 2), x, y px, so that ``from_box`` (B, 4) comes to lie on ``to_box`` (B, 4)."""
+    """Maps points (B, N, 2), x, y px, so that ``from_box`` (B, 4) comes to lie on ``to_box`` (B, 4).
+
+    A point of the border comes to lie on the border exactly, and none inside comes to lie outside.
+    """
     points = in_single(points)
     old, new = from_box.to(points)[:, None], to_box.to(points)[:, None]
-    return (points - old[..., :2]) * ((new[..., 2:] - new[..., :2]) / (old[..., 2:] - old[..., :2])) + new[..., :2]
+    share = (points - old[..., :2]) / (old[..., 2:] - old[..., :2])  # exactly 1 at the far border
+    return torch.lerp(new[..., :2], new[..., 2:], share)
 
 
 def image_size(images: Tensor) -> tuple[int, int]:
@@ -110,6 +117,15 @@ def gather_at(feature_map: Tensor, points: Tensor, image_size: tuple[int, int]) 
     cells = cells + torch.arange(b, device=cells.device)[:, None, None] * (h * w)
     corners = feature_map.permute(0, 2, 3, 1).reshape(-1, c).index_select(0, cells.flatten())
     return (corners.view(*cells.shape, c) * weights[..., None]).sum(2)
+
+
+def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Returns images (B, 3, H, W) in [0, 1] resized bilinearly, with antialiasing, to ``size`` (H', W'), in their own precision.
+
+    Computed in single precision at least: on a CPU torch antialiases no half floats.
+    """
+    resized = F.interpolate(in_single(images), size, mode="bilinear", antialias=True, align_corners=False)
+    return resized.clamp(0, 1).to(images)
 
 
 def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:

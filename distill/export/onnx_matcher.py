@@ -5,10 +5,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from distill.core.checks import check_query
-from distill.core.geometry import image_size, resize_points
+from distill.core.geometry import image_size, resize_images, resize_points
 from distill.core.types import Matches
 from distill.export.runtime import CORRELATE, ENCODE, OnnxFile, SplitMatcher
 
@@ -53,4 +52,4 @@ class OnnxMatcher:
         if images.shape[-2:] == (self.size, self.size):
             return images
         size = (self.size, self.size)
-        return F.interpolate(images.float(), size, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
+        return resize_images(images.float(), size)

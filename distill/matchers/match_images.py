@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from distill.core.checks import check_images, check_points
 from distill.core.errors import DataError
-from distill.core.geometry import image_size, map_points
+from distill.core.geometry import image_size, map_points, resize_images
 from distill.core.heatmaps import recover
 from distill.core.protocols import Matcher, PairMatcher
 from distill.core.squares import PADDING_GREY, content_box
@@ -110,7 +110,7 @@ def in_square(image: Tensor, side: int, resize: str) -> tuple[Tensor, Tensor]:
         resize: "squash" or "letterbox".
     """
     x0, y0, x1, y1 = content_box(image_size(image), side, resize)
-    content = F.interpolate(image, (y1 - y0, x1 - x0), mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
+    content = resize_images(image, (y1 - y0, x1 - x0))
     square = F.pad(content, (x0, side - x1, y0, side - y1), value=PADDING_GREY / 255)
     return square, torch.tensor([[x0, y0, x1, y1]], dtype=torch.float32)
 

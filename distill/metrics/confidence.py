@@ -30,9 +30,11 @@ def kept_pck(confidence: ArrayLike, right: ArrayLike, shares: Sequence[float] = 
     """Returns the percentage of right points among those of highest confidence, by the share that is kept: {"0.50": percent, ...}.
 
     Args:
-        confidence: (P,), higher for surer; among equals the order given decides.
+        confidence: (P,), higher for surer. Among equals each is as right as they are on average, whatever their order.
         right: (P,) bool.
         shares: of the points to keep, in (0, 1]; at least one point is kept.
     """
-    good = np.asarray(right, dtype=bool)[np.argsort(-np.asarray(confidence, dtype=np.float64), kind="stable")]
+    _, level = np.unique(-np.asarray(confidence, dtype=np.float64), return_inverse=True)  # 0 is the highest
+    share_right = np.bincount(level, np.asarray(right, dtype=bool)) / np.bincount(level)
+    good = share_right[np.sort(level)]
     return {f"{share:.2f}": float(100 * good[: max(1, round(share * len(good)))].mean()) for share in shares}

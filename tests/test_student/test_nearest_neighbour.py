@@ -44,6 +44,16 @@ def test_no_points_get_no_answers():
     assert found.trg_kps.shape == (2, 0, 2) and found.confidence.shape == (2, 0)
 
 
+def test_a_fingerprint_tells_what_no_weight_does():
+    options = {}, {"pad_type": "same"}, {"act_layer": "relu"}
+    matchers = [NearestNeighbour("test_efficientnet", [16], options=given) for given in options]
+    weights = {matcher.fingerprint()["weights"] for matcher in matchers}
+    answers = [matcher(*IMAGES, POINTS).heatmap for matcher in matchers]
+    assert len(weights) == 1 and not torch.equal(answers[0], answers[1]) and not torch.equal(answers[0], answers[2])
+    told = [matcher.fingerprint() for matcher in matchers]
+    assert "options" not in told[0] and len({str(one) for one in told}) == 3
+
+
 def test_enlarging_is_a_setting_of_the_matcher():
     changes = ["matcher=nearest_neighbour", "matcher.backbone=test_resnet", "matcher.enlarge=true"]
     assert instantiate(compose("evaluate", changes).matcher).enlarge

@@ -1,5 +1,7 @@
 """Images described at several scales."""
 
+import copy
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -43,6 +45,16 @@ def test_maps_of_both_scales_are_those_of_the_image_and_of_its_half_finest_first
     assert scaled.strides == (8, 16, 16, 32) and scaled.channels == tuple(m.shape[1] for m in found)
     for expected, got in zip((fine, coarse, half_fine, half_coarse), found, strict=True):
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_scaled_on_a_processor_too(backbones, dtype):
+    scaled, image = copy.deepcopy(backbones[1]).to(dtype), torch.rand(1, 3, 64, 64, dtype=dtype)
+    with torch.no_grad():
+        found, expected = scaled(image), backbones[1](image.float())
+    for half, full in zip(found, expected, strict=True):
+        assert half.dtype == dtype
+        torch.testing.assert_close(half.float(), full, atol=0.1 * full.abs().max().item(), rtol=0.1)
 
 
 def test_a_transformer_sees_whole_patches_at_every_scale():

@@ -87,6 +87,11 @@ def test_loaded_weights_with_an_impossible_normalisation_are_refused():
     StudentMatcher("test_resnet").load_state_dict(half)
 
 
+def test_strides_that_do_not_ascend_are_refused():
+    with pytest.raises(ConfigError, match=r"from the finest on, \[8, 16\], but got \[16, 8\]"):
+        Backbone("test_resnet", [16, 8])
+
+
 def test_unknown_models_and_strides_are_named():
     with pytest.raises(ConfigError, match="resnet"):
         Backbone("resnet1O", [4])
@@ -209,6 +214,14 @@ def test_what_tuning_fixes_stays_fixed():
         assert any(not torch.equal(v, before[n]) for n, v in backbone.network.named_buffers()) is moved
     with pytest.raises(ConfigError, match="did you mean 'frozen'"):
         Backbone("test_resnet", [16], tuning="forzen")  # type: ignore[arg-type]
+
+
+def test_with_adapters_statistics_of_the_frozen_network_stay_fixed():
+    backbone = Backbone("test_resnet", [16], lora={"rank": 2, "targets": "conv2"}).train()
+    before = {name: value.clone() for name, value in backbone.named_buffers()}
+    backbone(torch.rand(2, 3, 64, 64))
+    assert before and all(torch.equal(value, before[name]) for name, value in backbone.named_buffers())
+    assert any(parameter.requires_grad for parameter in backbone.parameters())
 
 
 def test_merged_adapters_say_what_they_said_before():

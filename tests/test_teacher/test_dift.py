@@ -1,5 +1,6 @@
 """Diffusion features: layers, weights of another file, and passes without noise."""
 
+import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -7,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from distill.core.errors import ConfigError, WeightsError
+from distill.core.geometry import sample_at
 from distill.labels.cached import Cached
 from student import FusedFeatures
 from teacher import DiffusionFeatures
@@ -173,7 +175,18 @@ def test_weights_that_are_not_here_and_cannot_be_downloaded_are_named(sd1_folder
         build(sd1_folder, unet_weights="CompVis/nothing-of-this-name/unet.safetensors")
 
 
-def test_cosines_are_labels(sd1_folder, make_pairs, tmp_path):
-    cached = Cached(tmp_path, build(sd1_folder))
-    answer = cached.match_pairs(make_pairs(2, size=64))
-    assert float(answer.heatmap.min()) < 0 and len(cached.store) == 2
+def test_a_label_is_the_distribution_whose_window_the_answer_is_the_mean_of(sd1_folder, make_pairs, tmp_path):
+    matcher = build(sd1_folder, temperature=0.1, radius_cells=100.0, draws=0)
+    pair, cached = make_pairs(2, size=64), Cached(tmp_path, matcher)
+    answer = cached.match_pairs(pair)
+    src, trg = (matcher.describe(images)[0].double() for images in (pair.src_img, pair.trg_img))
+    side = trg.shape[-1]
+    centres = (np.arange(side) + 0.5) * 64 / side
+    for query, heatmap, found in zip(pair.src_kps[0], answer.heatmap[0], answer.trg_kps[0], strict=True):
+        descriptor = sample_at(src[None], query[None, None].double(), (64, 64))[0, 0]
+        scores = np.exp(np.einsum("c,chw->hw", (descriptor / descriptor.norm()).numpy(), trg.numpy()) / 0.1)
+        expected = scores / scores.sum()
+        np.testing.assert_allclose(heatmap.numpy() / heatmap.sum().item(), expected, atol=2e-4)
+        mean = [(expected.sum(0) * centres).sum(), (expected.sum(1) * centres).sum()]  # x, y; the window is the map
+        np.testing.assert_allclose(found.numpy(), mean, atol=0.02)
+    assert len(cached.store) == 2

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from pipeline_files import edit
 
 from distill.cli.config import compose, instantiate
+from distill.core.consensus import NeighbourhoodConsensus
 from distill.core.errors import ConfigError
+from distill.data.pairs import collate_pairs
 from teacher import DiffusionFeatures, PromptOptimization, ReferencePromptOptimization, frozen_model
 from teacher.attention import Layer, read_tokens
 from teacher.dift import DiffusionFeaturesSettings
@@ -146,6 +149,69 @@ def test_an_answer_under_any_option_is_sound_and_does_not_depend_on_its_company(
     assert not all(torch.equal(a, b) for a, b in zip(together, plain, strict=True)), "the option does something"
 
 
+@pytest.mark.parametrize("edges", ["exact", "pixels"])
+@pytest.mark.parametrize("ratio", [0.1, 0.3, 0.45, 0.5, 0.7])
+@pytest.mark.parametrize("crops", [1, 4, 5])
+def test_every_cell_of_a_target_is_seen_whatever_the_crops(sd1_folder, make_pairs, crops, ratio, edges):
+    pair = make_pairs(1, size=64)
+    answer = build(sd1_folder, crops=crops, crop_ratio=ratio, crop_edges=edges, steps=1, embeddings=1).match_pairs(pair)
+    assert all(bool(values.isfinite().all()) for values in answer)
+
+
+def test_equal_points_of_a_call_are_one_point_of_a_prompt(sd1_folder, make_pairs):
+    pair = make_pairs(2, size=64)
+    once = build(sd1_folder, points_per_prompt=2)(pair.src_img, pair.trg_img, pair.src_kps)
+    rows = [0, 1, 0, 0, 1]
+    twice = build(sd1_folder, points_per_prompt=2)(pair.src_img, pair.trg_img, pair.src_kps[:, rows])
+    torch.testing.assert_close(twice.trg_kps, once.trg_kps[:, rows])
+    torch.testing.assert_close(twice.heatmap, once.heatmap[:, rows])
+
+
+@pytest.mark.parametrize(
+    ("settings", "most"),
+    [
+        ({"points_per_prompt": 7}, 6),
+        ({"points_per_prompt": 2, "prompt_length": 2}, 1),
+        ({"symmetry": "negative_token", "prompt_length": 2}, 1),
+    ],
+    ids=str,
+)
+def test_more_points_than_a_prompt_has_tokens_are_refused(sd1_folder, settings, most):
+    with pytest.raises(ConfigError, match=f"at most {most} points in a prompt of {most + 1} tokens"):
+        build(sd1_folder, **settings)
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_maps_have_twice_the_latents_cells_at_every_size_of_images(sd1_folder, size):
+    teacher = build(sd1_folder, image_size=size)
+    latents = teacher.pipeline.encode(torch.zeros(1, 3, size, size))
+    assert teacher.features.model.map_side == 2 * latents.shape[-1]
+    assert teacher.fingerprint()["map_side"] != build(sd1_folder).fingerprint()["map_side"] == "None"
+
+
+def test_a_unet_that_names_no_size_works_at_the_size_that_is_asked_for(folder, make_pairs):
+    edit(folder / "unet" / "config.json", sample_size=None)
+    with pytest.raises(ConfigError, match="image_size because the UNet's config.json has no sample_size"):
+        build(folder)
+    answer = build(folder, image_size=64, steps=1).match_pairs(make_pairs(1, size=64))
+    assert all(bool(values.isfinite().all()) for values in answer)
+
+
+def test_flip_agreement_asks_for_the_orientation_that_was_not_taken(sd1_folder, make_pairs, monkeypatch):
+    asked, pairs = [], collate_pairs([make_pairs(2, size=64, seed=seed) for seed in range(4)])
+    teacher = build(sd1_folder, confidence="flip_agreement", consensus=1.0, null_prompt="zeros", steps=1)
+    localize = teacher._localize
+    monkeypatch.setattr(
+        teacher,
+        "_localize",
+        lambda trg, prompts, flipped: asked.append(list(flipped)) or localize(trg, prompts, flipped),
+    )
+    for taken in (True, False):
+        monkeypatch.setattr(NeighbourhoodConsensus, "prefers_flipped", lambda *_, taken=taken: torch.tensor([taken]))
+        teacher.match_pairs(pairs)
+    assert asked == [[True] * 4, [False] * 4, [False] * 4, [True] * 4]
+
+
 def test_points_that_share_a_prompt_are_optimised_together(sd1_folder, make_pairs):
     pair, teacher = make_pairs(5, size=64), build(sd1_folder, points_per_prompt=2)
     prompts = teacher.prompts.at(KeyedImage(pair.src_img[0], "key"), pair.src_kps[0] / 64)
@@ -221,8 +287,9 @@ def test_the_reference_says_what_it_cannot(sd1_folder):
         ReferencePromptOptimization(
             str(sd1_folder), **{**paper, "crop_source": "pool", "crop_pool": 30, "readout": "subpixel"}
         )
-    with pytest.raises(ConfigError, match="at least 4"):
-        ReferencePromptOptimization(str(sd1_folder), **{**paper, "crops": 3})
+    for wrong in ({"crops": 3}, {"crop_ratio": 0.4}):
+        with pytest.raises(ConfigError, match="crops of at least 4 and crop_ratio of at least 0.5"):
+            ReferencePromptOptimization(str(sd1_folder), **{**paper, **wrong})
 
 
 def test_increments_that_only_save_time_change_no_answer(sd1_folder, make_pairs):

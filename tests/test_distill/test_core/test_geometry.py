@@ -12,6 +12,7 @@ from distill.core.geometry import (
     gather_at,
     gaussian_heatmap,
     gaussian_weight,
+    map_points,
     resize_maps,
     resize_points,
     sample_at,
@@ -21,6 +22,21 @@ from distill.core.geometry import (
 def test_resizing_multiplies_by_the_ratio_of_sizes():
     points = torch.tensor([[[10.0, 6.0]]])
     torch.testing.assert_close(resize_points(points, (12, 20), (24, 5)), torch.tensor([[[2.5, 12.0]]]))
+
+
+def test_a_point_of_the_border_stays_on_the_border_at_every_size():
+    sides = torch.arange(1.0, 1300)
+    far = torch.stack([sides, sides.flip(0)], -1)[:, None]
+    whole = torch.cat([torch.zeros(len(sides), 2), far[:, 0]], -1)
+    for side in (112, 128, 192, 224, 384, 448, 518, 768):
+        square = torch.tensor([[0.0, 0.0, side, side]]).expand(len(sides), -1)
+        content = torch.tensor([[0.0, side // 7, side, side - side // 9]]).expand(len(sides), -1)
+        assert (map_points(far, whole, square) == side).all()
+        assert (map_points(far, whole, content)[:, 0] == content[:, 2:]).all()
+        assert (map_points(map_points(far, whole, square), square, whole) == far).all()
+        for width, height in far[::13, 0].int().tolist():
+            corner = torch.tensor([[float(width), float(height)]])
+            assert resize_points(corner, (height, width), (side, side + 1)).tolist() == [[side + 1, side]]
 
 
 def test_a_flipped_point_reads_from_the_flipped_image_what_the_point_reads():

@@ -3,6 +3,7 @@ import torch
 
 from distill import Matches, match_images
 from distill.core.errors import ConfigError, DataError
+from student import NearestNeighbour
 
 
 class Shift(torch.nn.Module):
@@ -119,3 +120,13 @@ def test_the_way_of_resizing_can_be_chosen():
     assert matcher.given[2].tolist() == [[[8.0, 8.0]]]
     with pytest.raises(ConfigError, match="Expected resize to be one of these but got 'crop'"):
         match_images(matcher, SRC, TRG, [[20, 10]], resize="crop")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_images_of_half_precision_are_resized_and_points_of_the_border_are_taken(dtype):
+    matcher = NearestNeighbour("test_resnet", [16])
+    images = [torch.rand(1, 3, 90, 68, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    corners = [[34.0, 90.0], [68.0, 90.0], [68.0, 0.0]]
+    # At 224 px 90 * (224 / 90), in single precision, lies beyond the border.
+    answer = match_images(matcher.to(dtype), *(image.to(dtype) for image in images), corners, size=224)
+    assert answer.trg_kps.dtype == torch.float32 and bool(answer.trg_kps.isfinite().all())

@@ -26,6 +26,15 @@ def test_auroc_has_no_value_when_nothing_is_wrong():
     assert math.isnan(auroc([0.2, 0.4], [True, True]))
 
 
+def test_points_of_one_confidence_count_alike_whatever_their_order():
+    confidence, right = np.array([0.9, 0.5, 0.5, 0.5, 0.5, 0.1, 0.5, 0.1]), np.array([1, 1, 1, 0, 0, 1, 0, 0], bool)
+    # By hand: 1, then five of which two are right, then two of which one is.
+    expected = {"0.25": 100 * (1 + 0.4) / 2, "0.50": 100 * (1 + 3 * 0.4) / 4, "1.00": 50.0}
+    for order in (np.arange(8), np.arange(8)[::-1], np.random.default_rng(0).permutation(8)):
+        assert kept_pck(confidence[order], right[order], (0.25, 0.5, 1.0)) == pytest.approx(expected)
+    assert kept_pck(np.ones(8), right, (0.25,)) == {"0.25": 50.0}
+
+
 def test_what_is_kept_are_the_surest_points():
     kept = kept_pck([0.1, 0.9, 0.8, 0.3], [False, True, False, False], shares=(1.0, 0.5, 0.25))
     assert kept == {"1.00": 25.0, "0.50": 50.0, "0.25": 100.0}
