@@ -7,7 +7,7 @@ clicks that takes hardly depends on the order; how many points have to be looked
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from distill.core.errors import DataError
 from distill.core.protocols import Matcher, PairMatcher
 from distill.data.keypoints import ImageKeypoints
-from distill.labels.propagate import Carried, PropagateConfig, Propagator, plan
+from distill.labels.propagate import Carried, PropagateConfig, Propagator, persons_points, plan
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ def measure_clicks(
     Args:
         matcher: that carries.
         root: folder of the photographs.
-        truth: what is annotated in all photographs of the kind, at least one more than the largest count.
+        truth: what is known of the photographs of the kind. A person set points in at least one more than the largest count;
+            what a matcher set is left out.
         counts: how many of them are annotated, drawn by the seed; smaller draws are parts of larger ones.
         config: how points are carried.
         goal: PCK in percent.
@@ -75,11 +76,13 @@ def measure_clicks(
     Raises:
         DataError: when there are too few photographs, or one cannot be read.
     """
-    names = sorted(name for name, image in truth.items() if image.points)
+    truth = by_person(truth)
+    names = sorted(truth)
+    kind = names[0].rpartition("/")[0] if names else ""
     if len(names) <= max(counts):
         raise DataError(
-            f"Expected more than {max(counts)} annotated photographs of a kind but {names[0] if names else root} has "
-            f"{len(names)} beside it; lower measure.annotated."
+            f"Expected more than {max(counts)} annotated photographs of a kind but a person set points in {len(names)} of "
+            f"{kind or root}; lower measure.annotated, or annotate more."
         )
     order = [names[row] for row in np.random.default_rng([seed, len(names)]).permutation(len(names))]
     rest = order[max(counts) :]  # the same for all counts
@@ -92,9 +95,14 @@ def measure_clicks(
             if isinstance(answer, DataError):
                 raise answer
             carried.append(answer)
-        kind = names[0].rpartition("/")[0]
         found.append(judge(kind, count, carried, truth, goal, alpha))
     return found
+
+
+def by_person(known: Mapping[str, ImageKeypoints]) -> dict[str, ImageKeypoints]:
+    """Returns the photographs in which a person set points, with these alone: a matcher's own answers are no truth."""
+    own = {name: persons_points(image) for name, image in known.items()}
+    return {name: replace(known[name], points=points, confidence={}) for name, points in own.items() if points}
 
 
 def judge(

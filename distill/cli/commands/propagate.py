@@ -24,7 +24,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from distill.bench.clicks import Clicks, mean_of, measure_clicks
+from distill.bench.clicks import Clicks, by_person, mean_of, measure_clicks
 from distill.cli.config import instantiate
 from distill.cli.reporting import announce
 from distill.cli.run_folder import RunFolder
@@ -191,12 +191,16 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
 
     Raises:
         ConfigError: unless ``measure.annotated`` lists counts of at least 1.
+        DataError: when a person annotated no photograph, or too few of a kind.
     """
     config, chosen = propagate_config(cfg), cfg.measure
     if not chosen.annotated or min(chosen.annotated) < 1:
         raise ConfigError(f"Expected measure.annotated to list counts of at least 1 but got {list(chosen.annotated)}.")
-    root, _, names, known = inputs(cfg)
-    kinds = sorted({name.rpartition("/")[0] for name in names if name in known})[: chosen.kinds]
+    root, file, _, known = inputs(cfg)
+    kinds = sorted({name.rpartition("/")[0] for name in by_person(known)})
+    if not kinds:
+        raise DataError(f"Expected photographs with points that a person set in {file} but there are none; annotate some.")
+    kinds = kinds[: chosen.kinds]
     matcher, device = instantiate(cfg.matcher), choose_device(cfg.device)
     with RunFolder.numbered(cfg) as folder:
         announce("propagate measure", f"{len(kinds)} kinds", device, folder.path)

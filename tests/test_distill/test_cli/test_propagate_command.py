@@ -14,6 +14,7 @@ from pycocotools.coco import COCO
 
 from distill.__main__ import main
 from distill.core.errors import ConfigError
+from distill.data.coco import write_coco
 from distill.data.keypoints import ImageKeypoints
 from distill.data.points_file import read_keypoints, read_points_file
 from distill.labels.propagate import PropagateConfig, Propagator, plan
@@ -232,6 +233,30 @@ def test_clicks_are_counted_on_what_is_hidden(layout, capsys):
         assert row["pck"] == 100 or row["clicks"] > 0
     assert main(["propagate", "measure", *arguments, "measure.annotated=[3]"]) == 2
     assert "more than 3 annotated photographs of a kind" in capsys.readouterr().err
+
+
+def test_clicks_are_counted_on_what_a_person_set_and_not_on_what_was_carried(layout, capsys):
+    """Of cups a and b are a person's and c is a matcher's, wrong; of pots all are a matcher's."""
+    images = {name: ImageKeypoints(truth(name), size=SIZE) for name in ("cup/a.png", "cup/b.png")}
+    for name in ("cup/c.png", "pot/x.png"):
+        images[name] = ImageKeypoints(
+            dict.fromkeys(POINTS, (1.5, 1.5)), size=SIZE, confidence=dict.fromkeys(POINTS, 0.9)
+        )
+    (layout / "mixed.json").write_text(json.dumps(write_coco(images)))
+    arguments = [f"root={layout}/photos", f"points={layout}/mixed.json", *MATCHER]
+    for seed in range(3):
+        run = [f"run.dir={layout}/clicks{seed}", f"measure.seed={seed}", "measure.annotated=[1]"]
+        assert main(["propagate", "measure", *arguments, *run]) == 0
+        written = json.loads((layout / f"clicks{seed}/clicks.json").read_text())
+        assert [(row["kind"], row["photographs"], row["points"]) for row in written["kinds"]] == [("cup", 1, 3)]
+        assert written["mean"][0]["pck"] == 100
+    capsys.readouterr()
+    assert main(["propagate", "measure", *arguments, f"run.dir={layout}/few", "measure.annotated=[1,2]"]) == 2
+    few = "more than 2 annotated photographs of a kind but a person set points in 2 of cup; lower measure.annotated"
+    assert few in capsys.readouterr().err and not (layout / "few").exists()
+    (layout / "mixed.json").write_text(json.dumps(write_coco({"pot/x.png": images["pot/x.png"]})))
+    assert main(["propagate", "measure", *arguments, f"run.dir={layout}/none"]) == 2
+    assert "points that a person set in" in capsys.readouterr().err and not (layout / "none").exists()
 
 
 def test_photographs_are_resized_as_the_student_was_trained(layout):
