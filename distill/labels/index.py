@@ -25,6 +25,11 @@ FILE = "index.parquet"
 FORMAT = "distill-label-index-2"
 BY_PIXELS = "distill-label-index-1"
 """The previous format, whose keys are of points in px; such an index is ignored."""
+COLUMNS = {"key": pa.uint64(), "file": pa.int32(), "row": pa.int32()}
+COMPRESSIONS = ("SNAPPY", "UNCOMPRESSED")
+"""Of the columns: what pyarrow writes by default. Others unpack a few kilobytes to gigabytes."""
+LABEL_BYTES = 32
+"""Bytes that a label takes in its file beside its heatmap."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +138,10 @@ def write_index(folder: Path, index: Index, fingerprint: Mapping[str, str]) -> P
 def read_index(folder: Path) -> tuple[Index, dict[str, str], dict[Path, int]]:
     """Returns the index that lies in ``folder``, the fingerprint it was made under, and the sizes of its files.
 
-    Without an index there, all are empty.
+    Without an index there, all are empty. Of one whose files are all gone no row is read.
 
     Raises:
-        LabelError: when it is damaged or something else.
+        LabelError: when it is damaged or something else, or has more rows than its files have room for.
     """
     path = folder / FILE
     if not path.exists():
@@ -144,14 +149,16 @@ def read_index(folder: Path) -> tuple[Index, dict[str, str], dict[Path, int]]:
     try:
         # From memory and without threads: those of a parent are not there in a process that was forked from it.
         source = pa.BufferReader(path.read_bytes())
-        table = pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False).read(use_threads=False)
-        about = parse((table.schema.metadata or {}).get(b"distill"), (FORMAT, BY_PIXELS))
+        parquet = pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False)
+        about = parse((parquet.schema_arrow.metadata or {}).get(b"distill"), (FORMAT, BY_PIXELS))
         if about["format"] == BY_PIXELS:
             return Index.of([]), {}, {}
         if any(Path(name).name != name for name in texts(list(about["files"]), "files")):
             raise ValueError("Expected file names without folders")
         sizes = {folder / name: size for name, size in about["files"].items()}
-        key, file, row = (table[name].to_numpy() for name in ("key", "file", "row"))
+        present = label_files(folder)
+        known = [present[name] for name in sizes if name in present]
+        key, file, row = _read_rows(parquet, sum(known) // LABEL_BYTES) if known else _no_rows()
         if len(key) and not (
             file.min() >= 0 and file.max() < len(sizes) and row.min() >= 0 and (key[1:] >= key[:-1]).all()
         ):
@@ -162,3 +169,33 @@ def read_index(folder: Path) -> tuple[Index, dict[str, str], dict[Path, int]]:
             f"python -m distill label repair labels.dir={folder}"
         ) from error
     return Index(list(sizes), key, file, row), about["fingerprint"], sizes
+
+
+def _no_rows() -> tuple[NDArray[np.uint64], NDArray[np.int32], NDArray[np.int32]]:
+    return np.zeros(0, np.uint64), np.zeros(0, np.int32), np.zeros(0, np.int32)
+
+
+def _read_rows(file: pq.ParquetFile, room: int) -> tuple[NDArray[np.uint64], NDArray[np.int32], NDArray[np.int32]]:
+    """Returns the columns of an index, which are looked at before memory is taken for them: equal rows take no bytes.
+
+    Args:
+        file: the index.
+        room: how many labels its files hold, at most.
+
+    Raises:
+        ValueError: when it has more rows, or is not written as :func:`write_index` does it.
+    """
+    about, schema = file.metadata, file.schema_arrow
+    if schema.names != list(COLUMNS) or schema.types != list(COLUMNS.values()):
+        raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
+    rows = about.num_rows
+    for place in range(len(COLUMNS)):
+        chunks = [about.row_group(group).column(place) for group in range(about.num_row_groups)]
+        if any(chunk.compression not in COMPRESSIONS for chunk in chunks):
+            raise ValueError(f"it is not compressed by {COMPRESSIONS[0]}")
+        rows = max(rows, sum(chunk.num_values for chunk in chunks))  # the one may be told wrong, the others are read
+    if rows > room:
+        raise ValueError(f"it has {rows} rows, and its files have room for {room} labels")
+    table = file.read(use_threads=False)
+    key, number, row = (table[name].to_numpy() for name in COLUMNS)
+    return key, number, row
