@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import AliasEvent, YAMLError
+from yaml import AliasEvent, ScalarEvent, YAMLError
 
 from distill.cli.keys import keys
 from distill.core.errors import ConfigError, DataError
@@ -148,9 +148,8 @@ def read_config(file: Path) -> DictConfig:
         ConfigError: when it is no such file.
     """
     try:
-        _check_size(file)
+        _check_plain(file)
         config = OmegaConf.load(file)
-        OmegaConf.resolve(config)
     except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())[:160]
         raise ConfigError(
@@ -161,12 +160,18 @@ def read_config(file: Path) -> DictConfig:
     return config
 
 
-def _check_size(file: Path) -> None:
-    """Refuses what no run writes and what can fill the memory: aliases, each of which repeats what it names, and long files."""
+def _check_plain(file: Path) -> None:
+    """Refuses what no run writes: long files, aliases, and interpolations such as ``${other.key}``.
+
+    Aliases and interpolations repeat what they name. A few lines, each of which repeats the one before it twice, fill the memory.
+    """
     if file.stat().st_size > LARGEST_CONFIG:
         raise ValueError(f"it has more than {LARGEST_CONFIG} bytes")
-    if any(isinstance(event, AliasEvent) for event in yaml.parse(file.read_text(encoding="utf-8"))):
-        raise ValueError("it holds aliases")
+    for event in yaml.parse(file.read_text(encoding="utf-8")):
+        if isinstance(event, AliasEvent):
+            raise ValueError("it holds aliases")
+        if isinstance(event, ScalarEvent) and "${" in event.value:
+            raise ValueError(f"it holds {event.value[:60]!r} where plain text is read")
 
 
 def check_unchanged(config: DictConfig, free: tuple[str, ...] = FREE_ON_RESUME) -> None:

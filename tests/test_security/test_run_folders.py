@@ -165,6 +165,9 @@ HOSTILE_YAML = [
     "- a\n- b",
     "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]",
     "a: " + "x" * (1 << 20),
+    "".join(f"k{n}: ${{{{k{n + 1}}}}}${{{{k{n + 1}}}}}\n" for n in range(12)) + "k12: x",  # each line doubles the time
+    "'${{oc.env:HOME}}': 1",
+    "a: [{{b: '${{oc.env:HOME}}'}}]",
 ]
 
 
