@@ -74,13 +74,14 @@ def read_alpha(path: str | Path, exif_orientation: bool = True) -> NDArray[np.ui
     return None if alpha is None else np.asarray(alpha)
 
 
-def read_levels(path: str | Path, exif_orientation: bool = True) -> NDArray[np.uint8]:
-    """Returns (H, W), an image file as grey values of 8 bits, the way masks are written.
+def read_levels(path: str | Path, exif_orientation: bool = True) -> NDArray[np.number]:
+    """Returns (H, W), an image file as grey values of any depth and range, the way masks are written.
 
-    Of a transparent image it is how opaque it is; of one with a palette 0 for the first colour and 255 for all others.
-    Arguments and errors are those of :func:`read_image`.
+    Values of more than 8 bits stay as they are in the file: brought to 8 bits, the numbers of a mask's objects would be lost. Of a
+    transparent image it is how opaque it is; of one with a palette 0 for the first colour and 255 for all others.
+    Arguments and errors are those of :func:`read_image`, but for the range of 32-bit integers and floats, which need only be finite.
     """
-    return np.asarray(_read(path, exif_orientation, _to_levels))
+    return _read(path, exif_orientation, _to_levels)
 
 
 def _read(
@@ -201,13 +202,22 @@ def _to_alpha(image: Image.Image, file_format: str | None) -> Image.Image | None
     return image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
 
 
-def _to_levels(image: Image.Image, file_format: str | None) -> Image.Image:
+def _to_levels(image: Image.Image, file_format: str | None) -> NDArray[np.number]:
     if image.mode.startswith("I") or image.mode == "F":
-        return _to_8_bits(image, file_format)
+        return _deep_levels(np.asarray(image), image.info.get("transparency"))
     alpha = _to_alpha(image, file_format)
     if alpha is not None and alpha.getextrema() != (255, 255):
-        return alpha
-    return Image.fromarray((np.asarray(image) != 0).astype(np.uint8) * 255) if image.mode == "P" else image.convert("L")
+        return np.asarray(alpha)
+    if image.mode == "P":
+        return (np.asarray(image) != 0).astype(np.uint8) * 255
+    return np.asarray(image.convert("L"))
+
+
+def _deep_levels(values: NDArray[np.number], transparent: object) -> NDArray[np.number]:
+    if not np.isfinite(values).all():
+        raise _UnknownRange("it holds NaN or infinity")
+    opaque = values != transparent
+    return values if opaque.all() else opaque.astype(np.uint8) * 255
 
 
 def _to_8_bits(image: Image.Image, file_format: str | None) -> Image.Image:

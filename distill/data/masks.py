@@ -3,9 +3,9 @@
 The mask of ``<any folder>/cat/a.jpg`` is ``<folder of masks>/cat/a.png``: the file of the same name in the sub-folder of the
 same name. Where photographs lie in no sub-folders, masks do neither.
 A pixel belongs to the object where its value is at least half of the largest one in the file; so masks of 0 and
-1, of 0 and 255, and those averaged over several annotators are read alike. Of a file with a palette every colour but the
-first belongs to the object, of a transparent file what is opaque. A mask may be smaller or larger than its photograph, at
-the same ratio of the sides. Of a transparent photograph the object is what is at least half opaque.
+1, of 0 and 255, and those averaged over several annotators are read alike, whatever their depth. Of a file with a palette
+every colour but the first belongs to the object, of a transparent file what is opaque. A mask may be smaller or larger than
+its photograph, at the same ratio of the sides. Of a transparent photograph the object is what is at least half opaque.
 """
 
 from pathlib import Path
@@ -86,11 +86,11 @@ def _of_alpha(photograph: Path, exif_orientation: bool) -> NDArray[np.bool_]:
     return mask
 
 
-def _foreground(path: Path, levels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    largest = int(levels.max())
-    if largest == 0:
+def _foreground(path: Path, levels: NDArray[np.number]) -> NDArray[np.bool_]:
+    largest = levels.max().item()
+    if largest <= 0:
         raise DataError(f"Expected a mask of the object in {path} but all of it is background; correct or remove it.")
-    return 2 * levels.astype(np.int32) >= largest
+    return levels >= largest / 2
 
 
 def _check_ratio(path: Path, mask: tuple[int, ...], photograph: Path, size: tuple[int, int]) -> None:

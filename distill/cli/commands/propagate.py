@@ -199,7 +199,9 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
     root, file, _, known = inputs(cfg)
     kinds = sorted({name.rpartition("/")[0] for name in by_person(known)})
     if not kinds:
-        raise DataError(f"Expected photographs with points that a person set in {file} but there are none; annotate some.")
+        raise DataError(
+            f"Expected photographs with points that a person set in {file} but there are none; annotate some."
+        )
     kinds = kinds[: chosen.kinds]
     matcher, device = instantiate(cfg.matcher), choose_device(cfg.device)
     with RunFolder.numbered(cfg) as folder:

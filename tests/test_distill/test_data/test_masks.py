@@ -31,6 +31,12 @@ WAYS = {
     "0 and 1": Image.fromarray(OBJECT.astype(np.uint8)),
     "0 and 255": Image.fromarray(OBJECT * np.uint8(255)),
     "16 bits": Image.fromarray(OBJECT * np.uint16(65535)),
+    "0 and 1 of 16 bits": Image.fromarray(OBJECT.astype(np.uint16)),
+    "numbers of 16 bits": Image.fromarray(
+        np.where(OBJECT, 100, np.where(np.roll(OBJECT, 15, 1), 3, 1)).astype(np.uint16)
+    ),
+    "numbers of 32 bits": Image.fromarray(np.where(OBJECT, 2**31 - 1, -1).astype(np.int32)),
+    "floats": Image.fromarray(np.where(OBJECT, 1000, 0.5).astype(np.float32)),
     "colours": Image.fromarray(np.dstack([OBJECT * np.uint8(200)] * 3)),
     "votes of annotators": Image.fromarray(np.where(OBJECT, 204, 51).astype(np.uint8)),
     "numbers of classes": INDEXED,
@@ -50,10 +56,18 @@ def photograph(tmp_path) -> Path:
 @pytest.mark.parametrize("way", WAYS)
 def test_a_mask_beside_the_photographs_is_read_however_it_is_written(photograph, tmp_path, way):
     (tmp_path / "masks" / "thing").mkdir(parents=True)
-    WAYS[way].save(tmp_path / "masks" / "thing" / "a.png")
+    deep = WAYS[way].mode in ("I", "F")  # which PNG does not hold
+    WAYS[way].save(tmp_path / "masks" / "thing" / ("a.tif" if deep else "a.png"))
     mask = read_mask(photograph, (HEIGHT, WIDTH), tmp_path / "masks")
     centres = np.stack(np.meshgrid((np.arange(WIDTH) + 0.5) / WIDTH, (np.arange(HEIGHT) + 0.5) / HEIGHT), -1)
     assert np.array_equal(lookup(mask, centres.reshape(-1, 2)).reshape(HEIGHT, WIDTH), OBJECT)
+
+
+def test_what_is_opaque_in_a_16_bit_file_is_the_object(photograph, tmp_path):
+    (tmp_path / "masks" / "thing").mkdir(parents=True)
+    values = Image.fromarray(np.where(OBJECT, 1, 40_000).astype(np.uint16))
+    values.save(tmp_path / "masks" / "thing" / "a.png", transparency=40_000)
+    assert np.array_equal(read_mask(photograph, (HEIGHT, WIDTH), tmp_path / "masks"), OBJECT)
 
 
 def test_a_smaller_mask_of_the_same_ratio_serves_and_another_is_refused(photograph, tmp_path):
@@ -77,8 +91,13 @@ def test_masks_that_say_nothing_are_named(photograph, tmp_path):
     Image.new("L", (WIDTH, HEIGHT)).save(path)
     with pytest.raises(DataError, match="all of it is background"):
         read_mask(photograph, (HEIGHT, WIDTH), tmp_path / "masks")
+    path.unlink()
+    path = path.with_suffix(".tif")
+    Image.fromarray(np.full((HEIGHT, WIDTH), np.nan, np.float32)).save(path)
+    with pytest.raises(DataError, match="a.tif cannot be read .it holds NaN or infinity"):
+        read_mask(photograph, (HEIGHT, WIDTH), tmp_path / "masks")
     path.write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"an image file but .*a.png cannot be read"):
+    with pytest.raises(DataError, match=r"an image file but .*a.tif cannot be read"):
         read_mask(photograph, (HEIGHT, WIDTH), tmp_path / "masks")
 
 
