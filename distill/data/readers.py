@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +16,11 @@ from scipy.io import loadmat
 from distill.core.errors import DataError
 
 T = TypeVar("T")
+
+LARGEST_MAT = 2**24
+"""Bytes of a MATLAB file, unpacked. Those of the benchmarks hold a few dozen numbers."""
+COMPRESSED = 15
+"""Kind of a compressed variable in a MATLAB file."""
 
 
 def read_text(file: Path, hint: str = "restore the file") -> str:
@@ -129,12 +136,31 @@ def read_mat(file: Path, key: str) -> NDArray[np.float64]:
     """Returns an array of a MATLAB file.
 
     Raises:
-        DataError: when the file cannot be read, or holds no such array of numbers.
+        DataError: when the file cannot be read, grows beyond :data:`LARGEST_MAT`, or holds no such array of numbers.
     """
     try:
-        return np.asarray(loadmat(file)[key], np.float64)
+        _check_mat(file.read_bytes())
+        return np.asarray(loadmat(file, variable_names=[key])[key], np.float64)
     except Exception as error:  # a truncated file raises exceptions of many types
         raise DataError(f"Expected {key} in {file} but it cannot be read ({error}); restore the file.") from error
+
+
+def _check_mat(content: bytes) -> None:
+    """Raises a ValueError for a MATLAB file whose compressed variables grow too large; loadmat unpacks them whole.
+
+    A file of version 5 has a header of 128 bytes, whose last two say the order of bytes, and then variables: their kind, their
+    length, and as many bytes. Version 4, which has a zero among its first four bytes, is not compressed.
+    """
+    order = "<" if content[126:128] == b"IM" else ">"  # as scipy takes it
+    place, total = len(content) if 0 in content[:4] else 128, 0
+    while place + 8 <= len(content):
+        kind, length = struct.unpack_from(f"{order}II", content, place)
+        place += 8
+        if kind == COMPRESSED:
+            total += len(zlib.decompressobj().decompress(content[place : place + length], LARGEST_MAT + 1 - total))
+        if total > LARGEST_MAT:
+            raise ValueError(f"it grows to more than {LARGEST_MAT / 2**20:.0f} MiB")
+        place += length
 
 
 def numbers(cells: list[str], file: Path, row: int) -> NDArray[np.float64]:

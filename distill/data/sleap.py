@@ -202,9 +202,30 @@ def _check_hdf5(file: Path) -> None:
                 elif isinstance(found, h5py.Dataset) and (found.is_virtual or found.external):
                     raise ValueError(f"its table {found.name} lies in other files")
                 elif isinstance(found, h5py.Dataset) and not EMBEDDED.fullmatch(found.name):
-                    total += (found.size or 0) * found.dtype.itemsize
+                    total += _unpacked(found)
     if total > LARGEST:
         raise ValueError(f"its tables grow to {total / 2**20:.0f} MiB, more than {LARGEST / 2**20:.0f}")
+
+
+def _unpacked(table: Any) -> int:
+    """Returns the bytes that a table takes in memory.
+
+    Texts lie outside of their table, uncompressed, and any number of rows may refer to the same one.
+
+    Raises:
+        ValueError: when it holds more than :data:`MOST_OBJECTS` texts, or something else that lies outside of it.
+    """
+    if not table.dtype.hasobject:
+        return (table.size or 0) * table.dtype.itemsize
+    if (table.size or 0) > MOST_OBJECTS or table.dtype.kind != "O":
+        raise ValueError(f"its table {table.name} holds more than {MOST_OBJECTS} texts, or texts beside numbers")
+    total = 0
+    for place in np.ndindex(table.shape or ()):
+        value = table[place]
+        total += value.nbytes if isinstance(value, np.ndarray) else len(value)
+        if total > LARGEST:
+            break
+    return total
 
 
 def _sleap_io(file: Path) -> Any:

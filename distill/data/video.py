@@ -61,6 +61,7 @@ def read_frames(path: str | Path, every: int = 1) -> Iterator[Frame]:
                     f"Expected frames of at most {LARGEST_FRAME / 1e6:.0f} megapixels but {path} has {stream.width} x "
                     f"{stream.height} px; make it smaller."
                 )
+            stream.codec_context.options = {"max_pixels": str(LARGEST_FRAME)}  # later frames may have other sizes
             for number, frame in enumerate(video.decode(stream)):
                 if number % every == 0:
                     pixels = np.rot90(

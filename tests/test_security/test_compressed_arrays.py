@@ -2,17 +2,22 @@
 
 import io
 import resource
+import struct
 import time
 import zipfile
 import zlib
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from numpy.lib import format as npy
+from scipy.io import savemat
 
 from distill.core.errors import DataError
 from distill.data.npz import NpzFile
+from distill.data.readers import read_mat
 from distill.data.tracks import read_tracks
+from distill.data.video import read_frames
 from distill.matchers.stored_predictions import Predictions
 
 MEBIBYTE = 2**20
@@ -179,3 +184,55 @@ def test_tables_of_sleap_that_grow_too_large_or_lie_elsewhere_are_refused(tmp_pa
     with h5py.File(tmp_path / "outside.slp", "w") as file:
         file.create_dataset("points", (4,), "<f8", external=[("/etc/hostname", 0, 32)])
     refuse(lambda path: read_slp(path, ["a.png"]), tmp_path / "outside.slp", "lies in other files")
+
+
+def test_texts_of_sleap_that_many_rows_share_are_refused(tmp_path, monkeypatch):
+    pytest.importorskip("sleap_io")
+    import h5py
+
+    from distill.data.sleap import read_slp
+
+    monkeypatch.setattr("distill.data.sleap.LARGEST", 2**25)
+    path, rows = tmp_path / "shared.slp", 600
+    with h5py.File(path, "w") as file:
+        table = file.create_dataset("videos_json", (rows,), h5py.string_dtype())
+        table[0] = "x" * 100_000
+        start = table.id.get_offset()
+    content = bytearray(path.read_bytes())
+    content[start : start + 16 * rows] = content[start : start + 16] * rows  # length and address of the text
+    path.write_bytes(content)
+    refuse(lambda path: read_slp(path, ["a.png"]), path, "grow to 32 MiB, more than 32")
+    with h5py.File(tmp_path / "many.slp", "w") as file:
+        file.create_dataset("tracks_json", (10**8,), h5py.string_dtype(), chunks=(10**5,), compression="gzip")
+    refuse(lambda path: read_slp(path, ["a.png"]), tmp_path / "many.slp", "tracks_json holds more than 100000 texts")
+
+
+@pytest.mark.parametrize(("mark", "order"), [(b"IM", "<"), (b"MI", ">"), (b"??", ">")])
+def test_a_matlab_file_that_grows_too_large_is_refused(tmp_path, mark, order):
+    """Also where another variable does than the one that is asked for."""
+    packer = zlib.compressobj(9)
+    zeros = b"".join(packer.compress(bytes(MEBIBYTE)) for _ in range(100)) + packer.flush()
+    savemat(tmp_path / "small.mat", {"kps": np.ones((3, 2))}, do_compression=True)
+    content = (tmp_path / "small.mat").read_bytes()
+    assert read_mat(tmp_path / "small.mat", "kps").tolist() == [[1, 1]] * 3
+    savemat(tmp_path / "old.mat", {"kps": np.ones((30, 2))}, format="4")
+    assert read_mat(tmp_path / "old.mat", "kps").tolist() == [[1, 1]] * 30
+    honest = content if order == "<" else content[:126] + mark
+    (tmp_path / "large.mat").write_bytes(honest + struct.pack(f"{order}II", 15, len(zeros)) + zeros)
+    refuse(lambda path: read_mat(path, "kps"), tmp_path / "large.mat", "grows to more than 16 MiB")
+
+
+def test_a_later_frame_of_a_video_that_is_larger_than_the_first_is_refused(tmp_path, monkeypatch):
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "a.avi"), "w", format="avi") as video:
+        for number, side in enumerate((64, 256)):
+            stream = video.add_stream("mjpeg", rate=5) if number == 0 else av.CodecContext.create("mjpeg", "w")
+            stream.width, stream.height, stream.pix_fmt, stream.time_base = side, side, "yuvj420p", Fraction(1, 5)
+            frame = av.VideoFrame.from_ndarray(np.zeros((side, side, 3), np.uint8), format="rgb24")
+            for packet in [*stream.encode(frame), *stream.encode(None)]:
+                packet.stream, packet.pts, packet.dts = video.streams.video[0], number, number
+                video.mux(packet)
+    assert [frame.pixels.shape[0] for frame in read_frames(tmp_path / "a.avi")] == [64, 256]
+    monkeypatch.setattr("distill.data.video.LARGEST_FRAME", 10_000)
+    with pytest.raises(DataError, match="Expected a whole video at .*a.avi but it cannot be read"):
+        list(read_frames(tmp_path / "a.avi"))
