@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from distill.core.errors import ConfigError
 
-NO_CATEGORY = "object"  # of an image whose file names none
+NO_CATEGORY = "object"  # of an image that lies in no sub-folder, and whose file names none
 MARGIN = 0.1  # of the longer side of the box around the points
 UPLOADED = re.compile(r"[0-9a-f]{8}-")  # what Label Studio writes in front of the name of an uploaded file
 
@@ -46,6 +46,11 @@ class ImageKeypoints:
             min(float(width), max(xs) + margin),
             min(float(height), max(ys) + margin),
         )
+
+
+def category_of(name: str) -> str:
+    """Returns the category of an image whose file names none: its sub-folder, or ``NO_CATEGORY`` without one."""
+    return name.rpartition("/")[0] or NO_CATEGORY
 
 
 def check_threshold(unsure: float) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from distill.data.images import SUFFIXES
-from distill.data.keypoints import ImageKeypoints, NameFinder
+from distill.data.keypoints import ImageKeypoints, NameFinder, category_of
 
 LOCAL = "/data/local-files/?d="  # how Label Studio names files of its local storage
 SHOWN_WIDTH = 0.5  # of a point, in percent of the image's width
@@ -98,7 +98,7 @@ def _read(name: str, regions: list[dict[str, Any]]) -> ImageKeypoints:
         if not (0 <= x <= 100 and 0 <= y <= 100):
             raise ValueError(f"{part} of {name} lies at ({x:g}, {y:g}) percent of the image")
         points[str(part)] = (x / 100 * width, y / 100 * height)
-    return ImageKeypoints(points, size=(height, width))
+    return ImageKeypoints(points, size=(height, width), category=category_of(name))
 
 
 def _write(image: ImageKeypoints, by_matcher: bool) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from distill.core.errors import DataError
 from distill.data.coco import is_coco, read_coco_images
 from distill.data.json_values import entry_of, numbers_in, object_in, shown
-from distill.data.keypoints import NO_CATEGORY, ImageKeypoints
+from distill.data.keypoints import ImageKeypoints, category_of
 from distill.data.label_studio import is_label_studio, read_label_studio
 from distill.data.readers import numbers, read_csv, read_json
 from distill.data.sleap import read_deeplabcut, read_slp
@@ -90,28 +90,30 @@ def read_points_file(file: Path, known: list[str], by_person: bool = False, root
 def read_keypoints(file: Path, known: list[str], root: Path | None = None) -> PointsFile:
     """Reads a file of points with all that a matcher set; arguments and errors are those of :func:`read_points_file`.
 
-    Where the format names no category, it is the image's sub-folder.
+    Where the file names no category, it is the image's sub-folder.
     """
     if file.suffix.lower() == ".slp":
-        found = PointsFile(file, _told(file, lambda: read_slp(file, known)), exact_boxes=False)
-    elif file.suffix.lower() == ".json":
+        return PointsFile(file, _told(file, lambda: read_slp(file, known)), exact_boxes=False)
+    if file.suffix.lower() == ".json":
         what = 'points as {"<folder>/<image>": {"points": {"<part>": [x, y]}}}, or a format of annotation tools,'
-        found = read_json(file, lambda content: _parse(file, content, known), what, "correct it")
-    elif _is_deeplabcut(file):
-        found = PointsFile(file, _told(file, lambda: read_deeplabcut(file, known)), exact_boxes=False)
-    else:
-        found = PointsFile(file, _read_csv(file))
+        return read_json(file, lambda content: _parse(file, content, known, root), what, "correct it")
+    if _is_deeplabcut(file):
+        return PointsFile(file, _told(file, lambda: read_deeplabcut(file, known)), exact_boxes=False)
+    return _in_folder(file, _read_csv(file), known, root)
+
+
+def _in_folder(file: Path, images: dict[str, ImageKeypoints], known: list[str], root: Path | None) -> PointsFile:
+    """Returns what one of our own formats says, by the names of the images in the folder, and with their categories."""
     if root is not None:
-        _leave_out_root(found.images, set(known), f"{Path(os.path.abspath(root)).name}/")
-    unknown = sorted(found.images.keys() - set(known))
+        _leave_out_root(images, set(known), f"{Path(os.path.abspath(root)).name}/")
+    unknown = sorted(images.keys() - set(known))
     if unknown:
         raise DataError(
             f"Expected images of the folder in {file} but there is no {unknown[0]}; name them relative to the folder."
         )
-    for name, image in found.images.items():
-        if image.category == NO_CATEGORY and "/" in name:
-            image.category = name.rpartition("/")[0]
-    return found
+    for name, image in images.items():
+        image.category = category_of(name)
+    return PointsFile(file, images)
 
 
 def _leave_out_root(images: dict[str, ImageKeypoints], known: set[str], front: str) -> None:
@@ -138,13 +140,13 @@ def _is_deeplabcut(file: Path) -> bool:
         return False  # the reader of CSV says what is wrong
 
 
-def _parse(file: Path, content: Any, known: list[str]) -> PointsFile:
+def _parse(file: Path, content: Any, known: list[str], root: Path | None) -> PointsFile:
     if is_coco(content):
         return PointsFile(file, read_coco_images(content, known), exact_boxes=False)
     if is_label_studio(content):
         return PointsFile(file, read_label_studio(content, known), exact_boxes=False)
     entries = object_in(content, "the file")
-    return PointsFile(file, {name: _entry(name, entry) for name, entry in entries.items()})
+    return _in_folder(file, {name: _entry(name, entry) for name, entry in entries.items()}, known, root)
 
 
 def _entry(name: str, content: Any) -> ImageKeypoints:

@@ -24,7 +24,7 @@ import numpy as np
 
 from distill.core.errors import DataError
 from distill.data.coco import PIXEL_CENTRE
-from distill.data.keypoints import NO_CATEGORY, ImageKeypoints, NameFinder, parts_by_category
+from distill.data.keypoints import ImageKeypoints, NameFinder, category_of, parts_by_category
 
 SCORER = "distill"  # DeepLabCut's name for whoever labelled
 LARGEST = 2**29
@@ -165,7 +165,7 @@ def _images(labels: Any, sleap_io: Any, known: Iterable[str]) -> dict[str, Image
             if given.keys() & points.keys() or (instance in people and len(people) > 1):
                 raise ValueError(f"{files[frame.frame_idx]} has two instances; crop one image for each object")
             points |= given
-            image.category = str(instance.skeleton.name or NO_CATEGORY)
+            image.category = str(instance.skeleton.name or "")
             if instance not in people:
                 rows = {str(row["name"]): row for row in instance.points}
                 image.confidence |= {part: min(1.0, max(0.0, float(rows[part]["score"]))) for part in given}
@@ -174,6 +174,7 @@ def _images(labels: Any, sleap_io: Any, known: Iterable[str]) -> dict[str, Image
             name = find(files[frame.frame_idx])
             if name in found:
                 raise ValueError(f"{name} is labelled in two frames; crop one image for each object")
+            image.category = image.category or category_of(name)
             found[name] = image
     if not found:
         raise ValueError("no frame has points")

@@ -85,7 +85,8 @@ def plan(names: Sequence[str], known: Mapping[str, ImageKeypoints]) -> Plan:
         known: what is annotated, or was set by a matcher.
 
     Raises:
-        DataError: when no photograph has a person's points, all do, or those of one group are of several categories.
+        DataError: when no photograph has a person's points, all do, or those of one group, with those that points are
+            carried to, are of several categories.
     """
     group = {name: name.rpartition("/")[0] for name in names}
     sources: dict[str, list[str]] = defaultdict(list)
@@ -98,18 +99,16 @@ def plan(names: Sequence[str], known: Mapping[str, ImageKeypoints]) -> Plan:
         folder = group[name]
         sources[folder].append(name)
         parts[folder] += [part for part in own if part not in parts[folder]]
-        found = category.setdefault(folder, known[name].category)
-        if found != known[name].category:
-            raise DataError(
-                f"Expected one category in {folder or 'the folder'} but {name} is a {known[name].category} and another is a "
-                f"{found}; make a sub-folder for each category."
-            )
+        category.setdefault(folder, known[name].category)
+        _check_category(name, known[name], category[folder])
     wanted = {}
     for name in names:
         lacking = list(known[name].confidence) if name in known else parts[group[name]]
         lacking = [part for part in parts[group[name]] if part in lacking]
         if lacking and sources[group[name]] != [name]:
             wanted[name] = lacking
+            if name in known:  # of another category it would get a second object for the new points
+                _check_category(name, known[name], category[group[name]])
     if not sources:
         raise DataError("Expected photographs with points that a person set but there are none; annotate one.")
     if not wanted:
@@ -117,6 +116,15 @@ def plan(names: Sequence[str], known: Mapping[str, ImageKeypoints]) -> Plan:
             "Expected photographs that lack points but all have them, or are of kinds without an annotated one."
         )
     return Plan(dict(sources), wanted, group, category)
+
+
+def _check_category(name: str, image: ImageKeypoints, category: str) -> None:
+    """Refuses a photograph that is of another category than an annotated one of its group."""
+    if image.category != category:
+        raise DataError(
+            f"Expected one category in {name.rpartition('/')[0] or 'the folder'} but {name} is a {image.category} and another "
+            f"is a {category}; make a sub-folder for each category, or correct its name in the file of points."
+        )
 
 
 def persons_points(image: ImageKeypoints) -> dict[str, tuple[float, float]]:

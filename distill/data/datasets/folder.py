@@ -26,7 +26,7 @@ from distill.core.errors import ConfigError, DataError, nearest
 from distill.data.annotations import ImageAnnotation, PairAnnotation
 from distill.data.image_config import ImageConfig, ImageOptions
 from distill.data.images import SUFFIXES, read_size, readable_suffixes
-from distill.data.keypoints import NO_CATEGORY
+from distill.data.keypoints import category_of
 from distill.data.pair_list import read_pair_list
 from distill.data.pairs import Threshold
 from distill.data.photograph_pairs import EmptySplit, PhotographPairs, check_split
@@ -146,7 +146,7 @@ class FolderPairs(PhotographPairs):
 
     def _of_small_folder(self, everything: list[str]) -> list[str]:
         """Returns what stands for an empty split: for validation the photographs of training, otherwise none."""
-        largest = max(Counter(_category(name) for name in everything).values(), default=0)
+        largest = max(Counter(category_of(name) for name in everything).values(), default=0)
         if self.split != "val":
             raise EmptySplit(
                 f"Expected {SHARED_FROM} photographs of one category in {self.root}, to set some aside for split "
@@ -159,7 +159,7 @@ class FolderPairs(PhotographPairs):
         return of_split(everything, "train")
 
     def _draw(self, n_pairs: int | None, pairs_per_image: int) -> list[tuple[str, str]]:
-        categories = [_category(name) for name in self.names or ()]
+        categories = [category_of(name) for name in self.names or ()]
         alone = {category for category, count in Counter(categories).items() if count == 1}
         if len(alone) < len(set(categories)):
             self.ignored |= {
@@ -188,7 +188,7 @@ class FolderPairs(PhotographPairs):
         bbox = np.array(known.bbox or (0.0, 0.0, width, height))
         has_size = not file.exact_boxes and known.bbox is not None
         path = self.root / name
-        return ImageAnnotation(path, points, visible, bbox, _category(name), name, file.path, known.size, has_size)
+        return ImageAnnotation(path, points, visible, bbox, category_of(name), name, file.path, known.size, has_size)
 
     def _unknown(self, name: str) -> ImageAnnotation:
         """Returns a target image, whose points are not known."""
@@ -199,7 +199,7 @@ class FolderPairs(PhotographPairs):
     def _whole(self, name: str, points: np.ndarray, size: tuple[int, int]) -> ImageAnnotation:
         bbox = np.array([0.0, 0.0, size[1], size[0]])
         visible = np.ones(len(points), bool)
-        return ImageAnnotation(self.root / name, points, visible, bbox, _category(name), name, self.root)
+        return ImageAnnotation(self.root / name, points, visible, bbox, category_of(name), name, self.root)
 
 
 VALIDATED_FROM = 4  # photographs that a category needs for two of them to be set aside for validation
@@ -217,7 +217,7 @@ def of_split(names: list[str], split: str) -> list[str]:
         return names
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        groups[_category(name)].append(name)
+        groups[category_of(name)].append(name)
     chosen: set[str] = set()
     for group in groups.values():
         ordered = sorted(group, key=_digest)
@@ -300,10 +300,6 @@ def _why_ignored(name: str) -> str:
         return "its name is not UTF-8"
     is_image = Path(name).suffix.lower() in SUFFIXES
     return "this image format cannot be read here; HEIC needs pillow-heif" if is_image else "no image"
-
-
-def _category(name: str) -> str:
-    return name.partition("/")[0] if "/" in name else NO_CATEGORY
 
 
 def _digest(name: str) -> str:

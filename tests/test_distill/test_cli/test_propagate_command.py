@@ -113,6 +113,36 @@ def test_a_tools_coco_file_comes_out_valid_and_with_all_it_held(layout):
         )
 
 
+def test_a_category_called_object_is_taken_as_a_category(layout, capsys):
+    """It stands for none where a file has no categories; in COCO's format it is one, which match writes."""
+    photos = layout / "photos"
+    files = [f"src={photos}/cup/a.png", f"trg={photos}/cup/b.png", "points=[[22.5,16.5],[40.5,24.5]]"]
+    assert main(["match", *files, *MATCHER, "unsure=0", f"run.dir={layout}/match"]) == 0
+    points = layout / "match/keypoints.json"
+    for run in ("out", "again"):  # what it writes is its own input, too
+        assert propagate(layout, f"points={points}", "unsure=0", run=run) == 0
+        points = layout / run / "keypoints.json"
+        written = json.loads(points.read_text())
+        assert [category["name"] for category in written["categories"]] == ["object"]
+        assert sorted(annotation["image_id"] for annotation in written["annotations"]) == [1, 2, 3]
+        assert set(read_points_file(points, list(SHIFTS)).images) == {"cup/a.png", "cup/b.png", "cup/c.png"}
+    data = ["data=folder", f"data.root={photos}", f"data.points={points}"]
+    assert main(["data", "check", *data]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("by_person", [True, False])
+def test_photographs_of_a_kind_have_one_category(layout, capsys, by_person):
+    """A photograph of another one would get a second object, beside that which the file has, and no reader takes two."""
+    assert propagate(layout, f"points={layout}/cvat.json") == 0
+    written = json.loads((layout / "out/keypoints.json").read_text())
+    written["categories"].append({"id": 7, "name": "mug", "keypoints": list(POINTS), "skeleton": []})
+    (of_b,) = [a for a in written["annotations"] if a.get("keypoint_confidence") and a["image_id"] == 12]
+    of_b |= {"category_id": 7} | ({"keypoint_confidence": [None] * 3} if by_person else {})
+    (layout / "two.json").write_text(json.dumps(written))
+    assert propagate(layout, f"points={layout}/two.json", run="again") == 2
+    assert "Expected one category in cup but cup/b.png is a mug and another is a cup" in capsys.readouterr().err
+
+
 def test_more_sources_vote_and_what_a_matcher_set_before_is_no_source(layout):
     assert propagate(layout, f"points={layout}/cvat.json") == 0
     written = json.loads((layout / "out/keypoints.json").read_text())

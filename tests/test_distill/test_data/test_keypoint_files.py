@@ -3,6 +3,7 @@
 import io
 import json
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -276,6 +277,27 @@ def test_label_studios_tasks_are_read_by_their_images_address(tmp_path):
         file.write_text(json.dumps([task("cat/a.jpg", *wrong)]))
         with pytest.raises(DataError, match=message):
             read_points_file(file, known)
+
+
+def test_files_that_name_no_category_get_it_from_the_sub_folder(layout):
+    """Also where a file names images with the folder's own name in front, which is none of its categories."""
+    known = list(keypoints())
+    for format_, name in (("label_studio", "tasks.json"), ("deeplabcut", "CollectedData.csv")):
+        write_keypoints(keypoints(), layout, layout / name, format_)
+        found = read_keypoints(layout / name, known).images
+        assert (found["cat/a.jpg"].category, found["dog/a.jpg"].category) == ("cat", "dog"), format_
+    (layout / "points.csv").write_text("image,part,x,y\ncat/a.jpg,nose,1,2\n")
+    assert read_keypoints(layout / "points.csv", known).images["cat/a.jpg"].category == "cat"
+    (layout / "cat/points.json").write_text('{"cat/a.jpg": {"points": {"nose": [1, 2]}}}')
+    assert read_keypoints(layout / "cat/points.json", ["a.jpg"], layout / "cat").images["a.jpg"].category == "object"
+
+
+@pytest.mark.parametrize("format_", ["coco", "sleap"])
+def test_a_category_that_a_file_names_stays_whatever_it_is_called(format_, layout):
+    file = layout / f"kps{FORMATS[format_]}"
+    called = {name: replace(image, category="object") for name, image in keypoints().items()}
+    write_keypoints(called, layout, file, format_)
+    assert {image.category for image in read_keypoints(file, list(called)).images.values()} == {"object"}
 
 
 def test_safe_names_are_distinct():
