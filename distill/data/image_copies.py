@@ -38,6 +38,9 @@ def copy_image(source: Path, target: Path, exif_orientation: bool) -> None:
 def safe_names(names: Iterable[str], suffix: str | None = None) -> dict[str, str]:
     """Returns for each "folder/file" a name of letters, digits, dots and underscores only; none twice.
 
+    Capitals and small letters count as the same. Two files of a folder differ before their ending too, because other programs
+    find the annotation of "a.png" as "a.txt".
+
     Args:
         names: relative to a folder.
         suffix: of the new names; without it that of the old ones.
@@ -47,13 +50,12 @@ def safe_names(names: Iterable[str], suffix: str | None = None) -> dict[str, str
     for name in names:
         path = Path(name)
         stem = "/".join(re.sub(r"[^A-Za-z0-9_]", "_", part) for part in path.with_suffix("").parts)
-        ending, number = suffix or path.suffix.lower(), 1
-        candidate = stem + ending
+        candidate, number = stem, 1
         while candidate.lower() in taken:
             number += 1
-            candidate = f"{stem}_{number}{ending}"
+            candidate = f"{stem}_{number}"
         taken.add(candidate.lower())
-        found[name] = candidate
+        found[name] = candidate + (suffix or path.suffix.lower())
     return found
 
 

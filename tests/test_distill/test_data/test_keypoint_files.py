@@ -150,6 +150,20 @@ def test_yolo_pose_has_fractions_and_visibilities(layout, tmp_path):
     assert (tmp_path / "yolo/images/val/cat/b.png").read_bytes() == (layout / "cat/b.png").read_bytes()
 
 
+def test_yolo_pose_has_a_label_for_each_of_two_photographs_that_differ_in_their_ending(layout, tmp_path):
+    """YOLO's programs look for the label of an image under its name with the ending .txt."""
+    images = {name: keypoints()["dog/a.jpg"] for name in ("cat/a.jpg", "cat/a.PNG", "cat/b.png")}
+    images["cat/a.PNG"] = replace(images["cat/a.PNG"], points={"nose": (45.0, 30.0)})
+    Image.open(layout / "cat/a.jpg").save(layout / "cat/a.PNG")
+    write_keypoints(images, layout, tmp_path / "yolo", "yolo_pose")
+    copies = sorted((tmp_path / "yolo/images/train/cat").iterdir())
+    assert [copy.name for copy in copies] == ["a.jpg", "a_2.png", "b.png"]
+    labels = [tmp_path / "yolo/labels/train/cat" / f"{copy.stem}.txt" for copy in copies]
+    assert len(list(labels[0].parent.iterdir())) == 3
+    noses = [[float(cell) for cell in label.read_text().split()[5:7]] for label in labels]
+    np.testing.assert_allclose(noses, [[1.5 / 60, 2.5 / 40], [45 / 60, 30 / 40], [1.5 / 60, 2.5 / 40]], atol=1e-6)
+
+
 def test_copies_of_turned_photographs_are_upright(layout, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
