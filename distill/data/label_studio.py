@@ -10,7 +10,7 @@ What a person set stands under ``annotations``; what a matcher set stands under 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from distill.data.images import SUFFIXES
 from distill.data.keypoints import ImageKeypoints, NameFinder, category_of
@@ -53,13 +53,15 @@ def read_label_studio(content: list[dict[str, Any]], known: Iterable[str]) -> di
 def write_label_studio(images: Mapping[str, ImageKeypoints]) -> list[dict[str, Any]]:
     """Returns the content of a file that Label Studio imports; images are named as files of its local storage.
 
+    The names are percent-encoded, as Label Studio does it: in an address "+" is a space, and "#", "&" and "%" end or begin something.
+
     Args:
         images: by name; each needs a ``size``.
     """
     return [
         {
             "id": number,
-            "data": {"image": LOCAL + name},
+            "data": {"image": LOCAL + quote(name)},
             "annotations": [{"result": list(_write(image, by_matcher=False))}],
             "predictions": [{"result": list(_write(image, by_matcher=True))}] if image.confidence else [],
         }

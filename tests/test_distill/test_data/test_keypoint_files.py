@@ -21,6 +21,7 @@ from distill.data.datasets.spair71k import SPairPairs
 from distill.data.image_copies import safe_names
 from distill.data.keypoint_files import FORMATS, check_format, write_keypoints
 from distill.data.keypoints import ImageKeypoints
+from distill.data.label_studio import read_label_studio, write_label_studio
 from distill.data.points_file import read_keypoints, read_points_file
 from distill.data.readers import read_json
 
@@ -97,6 +98,17 @@ def test_label_studio_has_persons_points_as_annotations_and_a_matchers_as_predic
     frame = labelstudio.parse_tasks(tasks[:1], labelstudio.infer_nodes(tasks[:1]))[0]
     theirs = dict(zip(frame.instances[0].skeleton.node_names, frame.instances[0].numpy().tolist(), strict=True))
     assert theirs["nose"] == pytest.approx([10.25, 12.5])
+
+
+def test_label_studio_gets_addresses_whose_points_come_back_to_their_photographs():
+    """In an address "+" is a space: the points of "a+b.jpg" came back as those of "a b.jpg"."""
+    others = ["cat/a b.jpg", "cat/100%.jpg", "cat/ab.jpg", "b.jpg"]
+    names = ["cat/a+b.jpg", "cat/100%25.jpg", "cat/a#b.jpg", "R&D=1;2/a?d=b.jpg", "кот/ü ö.jpg"]
+    images = {n: ImageKeypoints({"nose": (float(x), 1.0)}, size=SIZE) for x, n in enumerate(names, start=1)}
+    tasks = write_label_studio(images)
+    assert tasks[0]["data"]["image"] == "/data/local-files/?d=cat/a%2Bb.jpg"
+    found = read_label_studio(tasks, [*others, *names])
+    assert {name: image.points for name, image in found.items()} == {n: close(i.points) for n, i in images.items()}
 
 
 def test_deeplabcuts_file_is_read_again_without_what_is_unsure(layout):
