@@ -2,8 +2,8 @@
 
 import re
 import shutil
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Collection
+from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
@@ -35,27 +35,38 @@ def copy_image(source: Path, target: Path, exif_orientation: bool) -> None:
         read_rgb(source, exif_orientation).save(target, quality=JPEG_QUALITY)
 
 
-def safe_names(names: Iterable[str], suffix: str | None = None) -> dict[str, str]:
+def safe_names(names: Collection[str], suffix: str | None = None) -> dict[str, str]:
     """Returns for each "folder/file" a name of letters, digits, dots and underscores only; none twice.
 
-    Capitals and small letters count as the same. Two files of a folder differ before their ending too, because other programs
-    find the annotation of "a.png" as "a.txt".
+    Capitals and small letters count as the same. Folders stay apart, because their names may be categories. Two files of a
+    folder differ before their ending too, because other programs find the annotation of "a.png" as "a.txt".
 
     Args:
         names: relative to a folder.
         suffix: of the new names; without it that of the old ones.
     """
-    found: dict[str, str] = {}
+    paths = {name: PurePosixPath(name) for name in names}
     taken: set[str] = set()
-    for name in names:
-        path = Path(name)
-        stem = "/".join(re.sub(r"[^A-Za-z0-9_]", "_", part) for part in path.with_suffix("").parts)
-        candidate, number = stem, 1
-        while candidate.lower() in taken:
-            number += 1
-            candidate = f"{stem}_{number}"
-        taken.add(candidate.lower())
-        found[name] = candidate + (suffix or path.suffix.lower())
+    folders = {PurePosixPath(): ""}
+    for folder in sorted({above for path in paths.values() for above in path.parents[:-1]}):
+        folders[folder] = _distinct(folders[folder.parent] + _plain(folder.name), taken) + "/"
+    return {
+        name: _distinct(folders[path.parent] + _plain(path.stem), taken) + (suffix or path.suffix.lower())
+        for name, path in paths.items()
+    }
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_]", "_", text)
+
+
+def _distinct(name: str, taken: set[str]) -> str:
+    """Returns ``name``, with a number behind it if it is ``taken``, which what is returned is added to in small letters."""
+    found, number = name, 1
+    while found.lower() in taken:
+        number += 1
+        found = f"{name}_{number}"
+    taken.add(found.lower())
     return found
 
 

@@ -6,6 +6,8 @@ and ``JPEGImages/<category>/*.jpg``, as :mod:`distill.data.datasets.spair71k` re
 Pixel convention: coordinates are written as they are here, the centre of the top-left pixel at (0.5, 0.5), and
 ``data=spair71k`` reads them as they stand. SPair-71k's own points are whole numbers of pixels.
 
+Names: other letters than A to Z become underscores, in categories too; those that would be the same are numbered.
+
 The layout has no visibility: a pair lists the points that both images show, and an unsure point is left out. Confidences
 stand in a list of our own, ``confidence``, beside ``kps_ids``; other readers ignore it.
 """

@@ -333,6 +333,21 @@ def test_safe_names_are_distinct():
     assert safe["a b/x-1.jpg"] == "a_b/x_1.jpg" and safe["a b/x 1.png"] == "a_b/x_1_2.jpg"
 
 
+def test_safe_names_keep_folders_apart_whatever_their_order():
+    names = ["пёс/1.jpg", "кот/1.jpg", "кот/2.jpg", "Bär/1.jpg", "Bör/a/1.jpg", "Bör/b/1.jpg", "b_r/1.jpg"]
+    safe = safe_names(names)
+    folders = {name.rpartition("/")[0]: new.rpartition("/")[0] for name, new in safe.items()}
+    assert folders == {
+        "Bär": "B_r",
+        "Bör/a": "B_r_2/a",
+        "Bör/b": "B_r_2/b",
+        "b_r": "b_r_3",
+        "кот": "___",
+        "пёс": "____2",
+    }
+    assert safe["кот/2.jpg"] == "___/2.jpg" and safe_names(names[::-1]) == safe
+
+
 @pytest.mark.parametrize(
     ("format_", "path", "message"),
     [
@@ -364,6 +379,22 @@ def test_an_spair_tree_is_read_again_with_the_same_points(layout):
     assert pair.src.visible.nonzero()[0].tolist() == [number]  # the unsure tail is left out
     np.testing.assert_allclose([pair.src.points[number], pair.trg.points[number]], [(10.25, 12.5), (30, 20)])
     assert pair.src.bbox.tolist() == [0, 4, 35, 40] and pairs[0].pck_threshold > 0
+
+
+def test_an_spair_tree_has_a_category_for_each_that_is_not_named_in_latin_letters(tmp_path):
+    for number, name in enumerate(("кот/1.png", "кот/2.png", "пёс/1.png", "пёс/2.png")):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", SIZE[::-1], (80 * number, 0, 0)).save(tmp_path / "photos" / name)
+    rows = [f"{kind}/{n}.png,{part},{n},2" for kind, part in (("кот", "ear"), ("пёс", "tail")) for n in (1, 2)]
+    (tmp_path / "photos/points.csv").write_text("\n".join(["image,part,x,y", *rows]) + "\n", encoding="utf-8")
+    data = ["data=folder", f"data.root={tmp_path}/photos", "data.split=train", f"to={tmp_path}/tree", "format=spair71k"]
+    assert main(["data", "convert", *data]) == 0
+    pairs = SPairPairs(str(tmp_path / "tree"), split="train", size=32)
+    assert len(pairs) == 4 and not pairs.problems()  # of each category in both directions
+    reds = {annotation.category: set() for annotation in pairs.image_annotations()}
+    for annotation in pairs.image_annotations():
+        reds[annotation.category].add(bool(np.asarray(Image.open(annotation.path))[0, 0, 0] > 120))  # of a dog
+    assert sorted(map(list, reds.values())) == [[False], [True]]
 
 
 def test_what_a_matcher_set_is_converted_with_its_confidence_and_its_unsure_points(layout):
