@@ -87,4 +87,6 @@ def write_keypoints(
 
 def write_json(file: Path, content: Any) -> None:
     """Writes ``content`` to ``file``, which nothing protects from interruption: give it a temporary name."""
-    file.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    # A file name that is not UTF-8 has characters that cannot be encoded; their escapes are JSON's.
+    file.write_text(text, encoding="utf-8", errors="backslashreplace")

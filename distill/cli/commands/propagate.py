@@ -31,11 +31,11 @@ from distill.cli.run_folder import RunFolder
 from distill.core.errors import ConfigError, DataError, nearest
 from distill.core.files import replacing
 from distill.data.coco import is_coco, read_coco_images, write_coco
-from distill.data.images import read_size
+from distill.data.datasets.folder import find_photographs
+from distill.data.images import SUFFIXES, read_size
 from distill.data.json_values import objects_in
 from distill.data.keypoint_files import write_json
 from distill.data.keypoints import ImageKeypoints, check_threshold
-from distill.data.photograph_folder import photographs_in
 from distill.data.points_file import find_points_file, read_keypoints
 from distill.data.readers import read_json
 from distill.evaluation.review import check_review, review_page
@@ -108,7 +108,7 @@ def inputs(cfg: DictConfig) -> tuple[Path, Path, list[str], dict[str, ImageKeypo
     if cfg.root is None:
         raise ConfigError("Expected a folder of photographs but got none; add root=<folder>.")
     root = Path(cfg.root)
-    names = photographs_in(root)
+    names = _photographs(root)
     file = find_points_file(root, cfg.points)
     if file is None:
         raise ConfigError(
@@ -119,6 +119,16 @@ def inputs(cfg: DictConfig) -> tuple[Path, Path, list[str], dict[str, ImageKeypo
         if persons_points(image):
             image.size = _checked_size(root / name, image.size, file)
     return root, file, names, known
+
+
+def _photographs(root: Path) -> list[str]:
+    """Returns the names of photographs in a folder, and tells of those that are left out."""
+    names, ignored = find_photographs(root, "root")
+    left_out = {name: why for name, why in ignored.items() if Path(name).suffix.lower() in SUFFIXES}
+    if left_out:
+        name, why = next(iter(left_out.items()))
+        print(f"left out: {len(left_out)} photographs of the folder, such as {name} ({why})")
+    return names
 
 
 def _checked_size(path: Path, said: tuple[int, int] | None, file: Path) -> tuple[int, int]:

@@ -229,17 +229,21 @@ def of_split(names: list[str], split: str) -> list[str]:
     return [name for name in names if name in chosen]
 
 
-def find_photographs(root: Path) -> tuple[list[str], dict[str, str]]:
+def find_photographs(root: Path, setting: str = "data.root") -> tuple[list[str], dict[str, str]]:
     """Returns the names of photographs, and why other files are ignored, by name.
 
     The photographs are those in the sub-folders of ``root``; where there are none, those directly in it.
+
+    Args:
+        root: the folder.
+        setting: that names it, for messages.
 
     Raises:
         DataError: when there is no photograph.
     """
     if not root.is_dir():
         found = f"{root} is a file" if root.exists() else f"there is none at {root}"
-        raise DataError(f"Expected a folder of photographs in data.root but {found}; correct data.root.")
+        raise DataError(f"Expected a folder of photographs in {setting} but {found}; correct {setting}.")
     names: list[tuple[str, ...]] = []
     direct: list[str] = []
     ignored: dict[str, str] = {}
@@ -268,7 +272,7 @@ def find_photographs(root: Path) -> tuple[list[str], dict[str, str]]:
         )
         raise DataError(
             f"Expected photographs ({', '.join(sorted(readable))}) in {root}, or a sub-folder of them for each category, but "
-            f"found none; give it in data.root{found}."
+            f"found none; give it in {setting}{found}."
         )
     return ["/".join(name) for name in sorted(names)], dict(sorted(ignored.items()))
 

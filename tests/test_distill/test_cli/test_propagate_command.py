@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -14,7 +15,7 @@ from pycocotools.coco import COCO
 
 from distill.__main__ import main
 from distill.core.errors import ConfigError
-from distill.data.coco import write_coco
+from distill.data.coco import read_coco_images, write_coco
 from distill.data.keypoints import ImageKeypoints
 from distill.data.points_file import read_keypoints, read_points_file
 from distill.labels.propagate import PropagateConfig, Propagator, plan
@@ -215,6 +216,46 @@ def test_photographs_directly_in_a_folder_are_of_one_kind(layout):
     assert main(arguments) == 0
     found = read_keypoints(layout / "flat/keypoints.json", ["a.png", "b.png", "c.png"]).images
     assert set(found) == {"a.png", "b.png", "c.png"} and found["b.png"].category == "object"
+
+
+def test_a_photograph_beside_the_sub_folders_is_left_out_as_data_folder_leaves_it_out(layout, capsys):
+    shutil.copy(layout / "photos/cup/a.png", layout / "photos/cover.png")
+    (layout / "photos/points.csv").write_text("image,part,x,y\ncup/a.png,rim,22.5,16.5\n")
+    assert propagate(layout) == 0
+    told = "left out: 1 photographs of the folder, such as cover.png (lies beside the sub-folders, not in one of them)"
+    assert told in capsys.readouterr().out
+    found = read_keypoints(layout / "out/keypoints.json", list(SHIFTS)).images
+    assert set(found) == {"cup/a.png", "cup/b.png", "cup/c.png"}
+
+
+def test_a_folder_without_photographs_is_named_by_the_setting_of_propagate(layout, capsys):
+    (layout / "empty").mkdir()
+    for folder, message in (("empty", "found none; give it in root."), ("cvat.json", "in root but {0} is a file")):
+        assert main(["propagate", f"root={layout / folder}", f"points={layout}/cvat.json", *MATCHER]) == 2
+        assert message.format(layout / folder) in capsys.readouterr().err
+
+
+def test_a_file_name_that_is_no_text_is_left_out_and_corrections_are_written(layout, capsys):
+    name = os.fsdecode(b"K\xe4tzchen.png")  # as old archives have it
+    folder = layout / "photos/cup"
+    shutil.copy(folder / "b.png", folder / name)
+    (layout / "points.csv").write_text("image,part,x,y\na.png,rim,22.5,16.5\n")
+    arguments = [f"root={folder}", f"points={layout}/points.csv", f"run.dir={layout}/out", *MATCHER]
+    assert main(["propagate", *arguments]) == 0
+    assert r"such as K\udce4tzchen.png (its name is not UTF-8)" in capsys.readouterr().out
+    file = layout / "out/keypoints.json"
+    written = json.loads(file.read_text())
+    names = {entry["id"]: entry["file_name"] for entry in written["images"]}
+    assert sorted(names.values()) == ["a.png", "b.png", "c.png"]
+    written["images"].append({"id": 99, "file_name": name, "width": 64, "height": 48})  # as earlier versions wrote it
+    file.write_text(json.dumps(written))
+    chosen = [a for a in written["annotations"] if names[a["image_id"]] == "b.png"]
+    chosen[0] |= {"keypoints": [28, 18, 2], "keypoint_confidence": [None]}
+    (layout / "corrections.json").write_text(json.dumps(written | {"annotations": chosen}))
+    assert main(["propagate", "apply", f"corrections={layout}/corrections.json", f"annotations={file}"]) == 0
+    after = json.loads(file.read_text())
+    assert [entry["file_name"] for entry in after["images"] if entry["id"] == 99] == [name]
+    assert read_coco_images(after, ["a.png", "b.png", "c.png", name])["b.png"].points == {"rim": (28.5, 18.5)}
 
 
 @pytest.mark.parametrize(
