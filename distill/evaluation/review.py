@@ -9,12 +9,12 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from string import Template
 from typing import Any
 
-from distill.core.errors import ConfigError
+from distill.core.errors import ConfigError, DataError
 from distill.data.coco import PIXEL_CENTRE, coco_places
 from distill.data.images import read_rgb
 from distill.data.keypoints import ImageKeypoints
@@ -34,8 +34,8 @@ def check_review(count: int, side: int) -> None:
 
 def review_page(
     root: Path, images: Mapping[str, ImageKeypoints], content: Mapping[str, Any], count: int, side: int
-) -> str:
-    """Returns the HTML of the page.
+) -> tuple[str, list[DataError]]:
+    """Returns the HTML of the page, and the errors of photographs that it lacks because they cannot be read.
 
     Args:
         root: folder of the photographs.
@@ -43,27 +43,24 @@ def review_page(
         content: of the COCO file that holds the same.
         count: how many photographs with a matcher's points are in the page, those with the least sure ones.
         side: the longer side of their pictures, px.
-
-    Raises:
-        DataError: when a photograph cannot be read.
     """
     places = coco_places(content, images)
-    by_matcher = sorted((min(i.confidence.values()), name) for name, i in images.items() if i.confidence)[:count]
-    shown = [name for _, name in by_matcher]
-    sources = [name for name, image in images.items() if image.points and not image.confidence]
+    by_matcher = sorted((min(i.confidence.values()), name) for name, i in images.items() if i.confidence)
+    unread: list[DataError] = []
+    shown = _photos(root, [name for _, name in by_matcher], side, count, unread)
     groups = {_group(name) for name in shown}
-    chosen = [name for name in sources if _group(name) in groups][:EXAMPLES]
+    sources = [n for n, image in images.items() if image.points and not image.confidence and _group(n) in groups]
+    chosen = _photos(root, sources, side // 2, EXAMPLES, unread)
     data = {
         "categories": content["categories"],
-        "photos": [
-            _photo(root, name, side) | {"image": places[name][0], "annotation": places[name][1]} for name in shown
-        ],
-        "sources": [_photo(root, name, side // 2) | {"points": _pixels(images[name])} for name in chosen],
+        "photos": [photo | {"image": places[name][0], "annotation": places[name][1]} for name, photo in shown.items()],
+        "sources": [photo | {"points": _pixels(images[name])} for name, photo in chosen.items()],
     }
     style, script = ((PAGE / f"review.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    return Template((PAGE / "review.html").read_text(encoding="utf-8")).substitute(
+    page = Template((PAGE / "review.html").read_text(encoding="utf-8")).substitute(
         style=style, script=script, style_hash=_hash(style), script_hash=_hash(script), data=json_in_html(data)
     )
+    return page, unread
 
 
 def json_in_html(data: Any) -> str:
@@ -73,6 +70,21 @@ def json_in_html(data: Any) -> str:
 
 def _group(name: str) -> str:
     return name.rpartition("/")[0]
+
+
+def _photos(
+    root: Path, names: Iterable[str], side: int, count: int, unread: list[DataError]
+) -> dict[str, dict[str, Any]]:
+    """Returns the first ``count`` photographs that can be read, by name; the errors of others are added to ``unread``."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in names:
+        if len(found) == count:
+            break
+        try:
+            found[name] = _photo(root, name, side)
+        except DataError as error:
+            unread.append(error)
+    return found
 
 
 def _photo(root: Path, name: str, side: int) -> dict[str, Any]:

@@ -86,7 +86,9 @@ def make(cfg: DictConfig) -> dict[str, Any]:
         content = write_coco(images, _base(file))
         folder.write_json("keypoints.json", content)
         if cfg.review.count:
-            page = review_page(root, images, content, cfg.review.count, cfg.review.side)
+            page, unread = review_page(root, images, content, cfg.review.count, cfg.review.side)
+            for error in unread:
+                print(f"left out of the review: {error}")
             print(f"review: {folder.write_text('review.html', page)}")
     tell(folder, carried, cfg.unsure)
     return content
@@ -99,7 +101,9 @@ def propagate_config(cfg: DictConfig) -> PropagateConfig:
 
 
 def inputs(cfg: DictConfig) -> tuple[Path, Path, list[str], dict[str, ImageKeypoints]]:
-    """Returns the folder, the file of points, the photographs' names, and what the file says of them.
+    """Returns the folder, the file of points, the photographs' names, and what the file says of them, each with its size.
+
+    Photographs without a person's points that cannot be read are left out, and told.
 
     Raises:
         ConfigError: when one is not given.
@@ -114,11 +118,19 @@ def inputs(cfg: DictConfig) -> tuple[Path, Path, list[str], dict[str, ImageKeypo
         raise ConfigError(
             f"Expected points of one or a few photographs of {root} but there are none; add points=<file>."
         )
-    known = dict(read_keypoints(file, names, root).images)
+    known = read_keypoints(file, names, root).images
+    unread = set()
     for name, image in known.items():
         if persons_points(image):
             image.size = _checked_size(root / name, image.size, file)
-    return root, file, names, known
+            continue
+        try:
+            image.size = image.size or read_size(root / name)
+        except DataError as error:
+            print(f"left out: {error}")
+            unread.add(name)
+    names = [name for name in names if name not in unread]
+    return root, file, names, {name: image for name, image in known.items() if name not in unread}
 
 
 def _photographs(root: Path) -> list[str]:

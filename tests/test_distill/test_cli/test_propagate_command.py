@@ -16,6 +16,7 @@ from pycocotools.coco import COCO
 from distill.__main__ import main
 from distill.core.errors import ConfigError
 from distill.data.coco import read_coco_images, write_coco
+from distill.data.keypoint_files import write_keypoints
 from distill.data.keypoints import ImageKeypoints
 from distill.data.points_file import read_keypoints, read_points_file
 from distill.labels.propagate import PropagateConfig, Propagator, plan
@@ -208,6 +209,36 @@ def test_a_photograph_that_cannot_be_read_is_left_out(layout, capsys):
     assert propagate(layout, f"points={layout}/cvat.json") == 0
     assert "left out: Expected an image file but" in capsys.readouterr().out
     assert "cup/c.png" not in read_points_file(layout / "out/keypoints.json", list(SHIFTS)).images
+
+
+def test_a_matchers_points_of_another_kind_are_kept_with_the_size_of_their_photograph(layout, capsys):
+    """SLEAP's files say no sizes; those of photographs to which nothing is carried were missing when all was written."""
+    known = {"cup/a.png": ImageKeypoints(truth("cup/a.png"), category="cup")}
+    for name in ("pot/x.png", "pot/y.png"):
+        known[name] = ImageKeypoints({"lid": (20.0, 10.0)}, category="pot", confidence={"lid": 0.5})
+    write_keypoints(known, layout / "photos", layout / "kps.slp", "sleap")
+    (layout / "photos/pot/y.png").write_text("no image")
+    assert propagate(layout, f"points={layout}/kps.slp") == 0
+    assert capsys.readouterr().out.count("left out: Expected an image file but") == 1
+    written = json.loads((layout / "out/keypoints.json").read_text())
+    sizes = {entry["file_name"]: (entry["height"], entry["width"]) for entry in written["images"]}
+    assert sizes == dict.fromkeys(["cup/a.png", "cup/b.png", "cup/c.png", "pot/x.png"], SIZE)
+    kept = read_keypoints(layout / "out/keypoints.json", list(SHIFTS)).images["pot/x.png"]
+    assert kept.points == {"lid": (20.0, 10.0)} and kept.confidence == {"lid": 0.5}
+
+
+def test_the_review_leaves_out_what_a_file_says_of_a_photograph_that_cannot_be_read(layout, capsys):
+    """A file of COCO says its size, so that the photograph is opened for its picture only, when all has been computed."""
+    content = tools_file()
+    content["images"].append({"id": 13, "width": 64, "height": 48, "file_name": "pot/x.png"})
+    points = {"keypoints": [20, 10, 2, 0, 0, 0, 0, 0, 0], "keypoint_confidence": [0.5, None, None]}
+    content["annotations"].append({"id": 3, "image_id": 13, "category_id": 2, **points})
+    (layout / "with_pot.json").write_text(json.dumps(content))
+    (layout / "photos/pot/x.png").write_text("no image")
+    assert propagate(layout, f"points={layout}/with_pot.json") == 0
+    assert "left out of the review: Expected an image file but" in capsys.readouterr().out
+    assert "pot/x.png" in read_keypoints(layout / "out/keypoints.json", list(SHIFTS)).images
+    assert '"name": "pot/x.png"' not in (layout / "out/review.html").read_text()
 
 
 def test_photographs_directly_in_a_folder_are_of_one_kind(layout):

@@ -39,7 +39,7 @@ def page(tmp_path: Path) -> Path:
         Image.fromarray(pixels).save(tmp_path / name)
     content = write_coco(known())
     (tmp_path / "keypoints.json").write_text(json.dumps(content))
-    (tmp_path / "review.html").write_text(review_page(tmp_path, known(), content, 10, 90))
+    (tmp_path / "review.html").write_text(review_page(tmp_path, known(), content, 10, 90)[0])
     return tmp_path
 
 
@@ -96,6 +96,13 @@ def test_the_page_has_no_sideways_scroll_on_a_small_screen_and_shows_the_example
     assert browser_page.evaluate("document.documentElement.scrollWidth") <= 400
     assert browser_page.inner_text("#source-name") == "rim in cup/a.png"
     assert browser_page.locator("#source circle").get_attribute("cx") == "10.5"
+
+
+def test_a_photograph_that_cannot_be_read_is_told_and_another_one_takes_its_place(page):
+    (page / "cup/c.png").write_text("no image")
+    found, (error,) = review_page(page, known(), write_coco(known()), 1, 90)
+    assert "cup/c.png cannot be read" in str(error)
+    assert '"name": "cup/b.png"' in found and '"name": "cup/c.png"' not in found
 
 
 def test_json_in_a_script_element_is_the_same_json():
