@@ -53,7 +53,7 @@ def follow(cfg: DictConfig, matcher: Matcher, device: str) -> dict[str, Any]:
 
     Raises:
         ConfigError: when targets are given too, or PyAV is not installed.
-        DataError: when the video cannot be read, or has one frame only.
+        DataError: when the video cannot be read, or has no frames.
     """
     if cfg.trg is not None or cfg.dense is not None:
         raise ConfigError(

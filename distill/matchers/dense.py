@@ -50,6 +50,21 @@ def dense_flow(
         resize: see there.
 
     Raises:
+        DataError: see :func:`grid_size`.
+    """
+    h, w = grid_size(src_img, step)
+    src = cell_centres((h, w), image_size(src_img), src_img.new_zeros(0)).cpu()
+    found = [
+        match_images(matcher, src_img, trg_img, part, size, device, resize) for part in src.flatten(0, 1).split(CHUNK)
+    ]
+    trg = torch.cat([answer.trg_kps[0] for answer in found])
+    return Flow(src, trg.view(h, w, 2), torch.cat([answer.confidence[0] for answer in found]).view(h, w))
+
+
+def grid_size(src_img: Tensor, step: int) -> tuple[int, int]:
+    """Returns how many points (h, w) a grid over ``src_img`` has that lie about ``step`` px apart.
+
+    Raises:
         DataError: when ``step`` is no positive whole number, or gives more than 100,000 points.
     """
     if not isinstance(step, int) or isinstance(step, bool) or step < 1:
@@ -63,12 +78,7 @@ def dense_flow(
             f"Expected at most {MOST_POINTS} points but dense={step} gives {h} x {w} of a source of {width} x {height} px; "
             f"set dense={int((height * width / MOST_POINTS) ** 0.5) + 1} or more."
         )
-    src = cell_centres((h, w), (height, width), src_img.new_zeros(0)).cpu()
-    found = [
-        match_images(matcher, src_img, trg_img, part, size, device, resize) for part in src.flatten(0, 1).split(CHUNK)
-    ]
-    trg = torch.cat([answer.trg_kps[0] for answer in found])
-    return Flow(src, trg.view(h, w, 2), torch.cat([answer.confidence[0] for answer in found]).view(h, w))
+    return h, w
 
 
 def warp_target(trg_img: Tensor, flow: Flow, size: tuple[int, int]) -> Tensor:

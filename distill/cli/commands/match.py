@@ -45,6 +45,7 @@ from distill.data.keypoints import ImageKeypoints, check_threshold
 from distill.data.photographs import check_resize
 from distill.data.video import is_video
 from distill.evaluation.pictures import match_panel
+from distill.matchers.dense import grid_size
 from distill.matchers.match_images import match_images
 from distill.system.environment import choose_device
 from distill.system.progress import track
@@ -76,6 +77,8 @@ def run(cfg: DictConfig) -> dict:
     points = read_points(cfg.points, src) if cfg.points is not None else Points(src_img.new_zeros(1, 0, 2), [])
     if cfg.points is not None:
         check_points(points.xy, src_img, "points")
+    if cfg.dense is not None:
+        grid_size(src_img, cfg.dense)  # an error before points are matched
     check_threshold(cfg.unsure)
     files, from_folder = targets(cfg.trg, src)
     device = choose_device(cfg.device)

@@ -96,6 +96,28 @@ def test_what_is_missing_is_told(tmp_path, texture, capsys, given, message):
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["frames=0"], "Expected frames of at least 1 but got 0."),
+        (["frames=-1"], "Expected frames of at least 1 but got -1."),
+        (["frames=2.5"], "Expected a whole number for frames but got 2.5."),
+        (["every=0"], "Expected every to be at least 1 but got 0."),
+    ],
+)
+def test_a_part_of_the_frames_that_is_none_is_refused(clip, tmp_path, capsys, given, message):
+    assert main(["match", f"src={clip}", "points=[[40,30]]", *given, f"run.dir={tmp_path}/out", *MATCHER]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("dense", "message"), [("-1", "at least 1 but got -1"), ("1", "set dense=2 or more")])
+def test_a_grid_that_cannot_be_is_refused_before_points_are_matched(tmp_path, texture, capsys, dense, message):
+    Image.fromarray(texture).resize((400, 400)).save(tmp_path / "a.png")
+    given = [f"src={tmp_path}/a.png", f"trg={tmp_path}/a.png", "points=[[1,1]]", f"dense={dense}"]
+    assert main(["match", *given, f"run.dir={tmp_path}/out", *MATCHER]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_a_video_takes_no_target(clip, tmp_path, capsys):
     assert main(["match", f"src={clip}", f"trg={clip}", "points=[[1,1]]", f"run.dir={tmp_path}/out", *MATCHER]) == 2
     assert "Expected neither trg nor dense where src is a video" in capsys.readouterr().err
