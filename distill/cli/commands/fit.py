@@ -43,8 +43,9 @@ from distill.labels.generate import label
 from distill.matchers.box_relative import BoxRelative
 from distill.training.train import filter_labels, train
 
-OF_WEIGHTS = ("student.onnx", "metrics.json", "report.md", "report.html")
-"""Files of a run that tell of its weights, besides the student's own."""
+OF_WEIGHTS = ("student.onnx", "metrics.json", "report.md", "report.html", "matches.png", "predictions/*.npz")
+"""Patterns of a run's files that tell of its weights, besides the student's own. Those of its course, ``metrics.jsonl`` and
+``matches/``, go on where it is resumed."""
 
 
 def run(cfg: DictConfig) -> Comparison | None:
@@ -129,11 +130,12 @@ def keep(cfg: DictConfig, student: nn.Module, folder: RunFolder, about: Mapping[
     What a resumed run has of earlier weights is removed, whether or not it is made again.
     """
     student, config = finished(student, cfg)
-    old = [name for name in OF_WEIGHTS if (folder / name).exists()]
+    old = [path for pattern in OF_WEIGHTS for path in sorted(folder.path.glob(pattern))]
     if old:
-        print(f"removed: {', '.join(old)}, which belong to earlier weights")
-    for name in old:
-        (folder / name).unlink()
+        names = ", ".join(str(path.relative_to(folder.path)) for path in old)
+        print(f"removed: {names}, which belong to earlier weights")
+    for path in old:
+        path.unlink()
     save_student(student, config, folder / "student.safetensors", about)
     print(f"student: {folder / 'student.safetensors'}")
     if cfg.onnx:

@@ -343,14 +343,19 @@ def test_counts_below_the_least_that_makes_sense_are_refused(verb, key, capsys):
 def test_results_of_earlier_weights_do_not_outlive_a_resumed_run(tmp_path, capsys):
     arguments = ["fit", *SMALL, f"run.dir={tmp_path}/r", "device=cpu", "trainer.accelerator=cpu", "test.n_pairs=0"]
     assert main(arguments) == 0
-    old = ["student.onnx", "metrics.json", "report.md", "report.html"]
-    for name in old:
+    old = ["student.onnx", "metrics.json", "report.md", "report.html", "matches.png"]
+    old += [
+        "predictions/student.npz",
+        "predictions/teacher.npz",
+    ]  # which compare matchers=[...] would score as this run's
+    (tmp_path / "r" / "predictions").mkdir()
+    (tmp_path / "r" / "matches").mkdir(exist_ok=True)
+    for name in [*old, "matches/first.png"]:
         (tmp_path / "r" / name).write_text("of the first epochs")
     assert main([*arguments, "run.resume=true", "trainer.max_epochs=2"]) == 0
-    assert "removed: student.onnx, metrics.json, report.md, report.html, which belong to earlier weights" in (
-        capsys.readouterr().out
-    )
+    assert f"removed: {', '.join(old)}, which belong to earlier weights" in capsys.readouterr().out
     assert not any((tmp_path / "r" / name).exists() for name in old)
+    assert (tmp_path / "r" / "matches" / "first.png").is_file()  # of the run's course
     assert (tmp_path / "r" / "student.safetensors").is_file()
 
 
