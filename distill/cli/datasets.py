@@ -36,6 +36,20 @@ def pairs_of(data: DictConfig, split: str, choice: Mapping[Any, Any]) -> Benchma
         raise
 
 
+def as_trained(data: DictConfig, student: Mapping[str, Any]) -> DictConfig:
+    """Returns ``data`` with images like those that a student was trained on.
+
+    Args:
+        data: the configuration of a data set.
+        student: the configuration in its file: "size", px, and "resize", "squash" without it. Data sets whose images are square
+            have no such setting.
+    """
+    images: dict[Any, Any] = {"size": student["size"]}
+    if "resize" in data:
+        images["resize"] = student.get("resize", "squash")
+    return DictConfig({**data, **images})
+
+
 def check_benchmark(built: Any) -> Benchmark:
     """Returns what a configuration of data built.
 

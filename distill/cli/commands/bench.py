@@ -24,7 +24,7 @@ from distill.bench.loader import loader_rates
 from distill.bench.student import StudentBench, student_rates
 from distill.bench.teacher import measure_variants
 from distill.cli.config import instantiate
-from distill.cli.datasets import pairs_of
+from distill.cli.datasets import as_trained, pairs_of
 from distill.cli.reporting import announce
 from distill.cli.run_folder import RunFolder
 from distill.core.errors import ConfigError
@@ -94,15 +94,14 @@ def _check_batches(batches: Sequence[object]) -> None:
 
 
 def _students(cfg: DictConfig, benchmark: Benchmark) -> list[dict]:
-    size, student = cfg.data.size, None
+    data, student = cfg.data, None
     if cfg.ckpt is not None:
         description, _ = read_student_file(cfg.ckpt)
-        student, size = load_student(cfg.ckpt, cfg.trust), description["size"]
+        student, data = load_student(cfg.ckpt, cfg.trust), as_trained(cfg.data, description)
     wanted = [str(precision) for precision in cfg.precisions]
     unknown = [precision for precision in wanted if precision not in PRECISIONS]
     if unknown:
         raise ConfigError(f"Expected precisions among {list(PRECISIONS)} but got {unknown}; correct precisions=[...].")
-    data = DictConfig({**cfg.data, "size": size})
     pairs = (
         pairs_of(data, cfg.data.split, DictConfig({"n_pairs": cfg.pck_pairs})) if student and cfg.pck_pairs else None
     )
@@ -110,7 +109,7 @@ def _students(cfg: DictConfig, benchmark: Benchmark) -> list[dict]:
     student = student or instantiate(cfg.student)
     threads = [int(number) for number in cfg.threads]
     bench = StudentBench(
-        size,
+        data.size,
         list(cfg.batches),
         cfg.repeats,
         threads,

@@ -1,10 +1,10 @@
 """Write a student as an ONNX file, verified against torch.
 
 The number of pairs and of points is free; the side of the images is the one that the student was trained on. The file's
-answers are compared with the student's, and its PCK on validation pairs of data=; a file that loses more than half a point
-is refused. Where nothing is annotated, PCK counts the file's answers near the student's own. precision=fp16 halves the
-encoder, precision=int8 computes it on 8-bit whole numbers, calibrated on training pairs; give the data that the student
-was trained on.
+answers are compared with the student's, and its PCK on validation pairs of data=, resized as the student's images were; a
+file that loses more than half a point is refused. Where nothing is annotated, PCK counts the file's answers near the
+student's own. precision=fp16 halves the encoder, precision=int8 computes it on 8-bit whole numbers, calibrated on training
+pairs; give the data that the student was trained on.
 
 Examples:
   python -m distill export ckpt=runs/fit/student.safetensors file=student.onnx
@@ -19,7 +19,7 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import nn
 
-from distill.cli.datasets import pairs_of
+from distill.cli.datasets import as_trained, pairs_of
 from distill.core.protocols import Benchmark, Matcher
 from distill.evaluation.label_truth import LabelTruth
 from distill.export.bundle import write_bundle
@@ -51,17 +51,17 @@ def run(cfg: DictConfig) -> Deviation | float | Path:
         folder = Path(cfg.file).parent
         print(f"{folder / ENCODE}, {folder / CORRELATE}: are written, which takes up to a minute", flush=True)
         about = read_about(cfg.ckpt)
-        pairs = gate_pairs(_pairs(cfg, "val", cfg.gate_pairs, size), student, about)
-        calibration = _calibration(cfg, size)
+        pairs = gate_pairs(_pairs(cfg, "val", cfg.gate_pairs, config), student, about)
+        calibration = _calibration(cfg, config)
         differs, gate = export_split(
             student, folder, size, config, cfg.precision, about, pairs, cfg.insist, calibration
         )
         print(f"{folder / ENCODE}, {folder / CORRELATE}: heatmap within {differs:.2g} of its range of torch")
         _tell(gate)
         return differs
-    calibration = _calibration(cfg, size)
+    calibration = _calibration(cfg, config)
     about = read_about(cfg.ckpt)
-    pairs = gate_pairs(_pairs(cfg, "val", cfg.gate_pairs, size), student, about)
+    pairs = gate_pairs(_pairs(cfg, "val", cfg.gate_pairs, config), student, about)
     print(f"{cfg.file}: is written and compared with torch, which takes up to a minute", flush=True)
     deviation = export_student(student, cfg.file, size, config, cfg.precision, calibration, pairs, cfg.insist, about)
     print(
@@ -72,9 +72,9 @@ def run(cfg: DictConfig) -> Deviation | float | Path:
     return deviation
 
 
-def _calibration(cfg: DictConfig, size: int) -> Benchmark | None:
+def _calibration(cfg: DictConfig, config: Mapping[str, Any]) -> Benchmark | None:
     """Returns training pairs for 8 bits, or None for another precision."""
-    return _pairs(cfg, "train", cfg.calibration_pairs, size) if cfg.precision == "int8" else None
+    return _pairs(cfg, "train", cfg.calibration_pairs, config) if cfg.precision == "int8" else None
 
 
 def _tell(gate: Gate | None) -> None:
@@ -112,17 +112,17 @@ def gate_pairs(pairs: Benchmark | None, student: Matcher, about: Mapping[str, An
 def _page(cfg: DictConfig, student: nn.Module, config: dict[str, Any], size: int) -> Path:
     """Writes the web page, and prints how it is looked at."""
     given = None if cfg.examples is None else [str(file) for file in cfg.examples]
-    examples = examples_of(given, _pairs(cfg, "val", 1, size) if given is None else None)
+    examples = examples_of(given, _pairs(cfg, "val", 1, config) if given is None else None)
     print(f"{cfg.page}: is written, which takes up to a minute", flush=True)
     about, runtime = read_about(cfg.ckpt), cfg.onnxruntime_web
-    pairs = gate_pairs(_pairs(cfg, "val", cfg.gate_pairs, size), student, about)
+    pairs = gate_pairs(_pairs(cfg, "val", cfg.gate_pairs, config), student, about)
     folder = write_page(student, cfg.page, size, examples, config, cfg.precision, about, runtime, pairs, cfg.insist)
     print(f"{folder}: a web page for any static host; python -m distill demo page={folder} shows it here")
     return folder
 
 
-def _pairs(cfg: DictConfig, split: str, n_pairs: int, size: int) -> Benchmark | None:
-    """Returns pairs of the data at the student's size, or None for 0 of them."""
+def _pairs(cfg: DictConfig, split: str, n_pairs: int, config: Mapping[str, Any]) -> Benchmark | None:
+    """Returns pairs of the data with images like those that the student of ``config`` was trained on, or None for 0 of them."""
     if not n_pairs:
         return None
-    return pairs_of(DictConfig({**cfg.data, "size": size}), split, DictConfig({"n_pairs": n_pairs}))
+    return pairs_of(as_trained(cfg.data, config), split, DictConfig({"n_pairs": n_pairs}))

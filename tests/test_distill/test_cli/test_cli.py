@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from distill.__main__ import VERBS, main
-from distill.export.student_file import save_student
+from distill.cli.commands import bench, export
+from distill.export.onnx import Deviation
+from distill.export.student_file import read_student_file, save_student, save_tensors
 from student import StudentMatcher
 
 
@@ -103,6 +105,40 @@ def test_export_and_evaluate_of_the_file_agree_with_the_student(tmp_path, ckpt):
         )
         scores.append(json.loads((tmp_path / name / "metrics.json").read_text())["pck"]["point"]["0.15"])
     assert scores[0] == pytest.approx(scores[1], abs=1.0)
+
+
+@pytest.mark.parametrize("resize", ["letterbox", "squash"])
+@pytest.mark.parametrize("verb", ["export", "bench"])
+def test_a_student_is_checked_and_calibrated_on_images_like_those_of_its_training(
+    verb, resize, tmp_path, ckpt, photos, monkeypatch
+):
+    """The photographs have 64 x 48 px: in a square of 32 px, 4 rows above and below are grey where they are letterboxed."""
+    config, weights = read_student_file(ckpt)
+    save_tensors(weights, {**config, "resize": resize}, tmp_path / "s.safetensors")
+    asked = []
+    monkeypatch.setattr(
+        export, "export_student", lambda *given: asked.extend([given[5], given[6]]) or Deviation(0, 0, 0, 0)
+    )
+    monkeypatch.setattr(
+        bench,
+        "student_rates",
+        lambda student, name, given: (
+            asked.extend([given.calibration, given.pairs])
+            or [{"what": "student", "variant": "tiny", "batch": 1, "threads": 1}]
+        ),
+    )
+    data = ["data=folder", f"data.root={photos}", "calibration_pairs=2", f"ckpt={tmp_path}/s.safetensors"]
+    own = {
+        "export": [f"file={tmp_path}/s.onnx", "precision=int8", "gate_pairs=2"],
+        "bench": ["what=[student]", "precisions=[int8]", "pck_pairs=2", f"run.dir={tmp_path}/b"],
+    }
+    assert main([verb, *data, *own[verb]]) == 0
+    assert len(asked) == 2
+    for pairs in asked:
+        image = pairs[0].src_img[0]
+        assert image.shape == (3, 32, 32)
+        borders = torch.cat([image[:, :4], image[:, 28:]], dim=1)
+        assert bool((borders == borders[0, 0, 0]).all()) == (resize == "letterbox")
 
 
 def test_data_describes_and_draws(tmp_path):
