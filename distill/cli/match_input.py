@@ -12,6 +12,7 @@ from torch import Tensor
 
 from distill.core.errors import DataError
 from distill.data.coco import is_coco
+from distill.data.datasets.folder import is_text, shown_name
 from distill.data.images import readable_suffixes
 from distill.data.json_values import is_number, shown
 from distill.data.points_file import read_points_file
@@ -42,7 +43,7 @@ def targets(given: str | ListConfig, src: Path) -> tuple[list[Path], bool]:
         src: the source image.
 
     Raises:
-        DataError: when the list is empty, or the folder has no other image.
+        DataError: when the list is empty, or the folder has no other image whose name is UTF-8; others are told.
     """
     if isinstance(given, ListConfig):
         if not given:
@@ -53,16 +54,48 @@ def targets(given: str | ListConfig, src: Path) -> tuple[list[Path], bool]:
         return [folder], False
     files = (file for file in sorted(folder.iterdir()) if file.is_file() and not file.name.startswith("."))
     images = [file for file in files if file.suffix.lower() in readable_suffixes() and file.resolve() != src.resolve()]
+    for file in images:
+        if not is_text(file.name):
+            print(f"left out: {shown_name(str(file))}: its name is not UTF-8")
+    images = [file for file in images if is_text(file.name)]
     if not images:
         raise DataError(f"Expected images in the folder trg={folder} but found none besides the source; name another.")
     return images, True
+
+
+def check_text(files: list[Path]) -> None:
+    """Raises a DataError for an image whose name, or that of its folder, is not UTF-8: it could not be written."""
+    for name in (text for file in files for text in (str(file), name_with_folder(file))):
+        if not is_text(name):
+            raise DataError(f"Expected names in UTF-8, as what is written is, but got {shown_name(name)}; rename it.")
+
+
+def check_apart(src: Path, files: list[Path]) -> None:
+    """Checks that files of points, which name an image by its folder's name and its own, tell the images apart.
+
+    Args:
+        src: the source image, which may be a target, too.
+        files: the targets.
+
+    Raises:
+        DataError: naming two images of one name.
+    """
+    named: dict[str, Path] = {}
+    for file in (src, *files):
+        name = name_with_folder(file)
+        other = named.setdefault(name, file)
+        if other is not file and not (other is src and file.resolve() == src.resolve()):
+            raise DataError(
+                f"Expected images that differ in the name of their folder or their own, by which points.csv and keypoints.json name "
+                f"them, but {other} and {file} are both {name}; rename one, or leave it out."
+            )
 
 
 def read_points(given: ListConfig | str, src: Path) -> Points:
     """Returns points, given as a list of pairs or as the name of a file.
 
     The file is JSON that holds such a list; or CSV with the columns x, y or part, x, y; or a file of points of a
-    data set, see :mod:`distill.data.points_file`, of which the entry of the source image is taken.
+    data set, see :mod:`distill.data.points_file`, of which the entry of the source image is taken. Parts are each given once.
 
     Args:
         given: the list, or the path.
@@ -89,8 +122,25 @@ def read_points(given: ListConfig | str, src: Path) -> Points:
     if "image" in header:
         return _of_image(file, src, [row[0] for row in rows.values()])
     xy = np.stack([numbers(row[-2:], file, number) for number, row in rows.items()])
-    names = [row[0] if "part" in header else str(index) for index, row in enumerate(rows.values())]
+    names = _parts(rows, file) if "part" in header else [str(index) for index in range(len(rows))]
     return Points(torch.from_numpy(xy).float()[None], names)
+
+
+def _parts(rows: dict[int, list[str]], file: Path) -> list[str]:
+    """Returns the parts that the rows of a CSV file begin with; raises a DataError where one has none, or that of another."""
+    first_row: dict[str, int] = {}
+    for number, (cell, *_) in rows.items():
+        part = cell.strip()
+        if not part:
+            raise DataError(
+                f"Expected the name of a part in row {number} of {file} but got none; write it before x, y."
+            )
+        if part in first_row:
+            raise DataError(
+                f"Expected each part once but row {number} of {file} repeats {part} from row {first_row[part]}; remove a row."
+            )
+        first_row[part] = number
+    return list(first_row)
 
 
 def name_with_folder(image: Path) -> str:
@@ -108,6 +158,9 @@ def _of_image(file: Path, src: Path, images: list[str]) -> Points:
             f"Expected points of {src.name} in {file} but found {len(mine)} entries; it has {sorted(found)[:5]}."
         )
     points = found[mine[0]].points
+    odd = next((part for part in points if not is_text(part)), None)
+    if odd is not None:
+        raise DataError(f"Expected names of parts in UTF-8 in {file} but got {shown_name(odd)}; rename it.")
     return Points(torch.tensor([list(points.values())], dtype=torch.float32), list(points))
 
 

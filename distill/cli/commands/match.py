@@ -2,7 +2,8 @@
 
 Writes matches.json (points in pixels of the files, with confidence), a picture of each target, and points.csv and
 keypoints.json, either of which data=folder reads as data.points. The latter is in COCO's format, for annotation tools: it has
-the confidences, and marks points below unsure= as not visible.
+the confidences, and marks points below unsure= as not visible. Both name an image by its folder's name and its own, which have
+to differ from those of all other images.
 
 Points are pixels of the image as viewers show it: its EXIF orientation is applied. trg is a file, a list of files, or a folder,
 whose images are matched one after the other. points is a list of pairs, or a file: JSON that holds such a list, CSV with the
@@ -31,7 +32,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from distill.cli.config import instantiate
-from distill.cli.match_input import Points, name_with_folder, read_points, targets
+from distill.cli.match_input import Points, check_apart, check_text, name_with_folder, read_points, targets
 from distill.cli.match_more import follow, write_flow
 from distill.cli.match_tracks import follow_tracks
 from distill.cli.reporting import announce
@@ -57,7 +58,8 @@ def run(cfg: DictConfig) -> dict:
     """Matches, writes ``matches.json``, ``points.csv`` and pictures, and returns what the first holds.
 
     Raises:
-        DataError: for images or points that cannot be read, and when no image of a folder of targets can.
+        DataError: for images or points that cannot be read, images of one name, and when no image of a folder of targets can be
+            read.
     """
     src = Path(cfg.src)
     check_resize(cfg.resize)
@@ -81,6 +83,9 @@ def run(cfg: DictConfig) -> dict:
         grid_size(src_img, cfg.dense)  # an error before points are matched
     check_threshold(cfg.unsure)
     files, from_folder = targets(cfg.trg, src)
+    check_text([src, *files])
+    if points.names:
+        check_apart(src, files)
     device = choose_device(cfg.device)
     images = {file: read_image(file) for file in files} if not from_folder else None  # an error before anything is made
     matcher = _matcher(cfg)
@@ -135,7 +140,8 @@ def picture(path: Path, src_img: Tensor, trg_img: Tensor, points: Tensor, rows: 
 def write(folder: RunFolder, src: Path, found: dict[Path, Rows], points: Points) -> dict[str, Any]:
     """Writes ``matches.json`` and ``points.csv``; returns what the former holds.
 
-    Of one target it holds "src", "trg" and "matches", of several "src" and "targets", a list of "trg" and "matches".
+    Of one target it holds "src", "trg" and "matches", of several "src" and "targets", a list of "trg" and "matches". Where the
+    source is a target, too, ``points.csv`` has the points of it that were given, as in :func:`write_keypoints`.
     """
     several = [{"trg": str(file), "matches": rows} for file, rows in found.items()]
     content = {"src": str(src), **(several[0] if len(several) == 1 else {"targets": several})}
@@ -146,7 +152,8 @@ def write(folder: RunFolder, src: Path, found: dict[Path, Rows], points: Points)
     known = [(name, *_rounded(point)) for name, point in zip(points.names, points.xy[0], strict=True)]
     table.writerows((name_with_folder(src), *row) for row in known)
     for file, rows in found.items():
-        table.writerows((name_with_folder(file), row["part"], *row["trg"]) for row in rows)
+        if name_with_folder(file) != name_with_folder(src):
+            table.writerows((name_with_folder(file), row["part"], *row["trg"]) for row in rows)
     folder.write_text("points.csv", text.getvalue())
     return content
 

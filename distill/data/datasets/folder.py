@@ -250,19 +250,19 @@ def find_photographs(root: Path, setting: str = "data.root") -> tuple[list[str],
     readable = readable_suffixes()
     for entry in _visible(root):
         if not entry.is_dir():
-            if _is_text(entry.name) and Path(entry.name).suffix.lower() in readable:
+            if is_text(entry.name) and Path(entry.name).suffix.lower() in readable:
                 direct.append(entry.name)
             else:
-                ignored[_shown(entry.name)] = _why_ignored(entry.name)
+                ignored[shown_name(entry.name)] = _why_ignored(entry.name)
             continue
         for file in _visible(entry.path):
             name = f"{entry.name}/{file.name}"
-            if _is_text(name) and file.is_dir():
+            if is_text(name) and file.is_dir():
                 ignored[f"{name}/"] = "folders in a sub-folder are not read"
-            elif _is_text(name) and Path(file.name).suffix.lower() in readable:
+            elif is_text(name) and Path(file.name).suffix.lower() in readable:
                 names.append((entry.name, file.name))
             else:
-                ignored[_shown(name)] = _why_ignored(name)
+                ignored[shown_name(name)] = _why_ignored(name)
     if names:
         ignored |= dict.fromkeys(direct, "lies beside the sub-folders, not in one of them")
     names = names or [(name,) for name in direct]
@@ -285,7 +285,8 @@ def _visible(folder: str | Path) -> Iterable[os.DirEntry[str]]:
         return []
 
 
-def _is_text(name: str) -> bool:
+def is_text(name: str) -> bool:
+    """Returns whether a file's name can be printed and written in UTF-8, which old archives' need not be."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -293,14 +294,14 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def _shown(name: str) -> str:
+def shown_name(name: str) -> str:
     """Returns a name that can be printed and written, whatever its bytes are."""
-    return name if _is_text(name) else name.encode("ascii", "backslashreplace").decode()
+    return name if is_text(name) else name.encode("ascii", "backslashreplace").decode()
 
 
 def _why_ignored(name: str) -> str:
     """Returns why a file that cannot be read as an image is left out."""
-    if not _is_text(name):
+    if not is_text(name):
         return "its name is not UTF-8"
     is_image = Path(name).suffix.lower() in SUFFIXES
     return "this image format cannot be read here; HEIC needs pillow-heif" if is_image else "no image"

@@ -1,4 +1,6 @@
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,6 +75,9 @@ def test_points_may_come_from_a_file(name, text, names, points, images):
         ("p.json", '[["1", "2"]]', "Expected points as"),
         ("p.json", '{"a.png": {"point": {"eye": [1, 2]}}}', "the key 'points' is missing from the entry of a.png"),
         ("p.json", "5", "Expected points as"),
+        ("p.json", '{"a.png": {"points": {"\\ud800": [1, 2]}}}', "names of parts in UTF-8"),
+        ("p.csv", "part,x,y\neye,1,2\neye,3,4\n", "p.csv repeats eye from row 2; remove a row."),
+        ("p.csv", "part,x,y\neye,1,2\n ,3,4\n", "Expected the name of a part in row 3"),
         ("p.pkl", "cos\nsystem\n(S'true'\ntR.", "pickles run code and are not read"),
     ],
 )
@@ -144,6 +149,44 @@ def test_a_list_of_targets_must_be_readable_as_a_whole(images, capsys):
     assert "none.png cannot be read" in capsys.readouterr().err and not (images / "out").exists()
     assert run(images, f"trg=[{images}/b.png,{images}/a.png]", "points=[[1,1]]") == 0
     assert len(json.loads((images / "out" / "matches.json").read_text())["targets"]) == 2
+
+
+def test_images_that_files_of_points_cannot_tell_apart_are_refused(images, capsys):
+    """points.csv had three rows of cat/1.png, which data=folder refuses, and keypoints.json the source's points alone."""
+    for year in (2023, 2024, 2025):
+        (images / f"{year}" / "cat").mkdir(parents=True)
+        (images / f"{year}" / "cat" / "1.png").write_bytes((images / "b.png").read_bytes())
+    first, second, third = (f"{images}/{year}/cat/1.png" for year in (2023, 2024, 2025))
+    for src, trg, other in ((first, second, second), (f"{images}/b.png", f"[{second},{third}]", third)):
+        assert run(images, f"src={src}", f"trg={trg}", "points=[[1,1]]") == 2
+        shown = capsys.readouterr().err
+        assert f"{other} are both cat/1.png; rename one" in shown and not (images / "out").exists()
+    assert run(images, f"src={first}", f"trg={second}", "dense=20") == 0  # no points, which would be of one of them
+
+
+def test_of_a_source_among_the_targets_the_given_points_are_written(images):
+    assert run(images, f"trg=[{images}/b.png,{images}/a.png]", "points=[[10,10],[50,30]]") == 0
+    targets = json.loads((images / "out" / "matches.json").read_text())["targets"]
+    for file in ("points.csv", "keypoints.json"):
+        pairs = FolderPairs(str(images), points=str(images / "out" / file), size=64)
+        assert pairs.image_annotation("a.png").points.tolist() == [[10, 10], [50, 30]]
+        expected = [pytest.approx(row["trg"], abs=1e-4) for row in targets[0]["matches"]]
+        assert pairs.image_annotation("b.png").points.tolist() == expected
+
+
+def test_a_target_whose_name_is_not_utf_8_is_left_out_of_a_folder_and_refused_otherwise(images, capsys):
+    odd = os.fsdecode(os.fsencode(images) + b"/K\xe4tzchen.png")
+    Path(odd).write_bytes((images / "b.png").read_bytes())
+    assert run(images, f"trg={images}", "points=[[1,1]]", "unsure=0") == 0
+    shown = capsys.readouterr().out
+    assert f"left out: {images}/K\\udce4tzchen.png: its name is not UTF-8" in shown
+    assert {row.split(",")[0].rpartition("/")[2] for row in (images / "out/points.csv").read_text().split()[1:]} == {
+        "a.png",
+        "b.png",
+    }
+    for extra in ([f"trg={odd}"], [f"src={odd}"]):
+        assert run(images, *extra, "points=[[1,1]]", f"run.dir={images}/other") == 2
+        assert "Expected names in UTF-8" in capsys.readouterr().err and not (images / "other").exists()
 
 
 def test_a_folder_without_images_is_refused(images, capsys):
