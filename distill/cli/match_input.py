@@ -1,9 +1,10 @@
-"""The inputs of ``match``: target files, and points from the command line, CSV or JSON."""
+"""The inputs of ``match``: target files, and points from the command line or a file."""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 import torch
@@ -15,8 +16,11 @@ from distill.data.coco import is_coco
 from distill.data.datasets.folder import is_text, shown_name
 from distill.data.images import readable_suffixes
 from distill.data.json_values import is_number, shown
+from distill.data.keypoints import UPLOADED
+from distill.data.label_studio import is_label_studio
 from distill.data.points_file import read_points_file
 from distill.data.readers import numbers, read_csv, read_json
+from distill.data.sleap import labelled_images
 
 COLUMNS = (["x", "y"], ["part", "x", "y"], ["image", "part", "x", "y"])
 """The headers that a CSV file of points may have."""
@@ -109,12 +113,17 @@ def read_points(given: ListConfig | str, src: Path) -> Points:
     file = Path(given)
     if file.suffix.lower() in (".pkl", ".pickle"):
         raise DataError(
-            f"Expected points in a CSV or JSON file but got {file}; pickles run code and are not read, convert it."
+            f"Expected points in a CSV, JSON or .slp file but got {file}; pickles run code and are not read, convert it."
         )
+    if file.suffix.lower() == ".slp":
+        return _of_image(file, src, labelled_images(file))
     if file.suffix.lower() != ".csv":
-        content = read_json(file, lambda content: content, "points as [[x,y],...], or by image,")
-        return _of_image(file, src, _image_names(content)) if isinstance(content, dict) else _pairs(content, file)
+        what = "points as [[x,y],...], or by image,"
+        content, images = read_json(file, lambda content: (content, _image_names(content)), what)
+        return _pairs(content, file) if images is None else _of_image(file, src, images)
     header, rows = read_csv(file)
+    if header[0] == "scorer":  # DeepLabCut's
+        return _of_image(file, src, labelled_images(file))
     if header not in COLUMNS:
         raise DataError(
             f"Expected the columns x, y, before them part or image, part, in {file} but got {', '.join(header)}; rename them."
@@ -150,9 +159,8 @@ def name_with_folder(image: Path) -> str:
 
 def _of_image(file: Path, src: Path, images: list[str]) -> Points:
     """Returns the points that a data set's file has of the source image."""
-    with_folder = name_with_folder(src)
-    found = read_points_file(file, [*images, src.name, with_folder]).images
-    mine = [name for name in found if name in (str(src), src.name, with_folder) or name.endswith(f"/{with_folder}")]
+    found = read_points_file(file, [*images, src.name, name_with_folder(src)]).images
+    mine = [name for name in found if _is_of(name, src)] or [name for name in found if _is_upload_of(name, src)]
     if len(mine) != 1 or not found[mine[0]].points:
         raise DataError(
             f"Expected points of {src.name} in {file} but found {len(mine)} entries; it has {sorted(found)[:5]}."
@@ -164,12 +172,30 @@ def _of_image(file: Path, src: Path, images: list[str]) -> Points:
     return Points(torch.tensor([list(points.values())], dtype=torch.float32), list(points))
 
 
-def _image_names(content: dict[str, Any]) -> list[str]:
-    """Returns the names of the images that a file of points is about: of COCO's format, or our own."""
-    if not is_coco(content):
-        return list(content)
-    entries = content["images"] if isinstance(content["images"], list) else []  # the reader says what is wrong with it
-    return [str(entry.get("file_name")) for entry in entries if isinstance(entry, dict)]
+def _is_of(name: str, src: Path) -> bool:
+    """Returns whether ``name`` is what a file of points calls the source: its own name, or that with its folder's."""
+    with_folder = name_with_folder(src)
+    return name in (str(src), src.name, with_folder) or name.endswith(f"/{with_folder}")
+
+
+def _is_upload_of(name: str, src: Path) -> bool:
+    """Returns whether ``name`` is what Label Studio calls the source after its upload."""
+    file = name.rpartition("/")[2]
+    return UPLOADED.match(file) is not None and UPLOADED.sub("", file, count=1) == src.name
+
+
+def _image_names(content: Any) -> list[str] | None:
+    """Returns the names of the images that JSON is about, in Label Studio's format, COCO's or our own; None for a mere list."""
+    if is_label_studio(content):  # one of the texts in a task's data names its image; the reader says which
+        data = [task["data"].values() for task in content if isinstance(task["data"], dict)]
+        addresses = [urlsplit(value) for values in data for value in values if isinstance(value, str)]
+        names = [parse_qs(address.query).get("d", [unquote(address.path)])[0] for address in addresses]
+    elif is_coco(content):
+        entries = content["images"] if isinstance(content["images"], list) else []  # the reader says what is wrong
+        names = [str(entry.get("file_name")) for entry in entries if isinstance(entry, dict)]
+    else:
+        return list(content) if isinstance(content, dict) else None
+    return [name.replace("\\", "/") for name in names]
 
 
 def _pairs(given: Any, file: Path | None = None) -> Points:

@@ -44,15 +44,7 @@ def read_slp(file: Path, known: Iterable[str]) -> dict[str, ImageKeypoints]:
         DataError: when sleap-io is not installed, or the file cannot be read.
         ValueError: when it is of a video, an image is not known, or has several instances.
     """
-    sleap_io = _sleap_io(file)
-    try:
-        _check_hdf5(file)
-        labels = sleap_io.load_slp(str(file), open_videos=False)
-    except Exception as error:  # h5py and sleap-io raise exceptions of many types for damaged files
-        raise DataError(
-            f"Expected labels of SLEAP in {file} but they cannot be read ({error}); restore the file."
-        ) from error
-    return _images(labels, sleap_io, known)
+    return _images(_load_slp(file), _sleap_io(file), known)
 
 
 def read_deeplabcut(file: Path, known: Iterable[str]) -> dict[str, ImageKeypoints]:
@@ -64,10 +56,36 @@ def read_deeplabcut(file: Path, known: Iterable[str]) -> dict[str, ImageKeypoint
         DataError: when sleap-io is not installed, or the file or one of its images cannot be read.
         ValueError: when an image is not known, or has several individuals.
     """
+    return _images(_load_deeplabcut(file), _sleap_io(file), known)
+
+
+def labelled_images(file: Path) -> list[str]:
+    """Returns the names that a SLEAP file or DeepLabCut's CSV file gives to its images, with slashes between folders.
+
+    Raises:
+        DataError: see :func:`read_slp` and :func:`read_deeplabcut`.
+    """
+    labels = _load_slp(file) if file.suffix.lower() == ".slp" else _load_deeplabcut(file)
+    lists = [(frame.video.filename, frame.frame_idx) for frame in labels]
+    return [files[index].replace("\\", "/") for files, index in lists if not isinstance(files, str)]
+
+
+def _load_slp(file: Path) -> Any:
+    sleap_io = _sleap_io(file)
+    try:
+        _check_hdf5(file)
+        return sleap_io.load_slp(str(file), open_videos=False)
+    except Exception as error:  # h5py and sleap-io raise exceptions of many types for damaged files
+        raise DataError(
+            f"Expected labels of SLEAP in {file} but they cannot be read ({error}); restore the file."
+        ) from error
+
+
+def _load_deeplabcut(file: Path) -> Any:
     sleap_io = _sleap_io(file)
     try:
         labels = sleap_io.load_dlc(str(file))
-    except Exception as error:  # as in read_slp
+    except Exception as error:  # as in _load_slp
         raise DataError(
             f"Expected labels of DeepLabCut in {file} but they cannot be read ({error}); restore the file."
         ) from error
@@ -82,7 +100,7 @@ def read_deeplabcut(file: Path, known: Iterable[str]) -> dict[str, ImageKeypoint
             f"Expected all {rows} images that {file} names beside it but some are missing; put the file into its project, "
             "in the folder that holds labeled-data or beside the images."
         )
-    return _images(labels, sleap_io, known)
+    return labels
 
 
 def write_slp(images: Mapping[str, ImageKeypoints], root: Path, file: Path) -> None:

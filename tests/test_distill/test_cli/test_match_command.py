@@ -15,6 +15,8 @@ from distill.data.datasets.folder import FolderPairs
 from distill.data.datasets.shapes.render import render
 from distill.data.datasets.shapes.scene import sample_scene
 from distill.data.images import read_image
+from distill.data.keypoint_files import write_keypoints
+from distill.data.keypoints import ImageKeypoints
 from distill.export.student_file import save_student
 from student import StudentMatcher
 
@@ -142,6 +144,42 @@ def test_points_may_come_from_a_coco_file_that_is_about_other_images_too(images)
     matches = json.loads((images / "out" / "matches.json").read_text())["matches"]
     again = read_points(str(images / "out" / "keypoints.json"), images / "b.png")
     np.testing.assert_allclose(again.xy[0], [row["trg"] for row in matches], atol=1e-4)
+
+
+@pytest.mark.parametrize(("format_", "file"), [("sleap", "p.slp"), ("deeplabcut", "p.csv"), ("label_studio", "p.json")])
+def test_points_may_come_from_an_annotation_tools_file_that_is_about_other_images_too(images, format_, file):
+    """Written by the tools' own library, or in their format, with two photographs, one of which has the source's name."""
+    photos = images / "photos"
+    for name in ("cat/1.png", "dog/1.png"):
+        (photos / name).parent.mkdir(parents=True)
+        (photos / name).write_bytes((images / "a.png").read_bytes())
+    points = {"cat/1.png": {"eye": (10.5, 12.5), "nose": (20.25, 4.0)}, "dog/1.png": {"eye": (1.0, 2.0)}}
+    known = {name: ImageKeypoints(found, size=(40, 60)) for name, found in points.items()}
+    write_keypoints(known, photos, photos / file, format_)
+    found = read_points(str(photos / file), photos / "cat" / "1.png")
+    assert found.names == ["eye", "nose"]
+    np.testing.assert_allclose(found.xy[0], list(points["cat/1.png"].values()), atol=1e-4)
+    with pytest.raises(DataError, match="Expected points of 2.png in .* but found 0 entries"):
+        read_points(str(photos / file), photos / "cat" / "2.png")
+
+
+def test_points_may_come_from_a_photograph_that_was_uploaded_to_label_studio(images):
+    """The first two addresses are those of its export; x and y are percent of the image of 60 x 40 px."""
+    tasks = []
+    for number, image in enumerate(("/data/upload/1/1a2b3c4d-a.png", "s3://bucket/b.png", "https://[bad/a.png")):
+        value = {"x": 10 + number, "y": 50, "keypointlabels": ["eye"]}
+        region = {"type": "keypointlabels", "original_width": 60, "original_height": 40, "value": value}
+        tasks.append({"id": number, "data": {"image": image}, "annotations": [{"result": [region]}]})
+    (images / "p.json").write_text(json.dumps(tasks[:2]))
+    assert read_points(str(images / "p.json"), images / "a.png").xy.tolist() == [[[6, 20]]]
+    (images / "p.json").write_text(json.dumps(tasks))
+    with pytest.raises(DataError, match="p.json but Invalid IPv6 URL"):
+        read_points(str(images / "p.json"), images / "a.png")
+
+
+def test_a_photograph_of_the_very_name_goes_before_one_that_looks_like_its_upload(images):
+    (images / "p.csv").write_text("image,part,x,y\n1a2b3c4d-a.png,eye,9,9\na.png,eye,1,2\n")
+    assert read_points(str(images / "p.csv"), images / "a.png").xy.tolist() == [[[1, 2]]]
 
 
 def test_a_list_of_targets_must_be_readable_as_a_whole(images, capsys):
