@@ -69,6 +69,11 @@ def check_settings(cfg: DictConfig) -> None:
         given = cfg[stage].init_from
         if given is not None and not Path(given).expanduser().is_dir():
             raise ConfigError(f"Expected a folder in {stage}.init_from but there is none at {given}; correct it.")
+    start, own = cfg.diffusion.init_from, Path(cfg.run.dir, "pipeline").resolve()
+    if start is not None and Path(start).expanduser().resolve() == own:
+        raise ConfigError(
+            f"Expected diffusion.init_from to be another folder than {own}, which the run replaces; choose another run.dir."
+        )
     _check_ranges(cfg)
     check_workers(cfg.num_workers or 0)
     if cfg.autoencoder.init_from is None:

@@ -59,6 +59,11 @@ BEFORE_0_2 = {
 """What a fit did for which there was no setting."""
 LARGEST_CONFIG = 1 << 20  # bytes
 
+WRITTEN = (".csv", ".html", ".json", ".md", ".mp4", ".npz", ".png", ".svg", ".yaml")
+"""Suffixes of the files of runs that are numbered."""
+WRITTEN_TO = ("flow", "pictures", "predictions")
+"""Folders of such runs, in which further files lie."""
+
 
 class RunFolder:
     """The only folder that a command writes to.
@@ -93,14 +98,20 @@ class RunFolder:
 
     @classmethod
     def numbered(cls, config: DictConfig) -> "RunFolder":
-        """Makes ``run.dir``, or ``run.dir`` with a number where that holds a run, and writes ``config.yaml`` into it.
+        """Makes ``run.dir``, or ``run.dir`` with a number, and writes ``config.yaml`` into it.
+
+        It has a number where ``run.dir`` holds a run, or other files that one might replace, such as points beside photographs.
 
         Raises:
             ConfigError: when the folder cannot be made.
         """
         given = Path(config.run.dir)
+        if _is_taken(given) and given.name in ("", ".."):
+            raise ConfigError(
+                f"Expected the name of a new folder in run.dir but {given} holds other files; choose another run.dir."
+            )
         candidates: Iterator[Path] = (given if n == 1 else given.with_name(f"{given.name}_{n}") for n in count(1))
-        folder = cls(next(path for path in candidates if not (path / "config.yaml").exists()))
+        folder = cls(next(path for path in candidates if not _is_taken(path)))
         folder._begin(config)
         return folder
 
@@ -139,6 +150,13 @@ class RunFolder:
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
+
+
+def _is_taken(folder: Path) -> bool:
+    """Returns whether a folder holds files that a run might replace."""
+    places = [place for place in (folder, *(folder / name for name in WRITTEN_TO)) if place.is_dir()]
+    files = (file for place in places for file in place.iterdir() if not file.name.startswith("."))
+    return any(file.suffix.lower() in WRITTEN for file in files)
 
 
 def read_config(file: Path) -> DictConfig:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from distill.core.errors import ConfigError, WeightsError
 from distill.core.files import replacing
 from distill.core.squares import PADDING_GREY
 from distill.export.student_file import BUNDLED, read_about, read_student_file, save_tensors
@@ -17,17 +18,19 @@ LIBRARY = "distill"
 
 
 def write_bundle(ckpt: str | Path, folder: str | Path) -> Path:
-    """Writes the bundle of the student in ``ckpt``; files of these names in ``folder`` are replaced.
+    """Writes the bundle of the student in ``ckpt``; an older bundle in ``folder`` is replaced, and other files are left.
 
     Returns:
         The folder.
 
     Raises:
+        ConfigError: when ``folder`` holds a file of a bundle's names but no bundle.
         WeightsError: when ``ckpt`` is missing, damaged or no student.
         DataError: when the folder cannot be written to.
     """
     folder = Path(folder)
     config, tensors = read_student_file(ckpt)
+    _check_folder(folder)
     about = read_about(ckpt)
     save_tensors(tensors, config, folder / BUNDLED, about)
     texts = {
@@ -38,6 +41,20 @@ def write_bundle(ckpt: str | Path, folder: str | Path) -> Path:
         with replacing(folder / name) as unfinished:
             unfinished.write_text(text, encoding="utf-8")
     return folder
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuses a folder of another project or network, whose README.md, configuration or weights would be replaced."""
+    held = [name for name in (BUNDLED, "config.json", "README.md") if (folder / name).exists()]
+    try:
+        if held and BUNDLED not in held:
+            raise WeightsError(f"there is no {BUNDLED}")
+        if held:
+            read_student_file(folder / BUNDLED)
+    except WeightsError as error:
+        raise ConfigError(
+            f"Expected a new folder or an older bundle in bundle={folder} but it holds {held[0]} of something else; name another."
+        ) from error
 
 
 def model_card(config: Mapping[str, Any], about: Mapping[str, Any], n_values: int) -> str:

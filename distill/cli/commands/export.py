@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from distill.cli.datasets import as_trained, pairs_of
+from distill.core.errors import ConfigError
 from distill.core.protocols import Benchmark, Matcher
 from distill.evaluation.label_truth import LabelTruth
 from distill.export.bundle import write_bundle
@@ -36,6 +37,9 @@ def run(cfg: DictConfig) -> Deviation | float | Path:
 
     Returns:
         The deviation; for two files that of the heatmap; for a bundle or a page its folder.
+
+    Raises:
+        ConfigError: when ``file`` is no name of an ONNX file, or that of the student's own.
     """
     if cfg.bundle is not None:
         write_bundle(cfg.ckpt, cfg.bundle)
@@ -43,6 +47,8 @@ def run(cfg: DictConfig) -> Deviation | float | Path:
             f"{cfg.bundle}: model.safetensors, config.json and README.md; distill.load_student({str(cfg.bundle)!r}) reads it"
         )
         return Path(cfg.bundle)
+    if cfg.page is None:
+        _check_file(Path(cfg.file), cfg.ckpt)
     config, _ = read_student_file(cfg.ckpt)
     student, size = load_student(cfg.ckpt, cfg.trust), config["size"]
     if cfg.page is not None:
@@ -70,6 +76,14 @@ def run(cfg: DictConfig) -> Deviation | float | Path:
     )
     _tell(deviation.gate)
     return deviation
+
+
+def _check_file(file: Path, ckpt: str) -> None:
+    """Raises a ConfigError unless ``file``, which is replaced where it is there, can be meant to be an ONNX file."""
+    if file.suffix != ".onnx":
+        raise ConfigError(f"Expected file to end in .onnx but got {file}; rename it.")
+    if file.resolve() == Path(ckpt).resolve():
+        raise ConfigError(f"Expected file to be another than the student's, ckpt={ckpt}, but got {file}; rename it.")
 
 
 def _calibration(cfg: DictConfig, config: Mapping[str, Any]) -> Benchmark | None:

@@ -30,7 +30,7 @@ from distill.cli.processes import (
 )
 from distill.cli.reporting import announce, report
 from distill.cli.run_folder import RunFolder, check_unchanged
-from distill.core.errors import ExportError
+from distill.core.errors import ConfigError, ExportError
 from distill.core.protocols import Benchmark, Matcher, PairMatcher
 from distill.data.download import licence_of
 from distill.evaluation.compare import Comparison, compare
@@ -55,6 +55,8 @@ def run(cfg: DictConfig) -> Comparison | None:
     settle(cfg)
     if cfg.run.resume:
         check_unchanged(cfg)
+    else:
+        check_free(Path(cfg.run.dir))
     taught, first = is_taught(cfg), is_first_process()
     parts = build(on_own_device(cfg))
     with RunFolder.create(cfg, resume=cfg.run.resume) if first else RunFolder(cfg.run.dir) as folder:
@@ -70,6 +72,17 @@ def run(cfg: DictConfig) -> Comparison | None:
             return None
         say_if_nothing_was_logged(parts.trainer, folder)
         return finish(cfg, parts, keep(cfg, parts.student, folder, origin(cfg, parts)), folder)
+
+
+def check_free(folder: Path) -> None:
+    """Raises a ConfigError where a folder without a run holds what a fit would replace, such as the weights of ``init_from``."""
+    if (folder / "config.yaml").exists():
+        return  # of a run, which is not replaced either
+    found = [path for pattern in ("student.safetensors", "metrics.jsonl", *OF_WEIGHTS) for path in folder.glob(pattern)]
+    if found:
+        raise ConfigError(
+            f"Expected run.dir to be a new folder but {found[0]} is there, which the run would replace; choose another run.dir."
+        )
 
 
 def devices(parts: FitParts) -> str:

@@ -340,6 +340,19 @@ def test_counts_below_the_least_that_makes_sense_are_refused(verb, key, capsys):
     assert f"Expected {name} of at least {1 if value == '0' else 0} but got {value}." in refused([*verb, key], capsys)
 
 
+def test_a_fit_replaces_no_weights_that_lie_in_its_folder(tmp_path, capsys):
+    (tmp_path / "student.safetensors").write_bytes(b"of another training")
+    arguments = ["fit", *SMALL, f"run.dir={tmp_path}", f"init_from={tmp_path}/student.safetensors", "device=cpu"]
+    assert f"{tmp_path}/student.safetensors is there, which the run would replace" in refused(arguments, capsys)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"of another training"]
+
+
+def test_a_pretraining_does_not_replace_the_pipeline_that_it_starts_from(tmp_path, capsys):
+    (tmp_path / "pipeline").mkdir()
+    arguments = ["pretrain", f"run.dir={tmp_path}", f"diffusion.init_from={tmp_path}/pipeline"]
+    assert "Expected diffusion.init_from to be another folder than" in refused(arguments, capsys)
+
+
 def test_results_of_earlier_weights_do_not_outlive_a_resumed_run(tmp_path, capsys):
     arguments = ["fit", *SMALL, f"run.dir={tmp_path}/r", "device=cpu", "trainer.accelerator=cpu", "test.n_pairs=0"]
     assert main(arguments) == 0

@@ -107,6 +107,22 @@ def test_export_and_evaluate_of_the_file_agree_with_the_student(tmp_path, ckpt):
     assert scores[0] == pytest.approx(scores[1], abs=1.0)
 
 
+@pytest.mark.parametrize("extra", [[], ["split=true"]])
+def test_an_export_replaces_neither_the_student_nor_a_photograph(tmp_path, ckpt, photos, capsys, extra):
+    student, photo = tmp_path / "s.safetensors", photos / "cat" / "0.png"
+    student.write_bytes(ckpt.read_bytes())
+    (tmp_path / "s.onnx").write_bytes(ckpt.read_bytes())
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for own, file, message in (
+        (student, student, "Expected file to end in .onnx but got"),
+        (student, photo, "Expected file to end in .onnx but got"),
+        (tmp_path / "s.onnx", tmp_path / "s.onnx", "Expected file to be another than the student's"),
+    ):
+        assert main(["export", f"ckpt={own}", f"file={file}", "gate_pairs=0", *extra]) == 2
+        assert message in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
 @pytest.mark.parametrize("resize", ["letterbox", "squash"])
 @pytest.mark.parametrize("verb", ["export", "bench"])
 def test_a_student_is_checked_and_calibrated_on_images_like_those_of_its_training(

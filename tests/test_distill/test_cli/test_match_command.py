@@ -239,6 +239,23 @@ def test_a_second_call_writes_beside_the_first(images):
     assert first["matches"][0]["src"] == [1, 1] and second["matches"][0]["src"] == [2, 2]
 
 
+def test_points_beside_photographs_are_not_replaced_by_a_run_in_their_folder(images, capsys):
+    (images / "points.csv").write_text("image,part,x,y\na.png,eye,1,2\n")
+    before = {path.name: path.read_bytes() for path in images.iterdir()}
+    assert run(images, f"points={images}/points.csv", f"run.dir={images}") == 0
+    assert before == {path.name: path.read_bytes() for path in images.iterdir()}
+    assert (images.with_name(f"{images.name}_2") / "points.csv").is_file()
+
+
+def test_a_run_where_the_program_runs_is_refused_if_it_might_replace_files(images, monkeypatch, capsys):
+    monkeypatch.chdir(images)
+    assert run(images, "points=[[1,1]]", "run.dir=.") == 2
+    assert "Expected the name of a new folder in run.dir but . holds other files" in capsys.readouterr().err
+    (images / "new").mkdir()
+    monkeypatch.chdir(images / "new")
+    assert run(images, "points=[[1,1]]", "run.dir=.") == 0 and (images / "new" / "matches.json").is_file()
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [

@@ -1,12 +1,13 @@
 """A student's folder for sharing, and what a student's file says of itself."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 import distill
-from distill.core.errors import WeightsError
+from distill.core.errors import ConfigError, WeightsError
 from distill.export.bundle import model_card, write_bundle
 from distill.export.student_file import add_about, read_about, save_student
 from student import StudentMatcher
@@ -32,6 +33,24 @@ def test_a_bundle_loads_in_one_line_and_gives_the_students_answers(ckpt, tmp_pat
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert read_about(folder) == ABOUT
     assert json.loads((folder / "config.json").read_text()) == {"library_name": "distill", **CONFIG}
+
+
+def test_an_older_bundle_is_replaced_and_files_of_something_else_are_not(ckpt, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_bundle(ckpt, "mine")
+    Path("mine/notes.txt").write_text("mine")
+    Path("mine/README.md").write_text("of an older student")
+    assert "Semantic matcher" in (write_bundle(ckpt, "mine") / "README.md").read_text()
+    assert Path("mine/notes.txt").read_text() == "mine"
+    for name in ("README.md", "config.json", "model.safetensors"):
+        other = tmp_path / f"other_{name}"
+        other.mkdir()
+        (other / name).write_bytes(b"of another project")
+        with pytest.raises(
+            ConfigError, match=f"an older bundle in bundle=other_{name} but it holds {name} of something"
+        ):
+            write_bundle(ckpt, other.name)
+        assert [(path.name, path.read_bytes()) for path in other.iterdir()] == [(name, b"of another project")]
 
 
 def test_the_card_tells_origin_figures_with_convention_limits_and_licences(ckpt, tmp_path):
