@@ -4,7 +4,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from distill.data.datasets.folder import is_text, shown_name
 from distill.data.images import readable_suffixes
 from distill.data.json_values import is_number, shown
 from distill.data.keypoints import UPLOADED
-from distill.data.label_studio import is_label_studio
+from distill.data.label_studio import is_label_studio, path_in
 from distill.data.points_file import read_points_file
 from distill.data.readers import numbers, read_csv, read_json
 from distill.data.sleap import labelled_images
@@ -188,8 +187,7 @@ def _image_names(content: Any) -> list[str] | None:
     """Returns the names of the images that JSON is about, in Label Studio's format, COCO's or our own; None for a mere list."""
     if is_label_studio(content):  # one of the texts in a task's data names its image; the reader says which
         data = [task["data"].values() for task in content if isinstance(task["data"], dict)]
-        addresses = [urlsplit(value) for values in data for value in values if isinstance(value, str)]
-        names = [parse_qs(address.query).get("d", [unquote(address.path)])[0] for address in addresses]
+        names = [path_in(value) for values in data for value in values if isinstance(value, str)]
     elif is_coco(content):
         entries = content["images"] if isinstance(content["images"], list) else []  # the reader says what is wrong
         names = [str(entry.get("file_name")) for entry in entries if isinstance(entry, dict)]

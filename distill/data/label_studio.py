@@ -75,14 +75,17 @@ def _regions(task: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [region for region in regions if region.get("type") == "keypointlabels"]
 
 
+def path_in(address: str) -> str:
+    """Returns the path that the address of an image names: its own, or the one that it asks the local storage for."""
+    parts = urlsplit(address)
+    return parse_qs(parts.query).get("d", [unquote(parts.path)])[0]
+
+
 def _image_name(task: Mapping[str, Any]) -> str:
-    """Returns the path of the task's image: of an address its last part, or what it asks the local storage for."""
+    """Returns the path of the task's image."""
     for value in task["data"].values():
-        if isinstance(value, str):
-            parts = urlsplit(value)
-            path = parse_qs(parts.query).get("d", [unquote(parts.path)])[0]
-            if PurePosixPath(path).suffix.lower() in SUFFIXES:
-                return path
+        if isinstance(value, str) and PurePosixPath(path_in(value)).suffix.lower() in SUFFIXES:
+            return path_in(value)
     raise ValueError(f"task {task.get('id')} names no image in its data")
 
 
