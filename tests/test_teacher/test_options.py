@@ -150,8 +150,8 @@ def test_an_answer_under_any_option_is_sound_and_does_not_depend_on_its_company(
 
 
 @pytest.mark.parametrize("edges", ["exact", "pixels"])
-@pytest.mark.parametrize("ratio", [0.1, 0.3, 0.45, 0.5, 0.7])
-@pytest.mark.parametrize("crops", [1, 4, 5])
+@pytest.mark.parametrize("ratio", [0.3, 0.5])
+@pytest.mark.parametrize("crops", [4, 5])
 def test_every_cell_of_a_target_is_seen_whatever_the_crops(sd1_folder, make_pairs, crops, ratio, edges):
     pair = make_pairs(1, size=64)
     answer = build(sd1_folder, crops=crops, crop_ratio=ratio, crop_edges=edges, steps=1, embeddings=1).match_pairs(pair)
