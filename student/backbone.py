@@ -326,11 +326,11 @@ def _choose_levels(
         raise ConfigError(
             f"Expected layers only for a backbone of one stride but {name} has {sorted(set(reductions))}; use strides."
         )
-    if not uniform and list(strides) != sorted(strides):
-        raise ConfigError(
-            f"Expected strides of {name} from the finest on, {sorted(strides)}, but got {list(strides)}; put them in this order."
-        )
     if not uniform:
+        if list(strides) != sorted(strides):
+            raise ConfigError(
+                f"Expected strides of {name} from the finest on, {sorted(strides)}, but got {list(strides)}; put them in this order."
+            )
         last = {stride: level for level, stride in enumerate(reductions)}
         return tuple(last[stride] for stride in strides)
     count = len(reductions)

@@ -181,10 +181,7 @@ class FeatureTeacher:
 
     def _sized(self, images: Tensor) -> Tensor:
         """Returns images (B, 3, H, W) as the network sees them."""
-        sides = self._described_size(image_size(images))
-        if sides == image_size(images):
-            return images
-        return resize_images(images, sides)
+        return resize_images(images, self._described_size(image_size(images)))
 
     def _described_size(self, size: Size) -> Size:
         """Returns (H, W) at which images of ``size`` are described: ``self.size`` a side, if there is one, times ``scale``."""

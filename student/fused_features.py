@@ -121,9 +121,7 @@ def _checked_maps(maps: Any, count: int, name: str) -> Tensor:
 
 
 def _resized(images: Tensor, size: int | None) -> Tensor:
-    if size is None or images.shape[-2:] == (size, size):
-        return images
-    return resize_images(images, (size, size))
+    return images if size is None else resize_images(images, (size, size))
 
 
 def _checked(what: str, given: Mapping[str, float | None] | None, sources: Mapping[str, Any]) -> dict[str, float]:

@@ -178,9 +178,7 @@ class TransformerFeatures(FeatureMatcher):
 
     def _encode(self, image: Tensor) -> Tensor:
         """Returns the latent (1, C, h, w) of ``image`` (3, H, W): posterior mean, shifted and scaled as trained on."""
-        square = image[None].to(self.device, torch.float32)
-        if square.shape[-2:] != (self.size, self.size):
-            square = resize_images(square, (self.size, self.size))
+        square = resize_images(image[None].to(self.device, torch.float32), (self.size, self.size))
         latent = self._vae.encode((square.clamp(0, 1) * 2 - 1).to(self._vae.dtype)).latent_dist.mean.float()
         return (latent - (self._vae.config.shift_factor or 0.0)) * self._vae.config.scaling_factor
 

@@ -68,11 +68,8 @@ class Pipeline:
 
     def squash(self, image: Tensor) -> Tensor:
         """Returns ``image`` (3, H, W) in [0, 1] as the model sees it: (1, 3, S, S), on its device."""
-        size = self.image_size
-        resized = image[None].to(self.vae.device, torch.float32)
-        if resized.shape[-2:] != (size, size):
-            resized = resize_images(resized, (size, size))
-        return resized.clamp(0, 1)
+        image = image[None].to(self.vae.device, torch.float32)
+        return resize_images(image, (self.image_size, self.image_size)).clamp(0, 1)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

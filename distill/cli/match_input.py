@@ -12,8 +12,7 @@ from torch import Tensor
 
 from distill.core.errors import DataError
 from distill.data.coco import is_coco
-from distill.data.datasets.folder import is_text, shown_name
-from distill.data.images import readable_suffixes
+from distill.data.images import is_text, readable_suffixes, shown_name
 from distill.data.json_values import is_number, shown
 from distill.data.keypoints import UPLOADED
 from distill.data.label_studio import is_label_studio, path_in

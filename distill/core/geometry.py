@@ -122,8 +122,10 @@ def gather_at(feature_map: Tensor, points: Tensor, image_size: tuple[int, int]) 
 def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Returns images (B, 3, H, W) in [0, 1] resized bilinearly, with antialiasing, to ``size`` (H', W'), in their own precision.
 
-    Computed in single precision at least: on a CPU torch antialiases no half floats.
+    Images of that size are returned as they are. Computed in single precision at least: on a CPU torch antialiases no half floats.
     """
+    if image_size(images) == size:
+        return images
     resized = F.interpolate(in_single(images), size, mode="bilinear", antialias=True, align_corners=False)
     return resized.clamp(0, 1).to(images)
 

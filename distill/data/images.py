@@ -164,6 +164,20 @@ def _read_size(path: str, changed: int, exif_orientation: bool) -> tuple[int, in
     return height, width
 
 
+def is_text(name: str) -> bool:
+    """Returns whether a file's name can be printed and written in UTF-8, which old archives' need not be."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def shown_name(name: str) -> str:
+    """Returns a name that can be printed and written, whatever its bytes are."""
+    return name if is_text(name) else name.encode("ascii", "backslashreplace").decode()
+
+
 @cache
 def readable_suffixes() -> frozenset[str]:
     """Returns those of ``SUFFIXES`` whose format the installed Pillow reads; HEIC needs the package pillow-heif."""

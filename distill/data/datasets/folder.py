@@ -25,7 +25,7 @@ import numpy as np
 from distill.core.errors import ConfigError, DataError, nearest
 from distill.data.annotations import ImageAnnotation, PairAnnotation
 from distill.data.image_config import ImageConfig, ImageOptions
-from distill.data.images import SUFFIXES, read_size, readable_suffixes
+from distill.data.images import SUFFIXES, is_text, read_size, readable_suffixes, shown_name
 from distill.data.keypoints import category_of
 from distill.data.pair_list import read_pair_list
 from distill.data.pairs import Threshold
@@ -283,20 +283,6 @@ def _visible(folder: str | Path) -> Iterable[os.DirEntry[str]]:
             return [entry for entry in entries if not entry.name.startswith(".")]
     except OSError:
         return []
-
-
-def is_text(name: str) -> bool:
-    """Returns whether a file's name can be printed and written in UTF-8, which old archives' need not be."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def shown_name(name: str) -> str:
-    """Returns a name that can be printed and written, whatever its bytes are."""
-    return name if is_text(name) else name.encode("ascii", "backslashreplace").decode()
 
 
 def _why_ignored(name: str) -> str:
