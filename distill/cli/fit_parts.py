@@ -113,14 +113,15 @@ def build(cfg: DictConfig) -> FitParts:
             "leaves the final comparison out."
         )
     baseline = instantiate(cfg.baseline)
-    teacher = Cached(cfg.labels.dir, instantiate(cfg.teacher), fallbacks=list(cfg.labels.fallbacks))
+    fallbacks = list(cfg.labels.fallbacks)
+    teacher = Cached(cfg.labels.dir, instantiate(cfg.teacher), fallbacks=fallbacks, images=cfg.data)
     module = _module(cfg, student, teacher, truth)
     criteria = instantiate(cfg.filter.criteria) or {}
     checkpoint, trainer = _trainer(cfg)
     metrics = built_by_name(cfg, "metrics", Metric)
     rates = (cfg.lr, cfg.backbone_lr, cfg.weight_decay, cfg.warmup)
     build_optimizer(student, cfg.optimizer, 1, *rates)  # raises now what it would after labelling
-    store = (teacher.store.folder, teacher.fingerprint(), list(cfg.labels.fallbacks))
+    store = (teacher.store.folder, teacher.fingerprint(), fallbacks)
     collate = (LabelledCollate(*store, truth) if is_taught(cfg) else collate_pairs, LabelledCollate(*store))
     workers = cfg.num_workers if cfg.num_workers is not None else loading_processes(trainer.strategy.root_device.type)
     own = next((c for c in trainer.callbacks if isinstance(c, SelfDistillation)), None)

@@ -79,11 +79,11 @@ def report_of(cfg: DictConfig, prompts: dict[Any, Any]) -> dict[str, Any]:
         ConfigError: when the folder holds an evaluation with another configuration.
     """
     finished, written = Path(cfg.run.dir) / "metrics.json", Path(cfg.run.dir) / "config.yaml"
+    if written.exists() or finished.exists():
+        check_same(cfg, "evaluation", "table")
     if not finished.is_file():
         written.unlink(missing_ok=True)  # of an evaluation that was interrupted
         evaluate.run(cfg, prompts)
-    else:
-        check_same(cfg, "evaluation", "table")
     return json.loads(finished.read_text(encoding="utf-8"))
 
 

@@ -15,7 +15,7 @@ from distill.core.protocols import Fingerprinted, Matcher, PairMatcher
 from distill.export.onnx_matcher import OnnxMatcher
 from distill.export.student_file import load_student, read_student_file
 from distill.export.trusted import plain_arguments
-from distill.labels.cached import Cached
+from distill.labels.cached import Cached, fingerprint_of
 from distill.labels.place import place_for
 from distill.matchers.stored_predictions import StoredPredictions
 
@@ -203,10 +203,10 @@ def labelled(teacher: Matcher | PairMatcher, cfg: DictConfig) -> Cached:
         LabelError: when the labels are damaged.
     """
     folder = Path(cfg.labels.dir)
-    place = place_for(folder, teacher.fingerprint()) if isinstance(teacher, Fingerprinted) else folder
+    place = place_for(folder, fingerprint_of(teacher, cfg.data)) if isinstance(teacher, Fingerprinted) else folder
     if place != folder:
         print(f"note: {folder} holds labels of another teacher; those of this one are in {place}")
-    return Cached(place, teacher, fallbacks=list(cfg.labels.fallbacks))
+    return Cached(place, teacher, fallbacks=list(cfg.labels.fallbacks), images=cfg.data)
 
 
 def _build(cfg: DictConfig, row: Row, backbone: Mapping[str, Any] | None) -> AnyMatcher:

@@ -1,7 +1,7 @@
 """The folder of a run: its configuration, figures and files."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -150,6 +150,25 @@ class RunFolder:
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
+
+
+def check_free(folder: Path, patterns: Sequence[str]) -> None:
+    """Checks that a folder without a run holds nothing that a new one would replace or go on from.
+
+    Args:
+        folder: of the run to come. One with a ``config.yaml`` is not looked at: it is refused, or continued.
+        patterns: of such files and folders.
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    if (folder / "config.yaml").exists():
+        return
+    found = next((path for pattern in patterns for path in sorted(folder.glob(pattern))), None)
+    if found is not None:
+        raise ConfigError(
+            f"Expected run.dir to be a new folder but {found} is there, which the run would replace; choose another run.dir."
+        )
 
 
 def _is_taken(folder: Path) -> bool:

@@ -1,6 +1,7 @@
 """The annotation of a data set of photographs as keypoints by image, and as pairs, to be written in other formats."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import numpy as np
 from distill.core.errors import ConfigError, DataError
 from distill.data.annotations import ImageAnnotation
 from distill.data.images import read_size
-from distill.data.keypoints import ImageKeypoints
-from distill.data.photograph_pairs import PhotographPairs
+from distill.data.keypoints import ImageKeypoints, category_of
+from distill.data.photograph_pairs import PhotographPairs, record
 from distill.data.points_file import PointsFile
 from distill.data.spair_tree import Point, TreeImage, TreePair
 
@@ -50,47 +51,60 @@ def points_by_number(points: np.ndarray, chosen: np.ndarray) -> dict[int, Point]
     return {int(number): (float(points[number, 0]), float(points[number, 1])) for number in chosen.nonzero()[0]}
 
 
+def check_numbers(benchmark: PhotographPairs) -> None:
+    """Raises a :class:`DataError` when numbers of points do not say across pairs which part is meant."""
+    if benchmark.numbered_by_pair:
+        raise DataError(
+            f"Expected points with one number a part in all pairs of {benchmark.name}, for keypoints by image, but it numbers those of "
+            "each pair anew; choose the format spair71k, which is of pairs."
+        )
+
+
 def annotated_keypoints(benchmark: PhotographPairs) -> dict[str, ImageKeypoints]:
     """Returns what is annotated in each photograph of a data set, by its path relative to the folder.
 
-    What a matcher set in a file of points is there with its confidences, and with the points that it was unsure of.
+    What a matcher set in a file of points is there with its confidences, and with the points that it was unsure of. Photographs
+    that have no others belong to no split; they are there for the splits "all" and "train". What is broken is left out and
+    added to the data set's ``skipped`` where it says so (``data.on_error=skip``).
 
     Raises:
-        DataError: when nothing is annotated.
+        DataError: when nothing is annotated, its numbers mean something else in each pair, or it does not suit its photograph.
     """
-    if not benchmark.has_truth:
-        raise DataError(f"Expected annotated points in {root_of(benchmark)} but there are none; give data.points.")
-    names, found = part_names(benchmark), {}
-    for annotation in benchmark.image_annotations():
-        points = points_by_number(annotation.points, annotation.visible)
-        x0, y0, x1, y1 = annotation.bbox.tolist()
-        found[name_of(benchmark, annotation)] = ImageKeypoints(
-            {names[number] if names else str(number): point for number, point in points.items()},
-            (x0, y0, x1, y1),
-            photograph_size(benchmark, annotation),
-            category=annotation.category,
-        )
+    _check_truth(benchmark)
+    check_numbers(benchmark)
     file: PointsFile | None = getattr(benchmark, "points_file", None)
-    if file is None:
-        return found
-    for name, image in found.items():
-        given = file.images[name]
-        image.points |= file.unsure.get(name, {})
-        image.unsure = given.unsure & image.points.keys()
-        image.confidence = {part: sure for part, sure in given.confidence.items() if part in image.points}
+    broken: dict[str, str] = {}
+    annotations = list(_checked_annotations(benchmark, broken))
+    if file is not None:
+        found = _with_unsure(benchmark, file, {annotation.name for annotation in annotations}, broken)
+    else:
+        found = {name_of(benchmark, annotation): _keypoints(benchmark, annotation) for annotation in annotations}
+    benchmark.leave_out(broken)
     return found
 
 
 def annotated_pairs(benchmarks: Iterable[PhotographPairs]) -> tuple[dict[str, TreeImage], list[TreePair]]:
-    """Returns the photographs of pairs, by "category/file", and the pairs with the points that both images show."""
+    """Returns the photographs of pairs, by "category/file", and the pairs with the points that both images show.
+
+    Raises:
+        DataError: see :func:`annotated_keypoints`.
+    """
     images: dict[str, TreeImage] = {}
     pairs = []
     for benchmark in benchmarks:
+        _check_truth(benchmark)
+        broken: dict[str, str] = {}
+        known = {annotation.path: annotation for annotation in _checked_annotations(benchmark, broken)}
+        benchmark.leave_out(broken)
         for index in range(len(benchmark)):
             pair = benchmark.pair_annotation(index)
+            if not {pair.src.path, pair.trg.path} <= known.keys():
+                continue  # its photograph was left out above
             shared = pair.src.visible & pair.trg.visible & np.isfinite(pair.trg.points).all(1)
-            sides = [points_by_number(side.points, shared) for side in (pair.src, pair.trg)]
-            src, trg = (tree_image(images, benchmark, side, annotated=True) for side in (pair.src, pair.trg))
+            sides = [points_by_number(benchmark.checked(side).points, shared) for side in (pair.src, pair.trg)]
+            src, trg = (
+                tree_image(images, benchmark, known[side.path], annotated=True) for side in (pair.src, pair.trg)
+            )
             of_src, of_trg = (tuple(points.values()) for points in sides)
             pairs.append(TreePair(src, trg, split_of(benchmark), tuple(sides[0]), of_src, of_trg))
     return images, pairs
@@ -99,13 +113,68 @@ def annotated_pairs(benchmarks: Iterable[PhotographPairs]) -> tuple[dict[str, Tr
 def tree_image(
     images: dict[str, TreeImage], benchmark: PhotographPairs, annotation: ImageAnnotation, annotated: bool
 ) -> str:
-    """Adds a photograph to ``images`` where it is not there, with its points if ``annotated``; returns its name."""
+    """Adds a photograph to ``images`` where it is not there, with its points if ``annotated``; returns its name.
+
+    A box that is not known is the one around the annotated points with a margin, or without such the whole image.
+    """
     name = f"{annotation.category}/{annotation.path.name}"
+    if name in images and images[name].path != annotation.path:  # of a category of pairs, which has several folders
+        name = f"{annotation.category}/{annotation.path.parent.name} {annotation.path.name}"
     if name not in images:
+        known = _keypoints(benchmark, annotation)
+        assert known.size is not None, "it was read"
         points = points_by_number(annotation.points, annotation.visible) if annotated and benchmark.has_truth else {}
-        x0, y0, x1, y1 = annotation.bbox.tolist()
-        images[name] = TreeImage(annotation.path, photograph_size(benchmark, annotation), (x0, y0, x1, y1), points)
+        points = {} if benchmark.numbered_by_pair else points
+        images[name] = TreeImage(annotation.path, known.size, known.box(), points)
     return name
+
+
+def _check_truth(benchmark: PhotographPairs) -> None:
+    if not benchmark.has_truth:
+        raise DataError(f"Expected annotated points in {root_of(benchmark)} but there are none; give data.points.")
+
+
+def _checked_annotations(benchmark: PhotographPairs, broken: dict[str, str]) -> Iterator[ImageAnnotation]:
+    """Yields what is known of each photograph that it suits; errors about the others go to ``broken``, by name."""
+    for annotation in benchmark.image_annotations(broken):
+        if record(broken, annotation.name, benchmark.checked, annotation) is not None:
+            yield annotation
+
+
+def _keypoints(benchmark: PhotographPairs, annotation: ImageAnnotation) -> ImageKeypoints:
+    """Returns the points of a photograph by the names of their parts; none where they are drawn, and not annotated."""
+    names = part_names(benchmark)
+    points = points_by_number(annotation.points, annotation.visible) if benchmark.has_truth else {}
+    by_name = {names[number] if names else str(number): point for number, point in points.items()}
+    size = photograph_size(benchmark, annotation)
+    return ImageKeypoints(by_name, annotation.known_box, size, category=annotation.category)
+
+
+def _with_unsure(
+    benchmark: PhotographPairs, file: PointsFile, sound: set[str], broken: dict[str, str]
+) -> dict[str, ImageKeypoints]:
+    """Returns what ``file`` says of the photographs named in ``sound``, and of those with unsure points alone."""
+    found: dict[str, ImageKeypoints] = {}
+    with_others = benchmark.split in ("all", "train")
+    for name, image in sorted(file.with_unsure.items()):
+        if name in sound or (with_others and name not in file.images):
+            annotation = record(broken, name, _unsure_annotation, benchmark, name, image, file)
+            if annotation is not None:
+                size = photograph_size(benchmark, annotation)
+                found[name] = replace(image, size=size, category=annotation.category)
+    return found
+
+
+def _unsure_annotation(
+    benchmark: PhotographPairs, name: str, image: ImageKeypoints, file: PointsFile
+) -> ImageAnnotation:
+    """Returns all points of a photograph, unsure ones too, which have to lie inside it, but not inside the object's box."""
+    path, points = root_of(benchmark) / name, np.array(list(image.points.values()))
+    height, width = read_size(path, benchmark.exif_orientation)
+    bbox, visible = np.array([0.0, 0.0, width, height]), np.ones(len(points), bool)
+    return benchmark.checked(
+        ImageAnnotation(path, points, visible, bbox, category_of(name), name, file.path, image.size, has_box=False)
+    )
 
 
 def split_of(benchmark: PhotographPairs) -> str:

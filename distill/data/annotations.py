@@ -28,6 +28,7 @@ class ImageAnnotation:
         size: height, width of the photograph as far as that file says.
         box_has_size: whether boxes are written as x, y, width, height, as messages then do.
         box_source: the file that holds the boxes; without it ``source``.
+        has_box: whether the object's box is known; otherwise ``bbox`` is the whole image.
     """
 
     path: Path
@@ -40,6 +41,7 @@ class ImageAnnotation:
     size: tuple[int, int] | None = None
     box_has_size: bool = False
     box_source: Path | None = None
+    has_box: bool = True
 
     def __post_init__(self) -> None:
         """Raises a :class:`DataError` for arrays of other shapes."""
@@ -57,6 +59,12 @@ class ImageAnnotation:
                 raise DataError(
                     f"Expected {name} of {self.path} as a NumPy array {described}, but its data set gives {got}; np.array makes one."
                 )
+
+    @property
+    def known_box(self) -> tuple[float, float, float, float] | None:
+        """x0, y0, x1, y1 of the object; None where it is not known."""
+        x0, y0, x1, y1 = self.bbox.tolist()
+        return (x0, y0, x1, y1) if self.has_box else None
 
 
 @dataclass(frozen=True)

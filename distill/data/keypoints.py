@@ -61,10 +61,10 @@ def check_threshold(unsure: float) -> None:
 
 def parts_by_category(images: Iterable[ImageKeypoints]) -> dict[str, list[str]]:
     """Returns the names of the parts of each category, in the order in which they come first."""
-    parts: dict[str, list[str]] = defaultdict(list)
+    parts: dict[str, dict[str, None]] = defaultdict(dict)
     for image in images:
-        parts[image.category] += [part for part in image.points if part not in parts[image.category]]
-    return dict(parts)
+        parts[image.category] |= dict.fromkeys(image.points)
+    return {category: list(names) for category, names in parts.items()}
 
 
 class NameFinder:

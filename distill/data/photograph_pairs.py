@@ -62,11 +62,13 @@ class PhotographPairs(Dataset[PairBatch], ABC):
             boxes and points suit the stored pixels), so it is false for all of them.
         pairs: for each pair, what identifies source and target.
         names: of all photographs of the split, in pairs or not, where a photograph is annotated once for all pairs.
-        skipped: broken pairs that were left out, and why, by the name of the pair.
+        on_error: what is done about broken files, "raise" or "skip".
+        skipped: broken pairs, and photographs where these count, that were left out, and why, by their name.
         ignored: files and rows that are no part of the data set, and why, by their name.
         notes: in which way the pairs differ from what was asked for.
         strict: whether boxes and points have to suit to the pixel, see :func:`check_annotation`.
         has_truth: whether the target's points are known, so that answers can be scored.
+        numbered_by_pair: whether points are numbered anew in each pair, so that a number means another part in the next.
         mask_folder: sub-folder of a folder of masks that they are in; None for that of each photograph's own folder's name.
     """
 
@@ -76,6 +78,7 @@ class PhotographPairs(Dataset[PairBatch], ABC):
     exif_orientation: ClassVar[bool] = False
     strict: bool = False
     has_truth: bool = True
+    numbered_by_pair: bool = False
     mask_folder: str | None = None
     symmetric_groups: Mapping[str, Sequence[Sequence[int]]] = MappingProxyType({})
     split: str
@@ -107,23 +110,48 @@ class PhotographPairs(Dataset[PairBatch], ABC):
         """
         raise NotImplementedError
 
-    def image_annotations(self) -> Iterator[ImageAnnotation]:
-        """Yields what is known of each photograph, once; broken annotations are passed over."""
+    def image_annotations(self, broken: dict[str, str] | None = None) -> Iterator[ImageAnnotation]:
+        """Yields what is known of each photograph, once.
+
+        Args:
+            broken: gets the errors of broken annotations, which are passed over, by the name of the photograph or pair.
+        """
+        broken = {} if broken is None else broken
         if self.names is not None:
-            found: dict[str, str] = {}
-            each = (_record(found, name, self.image_annotation, name) for name in self.names)
+            each = (record(broken, name, self.image_annotation, name) for name in self.names)
             yield from (annotation for annotation in each if annotation is not None)
             return
         seen: set[Path] = set()
+        for annotation in self._sides(broken):
+            if annotation.path not in seen:
+                seen.add(annotation.path)
+                yield annotation
+
+    def _sides(self, broken: dict[str, str]) -> Iterator[ImageAnnotation]:
+        """Yields what each pair says of its source and its target; errors of broken pairs go to ``broken``."""
         for index in range(len(self.pairs)):
-            try:
-                pair = self.pair_annotation(index)
-            except DataError:
-                continue
-            for annotation in (pair.src, pair.trg):
-                if annotation.path not in seen:
-                    seen.add(annotation.path)
-                    yield annotation
+            pair = record(broken, self.pair_name(index), self.pair_annotation, index)
+            if pair is not None:
+                yield from (pair.src, pair.trg)
+
+    def checked(self, annotation: ImageAnnotation) -> ImageAnnotation:
+        """Returns ``annotation`` after comparing it with its photograph, of which only the header is read.
+
+        Raises:
+            DataError: when the photograph cannot be read, or they do not belong together.
+        """
+        check_annotation(annotation, read_size(annotation.path, self.exif_orientation), self.strict)
+        return annotation
+
+    def leave_out(self, broken: Mapping[str, str]) -> None:
+        """Adds errors by the name of the photograph or pair to ``skipped``, if ``on_error`` is "skip".
+
+        Raises:
+            DataError: the first of them otherwise.
+        """
+        if broken and self.on_error == "raise":
+            raise DataError(next(iter(broken.values())))
+        self.skipped |= broken
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -222,9 +250,7 @@ class PhotographPairs(Dataset[PairBatch], ABC):
         if self.names is not None:
             return self._problems_of(self.names)
         found: dict[str, str] = {}
-        for index in range(len(self.pairs)):
-            _record(found, self.pair_name(index), self.pair_annotation, index)
-        for annotation in self.image_annotations():
+        for annotation in self._sides(found):
             self._image_problem(found, annotation.name, annotation)
         return found
 
@@ -234,9 +260,9 @@ class PhotographPairs(Dataset[PairBatch], ABC):
         for name in names:
             if name not in self._problems:
                 own: dict[str, str] = {}
-                annotation = _record(own, name, self.image_annotation, name)
+                annotation = record(own, name, self.image_annotation, name)
                 if annotation is not None:
-                    _record(own, name, self.image, annotation)
+                    record(own, name, self.image, annotation)
                 self._problems[name] = own.get(name)
             message = self._problems[name]
             if message is not None:
@@ -262,6 +288,7 @@ class PhotographPairs(Dataset[PairBatch], ABC):
         self._check_symmetric_groups()
         PhotographReader([], image_config.size, image_config.resize, image_config.cache_mib)  # checks them
         self.convention, self.resize, self.size = image_config.convention, image_config.resize, image_config.size
+        self.on_error = image_config.on_error
         self.skipped: dict[str, str] = {}
         self.ignored: dict[str, str] = {}
         self.notes: list[str] = []
@@ -323,7 +350,7 @@ class PhotographPairs(Dataset[PairBatch], ABC):
             if found:
                 self.skipped[name] = next(iter(found.values()))
             return not found
-        known = _record(self.skipped, name, self.pair_annotation, index)
+        known = record(self.skipped, name, self.pair_annotation, index)
         return known is not None and all(self._image_problem(self.skipped, name, n) for n in (known.src, known.trg))
 
     def _image_problem(self, found: dict[str, str], name: str, annotation: ImageAnnotation) -> bool:
@@ -335,7 +362,7 @@ class PhotographPairs(Dataset[PairBatch], ABC):
         digest = hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
         if digest not in self._checked:
             own: dict[str, str] = {}
-            _record(own, name, self.image, annotation)
+            record(own, name, self.image, annotation)
             self._checked[digest] = own.get(name)
         message = self._checked[digest]
         if message is not None:
@@ -375,7 +402,7 @@ class PhotographPairs(Dataset[PairBatch], ABC):
         return [items[row] for row in rows]
 
 
-def _record(found: dict[str, str], name: str, read: Callable[..., T], *arguments: object) -> T | None:
+def record(found: dict[str, str], name: str, read: Callable[..., T], *arguments: object) -> T | None:
     """Returns what ``read`` returns, or None after writing down its error."""
     try:
         return read(*arguments)

@@ -7,8 +7,8 @@ shows its content, or its suffix. Pixel convention of ``points.csv`` and ``point
 
 import csv
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,13 +34,14 @@ class PointsFile:
         images: what it says, by the image's name relative to the folder.
         exact_boxes: whether each box has to contain all points of its image to the pixel. COCO's boxes surround the
             visible object, and need not.
-        unsure: by image, the points that a matcher set and was unsure of, which ``images`` lacks.
+        with_unsure: by image, what ``images`` says together with the points that a matcher set and was unsure of, which are no
+            annotation; images that have no others are here alone.
     """
 
     path: Path
     images: dict[str, ImageKeypoints]
     exact_boxes: bool = True
-    unsure: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
+    with_unsure: dict[str, ImageKeypoints] = field(default_factory=dict)
 
     @property
     def parts(self) -> list[str]:
@@ -73,18 +74,21 @@ def read_points_file(file: Path, known: list[str], by_person: bool = False, root
             image that is not known.
     """
     found = read_keypoints(file, known, root)
-    for name, image in list(found.images.items()):
-        left_out = image.confidence if by_person else image.unsure
-        if not by_person:
-            found.unsure[name] = {part: point for part, point in image.points.items() if part in left_out}
-        image.points = {part: point for part, point in image.points.items() if part not in left_out}
-        if not image.points:
-            del found.images[name]
-    if not found.images:
+    given = {n: _without(image, image.confidence if by_person else ()) for n, image in found.images.items()}
+    sure = {name: _without(image, image.unsure) for name, image in given.items()}
+    images = {name: image for name, image in sure.items() if image.points}
+    if not images:
         raise DataError(
             f"Expected annotated points in {file} but a matcher was unsure of all; correct or confirm some."
         )
-    return found
+    return replace(found, images=images, with_unsure={name: image for name, image in given.items() if image.points})
+
+
+def _without(image: ImageKeypoints, parts: Container[str]) -> ImageKeypoints:
+    """Returns what is known of an image without some of its parts."""
+    points = {part: point for part, point in image.points.items() if part not in parts}
+    confidence = {part: value for part, value in image.confidence.items() if part in points}
+    return replace(image, points=points, confidence=confidence, unsure=image.unsure & points.keys())
 
 
 def read_keypoints(file: Path, known: list[str], root: Path | None = None) -> PointsFile:
@@ -120,7 +124,7 @@ def _leave_out_root(images: dict[str, ImageKeypoints], known: set[str], front: s
     """Renames images that are known only without ``front``; where both names are given, the error about an unknown one tells."""
     for name in images.keys() - known:
         inside = name.removeprefix(front)
-        if inside in known - images.keys():
+        if inside in known and inside not in images:
             images[inside] = images.pop(name)
 
 

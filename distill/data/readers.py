@@ -5,6 +5,7 @@ import io
 import json
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -115,8 +116,8 @@ def _unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
     """Returns a dictionary of the ``items`` of a JSON object; of a repeated key JSON keeps the last value only."""
     found = dict(items)
     if len(found) < len(items):
-        keys = [key for key, _ in items]
-        repeated = next(key for key in keys if keys.count(key) > 1)
+        counts = Counter(key for key, _ in items)
+        repeated = next(key for key, count in counts.items() if count > 1)
         raise ValueError(f"the key {repeated!r} comes twice in one object")
     return found
 

@@ -38,7 +38,8 @@ MOST_OBJECTS = 100_000
 def read_slp(file: Path, known: Iterable[str]) -> dict[str, ImageKeypoints]:
     """Returns what a SLEAP file says of each image, by the image's name in ``known``.
 
-    Points of predicted instances have their scores as confidences; those marked not visible are unsure.
+    Points of predicted instances have their scores as confidences; those marked not visible are unsure. A prediction that a person
+    corrected is left out: SLEAP keeps it, hidden, beside the person's instance, which names it or has its track.
 
     Raises:
         DataError: when sleap-io is not installed, or the file cannot be read.
@@ -168,7 +169,7 @@ def _images(labels: Any, sleap_io: Any, known: Iterable[str]) -> dict[str, Image
         points: dict[str, tuple[float, float]] = {}
         image = ImageKeypoints(points)
         people = [i for i in frame.instances if not isinstance(i, sleap_io.PredictedInstance)]
-        for instance in frame.instances:
+        for instance in people + _uncorrected(frame.instances, people):
             given = {
                 str(n): xy
                 for n, xy in zip(
@@ -197,6 +198,15 @@ def _images(labels: Any, sleap_io: Any, known: Iterable[str]) -> dict[str, Image
     if not found:
         raise ValueError("no frame has points")
     return found
+
+
+def _uncorrected(instances: Iterable[Any], people: Iterable[Any]) -> list[Any]:
+    """Returns those of a frame's ``instances`` that are predicted, and that none of ``people`` was made from."""
+    instances_of_people = {id(person) for person in people}
+    predictions = {id(person.from_predicted) for person in people}
+    tracks = {id(person.track) for person in people if person.track is not None}
+    done = instances_of_people | predictions
+    return [i for i in instances if id(i) not in done and id(i.track) not in tracks]
 
 
 def _check_hdf5(file: Path) -> None:

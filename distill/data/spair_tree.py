@@ -32,7 +32,7 @@ class TreeImage:
     Attributes:
         path: of its file.
         size: height, width, px.
-        bbox: x0, y0, x1, y1 px of the object.
+        bbox: x0, y0, x1, y1 px of the object; what stands in for it where it is not known, the layout having no place for that.
         points: x, y px by the number of the part; what is annotated.
     """
 

@@ -23,7 +23,7 @@ class Frame(NamedTuple):
 
     Attributes:
         number: from 0 on.
-        seconds: from the start of the video.
+        seconds: from the first frame on; a file may count from another time.
         pixels: (H, W, 3) bytes, RGB, turned as the file says.
     """
 
@@ -62,12 +62,15 @@ def read_frames(path: str | Path, every: int = 1) -> Iterator[Frame]:
                     f"{stream.height} px; make it smaller."
                 )
             stream.codec_context.options = {"max_pixels": str(LARGEST_FRAME)}  # later frames may have other sizes
+            start = 0.0
             for number, frame in enumerate(video.decode(stream)):
+                time = float(frame.time or 0.0)
+                start = time if number == 0 else start
                 if number % every == 0:
                     pixels = np.rot90(
                         frame.to_ndarray(format="rgb24"), round((getattr(frame, "rotation", 0) or 0) / 90)
                     )
-                    yield Frame(number, float(frame.time or 0.0), np.ascontiguousarray(pixels))
+                    yield Frame(number, time - start, np.ascontiguousarray(pixels))
     except av.error.FFmpegError as error:
         raise DataError(f"Expected a whole video at {path} but it cannot be read ({error}); copy it again.") from error
 

@@ -7,6 +7,8 @@ Pixel convention: fractions are measured from the image's top-left corner, so th
 image W px wide is at 0.5 / W. Nothing is added or subtracted. Ultralytics' own converter divides COCO's pixel indices by
 the sides without adding half a pixel, so its files lie half a pixel beside ours.
 
+A box that reaches out of its image, as COCO's may, is cut at the border: Ultralytics takes no fractions above 1.
+
 The format has no place for confidences. An unsure point has visibility 1, which is "labelled but not visible".
 """
 
@@ -60,7 +62,8 @@ def yolo_line(image: ImageKeypoints, number: int, parts: list[str]) -> str:
     """Returns the line of an object: class ``number``, box, and the keypoints in the order of ``parts``."""
     assert image.size is not None, "an image that is written needs its size"
     height, width = image.size
-    x0, y0, x1, y1 = image.box()
+    x0, x1 = (min(max(x, 0.0), width) for x in image.box()[::2])
+    y0, y1 = (min(max(y, 0.0), height) for y in image.box()[1::2])
     values = [(x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height]
     cells = [str(number), *(f"{value:.6f}" for value in values)]
     for part in parts:

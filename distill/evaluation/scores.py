@@ -103,8 +103,9 @@ def confidence_figures(found: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     And how far it can be taken at its word: see :func:`distill.metrics.calibration.calibration`.
     """
     distance = [np.linalg.norm(p - t, axis=-1) for p, t in zip(found["predictions"], found["truth"], strict=True)]
-    relative = np.concatenate([d / base for d, base in zip(distance, found["thresholds"], strict=True)])
-    sure, right = np.concatenate(found["confidence"]), relative <= 0.10 * (1 + 1e-9)
+    tolerance = [0.10 * base * (1 + 1e-9) + 1e-9 for base in found["thresholds"]]  # the slack of pck_correct
+    right = np.concatenate([d <= limit for d, limit in zip(distance, tolerance, strict=True)])
+    sure = np.concatenate(found["confidence"])
     measured = calibration(np.clip(sure, 0, 1), right)
     return {
         "auroc@0.10": rounded(measured["auroc"]),

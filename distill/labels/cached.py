@@ -1,8 +1,9 @@
 """A matcher that reads stored labels, and has a teacher make those that are missing."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,6 +27,7 @@ class Cached:
         read_only: whether missing labels are an error although there is a teacher, which then only says which labels
             are meant.
         prompt_cache: whether the teacher's optimised prompts are stored too, for further targets of the same points.
+        images: the data set's ``size`` and ``resize``, where it has them; see :func:`fingerprint_of`.
 
     Raises:
         ConfigError: when the teacher is no matcher or has no fingerprint, or is asked to store prompts and has none.
@@ -40,9 +42,10 @@ class Cached:
         fallbacks: Sequence[str | Path] = (),
         read_only: bool = False,
         prompt_cache: bool = False,
+        images: Mapping[str, Any] | None = None,
     ) -> None:
         self.teacher, self.flush_seconds, self.read_only = teacher, flush_seconds, read_only
-        self.store = LabelStore(folder, _fingerprint_of(teacher) if teacher is not None else None, fallbacks)
+        self.store = LabelStore(folder, None if teacher is None else fingerprint_of(teacher, images), fallbacks)
         self.prompt_cache = self._prompt_cache(teacher) if prompt_cache and teacher is not None else None
         self._flushed = time.monotonic()
 
@@ -57,7 +60,7 @@ class Cached:
         return cache
 
     def fingerprint(self) -> dict[str, str]:
-        """Returns the teacher's fingerprint."""
+        """Returns the teacher's fingerprint, see :func:`fingerprint_of`."""
         return dict(self.store.fingerprint or {})
 
     def __call__(self, src_img: torch.Tensor, trg_img: torch.Tensor, src_kps: torch.Tensor) -> Matches:
@@ -122,8 +125,13 @@ class Cached:
         )
 
 
-def _fingerprint_of(teacher: Matcher | PairMatcher) -> dict[str, str]:
-    """Returns what a teacher says decides its answers.
+def fingerprint_of(teacher: Matcher | PairMatcher, images: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Returns what decides a teacher's labels.
+
+    Args:
+        teacher: says what decides its answers. One that names no ``size`` is given images as the data set brings them, on
+            which its answers depend, too.
+        images: the data set's ``size`` and ``resize``, where it has them.
 
     Raises:
         ConfigError: when it is no matcher, or says nothing or something else than text by name.
@@ -144,4 +152,8 @@ def _fingerprint_of(teacher: Matcher | PairMatcher) -> dict[str, str]:
             f"Expected fingerprint() of {name} to return text by name, such as {{'method': 'mine 1'}}, but got {fingerprint!r}; "
             "put str() around numbers."
         )
-    return fingerprint
+    if images is None or getattr(teacher, "size", None) is not None:
+        return fingerprint
+    return fingerprint | {
+        f"images.{key}": str(images[key]) for key in ("size", "resize") if images.get(key) is not None
+    }

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from distill.core.errors import DataError, LabelError
 from distill.core.vote import vote
-from distill.data.annotated_keypoints import name_of, part_names, photograph_size, split_of, tree_image
+from distill.data.annotated_keypoints import (
+    check_numbers,
+    name_of,
+    part_names,
+    photograph_size,
+    split_of,
+    tree_image,
+)
 from distill.data.annotations import PairAnnotation
 from distill.data.keypoints import ImageKeypoints
 from distill.data.pairs import to_original
@@ -52,7 +59,8 @@ def label_keypoints(
         unsure: confidence below which a point is unsure.
 
     Raises:
-        DataError: when parts have no names, so that points of different sources cannot be told to mean the same.
+        DataError: when parts have neither names nor numbers of their own, so that points of different sources cannot be told to mean
+            the same.
         LabelError: when there are no labels of these pairs.
     """
     answers: dict[str, dict[int, list[tuple[Tensor, Tensor]]]] = defaultdict(lambda: defaultdict(list))
@@ -63,6 +71,7 @@ def label_keypoints(
                 "Expected annotated parts for keypoints by image but the points of each source are its own; give "
                 "data.points, or choose label.format=spair71k."
             )
+        check_numbers(benchmark)
         names = part_names(benchmark)
         for label in _labels(store, benchmark):
             trg = label.pair.trg
@@ -70,7 +79,8 @@ def label_keypoints(
             for number, point, confidence in zip(label.ids, label.trg, label.confidence, strict=True):
                 answers[name][number].append((point, confidence))
             if name not in found:
-                found[name] = ImageKeypoints({}, size=photograph_size(benchmark, trg), category=trg.category)
+                size = photograph_size(benchmark, trg)
+                found[name] = ImageKeypoints({}, trg.known_box, size, category=trg.category)
                 splits[name] = split_of(benchmark)
         for name, by_part in answers.items():
             _fill(found[name], by_part, names, unsure)

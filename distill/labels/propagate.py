@@ -35,7 +35,7 @@ class PropagateConfig:
     Attributes:
         size: side that photographs are resized to, px; None for what the matcher was trained at, or 128.
         resize: "squash" or "letterbox"; None for what the matcher was trained on, or "squash".
-        sources: the most annotated photographs that vote on a target, the first ones; None for all.
+        sources: the most annotated photographs that vote on a target, the first ones that show what it lacks; None for all.
         vote_sigma: how far answers may lie apart that mean the same place, as a fraction of the target's longer side.
         cycle_tolerance: of the cycle consistency, as a fraction of the side; None leaves it out, which halves the work.
         batch_size: pairs at a time.
@@ -78,7 +78,8 @@ class Plan(NamedTuple):
 def plan(names: Sequence[str], known: Mapping[str, ImageKeypoints]) -> Plan:
     """Returns what is carried where: to each photograph the parts that no person has set, of those its group has.
 
-    A photograph that the file names lacks what a matcher set in it; parts that a person left out of it are not visible there.
+    A photograph that the file names lacks what a matcher set in it, and parts that no matcher set anywhere in its group where one
+    set others in it: these are new. Other parts that it has not are not visible there, a person left them out.
 
     Args:
         names: of the photographs, relative to their folder.
@@ -101,10 +102,16 @@ def plan(names: Sequence[str], known: Mapping[str, ImageKeypoints]) -> Plan:
         parts[folder] += [part for part in own if part not in parts[folder]]
         category.setdefault(folder, known[name].category)
         _check_category(name, known[name], category[folder])
+    carried: dict[str, set[str]] = defaultdict(set)
+    for name in names:
+        carried[group[name]] |= known[name].confidence.keys() if name in known else set()
     wanted = {}
     for name in names:
-        lacking = list(known[name].confidence) if name in known else parts[group[name]]
-        lacking = [part for part in parts[group[name]] if part in lacking]
+        lacking = parts[group[name]]
+        if name in known:
+            image, old = known[name], carried[group[name]]
+            new = set(lacking) - old - image.points.keys() if image.confidence else set()
+            lacking = [part for part in lacking if part in image.confidence or part in new]
         if lacking and sources[group[name]] != [name]:
             wanted[name] = lacking
             if name in known:  # of another category it would get a second object for the new points
@@ -175,7 +182,7 @@ class Propagator:
     ) -> None:
         self.matcher = matcher.to(device) if isinstance(matcher, nn.Module) else matcher
         self.root, self.known, self.todo, self.config, self.device = root, known, todo, config, device
-        used = [root / name for names in todo.sources.values() for name in names[: config.sources]]
+        used = dict.fromkeys(root / source for name in todo.wanted for source in self._sources(name))
         size, resize = square_for(matcher, config.size, config.resize)
         self.read = PhotographReader(used, size, resize, exif_orientation=True)
 
@@ -199,7 +206,7 @@ class Propagator:
 
     def _carry(self, name: str, target: AnnotatedImage) -> Carried:
         parts, size = self.todo.wanted[name], target.original_size
-        sources = [s for s in self.todo.sources[self.todo.group[name]] if s != name][: self.config.sources]
+        sources = self._sources(name)
         answers, weights = [], []
         for start in range(0, len(sources), self.config.batch_size):
             chosen = sources[start : start + self.config.batch_size]
@@ -213,6 +220,12 @@ class Propagator:
         asked = [row for row in range(len(parts)) if bool(points[row].isfinite().all())]
         names = [parts[row] for row in asked]
         return Carried(name, size, names, points[asked], voted.confidence[asked], voted.agreement[asked])
+
+    def _sources(self, name: str) -> list[str]:
+        """Returns the photographs that vote on a target: the first ones that show a part that it lacks."""
+        wanted, others = set(self.todo.wanted[name]), self.todo.sources[self.todo.group[name]]
+        showing = [s for s in others if s != name and wanted & persons_points(self.known[s]).keys()]
+        return showing[: self.config.sources]
 
     def _image(self, name: str, parts: Sequence[str], annotated: bool = True) -> AnnotatedImage:
         """Returns a photograph with the points of ``parts`` that a person set in it, or with all of them unknown."""

@@ -10,6 +10,7 @@ from scipy.stats import bootstrap
 
 NORMAL = 1.96  # standard deviations on both sides of the mean that hold 95 % of a normal distribution
 SAME = 1e-9  # of values that differ by rounding only
+DRAWN_TOGETHER = 2**22  # values of the bootstrap that are in memory at once, whatever the number of pairs
 
 
 class Interval(NamedTuple):
@@ -34,9 +35,10 @@ def over_pairs(values: ArrayLike, seed: int = 0, draws: int = 2000) -> Interval:
     mean = float(values.mean())
     if len(values) < 2:
         return Interval(mean, mean, mean)
-    random = np.random.default_rng(seed)
-    found = bootstrap((values,), np.mean, n_resamples=draws, method="percentile", rng=random).confidence_interval
-    return Interval(mean, float(found.low), float(found.high))
+    random, together = np.random.default_rng(seed), max(1, DRAWN_TOGETHER // len(values))
+    found = bootstrap((values,), np.mean, n_resamples=draws, batch=together, method="percentile", rng=random)
+    low, high = found.confidence_interval
+    return Interval(mean, float(low), float(high))
 
 
 def over_images(

@@ -214,6 +214,16 @@ def test_a_pipeline_to_start_from_that_lacks_a_part_is_refused(trained, part, tm
     assert part in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["pipeline/model_index.json", "autoencoder/config.json", "diffusion.jsonl"])
+def test_files_of_others_are_neither_replaced_nor_taken_for_ones_own(name, tmp_path, capsys):
+    file = tmp_path / "mine" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    assert main(["pretrain", f"run.dir={tmp_path}/mine", "diffusion.steps=1", *UNSCORED]) == 2
+    assert "which the run would replace; choose another run.dir" in capsys.readouterr().err
+    assert [path.read_text() for path in (tmp_path / "mine").rglob("*") if path.is_file()] == ["mine"]
+
+
 def test_the_frozen_autoencoder_is_in_no_checkpoint(trained):
     state = torch.load(trained / "checkpoints" / "diffusion.ckpt", weights_only=True)["state_dict"]
     assert not any("autoencoder" in name for name in state)

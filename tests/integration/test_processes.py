@@ -1,8 +1,7 @@
-"""One command on two processes, as Lightning starts them, and a training that is killed and goes on."""
+"""One command on two processes, as Lightning starts them."""
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -11,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from lightning import Trainer
-from safetensors.torch import load_file
 
 from distill.__main__ import main
 from distill.cli import processes
@@ -44,15 +42,6 @@ def run(*arguments: str) -> str:
 
 def rows(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture
-def one_thread():
-    """What the other process computes with, bit for bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.slow
@@ -115,6 +104,8 @@ def test_on_two_processes_fit_validates_as_one_process_does(tmp_path):
         "loss=distillation",
         "trainer.max_epochs=2",
         "trainer.precision=32-true",
+        "student.backbone=test_resnet",  # of running averages, which differ between processes, as do averages of them
+        "ema=0.5",
         f"run.dir={tmp_path}/two",
         "filter=agreement",
     ]
@@ -133,46 +124,6 @@ def test_on_two_processes_fit_validates_as_one_process_does(tmp_path):
     assert state["global_step"] == 6 and one.keys() == two.keys() - {"step"} - {"epoch"} and len(one) > 4
     for name, value in one.items():
         assert two[name] == pytest.approx(value, rel=1e-4), name
-
-
-def interrupted(folder: Path, settings: list[str], number: signal.Signals) -> int:
-    """Starts a fit, sends it a signal in its second epoch, and returns its exit code.
-
-    Six steps make an epoch: when there are more than eight rows, the second has begun, and the first one's checkpoint is
-    there.
-    """
-
-    program = (  # Ctrl-C is ignored where the tests run in a shell's background
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from distill.__main__ import main; sys.exit(main(sys.argv[1:]))"
-    )
-    arguments = [sys.executable, "-c", program, "fit", f"run.dir={folder}", *settings]
-    process = subprocess.Popen(arguments, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and not ((folder / "metrics.jsonl").exists() and len(rows_so_far(folder)) > 8):
-        time.sleep(0.005)
-    process.send_signal(number)
-    return process.wait(60)
-
-
-@pytest.mark.slow
-def test_a_fit_that_was_killed_terminated_or_interrupted_resumes_bit_for_bit(tmp_path, one_thread):
-    """The labels of the second epoch are already the student's own, of its averaged weights."""
-    settings = [*FIT, *TRAINER, "trainer.max_epochs=4", "self_distillation.start_epoch=1", "onnx=false", "pictures=0"]
-    whole = tmp_path / "whole"
-    assert main(["fit", f"run.dir={whole}", *settings]) == 0
-    expected = torch.load(whole / "checkpoints" / "last.ckpt", weights_only=True)
-    for number, code in ((signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)):
-        folder = tmp_path / number.name
-        assert interrupted(folder, settings, number) == code
-        assert not (folder / "student.safetensors").exists()
-        assert main(["fit", f"run.dir={folder}", "run.resume=true", *settings]) == 0
-        found = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-        assert found["global_step"] == expected["global_step"] == 24
-        assert all(torch.equal(value, found["state_dict"][name]) for name, value in expected["state_dict"].items())
-        kept, same = (load_file(path / "student.safetensors") for path in (whole, folder))
-        assert all(torch.equal(value, same[name]) for name, value in kept.items())
-        assert rows(whole) == rows(folder)
 
 
 @pytest.mark.slow
@@ -247,7 +198,3 @@ def test_more_processes_than_validation_batches_are_refused_before_labels_are_ma
     assert main(arguments) == 2
     assert "batch for each of 4 processes but got 3 of 4 pairs" in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
-
-
-def rows_so_far(folder: Path) -> list[str]:
-    return (folder / "metrics.jsonl").read_text().splitlines()

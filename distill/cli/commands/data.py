@@ -16,7 +16,7 @@ Examples:
 
 import contextlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +219,17 @@ def _print_ignored(ignored: Mapping[str, str], most: int = 20) -> None:
         print(f"  and {len(ignored) - most} more")
 
 
+def _print_left_out(broken: Mapping[str, str], most: int = 20) -> None:
+    """Prints how many pairs and photographs data.on_error=skip left out, and the first of the reasons, each once."""
+    messages = list(dict.fromkeys(broken.values()))
+    if messages:
+        print(f"left out: {len(broken)} pairs or photographs")
+    for message in messages[:most]:
+        print(f"  {message}")
+    if len(messages) > most:
+        print(f"  and {len(messages) - most} more reasons; data check names all")
+
+
 def pair(cfg: DictConfig) -> dict:
     """Writes ``pairs.csv`` with each photograph of a split and its most similar ones; returns how many there are.
 
@@ -238,7 +249,11 @@ def pair(cfg: DictConfig) -> dict:
                 f"note: the backbone {cfg.describer.backbone} is untrained, so it compares colour and texture more than content; "
                 "describer.weights=pretrained loads trained weights"
             )
-        for annotation in track(list(benchmark.image_annotations()), "describe"):
+        broken: dict[str, str] = {}
+        annotations = list(benchmark.image_annotations(broken))
+        benchmark.leave_out(broken)
+        _print_left_out(benchmark.skipped)
+        for annotation in track(annotations, "describe"):
             image = benchmark.image(annotation)
             with torch.no_grad():
                 features.append(describer.describe(image.image[None])[0].mean((-2, -1)).numpy())
@@ -255,6 +270,7 @@ def convert(cfg: DictConfig) -> dict:
 
     Raises:
         ConfigError: without a place to write to, or for data that are no photographs in a folder.
+        DataError: when an annotation is broken or does not suit its photograph; data.on_error=skip leaves it out, and it is named.
     """
     if cfg.to is None:
         raise ConfigError("Expected a file or folder to write but got none; add to=<name>.")
@@ -268,9 +284,11 @@ def convert(cfg: DictConfig) -> dict:
     else:
         benchmark = _photographs(cfg.data)
         keypoints = annotated_keypoints(benchmark)
-        splits = _yolo_splits(benchmark, list(keypoints))
+        splits = _yolo_splits(benchmark, keypoints)
         write_keypoints(keypoints, root_of(benchmark), path, cfg.format, splits, benchmark.exif_orientation)
         found = {"images": len(keypoints)}
+        benchmarks = [benchmark]
+    _print_left_out({name: why for benchmark in benchmarks for name, why in benchmark.skipped.items()})
     for what, number in found.items():
         print(f"{number} {what} in {path}")
     return found
@@ -295,12 +313,16 @@ def _splits(cfg: DictConfig) -> list[PhotographPairs]:
     return found
 
 
-def _yolo_splits(benchmark: PhotographPairs, names: list[str]) -> dict[str, str]:
-    """Returns "train" or "val" by image: of a folder the photographs that fit validates or tests on are for "val"."""
+def _yolo_splits(benchmark: PhotographPairs, names: Iterable[str]) -> dict[str, str]:
+    """Returns "train" or "val" by image: of a folder the photographs that fit validates or tests on are for "val".
+
+    Photographs that a matcher was unsure of are for training: fit takes them for nothing.
+    """
     if benchmark.split != "all":
         return dict.fromkeys(names, "train" if benchmark.split == "train" else "val")
-    training = set(of_split(names, "train"))
-    return {name: "train" if name in training else "val" for name in names}
+    used = list(benchmark.names or ())
+    held_out = set(used) - set(of_split(used, "train"))
+    return {name: "val" if name in held_out else "train" for name in names}
 
 
 def fetch(cfg: DictConfig) -> dict:

@@ -29,8 +29,8 @@ from distill.cli.processes import (
     start_others,
 )
 from distill.cli.reporting import announce, report
-from distill.cli.run_folder import RunFolder, check_unchanged
-from distill.core.errors import ConfigError, ExportError
+from distill.cli.run_folder import RunFolder, check_free, check_unchanged
+from distill.core.errors import ExportError
 from distill.core.protocols import Benchmark, Matcher, PairMatcher
 from distill.data.download import licence_of
 from distill.evaluation.compare import Comparison, compare
@@ -46,6 +46,8 @@ from distill.training.train import filter_labels, train
 OF_WEIGHTS = ("student.onnx", "metrics.json", "report.md", "report.html", "matches.png", "predictions/*.npz")
 """Patterns of a run's files that tell of its weights, besides the student's own. Those of its course, ``metrics.jsonl`` and
 ``matches/``, go on where it is resumed."""
+REPLACED = ("student.safetensors", "metrics.jsonl", *OF_WEIGHTS)
+"""What a new fit would replace, such as the weights of ``init_from``."""
 
 
 def run(cfg: DictConfig) -> Comparison | None:
@@ -56,7 +58,7 @@ def run(cfg: DictConfig) -> Comparison | None:
     if cfg.run.resume:
         check_unchanged(cfg)
     else:
-        check_free(Path(cfg.run.dir))
+        check_free(Path(cfg.run.dir), REPLACED)
     taught, first = is_taught(cfg), is_first_process()
     parts = build(on_own_device(cfg))
     with RunFolder.create(cfg, resume=cfg.run.resume) if first else RunFolder(cfg.run.dir) as folder:
@@ -72,17 +74,6 @@ def run(cfg: DictConfig) -> Comparison | None:
             return None
         say_if_nothing_was_logged(parts.trainer, folder)
         return finish(cfg, parts, keep(cfg, parts.student, folder, origin(cfg, parts)), folder)
-
-
-def check_free(folder: Path) -> None:
-    """Raises a ConfigError where a folder without a run holds what a fit would replace, such as the weights of ``init_from``."""
-    if (folder / "config.yaml").exists():
-        return  # of a run, which is not replaced either
-    found = [path for pattern in ("student.safetensors", "metrics.jsonl", *OF_WEIGHTS) for path in folder.glob(pattern)]
-    if found:
-        raise ConfigError(
-            f"Expected run.dir to be a new folder but {found[0]} is there, which the run would replace; choose another run.dir."
-        )
 
 
 def devices(parts: FitParts) -> str:

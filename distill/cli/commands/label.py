@@ -82,6 +82,7 @@ def _make(cfg: DictConfig) -> int:
         flush_seconds=cfg.label.flush_seconds,
         fallbacks=list(cfg.labels.fallbacks),
         prompt_cache=cfg.labels.prompt_cache,
+        images=cfg.data,
     )
     shown = fabric.is_global_zero
     if shown:

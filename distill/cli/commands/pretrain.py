@@ -34,7 +34,7 @@ from distill.cli.pretrain_parts import (
     trainer_of,
 )
 from distill.cli.reporting import announce
-from distill.cli.run_folder import RunFolder, check_unchanged
+from distill.cli.run_folder import RunFolder, check_free, check_unchanged
 from distill.core.errors import ConfigError
 from distill.core.workers import quiet_worker
 from distill.system.environment import available_cores, choose_device
@@ -53,6 +53,8 @@ FREE_ON_RESUME = (
     "teacher_score",
 )
 """Settings that may change when a run is continued; with other steps, the learning rate falls at another time."""
+REPLACED = ("pipeline", "autoencoder", "checkpoints", "latents", "samples", "*.jsonl", "curve.png")
+"""What a run writes, and goes on from where it is there."""
 VALIDATION_START = 10**8  # pictures that training never reaches
 VALIDATION_PICTURES = 64
 CAPTIONS = 3_000  # that hold every word there is
@@ -67,6 +69,7 @@ def run(cfg: DictConfig) -> Path:
     """
     check_settings(cfg)
     check_unchanged(cfg, FREE_ON_RESUME)
+    check_free(Path(cfg.run.dir), REPLACED)
     _check_steps(cfg)
     device = choose_device(cfg.device)
     choose_device(cfg.data.device)

@@ -155,11 +155,10 @@ def _checked_size(path: Path, said: tuple[int, int] | None, file: Path) -> tuple
 
 
 def with_carried(old: ImageKeypoints | None, found: Carried, todo: Plan, unsure: float) -> ImageKeypoints:
-    """Returns what is known of a photograph with the points that were carried to it in place of a matcher's earlier ones."""
+    """Returns what is known of a photograph, with the points that were carried to it in place of a matcher's earlier ones of them."""
     image = ImageKeypoints({}, size=found.size, category=todo.category[todo.group[found.name]])
     if old is not None:
-        image.bbox = old.bbox
-        image.points = {part: point for part, point in old.points.items() if part not in old.confidence}
+        image.bbox, image.points, image.confidence = old.bbox, dict(old.points), dict(old.confidence)
     for part, (x, y), confidence in zip(found.parts, found.points.tolist(), found.confidence.tolist(), strict=True):
         image.points[part] = round(x, 2), round(y, 2)
         image.confidence[part] = round(confidence, 4)

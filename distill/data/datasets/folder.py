@@ -134,15 +134,26 @@ class FolderPairs(PhotographPairs):
             self.points_file.exact_boxes,
         )
         self.symmetric_groups = {"": named_groups(self.parts)}
-        if self.threshold == "bbox" and not all(image.bbox for image in annotated.values()):
-            raise ConfigError(
-                f"Expected a bbox of every image in {file} for data.threshold=bbox; give them, or choose img or kps_bbox."
-            )
+        self._check_tolerances(self.points_file)
         if self.points_file.path.parent == self.root:
             self.ignored.pop(self.points_file.path.name, None)
         without = f"{self.points_file.path.name} has no points of it"
         self.ignored |= {name: without for name in everything if name not in annotated}
         return [name for name in everything if name in annotated]
+
+    def _check_tolerances(self, file: PointsFile) -> None:
+        """Raises where an image has no box that PCK's tolerance could be a fraction of: no point would ever be right there."""
+        for name, image in file.images.items():
+            if self.threshold == "bbox" and not image.bbox:
+                raise ConfigError(
+                    f"Expected a bbox of every image in {file.path} for data.threshold=bbox but {name} has none; give them, or choose "
+                    "img or kps_bbox."
+                )
+            if self.threshold == "kps_bbox" and len(set(image.points.values())) < 2:
+                raise ConfigError(
+                    f"Expected two points at different places in every image of {file.path} for data.threshold=kps_bbox but {name} has "
+                    "none; annotate more points, or choose data.threshold=img."
+                )
 
     def _of_small_folder(self, everything: list[str]) -> list[str]:
         """Returns what stands for an empty split: for validation the photographs of training, otherwise none."""
@@ -188,7 +199,18 @@ class FolderPairs(PhotographPairs):
         bbox = np.array(known.bbox or (0.0, 0.0, width, height))
         has_size = not file.exact_boxes and known.bbox is not None
         path = self.root / name
-        return ImageAnnotation(path, points, visible, bbox, category_of(name), name, file.path, known.size, has_size)
+        return ImageAnnotation(
+            path,
+            points,
+            visible,
+            bbox,
+            category_of(name),
+            name,
+            file.path,
+            known.size,
+            has_size,
+            has_box=known.bbox is not None,
+        )
 
     def _unknown(self, name: str) -> ImageAnnotation:
         """Returns a target image, whose points are not known."""
@@ -199,7 +221,8 @@ class FolderPairs(PhotographPairs):
     def _whole(self, name: str, points: np.ndarray, size: tuple[int, int]) -> ImageAnnotation:
         bbox = np.array([0.0, 0.0, size[1], size[0]])
         visible = np.ones(len(points), bool)
-        return ImageAnnotation(self.root / name, points, visible, bbox, category_of(name), name, self.root)
+        path, category = self.root / name, category_of(name)
+        return ImageAnnotation(path, points, visible, bbox, category, name, self.root, has_box=False)
 
 
 VALIDATED_FROM = 4  # photographs that a category needs for two of them to be set aside for validation

@@ -70,6 +70,8 @@ class PFPascalPairs(PhotographPairs):
         image_config = ImageConfig.of(image_options)
         self._configure(image_config)
         self.split, self.root = split, _folder(Path(root))
+        # The list, the only source of points then, has those alone that both images of a pair show, without their numbers.
+        self.numbered_by_pair = not (self.root / "Annotations").is_dir()
         self.list = _list(self.root, Path(root), split)
         self._rows: dict[tuple[str, str], tuple[str, tuple[Points, Points] | None]] = {}
         for number, pair, category, points in _read_list(self.list, self.ignored):

@@ -48,6 +48,7 @@ class SOCOPairs(PhotographPairs):
     name = "soco"
     threshold: Threshold = "bbox"
     has_paper_convention = False
+    numbered_by_pair = True
 
     def __init__(
         self,
@@ -129,11 +130,13 @@ class SOCOPairs(PhotographPairs):
         box = content.get(f"{side}_bndbox")
         if box is None and told is None:
             raise ValueError(f"{side}_bndbox and {side}_imsize are both missing")
-        box = [0, 0, *reversed(told)] if box is None and told is not None else box
+        has_box = box is not None
+        box = box if has_box else [0, 0, *reversed(told or ())]
         bbox = np.array(numbers_in(box, 4, f"{side}_bndbox", "x0, y0, x1, y1 in px"))
         if not (bbox[2:] > bbox[:2]).all():
             raise ValueError(f"{side}_bndbox {bbox.tolist()} is empty")
-        return ImageAnnotation(path, points, visible, bbox, group, f"{category}/{image}", file, told)
+        name = f"{category}/{image}"
+        return ImageAnnotation(path, points, visible, bbox, group, name, file, told, has_box=has_box)
 
 
 def _points(content: dict[str, Any], side: str) -> dict[str, tuple[float, float]]:

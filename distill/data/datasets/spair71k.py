@@ -6,7 +6,7 @@ Files of the layout: ``Layout/large/{trn,val,test}.txt`` (a line a pair, ``numbe
 on a file system without colons, the colon in their names may be an underscore. Coordinates are taken as they stand.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Unpack
 
@@ -23,6 +23,7 @@ from distill.data.photograph_pairs import (
     PhotographPairs,
     check_split,
     choose_categories,
+    record,
 )
 from distill.data.readers import own_name, read_json, read_text
 
@@ -97,6 +98,17 @@ class SPairPairs(PhotographPairs):
 
         return read_json(file, parse, "the points, boxes and flags of a pair")
 
+    def image_annotations(self, broken: dict[str, str] | None = None) -> Iterator[ImageAnnotation]:
+        """See :class:`PhotographPairs`; with the points of all pairs, each of which has those alone that both of its images show."""
+        broken = {} if broken is None else broken
+        found: dict[Path, ImageAnnotation] = {}
+        for side in self._sides(broken):
+            known = found.setdefault(side.path, side)
+            _add(known, {int(number): side.points[number] for number in side.visible.nonzero()[0]})
+        for known in found.values():
+            _add(known, record(broken, known.name, self._others, known.name.removesuffix(".jpg")) or {})
+        yield from found.values()
+
     def _annotated_lines(self, lines: dict[tuple[str, str], str]) -> dict[tuple[str, str], str]:
         """Returns those lines of the layout that are annotated, here all of them."""
         return lines
@@ -144,6 +156,13 @@ class SPairPairs(PhotographPairs):
 
 
 SIDES = ("src", "trg")
+
+
+def _add(known: ImageAnnotation, points: Mapping[int, Any]) -> None:
+    """Adds to an annotation those of ``points``, x, y by number, that it lacks."""
+    for number, point in points.items():
+        if not known.visible[number]:
+            known.points[number], known.visible[number] = point, True
 
 
 def _check_names(content: dict[str, Any], pair: tuple[str, str]) -> None:

@@ -219,6 +219,16 @@ def test_pairing_by_an_untrained_backbone_says_so(folder, tmp_path, capsys):
     assert "backbone resnet10t is untrained" in capsys.readouterr().out
 
 
+def test_a_photograph_that_cannot_be_read_stops_pairing_or_is_named(folder, tmp_path, capsys):
+    (folder / "cat/3.png").write_bytes(b"no image")
+    arguments = ["data", "pair", "data=folder", f"data.root={folder}", "data.size=32", "describer.backbone=resnet10t"]
+    assert main([*arguments, f"run.dir={tmp_path}/p"]) == 2
+    assert "3.png" in capsys.readouterr().err
+    assert main([*arguments, f"run.dir={tmp_path}/q", "data.on_error=skip"]) == 0
+    out = capsys.readouterr().out
+    assert "3.png" in out and "of 5 photographs" in out
+
+
 def test_a_data_set_of_the_users_own_has_no_address(tmp_path, capsys):
     (tmp_path / "own" / "data").mkdir(parents=True)
     for target in ("Birds", "my.cub.Birds"):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -38,6 +39,26 @@ def test_frames_are_read_in_order_with_their_times(clip, texture):
         sent = texture[:64, 3 * number : 3 * number + 64].astype(float)
         assert frame.pixels.shape == (64, 64, 3) and abs(frame.pixels - sent).mean() < 20
     assert [frame.number for frame in read_frames(clip, every=2)] == [0, 2, 4]
+
+
+@pytest.mark.parametrize("name", ["cut.mkv", "cut.mp4"])
+def test_times_count_from_the_first_frame_whatever_time_the_file_gives_it(name, tmp_path):
+    """A clip cut from a longer recording may keep the recording's times."""
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / name), "w") as video:
+        stream = video.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 64
+        stream.codec_context.time_base = Fraction(1, 10)
+        for number in range(3):
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 60 * number, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = 50 + number, Fraction(1, 10)
+            video.mux(stream.encode(frame))
+        video.mux(stream.encode())
+    with av.open(str(tmp_path / name)) as video:
+        assert next(video.decode(video=0)).time == pytest.approx(5), "the file says 5 s"
+    frames = list(read_frames(tmp_path / name))
+    assert [frame.seconds for frame in frames] == pytest.approx([0, 0.1, 0.2])
+    assert [frame.seconds for frame in read_frames(tmp_path / name, every=2)] == pytest.approx([0, 0.2])
 
 
 def test_points_of_the_first_frame_are_followed(clip, tmp_path):

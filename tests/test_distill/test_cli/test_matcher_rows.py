@@ -3,10 +3,11 @@
 import json
 
 import pytest
+from omegaconf import OmegaConf
 
 from distill.__main__ import main
 from distill.cli.config import compose
-from distill.cli.matcher_rows import combinations
+from distill.cli.matcher_rows import combinations, report_of
 from distill.core.errors import ConfigError
 from distill.evaluation.settings_table import cells, columns, markdown, summary
 
@@ -94,6 +95,17 @@ def test_prompts_are_optimised_once_and_every_row_is_what_evaluate_says(sd1_fold
     assert "PCK" in capsys.readouterr().out
     assert main([*table, "suite.matcher.timestep=[50]"]) == 2
     assert "choose another run.dir" in capsys.readouterr().err
+
+
+def test_a_folder_of_another_run_is_neither_replaced_nor_added_to(tmp_path):
+    other = tmp_path / "01"
+    other.mkdir()
+    (other / "config.yaml").write_text(OmegaConf.to_yaml(compose("fit", [f"run.dir={other}"]), resolve=True))
+    (other / "student.safetensors").write_bytes(b"mine")
+    before = {path.name: path.read_bytes() for path in other.iterdir()}
+    with pytest.raises(ConfigError, match="to have the settings of this table but they differ"):
+        report_of(compose("evaluate", ["matcher=box_relative", f"run.dir={other}"]), {})
+    assert {path.name: path.read_bytes() for path in other.iterdir()} == before
 
 
 def test_seeds_and_unknown_settings_are_refused_before_anything_is_measured(tmp_path, capsys):

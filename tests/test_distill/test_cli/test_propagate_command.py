@@ -14,12 +14,14 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from distill.__main__ import main
+from distill.cli.commands.propagate import with_carried
 from distill.core.errors import ConfigError
 from distill.data.coco import read_coco_images, write_coco
 from distill.data.keypoint_files import write_keypoints
 from distill.data.keypoints import ImageKeypoints
 from distill.data.points_file import read_keypoints, read_points_file
 from distill.labels.propagate import PropagateConfig, Propagator, plan
+from student import NearestNeighbour
 
 SIZE = (48, 64)  # height, width of all photographs
 SHIFTS = {"cup/a.png": (0, 0), "cup/b.png": (4, 3), "cup/c.png": (-4, 6), "pot/x.png": (0, 0), "pot/y.png": (4, -4)}
@@ -157,6 +159,44 @@ def test_more_sources_vote_and_what_a_matcher_set_before_is_no_source(layout):
     found = read_keypoints(layout / "again/keypoints.json", list(SHIFTS)).images
     assert found["cup/b.png"].points["rim"] == rim and set(found["cup/b.png"].confidence) == {"foot"}
     assert set(found["cup/c.png"].confidence) == set(POINTS)
+
+
+def cup(points: dict, confidence: dict | None = None) -> ImageKeypoints:
+    return ImageKeypoints(points, size=SIZE, category="cup", confidence=confidence or {})
+
+
+def test_a_part_that_is_annotated_later_is_carried_to_photographs_that_were_filled_before():
+    """What a person left out stays so: the rim of the third, which the second has of the matcher."""
+    names = ["cup/a.png", "cup/b.png", "cup/c.png"]
+    filled = {
+        "cup/a.png": cup(truth("cup/a.png")),
+        "cup/b.png": cup({"rim": (1, 1), "lid": (2, 2)}, {"rim": 0.9}),
+        "cup/c.png": cup({"handle": (1, 1)}, {"handle": 0.9}),
+    }
+    assert plan(names, filled).wanted == {"cup/b.png": ["rim", "foot"], "cup/c.png": ["handle", "foot", "lid"]}
+
+
+def test_sources_are_those_that_show_what_is_lacking_and_earlier_answers_stay(layout):
+    """The first photograph shows the rim alone, which would leave the only vote to one that has nothing to say."""
+    names, handle = ["cup/a.png", "cup/b.png", "cup/c.png"], truth("cup/b.png")["handle"]
+    known = {
+        "cup/a.png": cup({"rim": truth("cup/a.png")["rim"]}),
+        "cup/b.png": cup({"handle": handle}),
+        "cup/c.png": cup({"handle": (3.0, 4.0), "foot": (5.0, 6.0)}, {"handle": 0.4, "foot": 0.3}),
+    }
+    todo, matcher = plan(names, known), NearestNeighbour("test_resnet", [4])
+    assert todo.wanted == {"cup/c.png": ["rim", "handle"]}
+    (one,) = Propagator(
+        matcher,
+        layout / "photos",
+        known,
+        todo._replace(wanted={"cup/c.png": ["handle"]}),
+        PropagateConfig(size=64, sources=1),
+    )
+    assert one.parts == ["handle"]
+    kept = with_carried(known["cup/c.png"], one, todo, unsure=0.35)
+    assert kept.points["foot"] == (5.0, 6.0) and kept.confidence["foot"] == 0.3 and kept.points["handle"] != (3.0, 4.0)
+    assert kept.unsure >= {"foot"}
 
 
 def corrections(layout: Path, size: tuple[int, int] = SIZE) -> Path:

@@ -177,6 +177,17 @@ def test_what_is_wrong_is_named(layout, tmp_path):
         FolderPairs(str(layout), threshold="bbox")
 
 
+def test_images_without_a_box_for_the_tolerance_are_refused(layout):
+    """A single point has a box without sides: no answer but the exact one would ever be right."""
+    label(layout)
+    with pytest.raises(ConfigError, match=r"two points at different places .*kps_bbox but cat/2.PNG has none"):
+        FolderPairs(str(layout), threshold="kps_bbox")
+    (layout / "points.csv").write_text(
+        "image,part,x,y\ncat/2.PNG,a,1,1\ncat/2.PNG,b,1,7\ncat/3.jpg,a,1,1\ncat/3.jpg,b,9,4\n"
+    )
+    assert sorted(float(pair.pck_threshold) for pair in FolderPairs(str(layout), threshold="kps_bbox")) == [6, 8]
+
+
 def test_a_photograph_of_a_phone_is_read_upright_as_match_reads_it(tmp_path):
     """Stored 60 x 40 px and shown 40 x 60 px: points are pixels of what is shown."""
     shown = np.zeros((60, 40, 3), np.uint8)

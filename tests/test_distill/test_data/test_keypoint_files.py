@@ -23,7 +23,8 @@ from distill.data.keypoint_files import FORMATS, check_format, write_keypoints
 from distill.data.keypoints import ImageKeypoints
 from distill.data.label_studio import read_label_studio, write_label_studio
 from distill.data.points_file import read_keypoints, read_points_file
-from distill.data.readers import read_json
+from distill.data.readers import _unique, read_json
+from distill.data.yolo_pose import yolo_line
 
 SIZE = (40, 60)
 
@@ -426,6 +427,140 @@ def test_one_annotated_photograph_is_converted_and_its_file_is_read_once(layout,
     assert main(["data", "convert", *data, "data.by_person=true", f"to={layout.parent}/two.json", "format=coco"]) == 0
     (image,) = read_keypoints(layout.parent / "two.json", list(keypoints())).images.values()
     assert image.points == close({"nose": points["nose"]}) and not image.confidence and not image.unsure
+
+
+def annotated_photographs(folder: Path, **notes: list) -> Path:
+    """Writes grey photographs of 60 x 40 px with a COCO file, in which each has the keys given: [keypoints, further keys]."""
+    entries, annotations = [], []
+    for number, (name, (keypoints, more)) in enumerate(notes.items(), start=1):
+        (folder / "cat").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", SIZE[::-1], (80, 20 * number, 0)).save(folder / f"cat/{name}.png")
+        entries.append(
+            {"id": number, "file_name": f"cat/{name}.png", "width": 60, "height": 40} | more.pop("entry", {})
+        )
+        annotations.append({"id": number, "image_id": number, "category_id": 1, "keypoints": keypoints} | more)
+    categories = [{"id": 1, "name": "cat", "keypoints": ["nose", "tail"]}]
+    content = {"images": entries, "annotations": annotations, "categories": categories}
+    (folder / "kps.json").write_text(json.dumps(content))
+    return folder
+
+
+def converted(layout: Path, to: Path, format_: str, *extra: str, points: str = "kps.json") -> int:
+    data = ["data=folder", f"data.root={layout}", f"data.points={points}", f"to={to}", f"format={format_}"]
+    return main(["data", "convert", *data, *extra])
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_an_annotation_of_another_size_is_refused_and_not_converted_to_one_that_looks_whole(format_, tmp_path, capsys):
+    whole, other = [[9.5, 9.5, 2, 19.5, 9.5, 2], {}], [[9.5, 9.5, 2, 0, 0, 0], {"entry": {"width": 120, "height": 80}}]
+    folder = annotated_photographs(tmp_path / "photos", a=whole, b=other)
+    assert converted(folder, tmp_path / f"to{FORMATS[format_]}", format_) == 2
+    assert "b.png of 120 x 80 px, as" in capsys.readouterr().err and not (tmp_path / f"to{FORMATS[format_]}").exists()
+
+
+def test_points_that_a_matcher_was_unsure_of_lie_inside_their_photograph_too(tmp_path, capsys):
+    unsure = [[9.5, 9.5, 2, 89.5, 9.5, 1], {"keypoint_confidence": [None, 0.25]}]
+    folder = annotated_photographs(tmp_path / "photos", a=unsure, b=[[9.5, 9.5, 2, 0, 0, 0], {}])
+    assert converted(folder, tmp_path / "to.json", "label_studio") == 2
+    assert "a.png inside its 60 x 40 px but" in capsys.readouterr().err
+
+
+def test_what_is_broken_is_left_out_of_a_conversion_by_name_where_that_is_asked_for(tmp_path, capsys):
+    whole, outside = [[9.5, 9.5, 2, 0, 0, 0], {}], [[69.5, 9.5, 2, 0, 0, 0], {}]
+    folder = annotated_photographs(tmp_path / "photos", a=whole, b=outside, c=[[7.5, 8.5, 2, 0, 0, 0], {}])
+    assert converted(folder, tmp_path / "to.json", "coco", "data.on_error=skip") == 0
+    out = capsys.readouterr().out
+    assert "2 images in" in out and out.count("b.png inside its 60 x 40 px") == 1
+    assert set(read_keypoints(tmp_path / "to.json", ["cat/a.png", "cat/c.png"]).images) == {"cat/a.png", "cat/c.png"}
+    assert converted(folder, tmp_path / "tree", "spair71k", "data.on_error=skip", "data.split=train") == 0
+    out = capsys.readouterr().out
+    assert "2 pairs in" in out and out.count("b.png inside its 60 x 40 px") == 1  # of a and c, in both directions
+
+
+def test_photographs_whose_points_are_all_unsure_are_converted(tmp_path, capsys):
+    """They are no annotation, and were lost; YOLO's folder has them for training, and fit's photographs where fit uses them."""
+    notes = {f"p{number}": [[9.5, 9.5, 2, 0, 0, 0], {}] for number in range(4)}
+    notes["unsure"] = [[19.5, 9.5, 1, 0, 0, 0], {"keypoint_confidence": [0.25, None], "bbox": [10, 5, 20, 30]}]
+    folder = annotated_photographs(tmp_path / "photos", **notes)
+    assert converted(folder, tmp_path / "to.json", "coco") == 0 and "5 images in" in capsys.readouterr().out
+    image = read_keypoints(tmp_path / "to.json", [f"cat/{name}.png" for name in notes]).images["cat/unsure.png"]
+    assert image.points == {"nose": (20, 10)} and image.unsure == {"nose"} and image.confidence == {"nose": 0.25}
+    assert image.bbox == (10, 5, 30, 35)
+    assert converted(folder, tmp_path / "yolo", "yolo_pose") == 0
+    validated = FolderPairs(str(folder), "val", points="kps.json", size=32).names
+    assert sorted(f"cat/{file.name}" for file in (tmp_path / "yolo/images/val/cat").iterdir()) == validated
+    cells = (tmp_path / "yolo/labels/train/cat/unsure.txt").read_text().split()
+    assert cells[5:8] == [f"{20 / 60:.6f}", f"{10 / 40:.6f}", "1"]
+    for split, count in (("train", 3), ("val", 2)):
+        assert converted(folder, tmp_path / f"{split}.json", "coco", f"data.split={split}") == 0
+        assert f"{count} images in" in capsys.readouterr().out
+
+
+def test_boxes_that_are_not_known_surround_the_points_and_not_the_image(layout):
+    """The points of cat/a.jpg are 9.75 px wide and 27 px high, and the margin is a tenth of the longer side."""
+    rows = ["image,part,x,y", "cat/a.jpg,nose,10.25,12.5", "cat/a.jpg,tail,20,39.5", "cat/b.png,nose,30,20"]
+    (layout / "points.csv").write_text("\n".join(rows) + "\n")
+    assert converted(layout, layout.parent / "to.json", "coco", points="points.csv") == 0
+    boxes = [entry["bbox"] for entry in json.loads((layout.parent / "to.json").read_text())["annotations"]]
+    np.testing.assert_allclose(boxes, [[7.55, 9.8, 15.15, 30.2], [29, 19, 2, 2]])
+    assert converted(layout, layout.parent / "tree", "spair71k", "data.split=train", points="points.csv") == 0
+    pair = SPairPairs(str(layout.parent / "tree"), "train", size=32).pair_annotation(0)
+    np.testing.assert_allclose(
+        sorted([pair.src.bbox, pair.trg.bbox], key=list), [[7.55, 9.8, 22.7, 40], [29, 19, 31, 21]]
+    )
+
+
+def test_yolos_boxes_are_cut_at_the_border_of_the_image():
+    outside = ImageKeypoints({"nose": (30.0, 20.0)}, (-4.0, -3.0, 63.0, 30.0), SIZE)
+    assert yolo_line(outside, 0, ["nose"]).split()[1:5] == ["0.500000", "0.375000", "1.000000", "0.750000"]
+
+
+@pytest.mark.parametrize("linked_by", ["from_predicted", "track"])
+def test_a_prediction_that_a_person_corrected_in_sleap_is_not_read(linked_by, layout):
+    import sleap_io
+
+    skeleton = sleap_io.Skeleton(["nose", "tail"], name="cat")
+    video = sleap_io.Video.from_filename([str(layout / "cat/a.jpg")])
+    found = sleap_io.PredictedInstance.from_numpy(
+        np.array([[5.0, 5], [6, 6]]), skeleton=skeleton, point_scores=[0.5, 0.5]
+    )
+    right = sleap_io.Instance.from_numpy(np.array([[9.5, 11.5], [19.5, 21.5]]), skeleton=skeleton)
+    if linked_by == "track":
+        found.track = right.track = sleap_io.Track("cat")
+    else:
+        right.from_predicted = found
+    frame = sleap_io.LabeledFrame(video=video, frame_idx=0, instances=[found, right])
+    sleap_io.save_slp(sleap_io.Labels([frame]), str(layout / "kps.slp"), embed=False, verbose=False)
+    image = read_points_file(layout / "kps.slp", list(keypoints())).images["cat/a.jpg"]
+    assert image.points == {"nose": (10, 12), "tail": (20, 22)} and not image.confidence
+
+
+def test_a_prediction_beside_another_persons_instance_is_a_second_object(layout):
+    import sleap_io
+
+    skeleton = sleap_io.Skeleton(["nose"], name="cat")
+    video = sleap_io.Video.from_filename([str(layout / "cat/a.jpg")])
+    found = sleap_io.PredictedInstance.from_numpy(np.array([[5.0, 5]]), skeleton=skeleton, point_scores=[0.5])
+    right = sleap_io.Instance.from_numpy(np.array([[9.5, 11.5]]), skeleton=skeleton)
+    frame = sleap_io.LabeledFrame(video=video, frame_idx=0, instances=[found, right])
+    sleap_io.save_slp(sleap_io.Labels([frame]), str(layout / "kps.slp"), embed=False, verbose=False)
+    with pytest.raises(DataError, match="has two instances; crop one image for each object"):
+        read_points_file(layout / "kps.slp", list(keypoints()))
+
+
+def test_a_repeated_key_is_found_in_a_time_that_grows_with_their_number():
+    compared = []
+
+    class Key(str):
+        def __eq__(self, other: object) -> bool:
+            compared.append(other)
+            return super().__eq__(other)
+
+        __hash__ = str.__hash__
+
+    with pytest.raises(ValueError, match="the key '999' comes twice in one object"):
+        _unique([(Key(number), None) for number in [*range(1000), 999]])
+    assert len(compared) < 10_000, "a comparison of each key with each other takes half a million"
 
 
 def test_a_place_to_write_is_needed(layout, capsys):

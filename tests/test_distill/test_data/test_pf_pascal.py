@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from distill.__main__ import main
 from distill.core.errors import DataError
 from distill.data.datasets.pf_pascal import PFPascalPairs
 
@@ -49,6 +50,14 @@ def test_the_three_namings_are_read_from_any_of_their_folders(tmp_path, folder, 
     for root in dict.fromkeys((tmp_path, tmp_path / folder.split("/")[0], tmp_path / folder)):
         pairs = PFPascalPairs(str(root), size=64)
         assert pairs.pairs == [("a.jpg", "b.jpg"), ("b.jpg", "a.jpg")]
+
+
+def test_lists_alone_do_not_say_which_points_are_the_same_in_two_pairs(layout, tmp_path, capsys):
+    data = ["data", "convert", "data=pf_pascal", f"data.root={layout}", "data.split=test", "format=coco"]
+    assert main([*data, f"to={tmp_path}/whole.json"]) == 0
+    shutil.rmtree(layout / "Annotations")
+    assert main([*data, f"to={tmp_path}/to.json"]) == 2
+    assert "of pf_pascal, for keypoints by image, but it numbers those of each pair anew" in capsys.readouterr().err
 
 
 def test_points_are_the_common_ones_and_the_tolerance_is_the_targets_longer_side(layout):

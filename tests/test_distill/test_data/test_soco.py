@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from distill.__main__ import main
 from distill.cli.commands.doctor import layout as recognised
 from distill.core.errors import ConfigError, DataError
 from distill.data.datasets.soco import SOCOPairs
+from distill.data.datasets.spair71k import SPairPairs
 from distill.data.download import RECIPES, extract
 from distill.evaluation.evaluate import evaluate
 from distill.matchers.oracle import Oracle
@@ -75,6 +77,31 @@ def test_the_truth_scores_full_marks_and_the_doctor_recognises_the_layout(root):
     report = evaluate(Oracle(), SOCOPairs(str(root), "cross", size=64), "oracle", progress=False).report
     assert report["pck_category_mean"]["image"]["0.10"] == 100 and report["n_points"] == 2
     assert recognised(root) == "soco"
+
+
+def test_points_that_are_numbered_by_pair_are_converted_as_pairs_only(root, tmp_path, capsys):
+    edit(root, trg_bndbox=None)
+    data = ["data", "convert", "data=soco", f"data.root={root}", "data.split=intra"]
+    assert main([*data, "format=coco", f"to={tmp_path}/to.json"]) == 2
+    assert "of soco, for keypoints by image, but it numbers those of each pair anew" in capsys.readouterr().err
+    assert main([*data, "format=spair71k", f"to={tmp_path}/tree"]) == 0
+    tree = SPairPairs(str(tmp_path / "tree"), "train", size=64)
+    pair = tree.pair_annotation(0)
+    assert pair.trg.visible.nonzero()[0].tolist() == [0, 1], "another pair's numbers mean other parts"
+    # "front", "rear" and "hook" span 43 x 13 px.
+    np.testing.assert_allclose(pair.trg.bbox, [0.7, 15.7, 52.3, 37.3])
+
+
+def test_photographs_of_one_name_in_two_folders_stay_apart_in_a_tree(root, tmp_path):
+    for category in ("car", "bus"):
+        (root / f"Images/{category}/{category}_{1 if category == 'bus' else 2}.JPEG").rename(
+            root / f"Images/{category}/a.JPEG"
+        )
+    edit(root, "cross", src_image="a.JPEG", trg_image="a.JPEG")
+    data = ["data=soco", f"data.root={root}", "data.split=cross", "format=spair71k", f"to={tmp_path}/tree"]
+    assert main(["data", "convert", *data]) == 0
+    pair = SPairPairs(str(tmp_path / "tree"), "train", size=64).pair_annotation(0)
+    assert [Image.open(side.path).size for side in (pair.src, pair.trg)] == [(72, 50), (60, 48)]
 
 
 def test_a_pair_without_a_box_is_scored_by_the_whole_image(root):

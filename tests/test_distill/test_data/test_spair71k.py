@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from distill.__main__ import main
 from distill.core.errors import ConfigError, DataError
 from distill.data.datasets.spair71k import SPairPairs
 from distill.data.datasets.spair_u import SPairUPairs
@@ -133,6 +134,43 @@ def test_what_else_the_target_shows_is_known(layout):
     (layout / "ImageAnnotation" / "cat" / "2008_b.json").write_text('{"kps": {"31": [1, 2]}}')
     with pytest.raises(DataError, match="2008_b.json"):
         SPairPairs(str(layout))[0]
+
+
+def numbers_of_a(file: Path) -> dict[str, list[float]]:
+    """Returns the points of 2008_a.jpg by number, of COCO's file or of an SPair tree's annotation of the photograph."""
+    content = json.loads(file.read_text())
+    if "kps" in content:
+        return {number: point for number, point in content["kps"].items() if point}
+    (image,) = [entry["id"] for entry in content["images"] if entry["file_name"].endswith("2008_a.jpg")]
+    (given,) = [entry["keypoints"] for entry in content["annotations"] if entry["image_id"] == image]
+    names = content["categories"][0]["keypoints"]
+    return {n: [given[3 * k] + 0.5, given[3 * k + 1] + 0.5] for k, n in enumerate(names) if given[3 * k + 2]}
+
+
+def test_a_photograph_is_converted_with_the_points_of_all_its_pairs(layout, tmp_path):
+    """A pair has those points alone that both of its images show; those of the first pair were all that was written."""
+    file = layout / "PairAnnotation/test" / f"{NAMES[2]}.json"
+    file.write_text(file.read_text().replace('"17"', '"9"').replace("[5, 6]", "[9, 10]"))
+    (layout / "ImageAnnotation/cat").mkdir(parents=True)
+    slots = {str(k): None for k in range(30)} | {"4": [1, 1], "0": [3, 4]}
+    (layout / "ImageAnnotation/cat/2008_a.json").write_text(json.dumps({"kps": slots}))
+    data = ["data", "convert", "data=spair71k", f"data.root={layout}", "data.split=test"]
+    assert main([*data, "format=coco", f"to={tmp_path}/to.json"]) == 0
+    assert main([*data, "format=spair71k", f"to={tmp_path}/tree"]) == 0
+    expected = {"0": [3, 4], "4": [20, 12], "9": [9, 10], "17": [5, 6]}
+    assert numbers_of_a(tmp_path / "to.json") == expected
+    assert numbers_of_a(tmp_path / "tree/ImageAnnotation/cat/2008_a.json") == expected
+
+
+def test_a_broken_pair_stops_a_conversion_or_is_named(layout, tmp_path, capsys):
+    (layout / "PairAnnotation/test" / f"{NAMES[2]}.json").write_text("{")
+    data = ["data", "convert", "data=spair71k", f"data.root={layout}", "data.split=test"]
+    for format_, to in (("coco", "to.json"), ("spair71k", "tree")):
+        assert main([*data, f"format={format_}", f"to={tmp_path}/{to}"]) == 2
+        assert f"{NAMES[2]}.json but it is no JSON" in capsys.readouterr().err
+        assert main([*data, f"format={format_}", f"to={tmp_path}/{to}", "data.on_error=skip"]) == 0
+        out = capsys.readouterr().out
+        assert "\n2 " in f"\n{out}" and "left out" in out and NAMES[2] in out
 
 
 def test_figures_are_told_by_category_and_by_what_varies(layout):

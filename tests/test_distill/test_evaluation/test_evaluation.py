@@ -11,6 +11,7 @@ from distill.evaluation.compare import compare
 from distill.evaluation.evaluate import evaluate
 from distill.evaluation.panels import pair_panel
 from distill.evaluation.report import markdown
+from distill.evaluation.scores import confidence_figures
 from distill.matchers.box_relative import BoxRelative
 from distill.matchers.oracle import Oracle
 from distill.metrics.pck import PCK
@@ -24,6 +25,15 @@ class Off:
 
     def match_pairs(self, pairs):
         return Oracle().match_pairs(pairs)._replace(trg_kps=pairs.trg_kps + self.by)
+
+
+def test_an_exact_answer_is_right_by_the_confidence_figures_whatever_the_tolerance():
+    found = {name: [np.zeros((1, 2))] for name in ("predictions", "truth")} | {
+        "confidence": [np.ones(1)],
+        "thresholds": [0.0],
+    }
+    figures = confidence_figures(found)
+    assert figures["pck@0.10_of_kept"]["1.00"] == 100 and figures["brier@0.10"] == figures["ece@0.10"] == 0
 
 
 def test_the_oracle_is_always_right(few):

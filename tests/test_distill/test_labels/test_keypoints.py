@@ -41,6 +41,25 @@ def test_labels_of_each_photograph_are_one_vote_of_all_its_sources(labelled):
         assert found[name].confidence == {"nose": 1.0, "tail": 1.0} and found[name].category == "cat"
 
 
+def test_labels_are_exported_with_the_boxes_that_are_known(labelled, tmp_path):
+    """The boxes are of cat/a.png and cat/b.png alone; cat/c.png gets one around its points, of which the margin is a tenth."""
+    folder, data = labelled
+    points = {f"cat/{n}.png": {"nose": [10 + 5 * k, 8 + k], "tail": [50 - k, 30.5]} for k, n in enumerate("abc")}
+    boxes = {"cat/a.png": [1, 2, 59, 38], "cat/b.png": [3, 4, 55, 36]}
+    content = {name: {"points": own} | ({"bbox": boxes[name]} if name in boxes else {}) for name, own in points.items()}
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    data = [*data, f"data.points={tmp_path}/boxes.json"]
+    assert main(["label", "export", *data, "label.format=coco", f"label.file={tmp_path}/kps.json"]) == 0
+    found = read_keypoints(tmp_path / "kps.json", NAMES).images
+    assert [list(found[name].bbox or ()) for name in boxes] == list(boxes.values())
+    # From (20, 10) to (48, 30.5); labels are rounded to a few hundredths of a pixel.
+    assert found["cat/c.png"].bbox == pytest.approx((17.2, 7.2, 50.8, 33.3), abs=0.05)
+    assert main(["label", "export", *data, "label.format=spair71k", f"label.file={tmp_path}/tree"]) == 0
+    pairs = SPairPairs(str(tmp_path / "tree"), split="train", size=32)
+    pair = pairs.pair_annotation(pairs.pairs.index(("cat/a", "cat/c")))
+    np.testing.assert_allclose([pair.src.bbox, pair.trg.bbox], [[1, 2, 59, 38], [17.2, 7.2, 50.8, 33.3]], atol=0.05)
+
+
 def test_labels_as_a_tree_are_pairs_of_data_spair71k(labelled):
     folder, data = labelled
     assert main(["label", "export", *data, "label.format=spair71k", f"label.file={folder}/tree"]) == 0

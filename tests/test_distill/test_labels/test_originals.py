@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors.numpy import save_file
 
+from distill.__main__ import main
 from distill.core.errors import LabelError
 from distill.core.geometry import gaussian_heatmap
 from distill.core.types import Matches
@@ -305,3 +306,16 @@ def test_labels_of_photographs_in_the_format_before_are_refused_in_words(tmp_pat
     old = by_pixels(tmp_path / "old", tmp_path / "new", "{}")
     with pytest.raises(LabelError, match="names photographs by their resized content; make them again"):
         LabelStore(old)
+
+
+def test_labels_of_a_teacher_without_a_size_are_of_the_size_that_it_was_shown(photographs, tmp_path, capsys):
+    """Its answers depend on that size; those of a teacher with a size do not."""
+    data = ["data=folder", f"data.root={photographs}", "data.points=" + str(photographs / "points.csv"), "device=cpu"]
+    small = ["splits=[train]", "train.n_pairs=2", f"labels.dir={tmp_path}/labels"]
+    settings = ["label", "teacher=oracle", *data, *small]
+    assert main([*settings, "data.size=64"]) == 0
+    assert main([*settings, "data.size=64"]) == 0
+    assert "0 points labelled" in capsys.readouterr().out
+    for other in (["data.size=96"], ["data.size=64", "data.resize=letterbox"]):
+        assert main([*settings, *other]) == 2
+        assert f"images.{other[-1].partition('=')[0].removeprefix('data.')}" in capsys.readouterr().err

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy.stats import binomtest
@@ -19,6 +21,16 @@ def test_the_interval_over_pairs_is_that_of_numpy_within_monte_carlo_error():
     _, low, high = over_pairs(values)
     assert (low, high) == pytest.approx(expected, abs=0.05 * (expected[1] - expected[0]))
     assert over_pairs(values) == over_pairs(values) != over_pairs(values, seed=1)
+
+
+def test_the_interval_over_many_pairs_takes_little_memory():
+    """All draws of 30,000 pairs at once would take a GiB."""
+    values = np.random.default_rng(0).uniform(0, 100, 30_000)
+    tracemalloc.start()
+    mean, low, high = over_pairs(values)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 200 * 2**20 and high - low == pytest.approx(2 * 1.96 * values.std() / 30_000**0.5, rel=0.1)
 
 
 def test_one_pair_or_equal_pairs_have_an_interval_of_no_width():
