@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from distill.__main__ import ACTIONS, VERBS
 from distill.cli.arguments import CommandLine, split
-from distill.cli.config import compose, defaults, options
+from distill.cli.config import compose, defaults, options, shipped
 from distill.core.errors import ConfigError
 
 PROGRAMS = {
@@ -60,25 +59,26 @@ def test_commands_begin_with_known_programs_and_name_known_extras(shell, root):
 
 @pytest.fixture(scope="module")
 def known_keys() -> set[str]:
-    """All keys of all verbs with every choice of every group, and the names of the groups."""
+    """All keys of all verbs, those of every choice of their groups, and the names of the groups."""
     found: set[str] = set()
-    seen = set()
     for verb in VERBS:
         config, groups = defaults(verb)
         found |= set(_paths(config))
-        for group in set(groups) - seen:
+        for group in groups:
             place, _, package = group.partition("@")
             found |= {place, package or place}
-            seen.add(group)
-            for name in options(place):
-                given = [f"{key}=x" for key in OmegaConf.missing_keys(config)]
-                if place in ("data", "experiment") and not name.startswith(("none", "shapes")):
-                    given.append("data.root=x")
-                try:
-                    found |= set(_paths(compose(verb, [f"{group}={name}", *given])))
-                except OmegaConfBaseException:
-                    continue  # a choice that needs keys which this verb does not have
+            for file in _choices(place):
+                prefix = "" if "@package _global_" in file.read_text(encoding="utf-8") else f"{package or place}."
+                found |= set(_paths(OmegaConf.load(file), prefix))
     return found
+
+
+def _choices(group: str) -> Iterator[Path]:
+    """Yields the files of a group's choices, and those of the groups that they take theirs from."""
+    for file in shipped(f"configs/{group}").rglob("*.yaml"):
+        yield file
+        for other in re.findall(r"^  - /(\w+)@_here_", file.read_text(encoding="utf-8"), re.MULTILINE):
+            yield from _choices(other)
 
 
 def _paths(config: DictConfig, prefix: str = "") -> Iterator[str]:
