@@ -108,14 +108,15 @@ class DiffusionFeatures(FeatureMatcher):
     def fingerprint(self) -> dict[str, str]:
         """Returns all that decides an answer besides images and points, by field name."""
         chosen = {"layers": " ".join(self.choice.layers), "timestep": str(self.choice.timestep)}
+        reads_text = self.settings.null_prompt == "empty"
         other = {} if self.unet_weights is None else {"unet_weights": file_digest(self.unet_weights)}
         return {
             **self.settings.decisive(),
             **chosen,
             "method": f"diffusion_features {VERSION}",
-            "weights": weights_digest(self.folder, self.settings.null_prompt == "empty", self.variant),
+            "weights": weights_digest(self.folder, reads_text, self.variant),
             "image_size": str(self.image_size or "the model's"),
-            "prompt_length": str(self.prompt_length or "the model's"),
+            **text.prompt_fingerprint(self.folder, self.prompt_length, reads_text),
             **other,
         }
 

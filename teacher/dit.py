@@ -31,7 +31,14 @@ from teacher.feature_matcher import FeatureMatcher, FeatureSettings
 from teacher.frozen_model import DTYPES
 from teacher.pipeline import as_device, load_part, meta_model
 from teacher.pipeline_checks import check_not_quantised, check_scale, check_tensors, check_variant
-from teacher.pipeline_files import file_digest, locate_folder, missing_files, read_config, weight_files
+from teacher.pipeline_files import (
+    file_digest,
+    locate_folder,
+    missing_files,
+    parts_digest,
+    read_config,
+    weight_files,
+)
 from teacher.settings import Positive, Precision, Timestep
 
 VERSION = "2"
@@ -120,9 +127,8 @@ class TransformerFeatures(FeatureMatcher):
 
     def fingerprint(self) -> dict[str, str]:
         """Returns all that decides an answer besides images and points, by field name."""
-        files = [file for part in ("transformer", "vae") for file in weight_files(self.folder, part, self.variant)]
         told = {"method": f"transformer_features {VERSION}", "kind": self.kind, "image_size": str(self.size)}
-        told |= {"weights": " ".join(file_digest(file) for file in files)}
+        told |= {"weights": parts_digest(self.folder, ("transformer", "vae"), self.variant)}
         told |= {"prompt": "zeros" if self.prompt_file is None else file_digest(Path(self.prompt_file).expanduser())}
         decisive = self.settings.decisive()
         if not self._is_guided:

@@ -7,6 +7,7 @@ files ``*.fp16.safetensors`` that ``variant="fp16"`` of diffusers downloads, and
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -188,18 +189,22 @@ def missing_files(folder: Path, parts: tuple[str, ...], variant: str | None = No
 
 
 def weights_digest(folder: Path, with_text: bool, variant: str | None = None) -> str:
-    """Returns a hash of UNet, VAE and noise schedule, and of the text encoder where it decides answers too.
+    """Returns a hash of UNet, VAE and noise schedule, and of the text encoder where it decides answers too."""
+    return parts_digest(folder, ("scheduler", "unet", "vae", *(("text_encoder",) if with_text else ())), variant)
+
+
+def parts_digest(folder: Path, parts: Sequence[str], variant: str | None = None) -> str:
+    """Returns a hash of the configurations and weights of a pipeline's parts.
 
     Where a part was read from and by which version it was written, which diffusers keeps in a part's configuration, make
     no difference.
     """
     digest = hashlib.blake2b(digest_size=16)
-    parts = ("unet", "vae", *(("text_encoder",) if with_text else ()))
-    files = {part: weight_files(folder, part, variant) for part in parts}
-    for part in ("scheduler", *parts):
+    files = {part: weight_files(folder, part, variant) for part in parts if part != "scheduler"}
+    for part in parts:
         config = _as_written(read_config(folder, part), files.get(part, []))
         digest.update(json.dumps(config, sort_keys=True).encode())
-    for file in (file for part in parts for file in files[part]):
+    for file in (file for some in files.values() for file in some):
         with file.open("rb") as stream:
             hashlib.file_digest(stream, lambda: digest)
     return digest.hexdigest()

@@ -27,7 +27,7 @@ from teacher.pipeline_checks import check_sizes
 from teacher.prompts import CachedPrompts, Prompts
 from teacher.settings import Settings
 from teacher.target_image import TargetImages, aggregate_maps, read_out
-from teacher.text import check_text, settle_null_prompt
+from teacher.text import check_text, prompt_fingerprint, settle_null_prompt
 
 VERSION = "5"
 """Raised whenever a change of the code changes answers, so that old labels are refused."""
@@ -127,8 +127,8 @@ class PromptOptimization:
             "method": f"prompt_optimization {VERSION}",
             "weights": weights_digest(self.folder, self.settings.reads_text, self.variant),
             "image_size": str(self.image_size or "the model's"),
-            "prompt_length": str(self.prompt_length or "the model's"),
         }
+        told |= prompt_fingerprint(self.folder, self.prompt_length, self.settings.reads_text)
         # Settings whose answers have changed since this version; all others keep their labels.
         if self.image_size and self.settings.map_side is None:
             told["map_side"] = "twice the latents'"

@@ -1,5 +1,6 @@
 """Text encoder and tokenizer of a pipeline: checks, loading, and the embedding of a text."""
 
+import hashlib
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,7 +11,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from distill.core.errors import ConfigError, WeightsError
 from distill.core.weights import check_finite
 from teacher.pipeline import Pipeline
-from teacher.pipeline_checks import check_not_quantised, check_tensors
+from teacher.pipeline_checks import check_not_quantised, check_tensors, settle_prompt_length
 from teacher.pipeline_files import CONFIGS, missing_files, part_variant, read_config, weight_files
 from teacher.settings import CheckedSettings
 
@@ -19,6 +20,8 @@ NullPromptSettings = TypeVar("NullPromptSettings", bound=CheckedSettings)
 
 LONGEST = 77
 """Tokens that a text encoder of CLIP takes, where its configuration does not say; transformers' default."""
+START, END = 49406, 49407
+"""Tokens of CLIP's vocabulary, as transformers has them by default."""
 _ADVICE = "use null_prompt=zeros, or queries=conditioned and consensus=0, which need no text."
 
 
@@ -91,6 +94,45 @@ def null_prompt(pipeline: Pipeline, kind: str) -> Tensor:
     return encode_text(pipeline.folder, "", length, pipeline.variant).to(pipeline.vae.device)
 
 
+def prompt_fingerprint(folder: Path, length: int | None, reads_text: bool) -> dict[str, str]:
+    """Returns what a fingerprint says of a prompt, beside the digest of :func:`teacher.pipeline_files.weights_digest`.
+
+    What follows from that digest is not written out, so that labels made before are valid: the length is "the model's" where it is the
+    text encoder's, or 77 where none is read. The tokens of the empty prompt are named, by a digest, where they are
+    not :func:`usual_tokens`.
+
+    Args:
+        folder: of the pipeline.
+        length: tokens of a prompt; None for what the tokenizer says.
+        reads_text: whether the text encoder's embedding of the empty prompt decides answers.
+
+    Raises:
+        ConfigError: for a length that is not known.
+        WeightsError: when the tokenizer cannot be loaded.
+    """
+    config = read_config(folder, "text_encoder") if reads_text else {}
+    settled = settle_prompt_length(length, folder)
+    told = {"prompt_length": str(settled)}
+    if length is None and settled == config.get("max_position_embeddings", LONGEST):
+        told["prompt_length"] = "the model's"
+    if reads_text and (tokens := tokenize(folder, "", settled)[0].tolist()) != usual_tokens(config, settled):
+        told["empty_prompt"] = hashlib.blake2b(str(tokens).encode(), digest_size=16).hexdigest()
+    return told
+
+
+def usual_tokens(config: dict[str, Any], length: int) -> list[int]:
+    """Returns the tokens of the empty prompt that go with a text encoder's configuration: its start, its end, and padding.
+
+    OpenAI's CLIP, told by its activation, is padded with the end, OpenCLIP with 0. An end of 2 is a mistake in many
+    configurations, which transformers corrects too; start and end are then those of CLIP's vocabulary.
+    """
+    start, end = config.get("bos_token_id", START), config.get("eos_token_id", END)
+    if end == 2:
+        start, end = START, END
+    padding = end if config.get("hidden_act", "quick_gelu") == "quick_gelu" else 0
+    return [start, end, *[padding] * length][:length]
+
+
 def load_text_part(kind: Any, folder: Path, part: str, **options: Any) -> Any:
     """Returns a part of a pipeline folder, loaded by transformers without the network.
 
@@ -121,9 +163,18 @@ def encode_text(folder: Path, text: str, length: int, variant: str | None = None
         ConfigError: when ``length`` is more than the text encoder takes.
     """
     check_text(folder, variant, length)
-    tokenizer = load_text_part(CLIPTokenizer, folder, "tokenizer")
+    tokens = tokenize(folder, text, length)
     options = {"variant": part_variant(folder, "text_encoder", variant) or None, "dtype": torch.float32}
     encoder = load_text_part(CLIPTextModel, folder, "text_encoder", use_safetensors=True, **options).eval()
     check_finite(encoder.state_dict(), folder / "text_encoder")
-    tokens = tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    return encoder(tokens.input_ids).last_hidden_state[0]
+    return encoder(tokens).last_hidden_state[0]
+
+
+def tokenize(folder: Path, text: str, length: int) -> Tensor:
+    """Returns the tokens (1, L) that a pipeline's own tokenizer makes of ``text``, padded to ``length``.
+
+    Raises:
+        WeightsError: when it cannot be loaded.
+    """
+    tokenizer = load_text_part(CLIPTokenizer, folder, "tokenizer")
+    return tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
 from distill.core.errors import ConfigError
 from distill.data.datamodule import PairDataModule
 from distill.training.checkpoint import read_resumable
+from distill.training.module import STEPS_PER_EPOCH
 from distill.training.optimiser import OptimizerName, optimizer_of
 
 
@@ -23,8 +24,9 @@ def check_fit(trainer: Trainer, data: PairDataModule, resume_from: Path | None, 
 
     Raises:
         ConfigError: for a number that Lightning takes and cannot work with, fewer validation batches than processes, a
-            precision that rounds coordinates, a training without steps or without end, fewer steps than ``find_lr`` tries, a
-            monitored figure that no validation measures, fewer epochs than the checkpoint has, or another optimiser than its.
+            precision that rounds coordinates, a training without steps or without end, fewer steps than ``find_lr`` tries, or a
+            monitored figure that no validation measures. Where one goes on: for fewer epochs or steps than the checkpoint has,
+            epochs of other steps than its, or another optimiser.
         WeightsError: when the checkpoint is damaged.
     """
     _check_numbers(trainer)
@@ -35,8 +37,17 @@ def check_fit(trainer: Trainer, data: PairDataModule, resume_from: Path | None, 
     _check_monitor(trainer)
     if resume_from is not None:
         checkpoint = read_resumable(resume_from)
-        _check_epochs(trainer, checkpoint, resume_from)
+        _check_length(trainer, checkpoint, resume_from)
+        _check_steps_per_epoch(steps_per_epoch(trainer, data), checkpoint, resume_from)
         _check_optimizer(optimizer, checkpoint, resume_from)
+
+
+def steps_per_epoch(trainer: Trainer, data: PairDataModule) -> int:
+    """Returns the steps of the optimiser in an epoch, as Lightning will count them once it has the data."""
+    pairs = -(-len(data.train) // (trainer.num_devices * trainer.num_nodes))  # type: ignore[arg-type]
+    batches, limit = -(-pairs // data.batch_size), trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    return -(-batches // trainer.accumulate_grad_batches)
 
 
 def _check_numbers(trainer: Trainer) -> None:
@@ -87,12 +98,11 @@ def _check_validation_batches(trainer: Trainer, data: PairDataModule) -> None:
 def _check_search(trainer: Trainer, data: PairDataModule) -> None:
     """Raises when the training ends before the search for a learning rate does, which then finds none without a word."""
     searches = [c for c in trainer.callbacks if isinstance(c, LearningRateFinder)]
-    batches = -(-len(data.train) // data.batch_size)  # type: ignore[arg-type]
-    epochs = trainer.max_epochs
-    if searches and epochs is not None and 0 <= epochs * batches < (wanted := searches[0]._num_training_steps):
+    steps, epochs = steps_per_epoch(trainer, data), trainer.max_epochs
+    if searches and epochs is not None and 0 <= epochs * steps < (wanted := searches[0]._num_training_steps):
         raise ConfigError(
-            f"Expected at least {wanted} steps for find_lr but got {epochs * batches}; set lr, or "
-            f"trainer.max_epochs={-(-wanted // batches)}."
+            f"Expected at least {wanted} steps for find_lr but got {epochs * steps}; set lr, or "
+            f"trainer.max_epochs={-(-wanted // max(1, steps))}."
         )
 
 
@@ -111,12 +121,26 @@ def _check_monitor(trainer: Trainer) -> None:
         )
 
 
-def _check_epochs(trainer: Trainer, checkpoint: dict[str, Any], resume_from: Path) -> None:
-    done = checkpoint["epoch"] + 1
-    if trainer.max_epochs is not None and 0 <= trainer.max_epochs < done:
+def _check_length(trainer: Trainer, checkpoint: dict[str, Any], resume_from: Path) -> None:
+    for unit, limit, done in (
+        ("epochs", trainer.max_epochs, checkpoint["epoch"] + 1),
+        ("steps", trainer.max_steps, checkpoint["global_step"]),
+    ):
+        if limit is not None and 0 <= limit < done:
+            raise ConfigError(
+                f"Expected trainer.max_{unit} of at least {done}, the {unit} that {resume_from} has, but got {limit}; more "
+                f"{unit} extend the training."
+            )
+
+
+def _check_steps_per_epoch(now: int, checkpoint: dict[str, Any], resume_from: Path) -> None:
+    """Raises when epochs have other steps than before: the learning rate would not reach 0 with the last one, or long before."""
+    steps, epochs = checkpoint["global_step"], max(1, checkpoint["epoch"] + 1)
+    before = checkpoint.get(STEPS_PER_EPOCH, -(-steps // epochs))  # of version 0.1 the mean
+    if now != before:
         raise ConfigError(
-            f"Expected trainer.max_epochs of at least {done}, the epochs that {resume_from} has, but got "
-            f"{trainer.max_epochs}; more epochs extend the training."
+            f"Expected {before} steps an epoch, which the learning rate of {resume_from} goes by, but got {now}; set trainer.devices, "
+            "trainer.accumulate_grad_batches, trainer.limit_train_batches and the data as they were, or another run.dir for a new training."
         )
 
 

@@ -1,5 +1,6 @@
 """Training a student on a teacher's labels."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -26,6 +27,8 @@ from distill.transforms.augment import Augment
 
 TOTAL = "loss"
 """Name of the weighted sum among the losses."""
+STEPS_PER_EPOCH = "steps_per_epoch"
+"""Name of the optimiser's steps in an epoch, in a checkpoint."""
 
 
 class UnregisteredReference:
@@ -192,6 +195,12 @@ class Distillation(LightningModule):
         with torch.inference_mode(False):  # the new states are added to in place, by a training too
             for state in (*scores.values(), *map(self._val_loss, self.val_losses)):
                 state.reset()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the steps of an epoch, for :func:`distill.training.checks.check_fit` of a training that goes on."""
+        checkpoint[STEPS_PER_EPOCH] = math.ceil(
+            self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves the length of the schedule to this training, which may have more epochs than the checkpoint's had."""

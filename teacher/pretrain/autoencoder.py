@@ -60,6 +60,12 @@ class AutoencoderTraining(LightningModule):
         top, left = torch.randint(room, (2,), generator=generator, device=generator.device).tolist()
         return images[..., top : top + self.crop, left : left + self.crop].contiguous(memory_format=torch.channels_last)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leaves the length of the schedule to this training, which may have other steps than the checkpoint's had."""
+        for state in checkpoint.get("lr_schedulers", []):
+            for name in ("total_steps", "_schedule_phases"):
+                state.pop(name, None)
+
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW under a one-cycle schedule over the trainer's steps."""
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=1e-4)

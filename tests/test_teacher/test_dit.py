@@ -135,6 +135,22 @@ def test_seed_and_guidance_are_in_the_fingerprint_where_they_decide_an_answer_on
     assert same == (one.fingerprint() == guided.fingerprint()) == (not one._config.get("guidance_embeds"))
 
 
+def test_the_configurations_are_part_of_the_fingerprint(member, tmp_path):
+    """As the VAE's scale is, which another fingerprint of equal weights would not tell."""
+    name, folder = member
+    other = Path(shutil.copytree(folder, tmp_path / "pipeline"))
+    moved = {"_name_or_path": "elsewhere"}
+    rotary = {"axes_dims_rope": [4, 2, 2]} if name == "flux" else {"sample_size": 16}
+    for part, changes, same in (
+        ("vae", moved, True),
+        ("vae", {"scaling_factor": 1.5305}, False),
+        ("transformer", rotary, False),
+    ):
+        before = build((name, other)).fingerprint()
+        edit(other / part / "config.json", **changes)
+        assert (build((name, other)).fingerprint() == before) == same, part
+
+
 def test_latents_are_packed_as_fluxs_pipeline_packs_them():
     latents = torch.randn(2, 4, 6, 8, generator=torch.Generator().manual_seed(0))
     packed, places = packed_latents(latents)

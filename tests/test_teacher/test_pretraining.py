@@ -413,3 +413,27 @@ def test_muon_moves_the_matrices_inside_the_unet_and_adamw_the_rest(monkeypatch)
         torch.testing.assert_close(
             p, copies[name].view_as(p), atol=1e-4, rtol=1e-3, msg=lambda words, name=name: f"{name}: {words}"
         )
+
+
+def test_an_autoencoder_that_goes_on_with_more_steps_has_the_schedule_of_these(tmp_path):
+    """It failed after the steps that the checkpoint was to have."""
+    images = DataLoader([{"image": torch.rand(1, 3, 32, 32)}] * 4, batch_size=None)  # type: ignore[arg-type]
+
+    def trained(steps, stop, resume=None):
+        rates = []
+
+        class Rates(Callback):
+            def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+                rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+                trainer.should_stop = len(rates) == stop
+
+        options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "callbacks": [Rates()]}
+        trainer = Trainer(max_steps=steps, accelerator="cpu", enable_model_summary=False, **options)
+        trainer.fit(AutoencoderTraining(build_autoencoder(8, 4, 2), 32, 0.05, 1e-3), images, ckpt_path=resume)
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+        return rates
+
+    whole = trained(4, None)
+    begun = trained(3, 1)
+    rest = trained(4, None, tmp_path / "last.ckpt")
+    assert len(begun + rest) == 4 and rest[1:] == whole[2:]

@@ -3,10 +3,12 @@
 import shutil
 
 import pytest
+from pipeline_files import edit
 from safetensors.torch import load_file, save_file
 
 from distill.core.errors import ConfigError, WeightsError
 from teacher import DiffusionFeatures, PromptOptimization
+from teacher.text import usual_tokens
 
 
 def test_an_empty_prompt_wants_the_pipelines_own_text_encoder(sd1_folder):
@@ -35,6 +37,37 @@ def test_the_text_encoder_is_part_of_the_fingerprint_where_it_decides_answers(ro
     assert differ(PromptOptimization, queries="frozen")
     assert not differ(PromptOptimization, queries="frozen", null_prompt="zeros")
     assert differ(DiffusionFeatures) and not differ(DiffusionFeatures, null_prompt="zeros")
+
+
+def test_the_tokenizer_is_part_of_the_fingerprint_where_it_decides_answers(root, tmp_path):
+    model, other = root / "checkpoints" / "sd-mini", tmp_path / "other"
+    shutil.copytree(model, other)
+
+    def differing(teacher: type, **settings: str) -> set[str]:
+        a, b = (teacher(str(f), device="cpu", **settings).fingerprint() for f in (model, other))
+        return {name for name in a | b if a.get(name) != b.get(name)}
+
+    config = other / "tokenizer" / "tokenizer_config.json"
+    edit(config, pad_token="<|startoftext|>")
+    assert differing(PromptOptimization) == differing(DiffusionFeatures) == {"empty_prompt"}
+    assert differing(DiffusionFeatures, null_prompt="zeros") == set()
+    edit(config, pad_token="<|endoftext|>", model_max_length=20)
+    unread = {"queries": "conditioned", "consensus": 0.0}
+    for teacher, settings in ((PromptOptimization, {}), (DiffusionFeatures, {}), (PromptOptimization, unread)):
+        assert differing(teacher, **settings) == {"prompt_length"}
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"bos_token_id": 0, "eos_token_id": 1, "hidden_act": "quick_gelu"}, [0, 1, 1, 1]),  # the shipped model
+        ({"bos_token_id": 0, "eos_token_id": 2, "hidden_act": "quick_gelu"}, [49406, 49407, 49407, 49407]),  # SD 1.5
+        ({"bos_token_id": 0, "eos_token_id": 2, "hidden_act": "gelu"}, [49406, 49407, 0, 0]),  # SD 2.1
+        ({}, [49406, 49407, 49407, 49407]),
+    ],
+)
+def test_the_usual_tokens_of_an_empty_prompt(config, expected):
+    assert usual_tokens(config, 4) == expected and usual_tokens(config, 2) == expected[:2]
 
 
 def test_a_prompt_that_is_longer_than_the_text_encoder_takes_is_refused_when_a_teacher_is_built(root):

@@ -6,11 +6,23 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.tuner import lr_finder
 
+from distill.data.datamodule import PairDataModule
 from distill.system.progress import bar
 
 
 class FindLearningRate(LearningRateFinder):
-    """Lightning's :class:`~lightning.pytorch.callbacks.LearningRateFinder` without the bar of tqdm, which fills the log of a batch job."""
+    """Looks for the peak learning rate of a new training, which then starts as with ``lr=`` the one that was found.
+
+    This is Lightning's :class:`~lightning.pytorch.callbacks.LearningRateFinder`, which tries one rate at a time for all parameters. Three
+    things differ. The schedule is made anew: Lightning's change of the present rate ends with the schedule's first step. The
+    order of pairs is that of the first epoch, not of the one after the checkpoint that is restored. The bar is not of tqdm, which
+    fills the log of a batch job.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Searches, except where a training goes on: its checkpoint has the rates that were found."""
+        if trainer.ckpt_path is None:
+            super().on_fit_start(trainer, pl_module)
 
     def lr_find(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See Lightning's, which takes no other bar than the name ``tqdm`` of its module."""
@@ -22,6 +34,11 @@ class FindLearningRate(LearningRateFinder):
         finally:
             lr_finder.tqdm = theirs
             shown.stop()
+        data = trainer.datamodule
+        if isinstance(data, PairDataModule):
+            data.resumed_at = 0
+        trainer.fit_loop._combined_loader = None  # is made again, in the order of the first epoch
+        trainer.strategy.setup_optimizers(trainer)
 
 
 class _Steps:

@@ -81,8 +81,8 @@ class SelfDistillation(Callback):
             self._relabel(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Makes labels with the copy of the checkpoint, or, where the first teacher's are not used, with the student."""
-        if self._weights is not None or trainer.current_epoch >= self.start_epoch:
+        """Makes labels with the copy of the checkpoint, or, where the first teacher's are never used, with the student."""
+        if self._weights is not None or self.start_epoch == 0:
             self._relabel(pl_module)
 
     def _relabel(self, pl_module: LightningModule) -> None:

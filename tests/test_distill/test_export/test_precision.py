@@ -127,12 +127,10 @@ def test_eight_bits_without_pairs_to_calibrate_on_are_refused(student, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("backbone", "options"), [("convnext_atto", {"depths": [1] * 4}), ("fastvit_t8", {"layers": [1] * 4})]
-)  # one block a stage; whole ones, swin and dinov2 were tried by hand
-def test_backbones_of_other_families_export(backbone, options, tmp_path):
+def test_a_backbone_of_another_family_exports(tmp_path):
+    """One block a stage; whole ones, fastvit, swin and dinov2 were tried by hand."""
     torch.manual_seed(0)
-    student = StudentMatcher(backbone, [8, 16], 16, options=options).eval()
+    student = StudentMatcher("convnext_atto", [8, 16], 16, options={"depths": [1] * 4}).eval()
     deviation = export_student(student, tmp_path / "s.onnx", 64)
     assert deviation.points_px < 1e-3 and deviation.ties == 0
 

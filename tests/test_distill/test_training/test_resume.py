@@ -38,6 +38,38 @@ def test_a_resumed_training_with_fewer_epochs_than_it_has_is_refused(tmp_path):
         trained(tmp_path, 1, resume=True)
 
 
+def test_a_resumed_training_with_fewer_steps_than_it_has_is_refused(tmp_path):
+    trained(tmp_path, 2)
+    with pytest.raises(ConfigError, match="trainer.max_steps of at least 6, the steps that .*last.ckpt has, but got 5"):
+        trained(tmp_path, 2, resume=True, max_steps=5)
+
+
+def test_a_resumed_training_whose_epochs_have_other_steps_is_refused(tmp_path):
+    """The schedule counts steps: it failed in the last epochs where there were fewer, and stayed above 0 where there were more."""
+    trained(tmp_path, 1)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    of_version_0_1 = torch.load(last, weights_only=True)
+    for _ in range(2):
+        for options in (
+            {"devices": 2, "strategy": "ddp"},
+            {"accumulate_grad_batches": 2},
+            {"limit_train_batches": 0.7},
+        ):
+            with pytest.raises(
+                ConfigError, match="Expected 3 steps an epoch, .*last.ckpt .* but got 2; set trainer.dev"
+            ):
+                trained(tmp_path, 4, resume=True, **options)
+        assert of_version_0_1.pop("steps_per_epoch") == 3
+        torch.save(of_version_0_1, last)
+        of_version_0_1["steps_per_epoch"] = 3
+
+
+def test_a_training_that_accumulates_gradients_goes_on(tmp_path):
+    trained(tmp_path, 2, accumulate_grad_batches=2, max_steps=3)  # one and a half epochs
+    _, checkpoint = trained(tmp_path, 3, accumulate_grad_batches=2, resume=True)
+    assert torch.load(checkpoint.best_model_path, weights_only=True)["steps_per_epoch"] == 2
+
+
 @pytest.mark.parametrize(("before", "after"), [("adamw", "muon"), ("muon", "adamw")])
 def test_a_resumed_training_with_another_optimizer_is_refused(tmp_path, before, after):
     trained(tmp_path, 2, optimizer=before)
@@ -45,12 +77,15 @@ def test_a_resumed_training_with_another_optimizer_is_refused(tmp_path, before, 
         trained(tmp_path, 4, resume=True, optimizer=after)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_self_distillation_resumes_bit_for_bit(tmp_path, optimizer):
-    """The labels are those of the last validation's averaged weights, which differ from the present ones."""
+@pytest.mark.parametrize(("optimizer", "start_epoch"), [("adamw", 2), ("muon", 2), ("adamw", 3)])
+def test_self_distillation_resumes_bit_for_bit(tmp_path, optimizer, start_epoch):
+    """The labels are those of the last validation's averaged weights, which differ from the present ones.
+
+    The teacher's are used until there is one, at the end of every second epoch, also in an epoch after ``start_epoch``.
+    """
 
     def teaching():
-        return SelfDistillation(partial(FeatureTeacher, side=8), start_epoch=2)
+        return SelfDistillation(partial(FeatureTeacher, side=8), start_epoch=start_epoch)
 
     whole, _ = trained(tmp_path / "whole", 6, self_distillation=teaching(), optimizer=optimizer)
     for stop in ((3, 1), (5, 2)):  # an epoch after a validation, and two epochs after another

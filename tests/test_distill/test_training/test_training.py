@@ -1,14 +1,16 @@
 import copy
 import json
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import timm.optim
 import torch
 from lightning import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import EarlyStopping
-from trainings import QUIET, distillation, fit
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
+from trainings import QUIET, Stop, StopAt, distillation, fit
 
 from distill.core.errors import ConfigError, DataError
 from distill.core.types import Matches
@@ -22,8 +24,11 @@ from distill.labels.truth import FewShotTruth
 from distill.losses import Contrastive, CoordinateHuber, Equivariance, HeatmapKL, RelaxedCycle
 from distill.matchers.oracle import Oracle
 from distill.training.callbacks.build import callbacks, checkpoints
+from distill.training.callbacks.find_lr import FindLearningRate
 from distill.training.callbacks.json_lines import JsonLines
 from distill.training.callbacks.match_pictures import MatchPictures
+from distill.training.callbacks.same_buffers import SameBuffers
+from distill.training.callbacks.seeding import BatchSeed
 from distill.training.callbacks.self_distillation import SelfDistillation
 from distill.training.module import Distillation, UnregisteredReference
 from distill.training.optimiser import build_optimizer, groups, matrices
@@ -330,6 +335,22 @@ def test_the_average_of_the_weights_is_what_is_kept(tmp_path):
     assert torch.equal(module.state_dict()[name], state["state_dict"][name])
 
 
+def test_validation_has_the_first_processs_buffers_also_of_averaged_weights(monkeypatch):
+    """Process 0 has 7 everywhere. The hooks are called as Lightning calls them, in the order of ``fit``."""
+    module, trainer = distillation(), SimpleNamespace(world_size=2)
+    average = next(c for c in callbacks(checkpoints(Path(), None), ema=0.9) if isinstance(c, EMAWeightAveraging))
+    average.setup(trainer, module, "fit")
+    processes = SimpleNamespace(
+        is_available=lambda: True, is_initialized=lambda: True, broadcast=lambda b, _: b.fill_(7)
+    )
+    monkeypatch.setattr("distill.training.callbacks.same_buffers.distributed", processes)
+    for hook in ("on_validation_start", "on_validation_epoch_start"):
+        for callback in (average, SameBuffers()):
+            getattr(callback, hook)(trainer, module)
+    averages = [name for name, _ in module.named_buffers() if "running" in name]
+    assert averages and all((module.get_buffer(name) == 7).all() for name in averages)
+
+
 def test_the_student_becomes_its_own_teacher_with_the_averaged_weights(tmp_path):
     module = distillation(lr=1e-2)
     seen = []
@@ -461,6 +482,40 @@ def test_matches_are_drawn_for_the_folder_and_for_tensorboard(tmp_path):
     assert len(list((tmp_path / "matches").glob("*.png"))) == 1
     ((name, shape, _, order),) = shown
     assert (name, order) == ("val/matches", "HWC") and shape == (2 * (256 + CAPTION_HEIGHT), 3 * 256, 3)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_search_leaves_a_training_as_one_with_the_rate_that_was_found(tmp_path, optimizer):
+    """Its rates, their ratios, pairs and weights are the same, also where it is resumed, which does not search again."""
+    pairs, further = ShapesPairs("train", 8, 0, 32), ShapesPairs("train", 12, 1, 32)
+
+    class Seen(Callback):
+        def __init__(self):
+            self.steps = []
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
+            self.steps.append((trainer.current_epoch, rates, batch.src_id))
+
+    def run(lr, *others, until, resume=False):
+        module, seen, folder = distillation(lr=lr, optimizer=optimizer), Seen(), tmp_path / str(len(others))
+        module.backbone_lr = 0.1
+        beside = callbacks(checkpoints(folder, None), ema=0.9)[:-1]
+        beside += [StopAt(until, 0), seen, BatchSeed(0), *others]
+        trainer = Trainer(max_epochs=10, accelerator="cpu", logger=False, callbacks=beside, **QUIET)
+        data = PairDataModule(pairs, pairs, batch_size=2, unlabelled=(further, 2))  # type: ignore[arg-type]
+        with pytest.raises(Stop):
+            trainer.fit(
+                module, data, ckpt_path=folder / "checkpoints" / "last.ckpt" if resume else None, weights_only=True
+            )
+        return module, seen.steps
+
+    searched, begun = run(1e-7, FindLearningRate(num_training_steps=30), until=3)
+    assert searched.lr > 1e-6
+    resumed, rest = run(1e-7, FindLearningRate(num_training_steps=30), until=4, resume=True)
+    given, expected = run(searched.lr, until=4)
+    assert begun + rest == expected and len(expected) == 16
+    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in given.state_dict().items())
 
 
 @pytest.mark.slow
