@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.core.errors import ConfigError, WeightsError, nearest
-from distill.core.geometry import resize_images
+from distill.core.geometry import image_size, resize_images
 from student import lora as adapters
 from student.debias import BLANK_CELLS, PositionalDebias
 from student.weights import load_weights
@@ -26,6 +26,10 @@ class Backbone(nn.Module):
 
     The network is used through timm's feature contract, ``feature_info`` and ``forward_intermediates``, which
     convolutional networks and transformers share. Layers behind the last map that is read are removed.
+
+    An image whose sides the coarsest stride that is read does not divide is resized to the nearest whole number of such cells
+    before the network sees it. So each cell covers an equal share of the image, as
+    :func:`distill.core.geometry.cell_centres` takes it to. Only a plain vision transformer refuses an image, at scale 1.
 
     Args:
         name: of the timm model.
@@ -93,7 +97,9 @@ class Backbone(nn.Module):
         self.levels = _choose_levels(name, [level["reduction"] for level in info], strides, layers)
         channels = [info[level]["num_chs"] for level in self.levels]
         self.patch = info[0]["reduction"] if len({level["reduction"] for level in info}) == 1 else 1
-        strides_of = [info[level]["reduction"] / scale for scale in scales for level in self.levels]
+        self._reductions = [info[level]["reduction"] for level in self.levels]  # px per cell, at scale 1
+        self.coarsest = max(self._reductions)
+        strides_of = [reduction / scale for scale in scales for reduction in self._reductions]
         self.scales, self._order = tuple(scales), list(range(len(strides_of)))
         if len(scales) > 1:  # at one scale the order is that of strides, which files of students rely on
             self._order.sort(key=strides_of.__getitem__)
@@ -116,10 +122,12 @@ class Backbone(nn.Module):
             adapters.add_adapters(self.network, **lora)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Returns feature maps (B, C, H / stride, W / stride) of ``images`` (B, 3, H, W) in [0, 1], as in ``strides``.
+        """Returns feature maps (B, C, h, w) of ``images`` (B, 3, H, W) in [0, 1], one for each of ``strides``.
+
+        h and w are H / stride and W / stride, H and W being rounded to whole cells of the coarsest stride at each scale.
 
         Raises:
-            ConfigError: when the network's patches do not divide the images.
+            ConfigError: when the network's patches do not divide the images, or its maps have other strides than timm says.
         """
         self.check_size(images.shape[-2], images.shape[-1])
         images = images.to(self.mean.dtype)
@@ -127,11 +135,13 @@ class Backbone(nn.Module):
         return [maps[place] for place in self._order]
 
     def _scaled(self, images: Tensor, scale: float) -> Tensor:
-        """Returns images (B, 3, H, W) at a fraction of their sides, to the next whole patch."""
-        if scale == 1:
-            return images
-        sides = whole_patches((images.shape[-2], images.shape[-1]), scale, self.patch)
-        return resize_images(images, sides)
+        """Returns images (B, 3, H, W) at a fraction of their sides, to the nearest whole cell."""
+        return resize_images(images, whole_cells(image_size(images), scale, self.coarsest))
+
+    def resamples(self, size: tuple[int, int]) -> bool:
+        """Returns whether a network of several strides sees images of ``size`` (H, W), px, rounded to whole cells at some scale."""
+        scaled = [whole_cells(size, scale, 1) for scale in self.scales]
+        return self.patch == 1 and any(side % self.coarsest for sides in scaled for side in sides)
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         """Returns the maps of ``levels`` of images at one scale."""
@@ -146,6 +156,8 @@ class Backbone(nn.Module):
             intermediates_only=True,
         )
         chosen = [maps[wanted.index(level)] for level in self.levels]
+        for stride, feature_map in zip(self._reductions, chosen, strict=True):
+            self._check_cells(stride, image_size(feature_map), image_size(images))
         if self.debias is None:
             return chosen
         return [debias(feature_map) for debias, feature_map in zip(self.debias, chosen, strict=True)]
@@ -161,13 +173,14 @@ class Backbone(nn.Module):
                 f"Expected debias=0 for {self.name}, which is no plain vision transformer, but got {components}."
             )
         debiases = [PositionalDebias(count, components) for count in channels]
-        side = BLANK_CELLS * self.patch
-        blank, training = self.mean.expand(1, 3, side, side), self.network.training
-        self.network.eval()
-        with torch.no_grad():
-            for debias, feature_map in zip(debiases, self._maps(blank.to(self.mean.dtype)), strict=True):
-                debias.fit(feature_map)
-        self.network.train(training)
+        if not self.mean.is_meta:  # a network without memory is compared with a file, which holds the directions
+            side = BLANK_CELLS * self.patch
+            blank, training = self.mean.expand(1, 3, side, side), self.network.training
+            self.network.eval()
+            with torch.no_grad():
+                for debias, feature_map in zip(debiases, self._maps(blank.to(self.mean.dtype)), strict=True):
+                    debias.fit(feature_map)
+            self.network.train(training)
         self.debias = nn.ModuleList(debiases)
 
     def check_size(self, height: int, width: int) -> None:
@@ -177,6 +190,22 @@ class Backbone(nn.Module):
             raise ConfigError(
                 f"Expected images whose sides {self.patch}, the patch of {self.name}, divides but got {height} x {width} "
                 f"px; set data.size={below} or data.size={below + self.patch}."
+            )
+
+    def _check_cells(self, stride: int, cells: tuple[int, int], size: tuple[int, int]) -> None:
+        """Raises a :class:`ConfigError` unless a map has one cell for each ``stride`` px of an image.
+
+        Without padding, as in Inception, the cells at the border are missing and the others do not lie where they are read.
+
+        Args:
+            stride: px per cell.
+            cells: (h, w) of the map.
+            size: (H, W) of the image, px.
+        """
+        if (cells[0] * stride, cells[1] * stride) != size:
+            raise ConfigError(
+                f"Expected maps of {self.name} whose cells cover the image, {stride} px each as timm says, but got {cells[0]} x {cells[1]} "
+                f"cells of {size[0]} x {size[1]} px; choose other strides, or another backbone."
             )
 
     @torch.no_grad()
@@ -214,10 +243,15 @@ class Backbone(nn.Module):
         return ", or ".join([*settings, "student.backbone=<another>"])
 
     def fix_size(self, size: int) -> None:
-        """Fixes the image size to ``size`` px, so that an exported graph does not resample position embeddings."""
+        """Fixes the image size to ``size`` px, so that an exported graph does not resample position embeddings.
+
+        With several scales the network sees several sizes, so none is fixed and the graph resamples them.
+        """
+        if len(self.scales) > 1:
+            return
         absolute = getattr(self.network, "pos_embed", None) is not None and hasattr(self.network, "set_input_size")
         if self.patch > 1 and absolute and getattr(self.network, "dynamic_img_size", False):
-            self.network.set_input_size(img_size=size)
+            self.network.set_input_size(img_size=whole_cells((size, size), self.scales[0], self.patch))
             self.network.dynamic_img_size = self.network.patch_embed.dynamic_img_pad = False
             # With a fixed size the patches come as a sequence, as if the network had been built for it.
             self.network.patch_embed.flatten, self.network.patch_embed.output_fmt = True, None
@@ -238,9 +272,9 @@ class Backbone(nn.Module):
         return self
 
 
-def whole_patches(size: tuple[int, int], scale: float, patch: int) -> tuple[int, int]:
-    """Returns (H, W) of an image at a fraction of its sides, each the nearest multiple of ``patch``, and at least one, px."""
-    height, width = (max(1, round(int(side) * scale / patch)) * patch for side in size)
+def whole_cells(size: tuple[int, int], scale: float, stride: int) -> tuple[int, int]:
+    """Returns (H, W) of an image at a fraction of its sides, each the nearest multiple of ``stride``, and at least one, px."""
+    height, width = (max(1, round(int(side) * scale / stride)) * stride for side in size)
     return height, width
 
 

@@ -15,7 +15,7 @@ from distill.core.geometry import flip_points, gaussian_weight, image_size, resi
 from distill.core.precision import in_single, without_autocast
 from distill.core.readout import window_mass, windowed_soft_argmax
 from distill.core.types import Matches, PairBatch
-from student.backbone import whole_patches
+from student.backbone import whole_cells
 from student.fused_features import Describer, source_fingerprint
 
 Size = tuple[int, int]
@@ -56,8 +56,8 @@ class FeatureTeacher:
             says it wants (``model.size``), and as they are where it says nothing.
             Labels are made at that size from the original images, whatever size a student has.
         consensus_tolerance: see ``tolerance`` of :class:`distill.core.consensus.NeighbourhoodConsensus`.
-        scale: factor by which images are enlarged before they are described, to the nearest whole patch of the model
-            (``model.patch``, px, where it is one); maps may then have so many times ``target_side`` cells. A network
+        scale: factor by which images are enlarged before they are described, to the nearest whole cell of the model
+            (of ``model.patch`` px, where it has that); maps may then have so many times ``target_side`` cells. A network
             places parts better in an image that is somewhat larger than those that it was trained on (Touvron et al.,
             "Fixing the train-test resolution discrepancy", NeurIPS 2019, for classification).
 
@@ -124,6 +124,7 @@ class FeatureTeacher:
         settings |= {name: str(getattr(self, name)) for name in ("flip", "cycle_tolerance", "flip_tolerance", "size")}
         settings |= {"resize": self.resize} if self.resize == "letterbox" else {}
         settings |= {"scale": str(self.scale)} if self.scale != 1 else {}
+        settings |= {"cells": "whole"} if self._resamples() else {}  # cells at the border reached beyond the image once
         told = {f"model.{name}": value for name, value in source_fingerprint(self.model).items()}
         return {"method": "features 7", "radius_cells": str(self.radius_cells), **settings, **told}
 
@@ -190,7 +191,12 @@ class FeatureTeacher:
             return sides
         patch = getattr(self.model, "patch", 1)
         patch = patch if type(patch) is int and patch > 0 else 1  # a student of one's own may call something else so
-        return whole_patches(sides, self.scale, patch)
+        return whole_cells(sides, self.scale, patch)
+
+    def _resamples(self) -> bool:
+        """Returns whether the model rounds images to whole cells of its network, as far as is known before one is seen."""
+        resamples = getattr(self.model, "resamples", None)
+        return self.size is not None and callable(resamples) and resamples(whole_cells((self.size,) * 2, self.scale, 1))
 
     def _cached(self, hashes: Sequence[str], images: Tensor) -> Tensor:
         """Returns :meth:`describe` of images, from the cache where they are in it."""

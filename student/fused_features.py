@@ -74,6 +74,14 @@ class FusedFeatures(nn.Module):
             fields |= {f"{name}.{field}": value for field, value in told.items()}
         return fields
 
+    def resamples(self, size: tuple[int, int]) -> bool:
+        """Returns whether a source rounds images of ``size`` (H, W), px, see :meth:`student.backbone.Backbone.resamples`."""
+        for name, source in self.sources.items():
+            resamples, side = getattr(source, "resamples", None), self.sizes.get(name)
+            if callable(resamples) and resamples(size if side is None else (side, side)):
+                return True
+        return False
+
     def describe(self, images: Tensor) -> Tensor:
         """Returns descriptors of length 1, (B, C, h, w), of ``images`` (B, 3, H, W) in [0, 1].
 

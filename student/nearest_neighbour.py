@@ -96,8 +96,12 @@ class NearestNeighbour(nn.Module):
 
     @property
     def patch(self) -> int:
-        """Side of a vision transformer's patch, px, which divides the sides of images; 1 of other networks."""
-        return self.backbone.patch
+        """Side of the coarsest cells, px, of a vision transformer its patch; images whose sides it divides are not resized again."""
+        return self.backbone.coarsest
+
+    def resamples(self, size: tuple[int, int]) -> bool:
+        """See :meth:`student.backbone.Backbone.resamples`."""
+        return self.backbone.resamples(size)
 
     def describe(self, images: Tensor) -> Tensor:
         """Returns descriptors of length 1, (B, C, h, w), of ``images`` (B, 3, H, W) in [0, 1]."""

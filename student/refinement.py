@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.core.geometry import image_size, sample_at
+from distill.core.geometry import image_size, resize_images, sample_at
 from distill.core.precision import in_single, without_autocast
+from student.backbone import whole_cells
 
 STRIDE = 4
 """px per cell of the features."""
@@ -51,7 +52,7 @@ class Refinement(nn.Module):
         """
         src_size, trg_size = image_size(src_img), image_size(trg_img)
         dtype, offsets = self.gain.dtype, in_single(self.offsets)
-        src_map, trg_map = (self.network(images.to(dtype) * 2 - 1) for images in (src_img, trg_img))
+        src_map, trg_map = (self._describe(images.to(dtype)) for images in (src_img, trg_img))
         queries = F.normalize(sample_at(src_map, src_kps, src_size), dim=-1)
         window = trg_kps[:, :, None] + offsets  # (B, N, K, 2)
         around = sample_at(trg_map, window.flatten(1, 2), trg_size).unflatten(1, (-1, len(offsets)))
@@ -63,3 +64,8 @@ class Refinement(nn.Module):
         height, width = trg_size
         moved = trg_kps + in_single(self.gain) * move
         return torch.stack([moved[..., 0].clamp(0, width), moved[..., 1].clamp(0, height)], dim=-1)
+
+    def _describe(self, images: Tensor) -> Tensor:
+        """Returns features (B, C, h, w) of images (B, 3, H, W), resized to whole cells as in :class:`student.backbone.Backbone`."""
+        whole: Tensor = self.network(resize_images(images, whole_cells(image_size(images), 1, STRIDE)) * 2 - 1)
+        return whole

@@ -126,7 +126,10 @@ def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
     """
     if image_size(images) == size:
         return images
-    resized = F.interpolate(in_single(images), size, mode="bilinear", antialias=True, align_corners=False)
+    source = in_single(images)
+    if size[1] == 1:  # torch 2.14 on a CPU mixes rows up otherwise, by up to a third of the range
+        source = source.contiguous(memory_format=torch.channels_last)
+    resized = F.interpolate(source, size, mode="bilinear", antialias=True, align_corners=False)
     return resized.clamp(0, 1).to(images)
 
 

@@ -10,8 +10,9 @@ import json
 import os
 import tarfile
 import urllib.request
+import zlib
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from distill.core.errors import DataError
 from distill.core.files import replacing
@@ -63,7 +64,7 @@ def copy_runtime(folder: Path, given: str | Path | None = None) -> dict[str, dic
             with replacing(folder / name) as unfinished:
                 unfinished.write_bytes(_member(package, f"dist/{file}"))
             names[backend][role] = name
-    about = json.loads(_member(package, "package.json"))
+    about = _about(package)
     text = f"onnxruntime-web {about.get('version')}, licence {about.get('license')}, {about.get('homepage')}\n"
     with replacing(folder / "ABOUT.txt") as unfinished:
         unfinished.write_text(text, encoding="utf-8")
@@ -115,6 +116,24 @@ def _digest(file: Path) -> str:
         return base64.b64encode(hashlib.file_digest(opened, "sha512").digest()).decode()
 
 
+def _about(package: Path) -> dict[str, Any]:
+    """Returns what the package says of itself."""
+    try:
+        about = json.loads(_member(package, "package.json"))
+        if not isinstance(about, dict):
+            raise ValueError("is no JSON object")
+    except (ValueError, RecursionError) as error:
+        raise _damaged(package, f"its package.json cannot be read: {error}") from error
+    return about
+
+
+def _damaged(package: Path, found: object) -> DataError:
+    return DataError(
+        f"Expected the npm package onnxruntime-web at {package} but {' '.join(str(found).split())}; run: npm pack "
+        f"onnxruntime-web@{VERSION}, and give that file."
+    )
+
+
 def _member(package: Path, name: str) -> bytes:
     """Returns a file of the package, which is a .tgz or a folder; nothing else of it is unpacked."""
     try:
@@ -126,8 +145,5 @@ def _member(package: Path, name: str) -> bytes:
             if opened is None:
                 raise OSError(f"{name} is no file of at most {LARGEST} bytes")
             return opened.read()
-    except (OSError, KeyError, EOFError, tarfile.TarError) as error:
-        raise DataError(
-            f"Expected the npm package onnxruntime-web at {package} but {' '.join(str(error).split())}; run: npm pack "
-            f"onnxruntime-web@{VERSION}, and give that file."
-        ) from error
+    except (OSError, KeyError, EOFError, tarfile.TarError, zlib.error) as error:
+        raise _damaged(package, error) from error

@@ -11,10 +11,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
+from timm.models.vision_transformer import Block
 
 from distill.cli.config import compose, instantiate
 from distill.cli.rows import backbone_arguments, build_rows, read_rows, with_backbone
 from distill.core.errors import ConfigError, DistillError, WeightsError
+from distill.export import trusted
 from distill.export.student_file import load_student, save_student
 from student import StudentMatcher
 
@@ -192,6 +194,40 @@ def test_a_file_without_a_description_is_refused(tmp_path):
 def test_a_short_file_cannot_ask_for_a_network_that_fills_the_memory(tmp_path, weights):
     with pytest.raises(WeightsError, match="fit the student it describes"):  # 150 GB, if it were built
         load_student(write(tmp_path / "student.safetensors", STUDENT | {"width": 65_536}, weights))
+
+
+def test_a_short_file_cannot_ask_for_a_network_of_thousands_of_layers(tmp_path, weights, monkeypatch):
+    built, init = [], Block.__init__
+    monkeypatch.setattr(
+        Block, "__init__", lambda self, *args, **kwargs: (built.append(1), init(self, *args, **kwargs))[1]
+    )
+    description = STUDENT | {"backbone": "test_vit", "strides": [16], "options": {"depth": 3000}}
+    with pytest.raises(WeightsError, match="about the .* tensors that it holds but it describes one of many more"):
+        load_student(write(tmp_path / "student.safetensors", description, weights))
+    assert len(built) < 1500 and torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"upsample": 65_536},
+        {"strides": [8] * 5000},
+        {"backbone": "resnet18", "options": {"layers": [60_000, 2, 2, 2]}},
+        {
+            "_target_": "student.FusedFeatures",
+            "sources": {
+                f"{n}": {"_target_": "student.NearestNeighbour", "backbone": "test_resnet"} for n in range(500)
+            },
+        },
+    ],
+    ids=["upsample", "strides", "layers", "sources"],
+)
+def test_a_short_file_cannot_multiply_layers_otherwise(tmp_path, changed, monkeypatch):
+    monkeypatch.setattr(trusted, "LARGEST_PLAN", (5000, 50))
+    description = changed | {"size": 64} if "_target_" in changed else STUDENT | changed
+    with pytest.raises(WeightsError, match="correct its options, its lists or upsample"):
+        load_student(write(tmp_path / "student.safetensors", description))
+    assert torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize(

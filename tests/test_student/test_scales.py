@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from distill.core.errors import ConfigError
-from student import FeatureTeacher, NearestNeighbour, StudentMatcher
+from distill.export.onnx import export_student
+from student import FeatureTeacher, FusedFeatures, NearestNeighbour, StudentMatcher
 from student.backbone import Backbone
 
 
@@ -65,6 +66,38 @@ def test_a_transformer_sees_whole_patches_at_every_scale():
     assert [tuple(m.shape[-2:]) for m in maps] == [(4, 6), (2, 4)]  # 0.6 of 4 and 6 patches is 2.4 and 3.6
 
 
+def test_a_network_of_several_strides_sees_whole_cells_at_every_scale(backbones):
+    plain, scaled = backbones
+    with torch.no_grad():
+        sides = [tuple(m.shape[-2:]) for m in plain(torch.rand(1, 3, 70, 90)) + scaled(torch.rand(1, 3, 70, 90))]
+    assert sides == [(8, 12), (4, 6), (8, 12), (4, 6), (4, 6), (2, 3)]  # 64 x 96 px, and 32 x 48 for 35 x 45
+    assert plain.resamples((70, 64)) and not plain.resamples((64, 96))
+    assert scaled.resamples((48, 48)) and not scaled.resamples((64, 96))
+    assert not Backbone("test_vit", [16], scales=[1.0, 0.6]).resamples((64, 64))
+
+
+def test_a_network_whose_cells_do_not_cover_the_image_is_refused():
+    backbone = Backbone("pit_ti_224", [8, 16])
+    with pytest.raises(
+        ConfigError, match="maps of pit_ti_224 whose cells cover the image, 8 px each .* got 27 x 27 cells of 224"
+    ):
+        backbone(torch.rand(1, 3, 224, 224))
+
+
+def test_labels_of_sizes_that_are_rounded_are_another_teachers():
+    def cells(size, **options):
+        model = NearestNeighbour("test_resnet", [8, 16], **options)
+        fused = FusedFeatures({"one": model}, sizes={"one": size})
+        found = {
+            FeatureTeacher(model, size=size).fingerprint().get("cells"),
+            FeatureTeacher(fused).fingerprint().get("cells"),
+        }
+        return found.pop() if len(found) == 1 else found
+
+    assert cells(64) is None and cells(72) == "whole"
+    assert cells(160, scales=[1.0, 0.6]) is None and cells(64, scales=[1.0, 0.6]) == "whole"
+
+
 def test_scales_add_no_weights_and_decide_the_fingerprint(backbones):
     plain, scaled = backbones
     assert plain.state_dict().keys() == scaled.state_dict().keys()
@@ -99,8 +132,23 @@ def test_an_image_is_made_smaller_in_onnx_as_in_torch(backbones, tmp_path):
     smaller, image = Smaller(backbones[1]).eval(), torch.rand(1, 3, 60, 80, generator=torch.Generator().manual_seed(2))
     torch.onnx.export(smaller, (image,), dynamo=True, verbose=False).save(tmp_path / "smaller.onnx")
     (found,) = onnxruntime.InferenceSession(tmp_path / "smaller.onnx").run(None, {"images": image.numpy()})
-    assert found.shape == (1, 3, 36, 48)
+    assert found.shape == (1, 3, 32, 48)  # whole cells of 16 px
     np.testing.assert_allclose(found, smaller(image).numpy(), atol=1e-5)
+
+
+def test_a_transformer_of_several_scales_is_exported(tmp_path):
+    torch.manual_seed(0)
+    student = StudentMatcher("test_vit", [16], 8, scales=[1.0, 0.5])
+    assert export_student(student, tmp_path / "student.onnx", 64).points_px < 0.01
+
+
+def test_a_transformer_of_one_scale_is_fixed_at_the_size_that_it_sees():
+    torch.manual_seed(0)
+    student, image = StudentMatcher("test_vit", [16], 8, scales=[0.5]).eval(), torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = student.describe(image)
+        student.freeze_for_export(64)
+        torch.testing.assert_close(student.describe(image), expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("scales", [[], [0.0], [1.5], [-0.5, 1.0], [float("nan")], [1.0, 1.0]])

@@ -5,6 +5,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from torch.nn import functional as F
 
 from distill.core.errors import ConfigError, WeightsError
 from student import NearestNeighbour, StudentMatcher
@@ -288,6 +289,13 @@ def test_refinement_finds_the_place_that_looks_like_the_query():
     off = points + torch.tensor([[[4.0, -4.0], [-8.0, 4.0]]])  # whole cells of the refinement
     found = refinement(image, image, points, off)
     assert float((found - points).norm(dim=-1).max().detach()) < 1.0 < float((off - points).norm(dim=-1).min())
+
+
+def test_refinement_describes_whole_cells():
+    """62 px are 16 cells, 64 px, of which none reaches beyond the image."""
+    refinement, image = Refinement(4), torch.rand(1, 3, 62, 62)
+    expected = refinement.network(F.interpolate(image, (64, 64), mode="bilinear") * 2 - 1)
+    torch.testing.assert_close(refinement._describe(image), expected)
 
 
 def test_settings_of_a_student_that_cannot_work_are_named():

@@ -1,5 +1,6 @@
 """Hydra's own options after a verb."""
 
+import logging
 import subprocess
 import sys
 
@@ -36,14 +37,22 @@ def test_a_mistyped_key_is_one_line_with_hydras_options_too(capsys):
     assert "Expected a value after --cfg" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_a_sweep_labels_every_share(tmp_path, root):
-    command = [sys.executable, "-m", "distill", "label", "--multirun"]
+@pytest.fixture
+def in_a_folder(tmp_path, monkeypatch):
+    """Runs in an empty folder, and takes back what Hydra changes for its jobs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    handlers, level = list(logging.root.handlers), logging.root.level
+    yield
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+
+
+def test_a_sweep_labels_every_share(tmp_path, in_a_folder, capsys):
     data = ["teacher=oracle", "data.size=32", "splits=[train]", "train.n_pairs=16", "device=cpu"]
     shares = ["label.shard=0/2,1/2", f"labels.dir={tmp_path}/labels", f"hydra.sweep.dir={tmp_path}/sweep"]
-    done = subprocess.run([*command, *data, *shares], cwd=root, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("points labelled") == 2
+    assert main(["label", "--multirun", *data, *shares]) == 0
+    assert capsys.readouterr().out.count("points labelled") == 2
     assert len(LabelStore(tmp_path / "labels").files) == 2 and len(LabelStore(tmp_path / "labels")) > 50
 
 
@@ -61,20 +70,16 @@ def test_jobs_of_a_sweep_get_run_folders_of_their_own(given, folder):
     assert numbered_folders(["seed=0,1", *given], "runs/fit") == ["seed=0,1", folder]
 
 
-@pytest.mark.slow
-def test_a_sweep_gives_each_job_a_folder_and_its_errors_are_one_line(tmp_path, root):
-    command = [sys.executable, "-m", "distill", "evaluate", "-m", "matcher=oracle,box_relative", "data.size=32"]
-    run = ["data.n_pairs=8", "device=cpu"]
-    done = subprocess.run(
-        [*command, *run, "run.dir=runs/own"], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+def test_a_sweep_gives_each_job_a_folder_and_its_errors_are_one_line(tmp_path, in_a_folder, capsys):
+    command = ["evaluate", "-m", "matcher=oracle,box_relative", "data.size=32", "device=cpu"]
+    assert main([*command, "data.n_pairs=8", "run.dir=runs/own"]) == 0
     assert {path.name for path in (tmp_path / "runs" / "own").iterdir()} == {"0", "1"}
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}  # Hydra's own files are in runs/multirun
     assert len(list(tmp_path.glob("runs/multirun/*/*/multirun.yaml"))) == 1
-    done = subprocess.run([*command, "data.n_pairs=0"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    capsys.readouterr()
+    assert main([*command, "data.n_pairs=0"]) == 2
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown and [line for line in shown.splitlines() if line.startswith("error: ")]
 
 
 def test_the_launcher_for_slurm_is_submitits():

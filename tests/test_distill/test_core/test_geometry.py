@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.ndimage import map_coordinates
 from torch.nn import functional as F
 
@@ -13,6 +14,7 @@ from distill.core.geometry import (
     gaussian_heatmap,
     gaussian_weight,
     map_points,
+    resize_images,
     resize_maps,
     resize_points,
     sample_at,
@@ -113,3 +115,13 @@ def test_a_gaussian_is_drawn_as_its_formula_says():
         for column in range(6):
             squared = (2 * column + 1 - 3) ** 2 + (2 * row + 1 - 5) ** 2
             assert math.isclose(float(heatmap[0, row, column]), math.exp(-squared / 8), abs_tol=1e-6)
+
+
+@pytest.mark.parametrize("source", [(300, 2), (300, 1), (40, 8), (2, 300)])
+@pytest.mark.parametrize("size", [(64, 1), (1, 64), (1, 1), (400, 1)])
+def test_images_resized_to_one_column_or_row_are_those_of_pillow(source, size):
+    image = torch.rand(2, 3, *source, generator=torch.Generator().manual_seed(0))
+    found = resize_images(image, size).numpy()
+    for picture, resized in zip(image.flatten(0, 1).numpy(), found.reshape(-1, *size), strict=True):
+        expected = Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        np.testing.assert_allclose(resized, np.asarray(expected), atol=1e-5)

@@ -98,6 +98,25 @@ def test_a_package_of_ones_own_is_taken_as_it_is(tmp_path, whole):
     assert (tmp_path / "ort.webgpu.min.js").is_file()
 
 
+@pytest.mark.parametrize(
+    "about", [b"{", b"\xff", b"[]", b"3", b"[" * 100_000], ids=["cut", "bytes", "list", "number", "deep"]
+)
+def test_what_a_package_says_of_itself_is_damaged(tmp_path, about):
+    names = [f"dist/{name}" for files in FILES.values() for name in files.values()]
+    (tmp_path / "given.tgz").write_bytes(package([*names, "package.json"], **{"package.json": about}))
+    with pytest.raises(DataError, match=r"given.tgz but its package\.json cannot be read: .*; run: npm pack"):
+        copy_runtime(tmp_path, tmp_path / "given.tgz")
+
+
+def test_an_archive_whose_compressed_bytes_are_damaged_is_refused(tmp_path):
+    name = "dist/" + FILES["wasm"]["script"]
+    content = bytearray(package([name], **{name: " ".join(str(n * n) for n in range(20_000)).encode()}))
+    content[2000:6000] = b"U" * 4000  # zlib says so, not tarfile
+    (tmp_path / "given.tgz").write_bytes(content)
+    with pytest.raises(DataError, match="npm package onnxruntime-web at .*given.tgz"):
+        copy_runtime(tmp_path, tmp_path / "given.tgz")
+
+
 @pytest.mark.parametrize("content", [b"no archive", package(["package.json"])])
 def test_what_is_no_package_is_refused(tmp_path, content):
     (tmp_path / "given.tgz").write_bytes(content)

@@ -27,6 +27,49 @@ def test_a_student_comes_back_as_it_was(tmp_path, student, make_pairs):
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)) and again.size == 64
 
 
+VIT = {"backbone": "test_vit", "strides": [16]}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        VIT | {"debias": 5},
+        VIT
+        | {
+            "strides": [16, 16],
+            "layers": [0, -1],
+            "debias": 5,
+            "backbone_skip": True,
+            "upsample": 1,
+        },  # as student=dinov3
+        VIT | {"lora": {"rank": 2}},
+        VIT | {"scales": [1.0, 0.5], "options": {"img_size": 64}},
+        {"scales": [1.0, 0.6], "position": True, "upsample": 2, "refinement": 4, "consensus": 2.0},
+        {
+            "tuning": "frozen",
+            "mean": [0.1, 0.2, 0.3],
+            "std": [0.5, 0.6, 0.7],
+            "backbone_skip": True,
+            "temperature": 0.1,
+        },
+    ],
+    ids=lambda options: "-".join(key for key in options if key not in VIT),
+)
+def test_a_student_of_any_options_comes_back_as_it_was(tmp_path, options, make_pairs):
+    torch.manual_seed(0)
+    config = CONFIG | options
+    student = StudentMatcher(**{key: value for key, value in config.items() if key not in ("_target_", "size")}).eval()
+    for name, value in student.state_dict().items():
+        if name.endswith("basis"):  # as it would be with other weights: directions that are computed when it is built
+            value.copy_(torch.linalg.qr(torch.randn_like(value))[0])
+    save_student(student, config, tmp_path / "s.safetensors")
+    torch.manual_seed(1)
+    again, pair = load_student(tmp_path / "s.safetensors"), make_pairs(2, size=64)
+    with torch.no_grad():
+        expected, found = (m(pair.src_img, pair.trg_img, pair.src_kps) for m in (student, again))
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
 def test_answers_of_a_loaded_student_carry_no_gradients(tmp_path, student, make_pairs):
     save_student(student, CONFIG, tmp_path / "s.safetensors")
     pair = make_pairs(4, size=64)
