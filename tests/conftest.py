@@ -31,8 +31,9 @@ TOGETHER = ("test_export",)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """Spreads whole folders of tests over processes, one thread each, where the command does not say how.
 
-    A file stays in one process, which shares its fixtures, and so do the folders of ``TOGETHER``. Without pytest-xdist, with ``-n 0``, for single files, under
-    a debugger, with ``-s`` and on a card (``-m gpu``), all tests run in one process.
+    A file stays in one process, which shares its fixtures, and so do the files of each folder of ``TOGETHER``. Without
+    pytest-xdist, with ``-n 0``, for single files, under a debugger, with ``-s`` and on a card (``-m gpu``), all tests run in one
+    process.
     """
     option = config.option
     if hasattr(config, "workerinput") or not config.pluginmanager.hasplugin("xdist"):
