@@ -485,7 +485,7 @@ def test_matches_are_drawn_for_the_folder_and_for_tensorboard(tmp_path):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_search_leaves_a_training_as_one_with_the_rate_that_was_found(tmp_path, optimizer):
+def test_a_search_leaves_a_training_as_one_with_the_rate_that_was_found(tmp_path, optimizer, capsys):
     """Its rates, their ratios, pairs and weights are the same, also where it is resumed, which does not search again."""
     pairs, further = ShapesPairs("train", 8, 0, 32), ShapesPairs("train", 12, 1, 32)
 
@@ -511,17 +511,10 @@ def test_a_search_leaves_a_training_as_one_with_the_rate_that_was_found(tmp_path
         return module, seen.steps
 
     searched, begun = run(1e-7, FindLearningRate(num_training_steps=30), until=3)
-    assert searched.lr > 1e-6
+    told = capsys.readouterr().err
+    assert searched.lr > 1e-6 and "find_lr: 30/30 steps, " in told
+    assert "Finding best" not in told, "Lightning's bar is no line of a log"
     resumed, rest = run(1e-7, FindLearningRate(num_training_steps=30), until=4, resume=True)
     given, expected = run(searched.lr, until=4)
     assert begun + rest == expected and len(expected) == 16
     assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in given.state_dict().items())
-
-
-@pytest.mark.slow
-def test_a_learning_rate_is_found_before_training(tmp_path, capsys):
-    module = distillation(lr=1e-7)
-    fit(module, tmp_path, 120, callbacks=callbacks(checkpoints(tmp_path, None), find_lr=True)[:-1])
-    assert module.lr > 1e-6
-    told = capsys.readouterr().err
-    assert "find_lr: 100/100 steps, " in told and "Finding best" not in told, "Lightning's bar is no line of a log"
