@@ -274,7 +274,7 @@ class Backbone(nn.Module):
 
 def whole_cells(size: tuple[int, int], scale: float, stride: int) -> tuple[int, int]:
     """Returns (H, W) of an image at a fraction of its sides, each the nearest multiple of ``stride``, and at least one, px."""
-    height, width = (max(1, round(int(side) * scale / stride)) * stride for side in size)
+    height, width = (max(1, int(int(side) * scale / stride + 0.5)) * stride for side in size)
     return height, width
 
 

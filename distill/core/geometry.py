@@ -126,10 +126,9 @@ def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
     """
     if image_size(images) == size:
         return images
-    source = in_single(images)
-    if size[1] == 1:  # torch 2.14 on a CPU mixes rows up otherwise, by up to a third of the range
-        source = source.contiguous(memory_format=torch.channels_last)
-    resized = F.interpolate(source, size, mode="bilinear", antialias=True, align_corners=False)
+    if size[1] == 1 != size[0]:  # torch 2.14 on a CPU mixes the rows of one column up, but not the columns of one row
+        return resize_images(images.mT, (1, size[0])).mT
+    resized = F.interpolate(in_single(images), size, mode="bilinear", antialias=True, align_corners=False)
     return resized.clamp(0, 1).to(images)
 
 

@@ -103,7 +103,8 @@ def annotated_pairs(benchmarks: Iterable[PhotographPairs]) -> tuple[dict[str, Tr
             shared = pair.src.visible & pair.trg.visible & np.isfinite(pair.trg.points).all(1)
             sides = [points_by_number(benchmark.checked(side).points, shared) for side in (pair.src, pair.trg)]
             src, trg = (
-                tree_image(images, benchmark, known[side.path], annotated=True) for side in (pair.src, pair.trg)
+                tree_image(images, benchmark, _of_category(known[side.path], side), annotated=True)
+                for side in (pair.src, pair.trg)
             )
             of_src, of_trg = (tuple(points.values()) for points in sides)
             pairs.append(TreePair(src, trg, split_of(benchmark), tuple(sides[0]), of_src, of_trg))
@@ -127,6 +128,11 @@ def tree_image(
         points = {} if benchmark.numbered_by_pair else points
         images[name] = TreeImage(annotation.path, known.size, known.box(), points)
     return name
+
+
+def _of_category(known: ImageAnnotation, side: ImageAnnotation) -> ImageAnnotation:
+    """Returns what is known of a photograph from all its pairs; of one in pairs of several categories, what this pair says."""
+    return known if known.category == side.category else side
 
 
 def _check_truth(benchmark: PhotographPairs) -> None:

@@ -202,10 +202,8 @@ def _images(labels: Any, sleap_io: Any, known: Iterable[str]) -> dict[str, Image
 
 def _uncorrected(instances: Iterable[Any], people: Iterable[Any]) -> list[Any]:
     """Returns those of a frame's ``instances`` that are predicted, and that none of ``people`` was made from."""
-    instances_of_people = {id(person) for person in people}
-    predictions = {id(person.from_predicted) for person in people}
+    done = {id(instance) for person in people for instance in (person, person.from_predicted)}
     tracks = {id(person.track) for person in people if person.track is not None}
-    done = instances_of_people | predictions
     return [i for i in instances if id(i) not in done and id(i.track) not in tracks]
 
 

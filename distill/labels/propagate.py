@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distill.core.errors import ConfigError, DataError
+from distill.core.errors import ConfigError, DataError, nearest
 from distill.core.geometry import gaussian_weight, image_size
 from distill.core.protocols import Matcher, PairMatcher, match
 from distill.core.types import PairBatch
@@ -75,17 +75,18 @@ class Plan(NamedTuple):
     category: dict[str, str]
 
 
-def plan(names: Sequence[str], known: Mapping[str, ImageKeypoints]) -> Plan:
+def plan(names: Sequence[str], known: Mapping[str, ImageKeypoints], new_parts: Sequence[str] = ()) -> Plan:
     """Returns what is carried where: to each photograph the parts that no person has set, of those its group has.
 
-    A photograph that the file names lacks what a matcher set in it, and parts that no matcher set anywhere in its group where one
-    set others in it: these are new. Other parts that it has not are not visible there, a person left them out.
+    A photograph that the file names lacks what a matcher set in it; parts that a person left out of it are not visible there.
 
     Args:
         names: of the photographs, relative to their folder.
         known: what is annotated, or was set by a matcher.
+        new_parts: that photographs of the file lack because they are annotated only now; no person left them out.
 
     Raises:
+        ConfigError: when no person's points are of one of the new parts.
         DataError: when no photograph has a person's points, all do, or those of one group, with those that points are
             carried to, are of several categories.
     """
@@ -102,16 +103,13 @@ def plan(names: Sequence[str], known: Mapping[str, ImageKeypoints]) -> Plan:
         parts[folder] += [part for part in own if part not in parts[folder]]
         category.setdefault(folder, known[name].category)
         _check_category(name, known[name], category[folder])
-    carried: dict[str, set[str]] = defaultdict(set)
-    for name in names:
-        carried[group[name]] |= known[name].confidence.keys() if name in known else set()
+    check_new_parts(new_parts, parts)
     wanted = {}
     for name in names:
         lacking = parts[group[name]]
         if name in known:
-            image, old = known[name], carried[group[name]]
-            new = set(lacking) - old - image.points.keys() if image.confidence else set()
-            lacking = [part for part in lacking if part in image.confidence or part in new]
+            new = set(new_parts) - known[name].points.keys()
+            lacking = [part for part in lacking if part in known[name].confidence or part in new]
         if lacking and sources[group[name]] != [name]:
             wanted[name] = lacking
             if name in known:  # of another category it would get a second object for the new points
@@ -123,6 +121,29 @@ def plan(names: Sequence[str], known: Mapping[str, ImageKeypoints]) -> Plan:
             "Expected photographs that lack points but all have them, or are of kinds without an annotated one."
         )
     return Plan(dict(sources), wanted, group, category)
+
+
+def check_new_parts(new_parts: Sequence[str], parts: Mapping[str, Sequence[str]]) -> None:
+    """Raises a :class:`ConfigError` unless each of ``new_parts`` is one of the ``parts`` of a group."""
+    known = {part: None for own in parts.values() for part in own}
+    for part in new_parts:
+        if part not in known:
+            raise ConfigError(
+                f"Expected new_parts that a person annotated but got {part!r}; {nearest(part, list(known))}."
+            )
+
+
+def lacking_parts(names: Sequence[str], known: Mapping[str, ImageKeypoints], todo: Plan) -> dict[str, list[str]]:
+    """Returns the photographs that a matcher filled without it, by part of their group, where nothing is carried either."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        if name in known and known[name].confidence:
+            shown = {
+                part for source in todo.sources.get(todo.group[name], ()) for part in persons_points(known[source])
+            }
+            for part in sorted(shown - known[name].points.keys() - set(todo.wanted.get(name, ()))):
+                found[part].append(name)
+    return dict(found)
 
 
 def _check_category(name: str, image: ImageKeypoints, category: str) -> None:

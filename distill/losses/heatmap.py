@@ -8,7 +8,7 @@ from distill.core.precision import in_single, without_autocast
 from distill.losses.base import Example, weighted_mean
 
 LEAST = -1e4
-"""Logarithm of the least probability of a cell, far below that of any finite score."""
+"""Logarithm of the least probability of a cell, far below what scores of a network come to."""
 
 
 class HeatmapKL:

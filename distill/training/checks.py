@@ -136,7 +136,9 @@ def _check_length(trainer: Trainer, checkpoint: dict[str, Any], resume_from: Pat
 def _check_steps_per_epoch(now: int, checkpoint: dict[str, Any], resume_from: Path) -> None:
     """Raises when epochs have other steps than before: the learning rate would not reach 0 with the last one, or long before."""
     steps, epochs = checkpoint["global_step"], max(1, checkpoint["epoch"] + 1)
-    before = checkpoint.get(STEPS_PER_EPOCH, -(-steps // epochs))  # of version 0.1 the mean
+    before = checkpoint.get(STEPS_PER_EPOCH)
+    if before is None:  # of version 0.1; the last epoch may have been cut short
+        before = now if (epochs - 1) * now < steps <= epochs * now else -(-steps // epochs)
     if now != before:
         raise ConfigError(
             f"Expected {before} steps an epoch, which the learning rate of {resume_from} goes by, but got {now}; set trainer.devices, "

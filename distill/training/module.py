@@ -198,9 +198,9 @@ class Distillation(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the steps of an epoch, for :func:`distill.training.checks.check_fit` of a training that goes on."""
-        checkpoint[STEPS_PER_EPOCH] = math.ceil(
-            self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
-        )
+        batches = self.trainer.num_training_batches
+        if math.isfinite(batches):  # it is not before a training has its data
+            checkpoint[STEPS_PER_EPOCH] = math.ceil(batches / self.trainer.accumulate_grad_batches)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves the length of the schedule to this training, which may have more epochs than the checkpoint's had."""

@@ -39,7 +39,15 @@ from distill.data.keypoints import ImageKeypoints, check_threshold
 from distill.data.points_file import find_points_file, read_keypoints
 from distill.data.readers import read_json
 from distill.evaluation.review import check_review, review_page
-from distill.labels.propagate import Carried, Plan, PropagateConfig, Propagator, persons_points, plan
+from distill.labels.propagate import (
+    Carried,
+    Plan,
+    PropagateConfig,
+    Propagator,
+    lacking_parts,
+    persons_points,
+    plan,
+)
 from distill.system.environment import choose_device, describe
 from distill.system.progress import track
 from distill.system.tables import print_table
@@ -68,7 +76,11 @@ def make(cfg: DictConfig) -> dict[str, Any]:
     check_review(cfg.review.count, cfg.review.side)
     config = propagate_config(cfg)
     root, file, names, known = inputs(cfg)
-    todo, device = plan(names, known), choose_device(cfg.device)
+    todo, device = plan(names, known, list(cfg.new_parts)), choose_device(cfg.device)
+    for part, without in lacking_parts(names, known, todo).items():
+        print(
+            f"note: {len(without)} photographs such as {without[0]} have no {part}; new_parts=[{part}] carries it to them, too"
+        )
     matcher = instantiate(cfg.matcher)
     with RunFolder.numbered(cfg) as folder:
         announce("propagate", _counted(todo), device, folder.path)

@@ -27,8 +27,8 @@ class BatchSeed(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """The same, for a validation."""
-        _seed_all(self.seed, batch_idx, trainer.global_rank)
+        """The same, for a validation, whose batches are the same on any number of processes."""
+        _seed_all(self.seed, batch_idx * trainer.world_size + trainer.global_rank)
 
 
 def _seed_all(*place: int) -> None:

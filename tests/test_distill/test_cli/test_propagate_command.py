@@ -20,7 +20,7 @@ from distill.data.coco import read_coco_images, write_coco
 from distill.data.keypoint_files import write_keypoints
 from distill.data.keypoints import ImageKeypoints
 from distill.data.points_file import read_keypoints, read_points_file
-from distill.labels.propagate import PropagateConfig, Propagator, plan
+from distill.labels.propagate import PropagateConfig, Propagator, lacking_parts, plan
 from student import NearestNeighbour
 
 SIZE = (48, 64)  # height, width of all photographs
@@ -166,14 +166,24 @@ def cup(points: dict, confidence: dict | None = None) -> ImageKeypoints:
 
 
 def test_a_part_that_is_annotated_later_is_carried_to_photographs_that_were_filled_before():
-    """What a person left out stays so: the rim of the third, which the second has of the matcher."""
+    """Where it is named as new: what a person left out stays so, as the handle of the second."""
     names = ["cup/a.png", "cup/b.png", "cup/c.png"]
     filled = {
         "cup/a.png": cup(truth("cup/a.png")),
         "cup/b.png": cup({"rim": (1, 1), "lid": (2, 2)}, {"rim": 0.9}),
-        "cup/c.png": cup({"handle": (1, 1)}, {"handle": 0.9}),
+        "cup/c.png": cup({"handle": (1, 1), "foot": (3, 3)}, {"handle": 0.9}),
     }
-    assert plan(names, filled).wanted == {"cup/b.png": ["rim", "foot"], "cup/c.png": ["handle", "foot", "lid"]}
+    todo = plan(names, filled)
+    assert todo.wanted == {"cup/b.png": ["rim"], "cup/c.png": ["handle"]}
+    assert lacking_parts(names, filled, todo) == {
+        **{part: ["cup/b.png"] for part in ("foot", "handle")},
+        **{part: ["cup/c.png"] for part in ("lid", "rim")},
+    }
+    todo = plan(names, filled, ["foot", "lid"])
+    assert todo.wanted == {"cup/a.png": ["lid"], "cup/b.png": ["rim", "foot"], "cup/c.png": ["handle", "lid"]}
+    assert lacking_parts(names, filled, todo) == {"handle": ["cup/b.png"], "rim": ["cup/c.png"]}
+    with pytest.raises(ConfigError, match="new_parts that a person annotated but got 'fot'; did you mean 'foot'"):
+        plan(names, filled, ["fot"])
 
 
 def test_sources_are_those_that_show_what_is_lacking_and_earlier_answers_stay(layout):

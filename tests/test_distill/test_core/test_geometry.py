@@ -119,8 +119,9 @@ def test_a_gaussian_is_drawn_as_its_formula_says():
 
 @pytest.mark.parametrize("source", [(300, 2), (300, 1), (40, 8), (2, 300)])
 @pytest.mark.parametrize("size", [(64, 1), (1, 64), (1, 1), (400, 1)])
-def test_images_resized_to_one_column_or_row_are_those_of_pillow(source, size):
-    image = torch.rand(2, 3, *source, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_resized_to_one_column_or_row_are_those_of_pillow(source, size, channels):
+    image = torch.rand(2, channels, *source, generator=torch.Generator().manual_seed(0))
     found = resize_images(image, size).numpy()
     for picture, resized in zip(image.flatten(0, 1).numpy(), found.reshape(-1, *size), strict=True):
         expected = Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BILINEAR)

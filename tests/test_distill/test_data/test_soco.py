@@ -104,6 +104,21 @@ def test_photographs_of_one_name_in_two_folders_stay_apart_in_a_tree(root, tmp_p
     assert [Image.open(side.path).size for side in (pair.src, pair.trg)] == [(72, 50), (60, 48)]
 
 
+def test_a_photograph_in_pairs_of_two_categories_is_in_a_tree_once_for_each(root, tmp_path):
+    pair = json.loads((root / "PairAnnotations/cross/car/00001.json").read_text()) | {"pair_group": "bus"}
+    (root / "PairAnnotations/cross/bus").mkdir()
+    (root / "PairAnnotations/cross/bus/00002.json").write_text(json.dumps(pair | {"trg_image": "car_1.JPEG"}))
+    data = ["data=soco", f"data.root={root}", "data.split=cross", "format=spair71k", f"to={tmp_path}/tree"]
+    assert main(["data", "convert", *data]) == 0
+    tree = SPairPairs(str(tmp_path / "tree"), "train", size=64)
+    sides = {(tree[n].category[0], side.path.name) for n in range(2) for side in _sides(tree.pair_annotation(n))}
+    assert sides == {("bus", "bus_1.jpg"), ("bus", "car_1.jpg"), ("car", "bus_1.jpg"), ("car", "car_2.jpg")}
+
+
+def _sides(pair):
+    return pair.src, pair.trg
+
+
 def test_a_pair_without_a_box_is_scored_by_the_whole_image(root):
     edit(root, trg_bndbox=None)
     assert SOCOPairs(str(root), size=64)[0].pck_threshold.tolist() == [60.0]

@@ -66,6 +66,10 @@ def test_a_resumed_training_whose_epochs_have_other_steps_is_refused(tmp_path):
 
 def test_a_training_that_accumulates_gradients_goes_on(tmp_path):
     trained(tmp_path, 2, accumulate_grad_batches=2, max_steps=3)  # one and a half epochs
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    of_version_0_1 = torch.load(last, weights_only=True)
+    assert of_version_0_1.pop("steps_per_epoch") == 2
+    torch.save(of_version_0_1, last)
     _, checkpoint = trained(tmp_path, 3, accumulate_grad_batches=2, resume=True)
     assert torch.load(checkpoint.best_model_path, weights_only=True)["steps_per_epoch"] == 2
 

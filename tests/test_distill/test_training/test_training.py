@@ -484,6 +484,17 @@ def test_matches_are_drawn_for_the_folder_and_for_tensorboard(tmp_path):
     assert (name, order) == ("val/matches", "HWC") and shape == (2 * (256 + CAPTION_HEIGHT), 3 * 256, 3)
 
 
+def test_a_validation_draws_the_same_at_any_time_and_on_any_number_of_processes():
+    def drawn(batch: int, processes: int, epoch: int) -> float:
+        place = SimpleNamespace(world_size=processes, global_rank=batch % processes, current_epoch=epoch)
+        BatchSeed(3).on_validation_batch_start(place, None, None, batch // processes)  # type: ignore[arg-type]
+        return float(torch.rand(()))
+
+    one = [drawn(batch, 1, 0) for batch in range(6)]
+    assert one == [drawn(batch, 2, 7) for batch in range(6)] == [drawn(batch, 3, 1) for batch in range(6)]
+    assert len(set(one)) == 6
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_search_leaves_a_training_as_one_with_the_rate_that_was_found(tmp_path, optimizer, capsys):
     """Its rates, their ratios, pairs and weights are the same, also where it is resumed, which does not search again."""
