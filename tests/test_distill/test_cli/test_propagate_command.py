@@ -195,14 +195,8 @@ def test_sources_are_those_that_show_what_is_lacking_and_earlier_answers_stay(la
         "cup/c.png": cup({"handle": (3.0, 4.0), "foot": (5.0, 6.0)}, {"handle": 0.4, "foot": 0.3}),
     }
     todo, matcher = plan(names, known), NearestNeighbour("test_resnet", [4])
-    assert todo.wanted == {"cup/c.png": ["rim", "handle"]}
-    (one,) = Propagator(
-        matcher,
-        layout / "photos",
-        known,
-        todo._replace(wanted={"cup/c.png": ["handle"]}),
-        PropagateConfig(size=64, sources=1),
-    )
+    assert todo.wanted == {"cup/c.png": ["handle"]}
+    (one,) = Propagator(matcher, layout / "photos", known, todo, PropagateConfig(size=64, sources=1))
     assert one.parts == ["handle"]
     kept = with_carried(known["cup/c.png"], one, todo, unsure=0.35)
     assert kept.points["foot"] == (5.0, 6.0) and kept.confidence["foot"] == 0.3 and kept.points["handle"] != (3.0, 4.0)
