@@ -130,7 +130,7 @@ def fingerprint_of(teacher: Matcher | PairMatcher, images: Mapping[str, Any] | N
 
     Args:
         teacher: says what decides its answers. One that names no ``size`` is given images as the data set brings them, on
-            which its answers depend, too.
+            which its answers depend, too, unless it says ``depends_on_images = False``.
         images: the data set's ``size`` and ``resize``, where it has them.
 
     Raises:
@@ -152,7 +152,8 @@ def fingerprint_of(teacher: Matcher | PairMatcher, images: Mapping[str, Any] | N
             f"Expected fingerprint() of {name} to return text by name, such as {{'method': 'mine 1'}}, but got {fingerprint!r}; "
             "put str() around numbers."
         )
-    if images is None or getattr(teacher, "size", None) is not None:
+    sized = getattr(teacher, "size", None) is not None or not getattr(teacher, "depends_on_images", True)
+    if images is None or sized:
         return fingerprint
     return fingerprint | {
         f"images.{key}": str(images[key]) for key in ("size", "resize") if images.get(key) is not None

@@ -19,6 +19,8 @@ class Oracle:
         ConfigError: for a side or a deviation that is not positive.
     """
 
+    depends_on_images = False  # one store of its labels serves every size of images
+
     def __init__(self, heatmap_side: int = 16, sigma: float = 0.055) -> None:
         if heatmap_side < 1 or sigma <= 0:
             raise ConfigError(f"Expected heatmap_side and sigma to be positive but got {heatmap_side} and {sigma}.")

@@ -308,8 +308,11 @@ def test_labels_of_photographs_in_the_format_before_are_refused_in_words(tmp_pat
         LabelStore(old)
 
 
-def test_labels_of_a_teacher_without_a_size_are_of_the_size_that_it_was_shown(photographs, tmp_path, capsys):
-    """Its answers depend on that size; those of a teacher with a size do not."""
+def test_labels_of_a_teacher_without_a_size_are_of_the_size_that_it_was_shown(
+    photographs, tmp_path, capsys, monkeypatch
+):
+    """Its answers depend on that size; those of a teacher with a size do not, nor does the annotation."""
+    monkeypatch.setattr(Oracle, "depends_on_images", True)
     data = ["data=folder", f"data.root={photographs}", "data.points=" + str(photographs / "points.csv"), "device=cpu"]
     small = ["splits=[train]", "train.n_pairs=2", f"labels.dir={tmp_path}/labels"]
     settings = ["label", "teacher=oracle", *data, *small]
@@ -319,3 +322,7 @@ def test_labels_of_a_teacher_without_a_size_are_of_the_size_that_it_was_shown(ph
     for other in (["data.size=96"], ["data.size=64", "data.resize=letterbox"]):
         assert main([*settings, *other]) == 2
         assert f"images.{other[-1].partition('=')[0].removeprefix('data.')}" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main([*settings, "data.size=64", f"labels.dir={tmp_path}/truth"]) == 0
+    assert main([*settings, "data.size=96", f"labels.dir={tmp_path}/truth"]) == 0
+    assert "0 points labelled" in capsys.readouterr().out

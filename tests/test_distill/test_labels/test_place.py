@@ -33,7 +33,7 @@ def test_a_second_teacher_gets_a_folder_of_its_own_beside_the_first(few, tmp_pat
 
 
 def test_compare_takes_a_second_teacher(few, tmp_path, capsys):
-    cfg = OmegaConf.create({"labels": {"dir": f"{tmp_path}/labels", "fallbacks": []}})
+    cfg = OmegaConf.create({"labels": {"dir": f"{tmp_path}/labels", "fallbacks": []}, "data": {"size": 32}})
     for teacher in (Oracle(), Other()):
         cached = labelled(teacher, cfg)
         cached.match_pairs(few[0])
