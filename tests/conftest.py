@@ -23,17 +23,13 @@ ROOT = Path(__file__).resolve().parents[1]
 MAX_PROCESSES = 4
 """Each process holds up to three GiB."""
 
-TOGETHER = ("test_export",)
-"""Folders whose files share what takes long: each export to ONNX takes ten seconds."""
-
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """Spreads whole folders of tests over processes, one thread each, where the command does not say how.
 
-    A file stays in one process, which shares its fixtures, and so do the files of each folder of ``TOGETHER``. Without
-    pytest-xdist, with ``-n 0``, for single files, under a debugger, with ``-s`` and on a card (``-m gpu``), all tests run in one
-    process.
+    A file stays in one process, which shares its fixtures. Without pytest-xdist, with ``-n 0``, for single files, under
+    a debugger, with ``-s`` and on a card (``-m gpu``), all tests run in one process.
     """
     option = config.option
     if hasattr(config, "workerinput") or not config.pluginmanager.hasplugin("xdist"):
@@ -48,7 +44,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if option.numprocesses:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         if option.dist == "no":
-            option.dist, option.loadscopereorder = "loadgroup", False
+            option.dist, option.loadscopereorder = "loadfile", False
 
 
 def pytest_configure() -> None:
@@ -57,21 +53,14 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skips what is marked ``gpu`` where there is no card; in several processes the longest groups come first."""
+    """Skips what is marked ``gpu`` where there is no card; in several processes the longest files come first."""
     on_cards = [item for item in items if item.get_closest_marker("gpu")]
     if on_cards and not _has_card():
         for item in on_cards:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
     if hasattr(config, "workerinput"):
-        slow = Counter(_group(item) for item in items if item.get_closest_marker("slow"))
-        items.sort(key=lambda item: -slow[_group(item)])
-        for item in items:
-            item.add_marker(pytest.mark.xdist_group(_group(item)))
-
-
-def _group(item: pytest.Item) -> str:
-    """Returns the file of a test, or its folder where its files stay together."""
-    return str(item.path.parent if item.path.parent.name in TOGETHER else item.path)
+        slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+        items.sort(key=lambda item: -slow[item.path])
 
 
 def _has_card() -> bool:
