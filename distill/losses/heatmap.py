@@ -7,14 +7,16 @@ from distill.core.errors import ConfigError
 from distill.core.precision import in_single, without_autocast
 from distill.losses.base import Example, weighted_mean
 
-LEAST = -1e4
-"""Logarithm of the least probability of a cell, far below what scores of a network come to."""
+LEAST = 1e-8
+"""Probability of a cell below which the divergence does not rise any more, nor has a gradient."""
 
 
 class HeatmapKL:
     """Kullback-Leibler divergence of the student's distribution over target cells from the teacher's; at least 0.
 
-    Both are compared on the coarser of the two grids, to which the finer distribution is summed.
+    Both are compared on the coarser of the two grids, to which the finer distribution is summed. Cells that the student all but
+    rules out (:data:`LEAST`) teach nothing: labels there are mostly wrong, and students that learn from them are worse
+    (docs/results/student.md, "Tried without gain").
 
     Args:
         sharpness: power that the teacher's map is raised to before it is normalised to a distribution, the inverse of a
@@ -34,13 +36,12 @@ class HeatmapKL:
         label, scores, heatmap = example.label, in_single(example.prediction.heatmap), in_single(example.label.heatmap)
         target = heatmap.clamp_min(0) / heatmap.amax((-2, -1), keepdim=True).clamp_min(1e-12)
         target = target.pow(self.sharpness)
-        # Scores may be -inf, in cells that a student rules out; all others keep their gradient.
-        found = scores.flatten(2).log_softmax(-1).clamp_min(LEAST).view_as(scores)
+        probability = scores.flatten(2).softmax(-1).view_as(scores)
         size = tuple(min(a, b) for a, b in zip(target.shape[-2:], scores.shape[-2:], strict=True))
-        target, found = summed_up(target, size).flatten(2), log_summed_up(found, size).flatten(2)
+        target, probability = summed_up(target, size).flatten(2), summed_up(probability, size).flatten(2)
         target = target / target.sum(-1, keepdim=True).clamp_min(1e-12)
-        divergence = (torch.xlogy(target, target) - target * found).sum(-1)
-        # Rounding may leave it a little below 0.
+        divergence = (torch.xlogy(target, target) - target * probability.clamp_min(LEAST).log()).sum(-1)
+        # Rounding, and the least probability, may leave it a little below 0.
         return weighted_mean(divergence.clamp_min(0), label.confidence, example.pairs.kps_mask)
 
 
@@ -52,24 +53,6 @@ def summed_up(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     rows, columns = (_overlap(maps.shape[axis], size[axis], maps) for axis in (-2, -1))
     with without_autocast(maps):
         return rows @ maps @ columns.T
-
-
-def log_summed_up(logs: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Returns the logarithm of :func:`summed_up` of ``logs.exp()``, exact also where that is too small for its type."""
-    for coarser in size:  # rows, then columns
-        logs = _log_summed_rows(logs, coarser).transpose(-2, -1)
-    return logs
-
-
-def _log_summed_rows(logs: Tensor, coarser: int) -> Tensor:
-    """Returns (..., coarser, w) of (..., h, w): the same for rows alone."""
-    cells = logs.shape[-2]
-    if cells == coarser:
-        return logs
-    most = -(-cells // coarser) + (cells % coarser > 0)  # rows that a coarser one meets
-    shares, rows = _overlap(cells, coarser, logs).topk(most)
-    met = logs.index_select(-2, rows.flatten()).unflatten(-2, rows.shape)
-    return (met + shares.log()[..., None]).logsumexp(-2)
 
 
 def _overlap(cells: int, coarser: int, like: Tensor) -> Tensor:
