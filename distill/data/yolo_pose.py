@@ -62,8 +62,8 @@ def yolo_line(image: ImageKeypoints, number: int, parts: list[str]) -> str:
     """Returns the line of an object: class ``number``, box, and the keypoints in the order of ``parts``."""
     assert image.size is not None, "an image that is written needs its size"
     height, width = image.size
-    x0, x1 = (min(max(x, 0.0), width) for x in image.box()[::2])
-    y0, y1 = (min(max(y, 0.0), height) for y in image.box()[1::2])
+    sides = (width, height, width, height)
+    x0, y0, x1, y1 = (min(max(value, 0.0), side) for value, side in zip(image.box(), sides, strict=True))
     values = [(x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height]
     cells = [str(number), *(f"{value:.6f}" for value in values)]
     for part in parts:

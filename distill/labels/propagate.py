@@ -135,13 +135,13 @@ def check_new_parts(new_parts: Sequence[str], parts: Mapping[str, Sequence[str]]
 
 def lacking_parts(names: Sequence[str], known: Mapping[str, ImageKeypoints], todo: Plan) -> dict[str, list[str]]:
     """Returns the photographs that a matcher filled without it, by part of their group, where nothing is carried either."""
+    shown: dict[str, set[str]] = defaultdict(set)
+    for group, sources in todo.sources.items():
+        shown[group] = {part for source in sources for part in persons_points(known[source])}
     found: dict[str, list[str]] = defaultdict(list)
     for name in names:
         if name in known and known[name].confidence:
-            shown = {
-                part for source in todo.sources.get(todo.group[name], ()) for part in persons_points(known[source])
-            }
-            for part in sorted(shown - known[name].points.keys() - set(todo.wanted.get(name, ()))):
+            for part in sorted(shown[todo.group[name]] - known[name].points.keys() - set(todo.wanted.get(name, ()))):
                 found[part].append(name)
     return dict(found)
 
@@ -203,6 +203,7 @@ class Propagator:
     ) -> None:
         self.matcher = matcher.to(device) if isinstance(matcher, nn.Module) else matcher
         self.root, self.known, self.todo, self.config, self.device = root, known, todo, config, device
+        self.shown = {name: persons_points(known[name]).keys() for names in todo.sources.values() for name in names}
         used = dict.fromkeys(root / source for name in todo.wanted for source in self._sources(name))
         size, resize = square_for(matcher, config.size, config.resize)
         self.read = PhotographReader(used, size, resize, exif_orientation=True)
@@ -245,7 +246,7 @@ class Propagator:
     def _sources(self, name: str) -> list[str]:
         """Returns the photographs that vote on a target: the first ones that show a part that it lacks."""
         wanted, others = set(self.todo.wanted[name]), self.todo.sources[self.todo.group[name]]
-        showing = [s for s in others if s != name and wanted & persons_points(self.known[s]).keys()]
+        showing = [s for s in others if s != name and wanted & self.shown[s]]
         return showing[: self.config.sources]
 
     def _image(self, name: str, parts: Sequence[str], annotated: bool = True) -> AnnotatedImage:

@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric
 from distill.core.checks import check_answer
 from distill.core.errors import ConfigError
 from distill.core.protocols import Matcher, PairMatcher, match
+from distill.core.schedules import drop_length
 from distill.core.types import Matches, PairBatch
 from distill.data.pairs import to_original
 from distill.labels.curriculum import Curriculum
@@ -204,9 +205,7 @@ class Distillation(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves the length of the schedule to this training, which may have more epochs than the checkpoint's had."""
-        for state in checkpoint.get("lr_schedulers", []):
-            for name in ("total_steps", "_schedule_phases"):
-                state.pop(name, None)
+        drop_length(checkpoint)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Checks the gradients, except where a gradient scaler leaves out the steps whose gradients overflow.

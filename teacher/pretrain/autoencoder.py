@@ -8,6 +8,7 @@ from lightning import LightningModule
 from torch import Tensor
 from torch.nn import functional as F
 
+from distill.core.schedules import drop_length
 from teacher.pretrain.seeding import AUTOENCODER, step_generator
 
 
@@ -62,9 +63,7 @@ class AutoencoderTraining(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves the length of the schedule to this training, which may have other steps than the checkpoint's had."""
-        for state in checkpoint.get("lr_schedulers", []):
-            for name in ("total_steps", "_schedule_phases"):
-                state.pop(name, None)
+        drop_length(checkpoint)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW under a one-cycle schedule over the trainer's steps."""
