@@ -132,7 +132,7 @@ def few() -> Pairs:
 
 @pytest.fixture(scope="session")
 def sd1_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pipeline of Stable Diffusion 1.x's architecture, random and small: 64 px, 8 x 8 latents."""
+    """A pipeline of Stable Diffusion 1.x's architecture, random and small: 64 px, 8 x 8 latents, one layer a block in place of two."""
     import torch
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
@@ -140,7 +140,7 @@ def sd1_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     unet = UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(16, 16, 32, 32),
-        layers_per_block=2,
+        layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
         cross_attention_dim=24,

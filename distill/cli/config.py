@@ -74,11 +74,11 @@ def compose(
         parsed = [(text, override) for text, override in parsed if not override.key_or_group.startswith("hydra")]
     chosen, assigned = _split(parsed, config_dir)
     with _search(verb, config_dir) as base:
-        config = _hydra_compose(verb, [*base, *(text for text, _ in chosen)])
-        _raise_together(check_assignments(config, [override for _, override in assigned], verb))
-        if assigned:
-            config = _hydra_compose(verb, [*base, *(text for text, _ in parsed)])
-    check_references(config, [override.key_or_group for _, override in assigned])
+        config = _hydra_compose(verb, [*base, *chosen])
+    _raise_together(check_assignments(config, assigned, verb))
+    for override in assigned:
+        _assign(config, override)
+    check_references(config, [override.key_or_group for override in assigned])
     _raise_together([*unread(verb, config, [override.key_or_group for _, override in parsed]), *too_small(config)])
     expand_home(config)
     if complete:
@@ -294,16 +294,33 @@ def _hydra_compose(verb: str, overrides: Sequence[str], return_hydra_config: boo
         raise ConfigError(f"Expected valid YAML in the configuration but {_one_line(error)}") from error
 
 
-def _split(
-    parsed: list[tuple[str, Override]], config_dir: str | Path | None
-) -> tuple[list[tuple[str, Override]], list[tuple[str, Override]]]:
-    """Separates choices in groups from assignments of values, and checks the choices."""
-    chosen: list[tuple[str, Override]] = []
-    assigned: list[tuple[str, Override]] = []
+def _assign(config: DictConfig, override: Override) -> None:
+    """Gives a key its value as Hydra does when it composes, which would read all files again; the checks have passed."""
+    key = override.key_or_group
+    try:
+        if override.is_delete():
+            section, _, last = section_of(config, key)
+            with open_dict(section):
+                del section[last]
+        else:
+            adds = override.is_add() or override.is_force_add()
+            OmegaConf.update(config, key, override.value(), merge=True, force_add=adds)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_one_line(error)) from error
+
+
+def _split(parsed: list[tuple[str, Override]], config_dir: str | Path | None) -> tuple[list[str], list[Override]]:
+    """Separates what Hydra composes, choices in groups and its own settings, from assignments of values, and checks the choices."""
+    chosen: list[str] = []
+    assigned: list[Override] = []
     problems = []
     for text, override in parsed:
-        names = [] if override.key_or_group.startswith("hydra") else options(override.key_or_group, config_dir)
-        (chosen if names else assigned).append((text, override))
+        hydras = override.key_or_group.startswith("hydra.") or override.package is not None
+        names = [] if hydras else options(override.key_or_group, config_dir)
+        if hydras or names:
+            chosen.append(text)
+        else:
+            assigned.append(override)
         value, group = override.value(), override.key_or_group
         if names and (override.is_delete() or value is None):
             problems.append(f"Expected a choice of {group} but got none; {nearest('', names)}.")

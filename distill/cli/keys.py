@@ -104,11 +104,21 @@ def check_assignments(config: DictConfig, overrides: Sequence[Override], verb: s
                 problems.append(
                     f"Expected a part of a section after ~ but got {key}; write {key}=null to leave it out."
                 )
+            elif override.value() not in (None, _present(config, key)):
+                problems.append(
+                    f"Expected {key} to be {override.value()} but it is {_present(config, key)}; write ~{key} alone."
+                )
             continue
         if override.is_add() or override.is_force_add():
             top = key.partition(".")[0]
             if top not in config:
                 problems.append(f"Expected +{key} to add to a section of {verb} but nothing reads {top}; leave it out.")
+            elif (
+                override.is_add()
+                and not isinstance(override.value(), list | dict)
+                and _present(config, key) is not None
+            ):
+                problems.append(f"Expected +{key} to add a key but there is one of this name; write {key}=, without +.")
             continue
         if _exists(config, key):
             problem = _type_problem(config, key, override.value())
@@ -118,6 +128,15 @@ def check_assignments(config: DictConfig, overrides: Sequence[Override], verb: s
             problem = f"Expected a key of {verb} but got {key}; {hint}."
         problems += [problem] if problem else []
     return problems
+
+
+def _present(config: DictConfig, key: str) -> Any:
+    """Returns a key's value, a reference unresolved, and None for a key that is not there or still to be given."""
+    if not _exists(config, key):
+        return None
+    node, _, last = section_of(config, key)
+    found = node._get_node(last)
+    return None if found._is_missing() else found._value()
 
 
 def _exists(config: DictConfig, key: str) -> bool:

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,7 +20,7 @@ from distill.cli.config import compose
 from distill.cli.pretrain_checks import check_settings
 from distill.training.callbacks.step_progress import StepProgress
 from teacher import PromptOptimization
-from teacher.pretrain import AutoencoderTraining, DiffusionTraining, build_autoencoder
+from teacher.pretrain import AutoencoderTraining, DiffusionTraining, build_autoencoder, callbacks
 
 SMALL = [
     "size=32",
@@ -46,15 +47,16 @@ UNSCORED = [*(s for s in SMALL if "teacher_score" not in s), "teacher_score=null
 
 
 @pytest.fixture(scope="module", autouse=True)
-def few_captions():
-    """Enough to hold the words of these tests."""
+def quick():
+    """Captions enough to hold the words of these tests, and pictures drawn in two steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretrain, "CAPTIONS", 300)
+        patch.setattr(callbacks, "draw_grid", partial(callbacks.draw_grid, steps=2))
         yield
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, few_captions):
+def trained(tmp_path_factory, quick):
     folder = tmp_path_factory.mktemp("pretrain") / "run"
     assert main(["pretrain", f"run.dir={folder}", "diffusion.steps=4", *SMALL]) == 0
     return folder

@@ -32,7 +32,7 @@ def test_it_carries_configurations_and_checkpoints(wheel, root):
 @pytest.mark.slow
 def test_an_empty_environment_fits_a_student_from_another_directory(wheel, tmp_path, monkeypatch):
     monkeypatch.delenv("PYTHONPATH", raising=False)  # which would come before what is installed
-    venv.create(tmp_path / "env", with_pip=True)
+    venv.create(tmp_path / "env")
     python = tmp_path / "env" / "bin" / "python"
     site = Path(
         subprocess.run(
@@ -44,7 +44,8 @@ def test_an_empty_environment_fits_a_student_from_another_directory(wheel, tmp_p
     )
     # The dependencies of the running environment, without the network; not the project, which is not among them.
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*pip, wheel], check=True)
     where = "import distill; print(distill.__file__)"
     found = subprocess.run([python, "-c", where], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert found.startswith(str(tmp_path))
@@ -54,6 +55,7 @@ def test_an_empty_environment_fits_a_student_from_another_directory(wheel, tmp_p
         "trainer=smoke",
         "teacher=oracle",
         "student.backbone=test_resnet",
+        "student.consensus=0",
     ]
     sizes = ["train.n_pairs=16", "val.n_pairs=8", "test.n_pairs=8", "data.size=64", "student.strides=[8,16]"]
     done = subprocess.run([*command, *sizes], cwd=tmp_path, capture_output=True, text=True)
@@ -67,5 +69,3 @@ def test_an_empty_environment_fits_a_student_from_another_directory(wheel, tmp_p
         "student.onnx",
         "student.safetensors",
     }
-    done = subprocess.run([*command, *sizes], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2 and "holds a run" in done.stderr

@@ -96,7 +96,7 @@ def test_evaluate_writes_its_figures_and_a_second_time_beside_them(tmp_path, ckp
 
 
 def test_export_and_evaluate_of_the_file_agree_with_the_student(tmp_path, ckpt):
-    assert main(["export", f"ckpt={ckpt}", f"file={tmp_path}/s.onnx"]) == 0
+    assert main(["export", f"ckpt={ckpt}", f"file={tmp_path}/s.onnx", "gate_pairs=16"]) == 0
     scores = []
     for name, choice in (("a", [f"ckpt={ckpt}"]), ("b", ["matcher=onnx", f"file={tmp_path}/s.onnx"])):
         assert (
@@ -167,7 +167,7 @@ def test_data_describes_and_draws(tmp_path):
 
 def test_bench_measures_side_by_side(tmp_path):
     arguments = ["bench", "what=[student,loader]", "student.backbone=test_resnet", "repeats=2", "batches=[1,2]"]
-    arguments += ["threads=[1]", "precisions=[fp32]", "compiled=false"]
+    arguments += ["threads=[1]", "precisions=[fp32]", "compiled=false", "student.consensus=0"]
     assert main([*arguments, "data.n_pairs=8", "data.size=32", f"run.dir={tmp_path}/b", "device=cpu"]) == 0
     rows = json.loads((tmp_path / "b" / "bench.json").read_text())["rows"]
     assert [row["what"] for row in rows] == ["student"] * 4 + ["loader"] * 6

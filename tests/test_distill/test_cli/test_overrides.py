@@ -3,6 +3,7 @@
 import shlex
 from pathlib import Path
 
+import hydra
 import pytest
 from omegaconf import OmegaConf
 
@@ -132,3 +133,26 @@ def test_a_key_that_nothing_reads_cannot_be_added():
     with pytest.raises(ConfigError, match=r"nothing reads foo"):
         compose("fit", ["+foo=1"])
     assert compose("fit", ["+trainer.fast_dev_run=true"]).trainer.fast_dev_run
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["trainer.max_epochs=3", "lr=1e-3", "seed=${batch_size}", "ema=0.5", "ema=null"],
+        ["student.strides=[8,16]", "loss.terms.warp={colour:2}", "run.dir='a b/[1]'", "monitor='val/pck@0.05'"],
+        ["+trainer.limit_train_batches=2", "++trainer.max_epochs=3", "++trainer.min_epochs=1", "+trainer.x.y={z:[1]}"],
+        [
+            "~loss.terms.warp",
+            "~trainer.max_epochs=14",
+            "self_distillation=null",
+            "data=folder",
+            "data.root=photographs",
+        ],
+        ["teacher.timestep=7", "teacher=dift", "hydra.job.name=x"],
+    ],
+)
+def test_values_are_assigned_as_hydra_composes_them(overrides, root):
+    found = compose("fit", overrides)
+    with hydra.initialize_config_dir(str(root / "configs"), version_base="1.3"):
+        expected = hydra.compose("fit", overrides)
+    assert OmegaConf.to_container(found) == OmegaConf.to_container(expected)
