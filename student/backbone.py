@@ -238,7 +238,7 @@ class Backbone(nn.Module):
         """Returns the settings with which a network of one image size works."""
         native = (getattr(self.network, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))[-1]
         settings = [f"data.size={native}"] if native != size else []
-        if "img_size" in inspect.signature(type(self.network)).parameters:
+        if _takes(type(self.network), "img_size"):
             settings.append(f"student.options={{img_size: {size}}}")
         return ", or ".join([*settings, "student.backbone=<another>"])
 
@@ -334,7 +334,16 @@ def _free_size(name: str) -> dict[str, bool]:
     """Returns the option that lets a transformer take images of any size, if the network has it."""
     with torch.device("meta"):
         plain = timm.create_model(name)
-    return {"dynamic_img_size": True} if "dynamic_img_size" in inspect.signature(type(plain)).parameters else {}
+    return {"dynamic_img_size": True} if _takes(type(plain), "dynamic_img_size") else {}
+
+
+def _takes(kind: type, argument: str) -> bool:
+    """Returns whether a class takes an argument, itself or by handing it on to the class that it extends."""
+    parameters = inspect.signature(kind).parameters
+    if argument in parameters:
+        return True
+    hands_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return hands_on and kind.__base__ is not None and _takes(kind.__base__, argument)
 
 
 def _feature_info(network: nn.Module, name: str) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import csv
 import io
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ def write_flow(
 def follow(cfg: DictConfig, matcher: Matcher, device: str) -> dict[str, Any]:
     """Matches points of a video's first frame in each later one; writes ``tracks.csv`` and ``tracks.mp4``.
 
+    Of a video that is damaged from some frame on, the answers for the frames before it are written, and a line says so.
+
     Returns:
         "src", "frames", and "tracks", a row for each frame and point: "frame", "seconds", "part", "x", "y", "confidence".
 
@@ -71,7 +74,7 @@ def follow(cfg: DictConfig, matcher: Matcher, device: str) -> dict[str, Any]:
         replacing(folder / "tracks.mp4") as unfinished,
         VideoWriter(unfinished) as video,
     ):
-        for frame in itertools.islice(itertools.chain([first], frames), cfg.frames):
+        for frame in itertools.islice(itertools.chain([first], _readable(frames)), cfg.frames):
             found = match_images(matcher, src_img, as_image(frame), points.xy, cfg.size, device, cfg.resize)
             answers = {"target": found.trg_kps[0].numpy()}
             panel = match_panel(src_img[0], as_image(frame)[0], points.xy[0].numpy(), answers, side=384)
@@ -89,6 +92,14 @@ def follow(cfg: DictConfig, matcher: Matcher, device: str) -> dict[str, Any]:
     count = len(rows) // len(points.names)
     print(f"{count} frames\n{folder / 'tracks.csv'}\n{folder / 'tracks.mp4'}")
     return {"src": str(src), "frames": count, "tracks": rows}
+
+
+def _readable(frames: Iterator[Frame]) -> Iterator[Frame]:
+    """Yields the frames up to the first that cannot be read."""
+    try:
+        yield from frames
+    except DataError as error:
+        print(f"left out: {error}")
 
 
 def as_image(frame: Frame) -> Tensor:

@@ -92,7 +92,7 @@ def parse(overrides: Sequence[str], sweeps: bool = False) -> list[tuple[str, Ove
         if not equals and not text.startswith("~"):
             problems.append(f"Expected key=value but got {given!r}; write {given}=<value>.")
         elif override is None:
-            problems.append(f"Expected key=value but cannot read {given!r}; quote the value: {in_shell(key, value)}.")
+            problems.append(f"Expected key=value but cannot read {given!r}; {_quoting(key, value)}.")
         elif override.is_sweep_override() and not sweeps:
             problems.append(
                 f"Expected one value for {override.key_or_group} but got several; add --multirun to try each, or quote "
@@ -105,6 +105,14 @@ def parse(overrides: Sequence[str], sweeps: bool = False) -> list[tuple[str, Ove
     if problems:
         raise ConfigError(" ".join(problems))
     return parsed
+
+
+def _quoting(key: str, value: str) -> str:
+    """Returns the advice for a value that Hydra cannot read."""
+    if key.rpartition(".")[2] in LISTS_OF_PATHS and value[:1] == "[" and value[-1:] == "]":
+        entries = ",".join(quoted(entry.strip()) for entry in value[1:-1].split(","))
+        return f"quote each entry: {shlex.quote(f'{key}=[{entries}]')}"
+    return f"quote the value: {in_shell(key, value)}"
 
 
 def in_shell(key: str, value: str) -> str:

@@ -1,6 +1,7 @@
 """Reading an image file into 8-bit RGB: the one reader of the data sets, of ``match`` and of Python.
 
-* Orientation: the EXIF orientation is applied, so that an image is read as viewers show it. Benchmarks whose
+* Orientation: the EXIF orientation is applied, so that an image is read as viewers show it; one in XMP alone, which
+  viewers do not apply, is not. Benchmarks whose
   annotations ignore it switch that off, see ``exif_orientation`` of
   :class:`distill.data.photograph_pairs.PhotographPairs`. Pillow always applies the tag of TIFF files.
 * Depth: 16-bit channels are divided by 257, floats in [0, 1] are multiplied by 255; both are rounded to 8 bits. Other
@@ -94,6 +95,8 @@ def _read(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of sizes below the limit, and of metadata that is not used
             with Image.open(path, formats=_formats()) as image:
+                image.load()  # metadata may lie behind the pixels
+                _drop_orientation_of_xmp(image)
                 oriented = ImageOps.exif_transpose(image) if exif_orientation else image
                 size, converted = oriented.size, convert(oriented, image.format)
     except Image.DecompressionBombError as error:
@@ -157,6 +160,7 @@ def _read_size(path: str, changed: int, exif_orientation: bool) -> tuple[int, in
         warnings.simplefilter("ignore")  # of metadata that is not used
         with Image.open(path, formats=_formats()) as image:
             # Others may hold the orientation behind the pixels, or turn the size on loading; what is wrong the reader says.
+            _drop_orientation_of_xmp(image)
             if image.format in ("JPEG", "WEBP") or (image.format != "TIFF" and not exif_orientation):
                 turned = exif_orientation and image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
                 return (image.width, image.height) if turned else (image.height, image.width)
@@ -199,6 +203,14 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
+def _drop_orientation_of_xmp(image: Image.Image) -> None:
+    """Removes the orientation that Pillow takes from XMP where EXIF has none; that of TIFF files is applied on loading."""
+    exif = Image.Exif()
+    exif.load(image.info.get("exif", b""))
+    if ORIENTATION not in exif:
+        image.getexif().pop(ORIENTATION, None)
+
+
 class _UnknownRange(ValueError):
     """An image whose values cannot be brought to 8 bits without a guess."""
 
@@ -207,13 +219,24 @@ def _to_rgb(image: Image.Image, file_format: str | None) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_8_bits(image, file_format)
     if image.has_transparency_data:
-        layers = Image.new("RGBA", image.size, "white"), image.convert("RGBA")
+        layers = Image.new("RGBA", image.size, "white"), _with_alpha(image)
         return Image.alpha_composite(*layers).convert("RGB")
     return image.convert("RGB")
 
 
+def _with_alpha(image: Image.Image) -> Image.Image:
+    """Returns an image that has transparency in mode RGBA."""
+    colour = image.info.get("transparency")
+    if (
+        image.mode == "RGB" and isinstance(colour, tuple) and max(colour) > 255
+    ):  # of 16 bits; Pillow keeps 8 of the pixels
+        image = image.copy()
+        image.info["transparency"] = tuple(value >> 8 for value in colour)
+    return image.convert("RGBA")
+
+
 def _to_alpha(image: Image.Image, file_format: str | None) -> Image.Image | None:
-    return image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    return _with_alpha(image).getchannel("A") if image.has_transparency_data else None
 
 
 def _to_levels(image: Image.Image, file_format: str | None) -> NDArray[np.number]:

@@ -16,6 +16,8 @@ from distill.core.errors import ConfigError, DataError
 FORMATS = {".mp4": "mov", ".m4v": "mov", ".mov": "mov", ".mkv": "matroska", ".webm": "matroska", ".avi": "avi"}
 """Demuxers of FFmpeg by suffix."""
 LARGEST_FRAME = 64_000_000  # px
+WHOLE = 0.95
+"""Share of the frames, or of the length, that a video says it has, from which on it is taken for whole: files are not exact there."""
 
 
 class Frame(NamedTuple):
@@ -42,7 +44,8 @@ def read_frames(path: str | Path, every: int = 1) -> Iterator[Frame]:
 
     Raises:
         ConfigError: when PyAV is not installed, or ``every`` is below 1.
-        DataError: when the file is missing, damaged or no video, or its frames are larger than 64 megapixels.
+        DataError: when the file is missing, damaged or no video, its frames are larger than 64 megapixels, or, after the last
+            frame, when it ends long before the number of frames or the length that it says it has.
     """
     if every < 1:
         raise ConfigError(f"Expected every to be at least 1 but got {every}.")
@@ -62,7 +65,7 @@ def read_frames(path: str | Path, every: int = 1) -> Iterator[Frame]:
                     f"{stream.height} px; make it smaller."
                 )
             stream.codec_context.options = {"max_pixels": str(LARGEST_FRAME)}  # later frames may have other sizes
-            start = 0.0
+            start, number, time = 0.0, -1, 0.0
             for number, frame in enumerate(video.decode(stream)):
                 time = float(frame.time or 0.0)
                 start = time if number == 0 else start
@@ -71,8 +74,21 @@ def read_frames(path: str | Path, every: int = 1) -> Iterator[Frame]:
                         frame.to_ndarray(format="rgb24"), round((getattr(frame, "rotation", 0) or 0) / 90)
                     )
                     yield Frame(number, time - start, np.ascontiguousarray(pixels))
+            _check_whole(path, video, number + 1, time + (time - start) / max(number, 1))
     except av.error.FFmpegError as error:
         raise DataError(f"Expected a whole video at {path} but it cannot be read ({error}); copy it again.") from error
+
+
+def _check_whole(path: str | Path, video: Any, frames: int, end: float) -> None:
+    """Raises a :class:`DataError` where a file says that it has more than the ``frames`` that were read, or ends after ``end`` s."""
+    told, seconds = video.streams.video[0].frames, (video.duration or 0) / 1e6
+    if told and frames < WHOLE * told:
+        part = f"{frames} of {told} frames"
+    elif not told and len(video.streams) == 1 and end < WHOLE * seconds:  # sound may be longer than the pictures
+        part = f"{end:.1f} of {seconds:.1f} s"
+    else:
+        return
+    raise DataError(f"Expected a whole video at {path} but it ends after {part}; copy it again.")
 
 
 class VideoWriter:

@@ -26,6 +26,7 @@ MATCH = "match.onnx"
 TOLERANCE_PX = 2.0  # by which a browser's answers on the examples may differ from Python's
 CHECKED = 8  # points on the first example
 WRITTEN = "model.json"  # the last file to be written; a folder with it is a page
+UNFINISHED = "unfinished-page"  # lies in a folder whose page is being written, or was not written to its end
 
 
 def write_page(
@@ -110,7 +111,8 @@ def examples_of(given: Sequence[str] | None, pairs: Benchmark | None) -> list[Im
 
 
 def _check_folder(folder: Path) -> None:
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / WRITTEN).is_file()):
+    is_page = any((folder / name).is_file() for name in (WRITTEN, UNFINISHED))
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not is_page):
         raise ConfigError(
             f"Expected an empty folder or an older page in page={folder} but it holds other files; name another."
         )
@@ -167,9 +169,12 @@ def _move(made: Path, folder: Path) -> None:
     """Puts the files in place, the one that makes a folder a page last."""
     files = sorted(file.relative_to(made) for file in made.rglob("*") if file.is_file())
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / UNFINISHED).touch()
         (folder / WRITTEN).unlink(missing_ok=True)
     except OSError as error:
         raise DataError(f"Expected a folder to write at {folder} but got: {error}; choose another.") from error
     for name in sorted(files, key=lambda name: name == Path(WRITTEN)):
         with replacing(folder / name) as unfinished:
             shutil.copyfile(made / name, unfinished)
+    (folder / UNFINISHED).unlink()

@@ -107,7 +107,11 @@ class LabelFolder:
         sizes = sorted({part.heatmap.shape[1:] for part in parts})
         wholes = [joined(part for part in parts if part.heatmap.shape[1:] == size) for size in sizes]
         new = [w.take(slice(at, at + LARGEST)) for w in wholes for at in range(0, len(w), LARGEST)]
-        for path in old - set(self.write(new)):
+        gone = old - set(self.write(new))
+        (self.path / FILE).unlink(
+            missing_ok=True
+        )  # which names them; a command that is stopped here leaves none that is wrong
+        for path in gone:
             path.unlink()
         (self.path / LOCKS).unlink(missing_ok=True)
         self.write_index()

@@ -138,7 +138,8 @@ def write_index(folder: Path, index: Index, fingerprint: Mapping[str, str]) -> P
 def read_index(folder: Path) -> tuple[Index, dict[str, str], dict[Path, int]]:
     """Returns the index that lies in ``folder``, the fingerprint it was made under, and the sizes of its files.
 
-    Without an index there, all are empty. Of one whose files are all gone no row is read.
+    Without an index there, all are empty. Of one whose files are all gone no row is read, and one whose files are partly gone is
+    left aside where those that are left have no room for its rows.
 
     Raises:
         LabelError: when it is damaged or something else, or has more rows than its files have room for.
@@ -158,7 +159,10 @@ def read_index(folder: Path) -> tuple[Index, dict[str, str], dict[Path, int]]:
         sizes = {folder / name: size for name, size in about["files"].items()}
         present = label_files(folder)
         known = [present[name] for name in sizes if name in present]
-        key, file, row = _read_rows(parquet, sum(known) // LABEL_BYTES) if known else _no_rows()
+        room = sum(known) // LABEL_BYTES
+        if 0 < len(known) < len(sizes) and _count(parquet) > room:
+            return Index.of([]), {}, {}
+        key, file, row = _read_rows(parquet, room) if known else _no_rows()
         if len(key) and not (
             file.min() >= 0 and file.max() < len(sizes) and row.min() >= 0 and (key[1:] >= key[:-1]).all()
         ):
@@ -169,6 +173,20 @@ def read_index(folder: Path) -> tuple[Index, dict[str, str], dict[Path, int]]:
             f"python -m distill label repair labels.dir={folder}"
         ) from error
     return Index(list(sizes), key, file, row), about["fingerprint"], sizes
+
+
+def _count(file: pq.ParquetFile) -> int:
+    """Returns how many rows an index has; raises a ValueError when it is not written as :func:`write_index` does it."""
+    about, schema = file.metadata, file.schema_arrow
+    if schema.names != list(COLUMNS) or schema.types != list(COLUMNS.values()):
+        raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
+    rows = int(about.num_rows)
+    for place in range(len(COLUMNS)):
+        chunks = [about.row_group(group).column(place) for group in range(about.num_row_groups)]
+        if any(chunk.compression not in COMPRESSIONS for chunk in chunks):
+            raise ValueError(f"it is not compressed by {COMPRESSIONS[0]}")
+        rows = max(rows, sum(chunk.num_values for chunk in chunks))  # the one may be told wrong, the others are read
+    return rows
 
 
 def _no_rows() -> tuple[NDArray[np.uint64], NDArray[np.int32], NDArray[np.int32]]:
@@ -185,15 +203,7 @@ def _read_rows(file: pq.ParquetFile, room: int) -> tuple[NDArray[np.uint64], NDA
     Raises:
         ValueError: when it has more rows, or is not written as :func:`write_index` does it.
     """
-    about, schema = file.metadata, file.schema_arrow
-    if schema.names != list(COLUMNS) or schema.types != list(COLUMNS.values()):
-        raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
-    rows = about.num_rows
-    for place in range(len(COLUMNS)):
-        chunks = [about.row_group(group).column(place) for group in range(about.num_row_groups)]
-        if any(chunk.compression not in COMPRESSIONS for chunk in chunks):
-            raise ValueError(f"it is not compressed by {COMPRESSIONS[0]}")
-        rows = max(rows, sum(chunk.num_values for chunk in chunks))  # the one may be told wrong, the others are read
+    rows = _count(file)
     if rows > room:
         raise ValueError(f"it has {rows} rows, and its files have room for {room} labels")
     table = file.read(use_threads=False)

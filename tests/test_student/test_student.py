@@ -191,6 +191,11 @@ def test_a_backbone_of_one_image_size_is_refused_with_what_to_set_and_works_when
     assert all(module.training for module in student.modules()), "the check leaves the mode as it was"
 
 
+def test_a_distilled_transformer_takes_any_size_as_the_plain_one_does():
+    for name in ("deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"):
+        StudentMatcher(name, [16], 8).check_size(96)
+
+
 def test_a_backbone_that_gives_other_channels_than_timm_announces_is_refused():
     student = StudentMatcher("samvit_base_patch16", [16], 8, options={"img_size": 64})
     with pytest.raises(ConfigError, match="samvit_base_patch16 to give 768 channels, as timm says, but got 256"):

@@ -52,6 +52,8 @@ from distill.system.environment import choose_device
 from distill.system.progress import track
 
 Rows = list[dict[str, Any]]
+LONGEST_STEM = 150
+"""Bytes of a target's name that the names of files which are made of it keep; file systems hold 255."""
 
 
 def run(cfg: DictConfig) -> dict:
@@ -93,27 +95,40 @@ def run(cfg: DictConfig) -> dict:
     with RunFolder.numbered(cfg) as folder:
         if len(files) > 1:
             announce("match", f"{src} with {len(files)} targets", device, folder.path)
-        for number, file in enumerate(track(files, "match", enabled=len(files) > 1, unit="targets"), start=1):
-            try:
-                trg_img = images[file] if images is not None else read_image(file)
-            except DataError as error:
-                print(f"left out: {error}")
-                continue
-            path = folder / ("match.png" if len(files) == 1 else f"pictures/{number:04d}_{file.stem}.png")
-            found[file] = answer(matcher, src_img, trg_img, points, cfg, device) if points.names else []
-            if points.names:
-                picture(path, src_img, trg_img, points.xy[0], found[file])
-            if cfg.dense is not None:
-                name = "flow" if len(files) == 1 else f"flow/{number:04d}_{file.stem}"
-                print(write_flow(folder, name, matcher, (src_img, trg_img), cfg, device))
-        if not found:
-            raise DataError(f"Expected images that can be read in {cfg.trg} but none of {len(files)} can; see above.")
-        matches = write(folder, src, found, points)
-        if points.names:
-            write_keypoints(folder, src, found, points, cfg.unsure)
+        try:
+            for number, file in enumerate(track(files, "match", enabled=len(files) > 1, unit="targets"), start=1):
+                try:
+                    trg_img = images[file] if images is not None else read_image(file)
+                except DataError as error:
+                    print(f"left out: {error}")
+                    continue
+                name = numbered(number, file)
+                rows = answer(matcher, src_img, trg_img, points, cfg, device) if points.names else []
+                if points.names:
+                    path = folder / ("match.png" if len(files) == 1 else f"pictures/{name}.png")
+                    picture(path, src_img, trg_img, points.xy[0], rows)
+                if cfg.dense is not None:
+                    flow = "flow" if len(files) == 1 else f"flow/{name}"
+                    print(write_flow(folder, flow, matcher, (src_img, trg_img), cfg, device))
+                found[file] = rows
+            if not found:
+                raise DataError(
+                    f"Expected images that can be read in {cfg.trg} but none of {len(files)} can; see above."
+                )
+        finally:  # what was found stays where a later target ends the command
+            if found:
+                matches = write(folder, src, found, points)
+                if points.names:
+                    write_keypoints(folder, src, found, points, cfg.unsure)
     if points.names:
         tell(folder, found)
     return matches
+
+
+def numbered(number: int, file: Path) -> str:
+    """Returns the name, without suffix, of the files that are made of a target: its number and its own name, cut where it is long."""
+    stem = file.stem.encode(errors="surrogateescape")[:LONGEST_STEM].decode(errors="ignore")
+    return f"{number:04d}_{stem}"
 
 
 def _matcher(cfg: DictConfig) -> Matcher:

@@ -1,9 +1,13 @@
 // The size of a picture from its header, before anything is decoded: a small file may ask for gigabytes of pixels.
+import { webpOrientation } from "./orientation.js";
 import { Refusal } from "./refusal.js";
 
 export const LIMITS = { bytes: 64 * 2 ** 20, pixels: 64e6, side: 16384, shortest: 8 };
 
-/** Returns {type, width, height} of the bytes of a JPEG, PNG or WebP file; throws a Refusal for others and for large ones. */
+/**
+ * Returns {type, width, height} of the bytes of a JPEG, PNG or WebP file, and of the latter its "orientation"; throws a Refusal for
+ * others and for large ones.
+ */
 export function checkedSize(bytes, name) {
   const found = jpeg(bytes) ?? png(bytes) ?? webp(bytes);
   if (!found) throw new Refusal(`Expected a JPEG, PNG or WebP picture but ${name} is none or is damaged; save it as one of these.`);
@@ -49,7 +53,7 @@ function webp(bytes) {
   if (bytes.length < 30 || text(bytes, 0, 4) !== "RIFF" || text(bytes, 8, 4) !== "WEBP") return null;
   const data = view(bytes), kind = text(bytes, 12, 4), type = "image/webp";
   const three = (at) => 1 + (bytes[at] | (bytes[at + 1] << 8) | (bytes[at + 2] << 16));
-  if (kind === "VP8X") return { type, width: three(24), height: three(27) };
+  if (kind === "VP8X") return { type, width: three(24), height: three(27), orientation: webpOrientation(bytes) };
   if (kind === "VP8L") {
     const bits = data.getUint32(21, true);
     return { type, width: 1 + (bits & 0x3fff), height: 1 + ((bits >>> 14) & 0x3fff) };

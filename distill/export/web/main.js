@@ -143,13 +143,15 @@ function undo() {
   render();
 }
 
+const NUMBER = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i; // Number() takes "" for 0, and "0x20"
+
 /** Returns points from lines of text, "x, y" or "x y". */
 function parsed(text) {
   const lines = text.split("\n").filter((line) => line.trim());
   if (!lines.length || lines.length > MOST) throw new Error(`Expected 1 to ${MOST} points but got ${lines.length}; add fewer.`);
   return lines.map((line) => {
-    const values = line.trim().split(/[\s,;]+/).map(Number);
-    if (values.length !== 2 || !values.every(Number.isFinite)) throw new Error(`Expected two numbers, x, y, on each line but got ${line.slice(0, 60)}.`);
+    const words = line.trim().split(/[\s,;]+/), values = words.map(Number);
+    if (words.length !== 2 || !words.every((word) => NUMBER.test(word)) || !values.every(Number.isFinite)) throw new Error(`Expected two numbers, x, y, on each line but got ${line.slice(0, 60)}.`);
     return values;
   });
 }

@@ -1,6 +1,7 @@
 // From a file to what the network takes and what the page shows. Orientation, transparency and colour are treated as
 // distill.data.images does: EXIF orientation applied, transparency on white, colour profiles not applied.
 import { checkedSize, LIMITS } from "./image_header.js";
+import { upright } from "./orientation.js";
 import { Refusal } from "./refusal.js";
 import { contentBox, SquareResizer } from "./resize.js";
 
@@ -18,11 +19,13 @@ export async function readPicture(blob, name, side, resize = "squash") {
     throw new Refusal(`Expected a file of at most ${LIMITS.bytes / 2 ** 20} MiB but ${name} has ${Math.ceil(blob.size / 2 ** 20)}; make it smaller.`);
   }
   const bytes = new Uint8Array(await blob.arrayBuffer());
-  const { type } = checkedSize(bytes, name);
+  const { type, orientation } = checkedSize(bytes, name);
   let bitmap;
   try {
     // The type is that of the bytes, not of the name: nothing else is decoded than what was measured.
-    bitmap = await createImageBitmap(new Blob([bytes], { type }), { imageOrientation: "from-image", colorSpaceConversion: "none" });
+    const imageOrientation = orientation ? "none" : "from-image";
+    bitmap = await createImageBitmap(new Blob([bytes], { type }), { imageOrientation, colorSpaceConversion: "none" });
+    bitmap = upright(bitmap, orientation ?? 1);
   } catch {
     throw new Refusal(`Expected a whole picture but ${name} cannot be decoded; save it again.`);
   }

@@ -76,10 +76,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("student=null", "Expected a choice of student but got none"),
         ("~teacher", "Expected a choice of teacher but got none"),
         ("~augment", "write augment=null to leave it out"),
-        (
-            "~trainer.max_epochs=99",
-            "Expected trainer.max_epochs to be 99 but it is 14; write ~trainer.max_epochs alone",
-        ),
+        ("~augment.rotation=99", "Expected augment.rotation to be 99 but it is 8.0; write ~augment.rotation alone."),
         ("+trainer.max_epochs=3", "there is one of this name; write trainer.max_epochs=, without +"),
         ("callbacks.x=3", "got callbacks.x; +callbacks.x=... adds one."),
         ("+callbacks.x=3", "Expected callbacks.x to describe a lightning Callback"),

@@ -9,6 +9,7 @@ from PIL import Image
 
 from distill import match_images
 from distill.__main__ import main
+from distill.cli.commands import match
 from distill.cli.match_input import read_points
 from distill.core.errors import DataError
 from distill.data.datasets.folder import FolderPairs
@@ -40,6 +41,35 @@ def test_matches_are_in_pixels_of_the_files(images):
     assert [row["src"] for row in written] == [[10, 10], [59.5, 39.5]]
     assert all(0 <= row["trg"][0] <= 30 and 0 <= row["trg"][1] <= 50 and 0 <= row["confidence"] <= 1 for row in written)
     assert Image.open(images / "out" / "match.png").width > 384
+
+
+def test_targets_may_have_the_longest_names_that_file_systems_hold(images):
+    names = ["x" * 251 + ".png", "長" * 83 + ".png"]
+    (images / "many").mkdir()
+    for name in names:
+        (images / "many" / name).write_bytes((images / "b.png").read_bytes())
+    assert run(images, f"trg={images}/many", "points=[[1,1]]", "dense=20") == 0
+    targets = json.loads((images / "out" / "matches.json").read_text())["targets"]
+    assert [Path(target["trg"]).name for target in targets] == sorted(names)
+    for kind in ("pictures", "flow"):
+        made = sorted({path.stem for path in (images / "out" / kind).iterdir()})
+        assert made == [f"0001_{'x' * 150}", f"0002_{'長' * 50}"]
+
+
+def test_answers_before_a_target_that_ends_the_command_are_kept(images, monkeypatch):
+    drawn = match.picture
+
+    def failing(path, *others):
+        if path.stem == "0002_b":
+            raise OSError("no space left on device")
+        drawn(path, *others)
+
+    monkeypatch.setattr(match, "picture", failing)
+    with pytest.raises(OSError, match="no space left"):
+        run(images, f"trg=[{images}/a.png,{images}/b.png]", "points=[[1,1]]")
+    written = json.loads((images / "out" / "matches.json").read_text())
+    assert written["trg"] == f"{images}/a.png" and len(written["matches"]) == 1
+    assert (images / "out" / "keypoints.json").is_file() and (images / "out" / "points.csv").is_file()
 
 
 def test_an_image_matches_itself_in_its_own_pixels(images):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from fractions import Fraction
 
 import numpy as np
@@ -59,6 +60,30 @@ def test_times_count_from_the_first_frame_whatever_time_the_file_gives_it(name, 
     frames = list(read_frames(tmp_path / name))
     assert [frame.seconds for frame in frames] == pytest.approx([0, 0.1, 0.2])
     assert [frame.seconds for frame in read_frames(tmp_path / name, every=2)] == pytest.approx([0, 0.2])
+
+
+@pytest.mark.parametrize(("name", "part"), [("a.avi", r"\d of 12 frames"), ("a.mkv", r"0\.\d of 1\.2 s")])
+def test_of_a_video_that_ends_early_the_frames_that_are_there_are_followed_and_a_line_says_so(
+    name, part, texture, tmp_path, capsys
+):
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / name), "w") as video:
+        stream = video.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 64, 64, "yuv420p", 10**6
+        for number in range(12):
+            pixels = np.ascontiguousarray(texture[:64, number : number + 64])
+            video.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        video.mux(stream.encode())
+    assert len(list(read_frames(tmp_path / name))) == 12
+    with av.open(str(tmp_path / name)) as video:
+        starts = [packet.pos for packet in video.demux(video=0)]
+    os.truncate(tmp_path / name, starts[4])
+    with pytest.raises(DataError, match=f"Expected a whole video at .*{name} but it ends after {part}"):
+        list(read_frames(tmp_path / name))
+    assert main(["match", f"src={tmp_path / name}", "points=[[40,30]]", f"run.dir={tmp_path}/out", *MATCHER]) == 0
+    assert "left out: Expected a whole video at" in capsys.readouterr().out
+    rows = (tmp_path / "out/tracks.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[0] for row in rows] == [str(number) for number in range(len(rows))] and 2 < len(rows) < 6
 
 
 def test_points_of_the_first_frame_are_followed(clip, tmp_path):

@@ -117,6 +117,13 @@ def test_the_hint_to_quote_can_be_pasted_into_a_shell(value):
     assert compose("fit", [argument]).monitor == value
 
 
+def test_the_hint_for_a_list_of_paths_quotes_each_of_them():
+    with pytest.raises(ConfigError) as error:
+        compose("match", ["src=a", "points=[[1,1]]", "trg=[b.png,n/a=b.png, it's]"])
+    (argument,) = shlex.split(str(error.value).rpartition("quote each entry: ")[2].removesuffix("."))
+    assert compose("match", ["src=a", "points=[[1,1]]", argument]).trg == ["b.png", "n/a=b.png", "it's"]
+
+
 def test_quoting_is_undone_by_hydra():
     for value in ("", "a'b", "\\", "\\'", "a\\\\", "'", "a b"):
         assert compose("fit", [f"monitor={quoted(value)}"]).monitor == value

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from distill.core.errors import DataError
-from distill.data.images import SUFFIXES, read_image, read_size, readable_suffixes
+from distill.data.images import SUFFIXES, read_alpha, read_image, read_size, readable_suffixes
 
 GREY = np.arange(24 * 32, dtype=np.uint8).reshape(24, 32)
 ORIENTED = {2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 6: lambda a: np.rot90(a, -1), 8: np.rot90}
@@ -48,6 +48,25 @@ def test_the_orientation_of_the_metadata_is_applied_unless_it_is_switched_off(tm
     stored = pixels(tmp_path / f"a.{suffix}", exif_orientation=False)
     assert stored.shape == (48, 64, 3)
     np.testing.assert_array_equal(pixels(tmp_path / f"a.{suffix}"), ORIENTED[orientation](stored))
+
+
+@pytest.mark.parametrize("exif_orientation", [None, 8])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_an_orientation_in_xmp_is_not_applied_as_in_viewers(tmp_path, picture, suffix, exif_orientation):
+    turned = '<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+    xmp = f'<x:xmpmeta xmlns:x="adobe:ns:meta/">{turned}</x:xmpmeta>'
+    image, exif, path = Image.fromarray(picture), Image.Exif(), tmp_path / f"a.{suffix}"
+    if exif_orientation is not None:
+        exif[0x0112] = exif_orientation
+    if suffix == "png":
+        info = PngImagePlugin.PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", xmp)
+        image.save(path, pnginfo=info, exif=exif)
+    else:
+        image.save(path, xmp=xmp.encode(), exif=exif, lossless=True)
+    with Image.open(path) as opened:
+        assert opened.getexif()[0x0112] == (exif_orientation or 6), "what Pillow makes of it"
+    assert pixels(path).shape[:2] == read_size(path) == ((24, 32) if exif_orientation is None else (32, 24))
 
 
 def chunk(name: bytes, data: bytes) -> bytes:
@@ -159,6 +178,23 @@ def test_a_transparent_grey_of_16_bits_becomes_white(tmp_path):
     np.testing.assert_allclose(
         pixels(tmp_path / "a.png")[:, [0, 31]], np.broadcast_to([[255], [40]], (24, 2, 3)), atol=1e-3
     )
+
+
+def test_a_transparent_colour_of_16_bits_becomes_white(tmp_path):
+    values = np.full((10, 12, 3), 40_000, ">u2")
+    values[2:5, 3:9] = (0x1234, 0x5678, 0x9ABC)
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    parts = [
+        (b"IHDR", struct.pack(">IIBBBBB", 12, 10, 16, 2, 0, 0, 0)),
+        (b"tRNS", struct.pack(">HHH", 0x1234, 0x5678, 0x9ABC)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ]
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
+    expected = np.full((10, 12, 3), 40_000 // 256)
+    expected[2:5, 3:9] = 255
+    np.testing.assert_array_equal(pixels(tmp_path / "a.png"), expected)
+    np.testing.assert_array_equal(read_alpha(tmp_path / "a.png") == 0, (expected == 255).all(-1))
 
 
 def test_malformed_metadata_are_read_over_without_a_warning(tmp_path, picture, recwarn):

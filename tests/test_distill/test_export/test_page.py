@@ -6,6 +6,7 @@ import shutil
 import statistics
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from PIL import Image, ImageFilter
 from distill.core.errors import ConfigError
 from distill.core.squares import letterbox
 from distill.export.alternatives import second_best, softmax
-from distill.export.page import _described, write_page
+from distill.export.page import UNFINISHED, _described, write_page
 from distill.export.runtime import CORRELATE, ENCODE, Matcher, SplitMatcher, read_image
 from distill.export.runtime_images import Square
 from student import StudentMatcher
@@ -45,6 +46,9 @@ def pictures(tmp_path_factory):
     photograph(3, (40, 25), "L").save(folder / "small.png")
     photograph(4, (2100, 1500)).save(folder / "large.webp", lossless=True)
     photograph(5, (128, 128)).quantize(16).save(folder / "palette.png")
+    for orientation in range(2, 9):
+        exif[0x0112] = orientation
+        photograph(6, (150, 110)).save(folder / f"turned{orientation}.webp", exif=exif, lossless=True)
     return folder
 
 
@@ -113,7 +117,13 @@ def test_a_click_gets_pythons_answer_in_the_pixels_of_the_files(page, pictures, 
     assert statistics.median(milliseconds) < GOAL_MS
 
 
-@pytest.mark.parametrize("name", ["turned.jpg", "transparent.png", "small.png", "large.webp", "palette.png"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("turned.jpg", "transparent.png", "small.png", "large.webp", "palette.png"),
+        *(f"turned{orientation}.webp" for orientation in range(2, 9)),
+    ],
+)
 def test_pictures_are_read_and_resized_as_python_does(page, pictures, name):
     script = """async (name) => {
         const { readPicture } = await import("./picture.js");
@@ -166,6 +176,8 @@ def test_what_is_no_picture_or_too_large_is_refused_and_the_page_goes_on(page, p
         ("-1 5", "but got -1, 5"),
         ("1,2\n" * 100_000, "Expected 1 to 100 points but got 100000"),
         ("a, b", "Expected two numbers, x, y, on each line but got a, b"),
+        ("60,", "Expected two numbers, x, y, on each line but got 60,"),
+        ("0x20 30", "Expected two numbers, x, y, on each line but got 0x20 30"),
         ("", "Expected 1 to 100 points but got 0"),
     ],
 )
@@ -326,6 +338,31 @@ def test_a_folder_with_other_files_and_a_precision_that_browsers_lack_are_refuse
         write_page(None, tmp_path, 64, [])
     with pytest.raises(ConfigError, match="precision of a page to be fp32 or fp16 but got 'int8'"):
         write_page(None, tmp_path / "page", 64, [], precision="int8")
+
+
+def test_a_page_that_was_not_written_to_its_end_may_be_written_again(
+    exported_page, runtime_package, tmp_path, monkeypatch
+):
+    page = tmp_path / "page"
+    shutil.copytree(exported_page[1], page)
+    copied, copy = [], shutil.copyfile
+
+    def stopping(source, target):
+        if Path(target).is_relative_to(page):
+            copied.append(target)
+            if len(copied) == 3:
+                raise KeyboardInterrupt
+        return copy(source, target)
+
+    monkeypatch.setattr("distill.export.page._write_network", lambda *_: {"match": "match.onnx"})
+    monkeypatch.setattr("distill.export.page._described", lambda *_: {})
+    arguments = [StudentMatcher("test_resnet", [16], 8), page, 64, [Image.new("RGB", (64, 64))] * 2]
+    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
+        context.setattr("distill.export.page.shutil.copyfile", stopping)
+        write_page(*arguments, runtime=runtime_package)
+    assert not (page / "model.json").exists()
+    write_page(*arguments, runtime=runtime_package)
+    assert (page / "model.json").is_file() and not (page / UNFINISHED).exists()
 
 
 def test_it_needs_no_special_headers_and_no_threads(another, served_page):

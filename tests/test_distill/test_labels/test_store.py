@@ -1,5 +1,7 @@
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -9,7 +11,9 @@ from distill.core.types import Matches, PairBatch
 from distill.data.pairs import collate_pairs
 from distill.labels import LabelStore
 from distill.labels.cached import Cached
+from distill.labels.folder import LabelFolder
 from distill.labels.generate import label
+from distill.labels.records import Columns, Image, Record
 from distill.matchers.oracle import Oracle
 
 
@@ -148,6 +152,41 @@ def test_an_answer_that_is_no_label_is_not_stored(tmp_path, few):
         cached.match_pairs(few.items[0])
     cached.flush()
     assert len(cached.store) == 0
+
+
+@pytest.fixture
+def many(tmp_path) -> Path:
+    """A folder of three files of 400 labels each, with heatmaps of 4 x 4, and an index."""
+    folder = LabelFolder(tmp_path / "many", {"method": "any"})
+    heatmap = np.ones((4, 4), np.float16)
+    for number in range(3):
+        images = [Image(f"{side}{number}", side, (100, 100)) for side in ("src", "trg")]
+        points = [np.array([place / 1000, 0.5], np.float32) for place in range(400)]
+        folder.write([Columns.of([Record(*images, point, point, 0.5, heatmap) for point in points])])
+    folder.write_index()
+    return folder.path
+
+
+def test_a_folder_whose_files_are_mostly_gone_gives_the_labels_that_are_left(many):
+    files = sorted(many.glob("*.safetensors"))
+    assert len(LabelStore(many)) == 1200 and len(files) == 3
+    for file in files[1:]:
+        file.unlink()
+    assert len(LabelStore(many)) == 400
+
+
+def test_a_compacting_that_is_stopped_loses_nothing(many, monkeypatch):
+    store, old, unlink = LabelStore(many), {file.name for file in many.glob("*.safetensors")}, Path.unlink
+
+    def stopping(path, **options):
+        if path.name in old and len([file for file in many.iterdir() if file.name in old]) == 1:
+            raise KeyboardInterrupt
+        unlink(path, **options)
+
+    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
+        context.setattr(Path, "unlink", stopping)
+        store.compact()
+    assert len(list(many.glob("*.safetensors"))) == 2 and len(LabelStore(many)) == 1200
 
 
 def test_compacting_keeps_every_label_in_one_file(tmp_path, few):
