@@ -89,14 +89,14 @@ def test_the_default_teacher_answers_on_the_default_data(root):
 
 @pytest.mark.slow
 def test_the_default_teacher_tells_which_way_objects_face():
-    teacher, pairs = instantiate(compose("fit", ["device=cpu"]).teacher), ShapesPairs("val", 60, 0, 128)
+    teacher, pairs = instantiate(compose("fit", ["device=cpu"]).teacher), ShapesPairs("val", 30, 0, 128)
     right = 0
-    for number in range(60):
+    for number in range(30):
         pair, (src, trg) = pairs[number], pairs.pairs[number]
         images = KeyedImage(pair.src_img[0], pair.src_hash[0]), KeyedImage(pair.trg_img[0], pair.trg_hash[0])
         found = consensus_maps(teacher.features, *images, torch.full((1, 2), 0.5))
         right += found.flipped == (facing(pairs.scene(src).yaw) != facing(pairs.scene(trg).yaw))
-    assert right >= 56
+    assert right >= 27
 
 
 def test_the_shipped_labels_are_the_default_teachers_and_cover_the_default_fit():

@@ -41,16 +41,16 @@ def straightforward(folder, image, weights=None) -> torch.Tensor:
         unet.load_state_dict(load_file(weights))
     kept = {}
     modules = {"block": unet.up_blocks[1]}
-    modules |= {f"q{i}": unet.up_blocks[2].attentions[i].transformer_blocks[0].attn2.to_q for i in range(3)}
+    modules |= {f"q{i}": unet.up_blocks[2].attentions[i].transformer_blocks[0].attn2.to_q for i in range(2)}
     for name, module in modules.items():
         module.register_forward_hook(lambda _, __, output, name=name: kept.update({name: output}))
     latent = build(folder).pipeline.encode(image)
     with torch.no_grad():
         unet(latent, 261, torch.zeros(1, 7, 24))
-    maps = [kept["block"][0]] + [kept[f"q{i}"][0].T.reshape(16, 4, 4) for i in range(3)]
-    assert [tuple(feature_map.shape) for feature_map in maps] == [(32, 4, 4)] + [(16, 4, 4)] * 3
+    maps = [kept["block"][0]] + [kept[f"q{i}"][0].T.reshape(16, 4, 4) for i in range(2)]
+    assert [tuple(feature_map.shape) for feature_map in maps] == [(32, 4, 4)] + [(16, 4, 4)] * 2
     unit = [feature_map / feature_map.square().sum(0).sqrt() for feature_map in maps]
-    return torch.cat(unit) / 2  # four vectors of length 1
+    return torch.cat(unit) / 3**0.5  # three vectors of length 1
 
 
 def test_without_noise_one_pass_describes_an_image_by_layers_of_equal_weight(sd1_folder, image):
