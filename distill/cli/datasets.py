@@ -83,9 +83,9 @@ def fit_pairs(cfg: DictConfig) -> tuple[Benchmark, Benchmark, Benchmark | None]:
     for pairs in (val,) if cfg.points is not None else (train, val):  # which places points where none are annotated
         check_common_points(pairs)
     test, reason = None, "test.n_pairs=0"
-    if cfg.test.n_pairs and not getattr(train, "has_truth", True):
+    if cfg.test.n_pairs != 0 and not getattr(train, "has_truth", True):
         reason = "nothing is annotated"
-    elif cfg.test.n_pairs or cfg.test.n_pairs is None:
+    elif cfg.test.n_pairs != 0:  # null: all pairs
         try:
             test = pairs_of(cfg.data, "test", cfg.test)
         except EmptySplit as error:

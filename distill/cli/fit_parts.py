@@ -247,7 +247,7 @@ def _trainer(cfg: DictConfig) -> tuple[ModelCheckpoint, Trainer]:
         instantiate(cfg.self_distillation),
         MatchPictures(folder, cfg.pictures) if cfg.pictures else None,
         built_by_name(cfg, "callbacks", Callback),
-        then=" + test" if cfg.test.n_pairs else "",
+        then="" if cfg.test.n_pairs == 0 else " + test",
     )
     beside += [BatchSeed(cfg.seed), SameBuffers()]
     trainer = instantiate(cfg.trainer, logger=loggers, callbacks=beside, default_root_dir=str(folder))

@@ -169,7 +169,7 @@ def finish(cfg: DictConfig, parts: FitParts, student: nn.Module, folder: RunFold
     Returns:
         The comparison; None where ``test.n_pairs=0`` leaves it out.
     """
-    if not cfg.test.n_pairs:
+    if cfg.test.n_pairs == 0:  # null: all pairs
         return None
     networks = {"student": student} | ({} if parts.baseline is None else {"nearest_neighbour": parts.baseline})
     on_device = {name: net.to(parts.device) if isinstance(net, nn.Module) else net for name, net in networks.items()}

@@ -8,13 +8,16 @@ from omegaconf import OmegaConf
 
 from distill.cli.commands import fit
 from distill.cli.config import compose
-from distill.cli.datasets import pairs_of, unlabelled_pairs
+from distill.cli.datasets import fit_pairs, pairs_of, unlabelled_pairs
 from distill.cli.fit_parts import loading_processes, settle
 from distill.cli.run_folder import RunFolder
 
 
+@pytest.mark.parametrize("n_pairs", [4, None])
 @pytest.mark.parametrize("annotated", [True, False])
-def test_the_final_comparison_is_made_on_the_chosen_device(annotated, few, tmp_path, monkeypatch):
+def test_the_final_comparison_of_some_or_all_pairs_is_made_on_the_chosen_device(
+    annotated, n_pairs, few, tmp_path, monkeypatch
+):
     asked = {}
 
     def compare(matchers, pairs, reference="teacher", device="cpu", metrics=None):
@@ -33,7 +36,7 @@ def test_the_final_comparison_is_made_on_the_chosen_device(annotated, few, tmp_p
         metrics={},
     )
     student = torch.nn.Linear(2, 2)
-    fit.finish(OmegaConf.create({"test": {"n_pairs": 4}}), parts, student, RunFolder(tmp_path))
+    fit.finish(OmegaConf.create({"test": {"n_pairs": n_pairs}}), parts, student, RunFolder(tmp_path))
     assert asked["device"] == "meta" and student.weight.device.type == parts.baseline.weight.device.type == "meta"
     assert ("teacher" in asked["matchers"]) == annotated
     assert asked["reference"] == ("teacher" if annotated else "student")
@@ -55,6 +58,13 @@ def test_a_baseline_may_be_left_out(few, tmp_path, monkeypatch):
 def test_without_test_pairs_nothing_is_compared(tmp_path):
     config = OmegaConf.create({"test": {"n_pairs": 0}})
     assert fit.finish(config, SimpleNamespace(), torch.nn.Linear(1, 1), RunFolder(tmp_path)) is None
+
+
+def test_all_test_pairs_of_photographs_without_annotation_are_none(photos, capsys):
+    data = ["data=folder", f"data.root={photos}", "data.size=32", "data.n_points=3", "val.n_pairs=4"]
+    for n_pairs, reason in (("null", "nothing is annotated"), ("4", "nothing is annotated"), ("0", "test.n_pairs=0")):
+        assert fit_pairs(compose("fit", [*data, f"test.n_pairs={n_pairs}", "train.n_pairs=4"]))[2] is None
+        assert f"no test: {reason}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
