@@ -6,12 +6,14 @@ and ``JPEGImages/<category>/*.jpg``, as :mod:`distill.data.datasets.spair71k` re
 Pixel convention: coordinates are written as they are here, the centre of the top-left pixel at (0.5, 0.5), and
 ``data=spair71k`` reads them as they stand. SPair-71k's own points are whole numbers of pixels.
 
-Names: other letters than A to Z become underscores, in categories too; those that would be the same are numbered.
+Names: other letters than A to Z become underscores, in categories too; those that would be the same are numbered. The files
+of pairs have the colon of their line, as the published ones, which other projects look for; some file systems forbid it.
 
 The layout has no visibility: a pair lists the points that both images show, and an unsure point is left out. Confidences
 stand in a list of our own, ``confidence``, beside ``kps_ids``; other readers ignore it.
 """
 
+import errno
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -77,7 +79,7 @@ def write_spair_tree(
         exif_orientation: whether points belong to images as viewers show them.
 
     Raises:
-        DataError: when there is no pair, or a part's number is above 29.
+        DataError: when there is no pair, a part's number is above 29, or the file system takes no colons.
     """
     names = safe_names(images, ".jpg")
     lines: dict[str, list[str]] = {split: [] for split in SPLITS}
@@ -91,8 +93,7 @@ def write_spair_tree(
                 "take fewer points, such as with data.n_points."
             )
         line = _line(len(lines[pair.split]) + 1, names[pair.src], names[pair.trg])
-        content = _pair(pair, images, names)
-        _write(folder / "PairAnnotation" / SPLITS[pair.split] / f"{line.replace(':', '_')}.json", content)
+        _write_pair(folder / "PairAnnotation" / SPLITS[pair.split] / f"{line}.json", _pair(pair, images, names))
         lines[pair.split].append(line)
         used |= {pair.src: None, pair.trg: None}
     if not used:
@@ -135,6 +136,17 @@ def _image(image: TreeImage, name: str) -> dict[str, Any]:
     category, _, file = name.partition("/")
     size = {"image_width": image.size[1], "image_height": image.size[0]}
     return {"filename": file, "category": category, **size, "bndbox": list(image.bbox), "kps": slots}
+
+
+def _write_pair(file: Path, content: Mapping[str, Any]) -> None:
+    try:
+        _write(file, content)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise DataError(
+            f"Expected a file system that takes colons for SPair-71k's layout but it refuses the name {file.name}; write to another disk."
+        ) from error
 
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Keypoints in the formats of annotation tools: round trips, conventions of pixels, confidences and visibility."""
 
+import errno
 import io
 import json
 from contextlib import redirect_stdout
@@ -380,6 +381,30 @@ def test_an_spair_tree_is_read_again_with_the_same_points(layout):
     assert pair.src.visible.nonzero()[0].tolist() == [number]  # the unsure tail is left out
     np.testing.assert_allclose([pair.src.points[number], pair.trg.points[number]], [(10.25, 12.5), (30, 20)])
     assert pair.src.bbox.tolist() == [0, 4, 35, 40] and pairs[0].pck_threshold > 0
+
+
+def test_an_spair_tree_has_the_files_of_pairs_that_other_projects_look_for(layout):
+    """By a line of the layout, or all of a category; both with the colon of the published files."""
+    folder = spair_of(layout)
+    lines = (folder / "Layout/large/trn.txt").read_text().split()
+    assert [line.partition(":")[2] for line in lines] == ["cat", "cat"]
+    files = sorted(folder.glob("PairAnnotation/trn/*:cat.json"))
+    assert files == sorted(folder / f"PairAnnotation/trn/{line}.json" for line in lines)
+
+
+def test_a_file_system_without_colons_is_named_where_an_spair_tree_is_written(layout, monkeypatch, capsys):
+    write, to = Path.write_text, layout.parent / "tree"
+
+    def refuse(file, text, **settings):
+        if ":" in file.name:
+            raise OSError(errno.EINVAL, "Invalid argument", str(file))
+        return write(file, text, **settings)
+
+    write_keypoints(keypoints(), layout, layout / "kps.json", "coco")
+    monkeypatch.setattr(Path, "write_text", refuse)
+    assert converted(layout, to, "spair71k", "data.split=train") == 2
+    assert "takes colons for SPair-71k's layout but it refuses the name 000001-" in capsys.readouterr().err
+    assert not to.exists()
 
 
 def test_an_spair_tree_has_a_category_for_each_that_is_not_named_in_latin_letters(tmp_path):
