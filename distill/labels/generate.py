@@ -259,8 +259,3 @@ def by_source_image(benchmark: Benchmark) -> list[list[int]]:
     for number, source in enumerate(sources):
         groups[source].append(number)
     return [groups[source] for source in sorted(groups)]
-
-
-def by_source(benchmark: Benchmark) -> list[int]:
-    """Returns the numbers of all pairs, those with the same source image together."""
-    return [number for group in by_source_image(benchmark) for number in group]

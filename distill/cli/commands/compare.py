@@ -12,6 +12,7 @@ Examples:
 """
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -25,7 +26,7 @@ from distill.cli.run_folder import RunFolder
 from distill.core.protocols import Benchmark, PairMatcher, match
 from distill.evaluation.compare import Comparison, check_reference, compare
 from distill.labels.cached import Cached
-from distill.labels.generate import by_source, label
+from distill.labels.generate import by_source_image, label
 from distill.system.environment import choose_device
 from distill.system.progress import track
 
@@ -52,10 +53,11 @@ def run(cfg: DictConfig) -> Comparison:
         notes = (images_note(name, matcher, cfg.data) for name, matcher in matchers.items())
         comparison.notes.extend(note for note in notes if note is not None)
         for name in timed if cfg.teacher_pairs else []:
-            cost = teacher_cost(instantiate(cfg.teacher), benchmark, cfg.teacher_pairs)
+            chosen = of_several_sources(benchmark, cfg.teacher_pairs)
+            cost = teacher_cost(instantiate(cfg.teacher), benchmark, chosen)
             comparison.evaluations[name].report.update(cost)
             comparison.notes.append(
-                f"The teacher was timed on {cfg.teacher_pairs} pairs that share no source image; the prompts of a source "
+                f"The teacher was timed on {len(chosen)} of the pairs, no two of one source image; the prompts of a source "
                 "point serve further targets, which then cost less."
             )
         curve = curve_of(cfg, student_files(cfg, rows))
@@ -70,11 +72,15 @@ def curve_of(cfg: DictConfig, students: list[str]) -> Path | None:
     return next((file for path in students if (file := Path(path).parent / "metrics.jsonl").is_file()), None)
 
 
-def teacher_cost(teacher: PairMatcher, benchmark: Benchmark, n_pairs: int) -> dict[str, float | int | None]:
-    """Times a teacher whose caches are empty: "latency_ms" per pair, and its "parameters"."""
-    order = by_source(benchmark)
-    step = max(1, len(order) // n_pairs)
-    chosen = [benchmark[number] for number in order[::step][:n_pairs]]
+def of_several_sources(benchmark: Benchmark, n_pairs: int) -> list[int]:
+    """Returns the numbers of up to ``n_pairs`` pairs, each of another source image; fewer where there are fewer of these."""
+    groups = by_source_image(benchmark)
+    return [group[0] for group in groups[:: max(1, len(groups) // n_pairs)][:n_pairs]]
+
+
+def teacher_cost(teacher: PairMatcher, benchmark: Benchmark, numbers: Sequence[int]) -> dict[str, float | int | None]:
+    """Times a teacher whose caches are empty on some pairs: "latency_ms" per pair, and its "parameters"."""
+    chosen = [benchmark[number] for number in numbers]
     parameters = getattr(teacher, "n_parameters", None)  # loads the weights, which is not to be timed
     start = time.perf_counter()
     for pairs in track(chosen, "time the teacher", unit="pairs"):
