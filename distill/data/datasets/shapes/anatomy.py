@@ -1,4 +1,4 @@
-"""What an object is made of: ellipsoids and boxes, and named keypoints on their surfaces.
+"""What an object is made of: ellipsoids and boxes, and named keypoints on or inside of them.
 
 Object frame: x points where the object faces, y to its left, z up; lengths are relative, the scene scales the whole.
 """
@@ -48,13 +48,13 @@ class Anatomy:
         return len(self.kind) - 1
 
     def mark(self, name: str, primitive: int, direction: Vector) -> None:
-        """Puts a keypoint on a primitive's surface.
+        """Puts a keypoint on a primitive's surface, or inside of it.
 
         Args:
             name: for example "left_eye".
             primitive: the number that :meth:`add` returned.
-            direction: in units of the half axes; an ellipsoid's point is where this direction leaves it, a box's is
-                this very point, so that (1, 1, 1) is a corner.
+            direction: in units of the half axes; an ellipsoid's point is where this direction leaves it, its centre
+                for (0, 0, 0); a box's is this very point, so that (1, 1, 1) is a corner.
         """
         local = np.asarray(direction, dtype=np.float64)
         if self.kind[primitive] == "ellipsoid" and local.any():

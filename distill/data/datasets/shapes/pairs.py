@@ -32,7 +32,12 @@ _BLOCK = 32
 
 _CACHES = ("scene", "image", "view", "block")
 
-SURFACE = 0.06  # half image sides; keypoints sit on or just below the surface
+SURFACE = 0.06
+"""Half image sides that a keypoint may lie below what is seen at its pixel and still count as visible.
+
+It is the same for all sizes of an object. Points inside of a large object's parts, such as a bicycle's crank, lie deeper and count
+as hidden; docs/limits.md says how many. Another value changes which points count, and with them WORLD_VERSION and all figures.
+"""
 
 
 class _Source(NamedTuple):
@@ -199,7 +204,9 @@ class ShapesPairs(Dataset[PairBatch]):
 
 
 def visible_keypoints(scene: Scene, depth: Tensor) -> Tensor:
-    """Returns (K,) bool: which keypoints lie in the image with nothing in front of them.
+    """Returns (K,) bool: which keypoints lie in the image, at most :data:`SURFACE` below what is seen at their pixel.
+
+    What is seen may be a part of the object itself.
 
     Args:
         scene: with K keypoints.
