@@ -1,6 +1,8 @@
 """Lists of pairs in CSV files, so that the same pairs can be scored again."""
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from distill.core.errors import DataError
@@ -12,6 +14,11 @@ COLUMNS = ["source_image", "target_image"]
 def pair_list(pairs: Sequence[tuple[str, str]]) -> str:
     """Returns the content of a list: CSV with the columns source_image and target_image."""
     return "\n".join([",".join(COLUMNS), *(f"{_quoted(src)},{_quoted(trg)}" for src, trg in pairs)]) + "\n"
+
+
+def pairs_fingerprint(names: Iterable[str]) -> str:
+    """Returns 16 hexadecimal digits that name a list of pairs, each of which is named, in its order."""
+    return hashlib.sha256(json.dumps(list(names)).encode()).hexdigest()[:16]
 
 
 def read_pair_list(file: Path, known: Sequence[str]) -> list[tuple[str, str]]:

@@ -1,7 +1,6 @@
 """What all data sets of photographs share: settings, checks, scoring conventions, and how broken files are treated."""
 
 import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from distill.data.annotations import ImageAnnotation, PairAnnotation, check_anno
 from distill.data.image_config import ImageConfig
 from distill.data.images import read_size
 from distill.data.masks import lookup, read_mask
+from distill.data.pair_list import pairs_fingerprint
 from distill.data.pair_sampling import MAX_PAIRS, count_pairs, sample_pairs
 from distill.data.pairs import AnnotatedImage, ImageView, Query, Scoring, Threshold, make_pair
 from distill.data.photographs import PhotographReader, original_hash, view_of
@@ -276,8 +276,7 @@ class PhotographPairs(Dataset[PairBatch], ABC):
 
     def fingerprint(self) -> str:
         """Returns a digest of which pairs these are, in which order; the same list gives the same figures."""
-        names = [self.pair_name(index) for index in range(len(self.pairs))]
-        return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
+        return pairs_fingerprint(self.pair_name(index) for index in range(len(self.pairs)))
 
     def _configure(self, image_config: ImageConfig) -> None:
         """Checks the settings that need no file."""

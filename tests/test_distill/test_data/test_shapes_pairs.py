@@ -8,12 +8,32 @@ from torch.utils.data import DataLoader
 from distill.core.errors import ConfigError
 from distill.data.datasets.shapes import ShapesPairs
 from distill.data.pairs import Query, collate_pairs
+from distill.evaluation.evaluate import evaluate
+from distill.matchers.box_relative import BoxRelative
 
 
 def test_the_same_seed_gives_the_same_pairs_and_another_does_not():
     first, again, other = (ShapesPairs("test", 4, seed, 32)[2] for seed in (0, 0, 1))
     assert torch.equal(first.src_img, again.src_img) and torch.equal(first.trg_kps, again.trg_kps)
     assert first.src_hash == again.src_hash != other.src_hash
+
+
+def test_a_report_says_which_world_and_pairs_its_figures_are_of():
+    settings = {"split": "test", "n_pairs": 8, "seed": 0, "size": 32, "difficulty": "medium"}
+    changes = ({}, {"split": "val"}, {"n_pairs": 9}, {"seed": 1}, {"difficulty": "hard"}, {"size": 16})
+    told = [
+        evaluate(BoxRelative(), ShapesPairs(**settings | change), "box", progress=False).report["pairs_fingerprint"]
+        for change in changes
+    ]
+    assert len(set(told[:-1])) == 5 and None not in told
+    assert told[0] == told[-1]  # the size says how the same pairs are seen
+
+
+def test_the_same_numbers_of_another_version_of_the_world_are_other_pairs(monkeypatch):
+    pairs = ShapesPairs("test", 8)
+    before = pairs.fingerprint()
+    monkeypatch.setattr("distill.data.datasets.shapes.pairs.WORLD_VERSION", -1)
+    assert pairs.fingerprint() != before
 
 
 def test_points_lie_inside_and_near_the_object():

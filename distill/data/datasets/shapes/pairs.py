@@ -17,6 +17,7 @@ from distill.data.datasets.shapes.categories import CATEGORIES, part_names
 from distill.data.datasets.shapes.images import SPLITS
 from distill.data.datasets.shapes.render import cast, render
 from distill.data.datasets.shapes.scene import Scene, find_difficulty, sample_scene
+from distill.data.pair_list import pairs_fingerprint
 from distill.data.pair_sampling import sample_pairs
 from distill.data.pairs import AnnotatedImage, ImageView, Query, Threshold, make_pair
 from distill.data.symmetry import named_groups
@@ -124,6 +125,13 @@ class ShapesPairs(Dataset[PairBatch]):
         (src, src_occluded), (trg, trg_occluded) = self.image(source), self.image(target)
         flags = variation(self.scene(source), self.scene(target), src_occluded, trg_occluded)
         return make_pair(src, trg, self.threshold, flags)
+
+    def fingerprint(self) -> str:
+        """Returns a digest of which pairs these are, in which order: of the world's version, seed, difficulty, split and scenes.
+
+        The size is not in it: it says how the same pairs are seen.
+        """
+        return pairs_fingerprint(f"{self._name(source)} -> {self._name(target)}" for source, target in self.pairs)
 
     def query(self, index: int) -> Query:
         """Returns which labels a pair has; nothing is rendered, rays are cast at the keypoints alone."""
