@@ -42,7 +42,7 @@ def ask(
     device: str = "cpu",
     progress: bool | PartsProgress = True,
 ) -> Iterator[Asked]:
-    """Yields the answers to all batches that have a point which counts.
+    """Yields the answers to all batches that have a point, whether it counts or not.
 
     Args:
         matcher: on ``device`` already.
@@ -61,9 +61,8 @@ def ask(
     n_pairs = len(cast(Sized, benchmark))
     for pairs in track(loader, f"evaluate {name}", progress, "pairs", n_pairs, lambda pairs: len(pairs.category)):
         numbers, first = range(first, first + len(pairs.category)), first + len(pairs.category)
-        counted = known(pairs)
-        if counted.any():
-            yield Asked(numbers, pairs, counted, *timed_answer(matcher, pairs, name, device))
+        if pairs.kps_mask.any():  # else what is asked, and kept, would depend on what falls into a batch
+            yield Asked(numbers, pairs, known(pairs), *timed_answer(matcher, pairs, name, device))
 
 
 def timed_answer(

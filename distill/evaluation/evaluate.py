@@ -209,7 +209,7 @@ class Collected:
             "n_images": len({name for pair in self.rows["images"] for name in pair}),
             **figures,
             "seconds": round(seconds, 3),
-            "latency_ms": round(1000 * seconds / n_pairs, 3),
+            "latency_ms": round(1000 * seconds / asked, 3),
         }
         shares = np.stack(self.rows.pop("image_pck"))
         if "pck" not in figures:

@@ -199,13 +199,20 @@ class StoredPredictions:
 
     def _find(self, src: Original, trg: Original, asked: NDArray, name: str) -> tuple[int, NDArray[np.intp]]:
         for row in self._rows.get((src.hash, trg.hash), []):
-            apart = np.abs(self.predictions.src_point[row] - asked[:, None]).max(-1)
+            kept = self.predictions.src_point[row]
+            apart = np.abs(kept - asked[:, None]).max(-1)
             if (apart.min(1) <= TOLERANCE).all():
-                return row, apart.argmin(1)
+                turns = np.abs(_turns(asked)[:, None] - _turns(kept))  # two parts may lie at one place, with an answer each
+                return row, np.lexsort((turns, apart))[:, 0]
         raise DataError(
             f"Expected predictions for all points in {self.file} but it has none for points of {name}; it is of other pairs "
             "or other photographs: give the data settings that they were made with, or evaluate the matcher again."
         )
+
+
+def _turns(points: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Returns (n,) how many equal points of (n, 2) come before each."""
+    return np.tril((points[:, None] == points).all(-1), -1).sum(1)
 
 
 def _relative(points: Tensor, content: Tensor) -> NDArray[np.float64]:

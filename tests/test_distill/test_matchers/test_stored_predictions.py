@@ -17,6 +17,7 @@ from distill.data.pairs import collate_pairs
 from distill.evaluation.browser import browsed_pairs
 from distill.evaluation.compare import compare
 from distill.evaluation.evaluate import evaluate
+from distill.matchers.box_relative import BoxRelative
 from distill.matchers.kept_heatmaps import Heatmaps
 from distill.matchers.oracle import Oracle
 from distill.matchers.stored_predictions import StoredPredictions
@@ -107,6 +108,41 @@ def test_stored_answers_are_compared_like_matchers(stored):
     matchers = {"teacher": Oracle(), "student": StoredPredictions(stored[1])}
     comparison = compare(matchers, ShapesPairs("val", 6), progress=False)
     assert comparison.evaluations["student"].report["pck"] == stored[0].report["pck"]
+
+
+def test_each_of_two_parts_at_one_place_of_the_source_keeps_its_own_answer(few, tmp_path):
+    """The parts 0 and 2 lie at one place, 1 and 3 at another; answers, confidences and preferred parts are all different."""
+    pair = few.items[2]  # four points
+    source = pair.src_kps[:, [0, 1, 0, 1]]
+    few.items = [pair._replace(src_kps=source)]
+    few.symmetric_groups = {"thing": [[0, 3], [1, 2]]}
+
+    class Fixed:
+        def __call__(self, src_img, trg_img, src_kps):
+            answers = torch.arange(8.0).reshape(1, 4, 2)
+            heatmap = gaussian_heatmap(pair.trg_kps[:, [3, 2, 1, 0]], (32, 32), (32, 32), 2.0)
+            return Matches(answers, torch.tensor([[0.1, 0.2, 0.3, 0.4]]), heatmap)
+
+    first = evaluate(Fixed(), few, "fixed", progress=False)
+    first.answers.write(tmp_path / "twice.npz")
+    matcher = StoredPredictions(tmp_path / "twice.npz")
+    answer = matcher.match_pairs(few[0])
+    np.testing.assert_allclose(answer.trg_kps[0].numpy(), np.arange(8.0).reshape(4, 2), atol=1e-6)
+    np.testing.assert_allclose(answer.confidence[0].numpy(), [0.1, 0.2, 0.3, 0.4])
+    assert matcher.choice(few[0])[0, :, 0].tolist() == [3, 2, 1, 0]
+    assert evaluate(matcher, few, "again", progress=False).report == first.report
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_what_is_kept_does_not_depend_on_the_pairs_that_are_asked_together(few, batch_size, tmp_path):
+    """A pair whose truth is not known is asked too, alone and among others, and scored nowhere."""
+    few.items[1] = few.items[1]._replace(trg_kps=few.items[1].trg_kps * torch.nan)
+    result = evaluate(BoxRelative(), few, "box", batch_size, progress=False)
+    assert [len(points) for points in result.answers.src_point] == [3, 1, 4, 2]
+    assert (result.report["n_pairs"], result.report["n_points"], result.pairs) == (3, 9, [0, 2, 3])
+    result.answers.write(tmp_path / "kept.npz")
+    again = evaluate(StoredPredictions(tmp_path / "kept.npz"), few, "again", 5 - batch_size, progress=False)
+    assert again.report == result.report
 
 
 def test_answers_to_other_pairs_or_points_are_refused(stored, few):
