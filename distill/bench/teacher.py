@@ -4,7 +4,7 @@ All variants run in one process, on the same weights, pairs and points.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -43,12 +43,14 @@ class FirstPairs(Subset):
 def variants(cfg: DictConfig) -> Iterator[tuple[str, dict[str, Any], int]]:
     """Yields name, configuration and number of pairs of every variant that ``cfg``, bench's, asks for.
 
-    Increments add up: each variant has its own settings and those of all before it, on top of the paper's.
+    Increments add up: each variant has its own settings and those of all before it, on top of the paper's. There are reference and
+    increments of the paper's method alone: other teachers have another kind of model, or none.
     """
     paper = _plain(cfg.paper)
-    if cfg.reference_pairs and paper["model"] is not None:
+    optimises = cfg.teacher._target_ == cfg.paper._target_
+    if cfg.reference_pairs and optimises:
         yield "reference", paper | _plain(cfg.reference), cfg.reference_pairs
-    if cfg.ablation and paper["model"] is not None:
+    if cfg.ablation and optimises:
         added: dict[str, Any] = {}
         for name, settings in _plain(cfg.increments).items():
             added |= settings
@@ -56,20 +58,27 @@ def variants(cfg: DictConfig) -> Iterator[tuple[str, dict[str, Any], int]]:
     yield "as configured", _plain(cfg.teacher), cfg.teacher_pairs
 
 
+def planned(cfg: DictConfig, benchmark: Benchmark) -> list[tuple[str, dict[str, Any], FirstPairs]]:
+    """Returns name, configuration and pairs of every variant.
+
+    Raises:
+        ConfigError: where ``benchmark`` has fewer pairs than a variant is measured on.
+    """
+    return [(name, config, FirstPairs(benchmark, n_pairs)) for name, config, n_pairs in variants(cfg)]
+
+
 def _plain(node: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in OmegaConf.to_container(node, resolve=True).items()}  # type: ignore[union-attr]
 
 
-def measure(matcher: Matcher | PairMatcher, name: str, benchmark: Benchmark, n_pairs: int) -> dict[str, Any]:
-    """Returns points per second, time and UNet passes per point, peak memory and PCK of ``matcher`` on some pairs.
+def measure(matcher: Matcher | PairMatcher, name: str, pairs: Benchmark) -> dict[str, Any]:
+    """Returns points per second, time and UNet passes per point, peak memory and PCK per image and per point of ``matcher`` on ``pairs``.
 
     Args:
         matcher: newly built, so that its caches are empty.
         name: of the variant.
-        benchmark: whose first pairs are matched.
-        n_pairs: how many.
+        pairs: that are matched.
     """
-    pairs = FirstPairs(benchmark, n_pairs)
     before = getattr(matcher, "passes", None)  # loads the weights, which is not to be timed
     start = time.perf_counter()
     with PeakMemory(device_of(matcher, "cpu")) as memory:
@@ -83,20 +92,22 @@ def measure(matcher: Matcher | PairMatcher, name: str, benchmark: Benchmark, n_p
         "per_second": round(points / seconds, 4),
         "latency_ms": round(1000 * seconds / report["n_pairs"], 1),
         "peak_memory_mib": memory.mib,
-        f"pck@{alpha_key(ALPHA)}": report["pck"]["point"][alpha_key(ALPHA)],
+        f"pck@{alpha_key(ALPHA)}": report["pck"]["image"][alpha_key(ALPHA)],
+        f"pck_point@{alpha_key(ALPHA)}": report["pck"]["point"][alpha_key(ALPHA)],
         "seconds_per_point": round(seconds / points, 3),
         "passes_per_point": passes,
         "points": points,
     }
 
 
-def measure_variants(cfg: DictConfig, benchmark: Benchmark, build: Callable[[Any], Any]) -> Iterator[dict[str, Any]]:
+def measure_variants(
+    found: Iterable[tuple[str, dict[str, Any], FirstPairs]], build: Callable[[Any], Any]
+) -> Iterator[dict[str, Any]]:
     """Yields a row for each variant, as it is measured.
 
     Args:
-        cfg: of the verb ``bench``.
-        benchmark: whose first pairs are matched.
+        found: what :func:`planned` returns.
         build: makes a matcher from its configuration.
     """
-    for name, config, n_pairs in list(variants(cfg)):
-        yield measure(build(config), name, benchmark, n_pairs)
+    for name, config, pairs in found:
+        yield measure(build(config), name, pairs)

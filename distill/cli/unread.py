@@ -42,6 +42,11 @@ def _does_not(key: str, *words: str) -> Callable[[DictConfig], bool]:
     return check
 
 
+def _optimises_no_prompts(config: DictConfig) -> bool:
+    """Returns whether the teacher that ``bench`` measures is of another class than the paper's method."""
+    return OmegaConf.select(config, "teacher._target_") != OmegaConf.select(config, "paper._target_")
+
+
 def _lacks_format(config: DictConfig) -> bool:
     return config.label.format is None
 
@@ -55,6 +60,7 @@ _MATCHER = (
     Unread(("ckpt",), _lacks("matcher", "ckpt"), "it is read by matcher=student"),
     Unread(("file",), _lacks("matcher", "file"), "it is read by matcher=onnx and matcher=predictions"),
 )
+_OF_PAPER = ("reference_pairs", "ablation", "ablation_pairs", "paper", "reference", "increments")
 UNREAD: dict[str, tuple[Unread, ...]] = {
     "fit": (_SPLITS,),
     "label": (
@@ -156,7 +162,12 @@ UNREAD: dict[str, tuple[Unread, ...]] = {
             _does_not("what", "student"),
             "it belongs to what=[student]",
         ),
-        Unread(("teacher", "teacher_pairs"), _does_not("what", "teacher"), "it belongs to what=[teacher]"),
+        Unread(("teacher", "teacher_pairs", *_OF_PAPER), _does_not("what", "teacher"), "it belongs to what=[teacher]"),
+        Unread(
+            tuple(key for key in _OF_PAPER if key != "reference_pairs"),  # 0 says what holds for other teachers anyway
+            _optimises_no_prompts,
+            "it belongs to teachers of prompt optimisation",
+        ),
         Unread(("labels",), _does_not("what", "labels"), "it belongs to what=[labels]"),
     ),
 }

@@ -2,11 +2,13 @@ import json
 import mmap
 
 import pytest
+import torch
 
 from distill.__main__ import main
-from distill.bench.teacher import FirstPairs, variants
+from distill.bench.teacher import FirstPairs, measure, variants
 from distill.cli.config import compose
 from distill.core.errors import ConfigError
+from distill.matchers.oracle import Oracle
 from distill.system.memory import PeakMemory
 
 SMALL = [
@@ -59,9 +61,26 @@ def test_the_papers_method_reads_layers_that_the_configured_model_has():
     assert found["reference"]["layers"] == list(cfg.teacher.layers) == found["as configured"]["layers"]
 
 
-def test_a_teacher_without_a_model_is_measured_alone():
-    names = [name for name, _, _ in variants(compose("bench", ["teacher=oracle", "ablation=true"]))]
-    assert names == ["as configured"]
+@pytest.mark.parametrize("teacher", ["oracle", "nearest_neighbour", "fused", "dift", "dit", "student", "hub"])
+def test_a_teacher_that_optimises_no_prompts_is_measured_alone(teacher):
+    cfg = compose("bench", [f"teacher={teacher}"])
+    cfg.ablation = True
+    assert [name for name, _, _ in variants(cfg)] == ["as configured"]
+
+
+def test_pck_of_a_teacher_is_per_image_as_that_of_a_student(few, make_pairs):
+    """One of four points is wrong, and in the other pair none of one: (75 + 100) / 2 per image, 4 of 5 per point."""
+    few.items = [make_pairs(n, seed=n) for n in (4, 1)]
+
+    class NearlyRight:
+        def match_pairs(self, asked):
+            answer = Oracle().match_pairs(asked)
+            miss = torch.zeros_like(answer.trg_kps)
+            miss[:, 1:2] = 100
+            return answer._replace(trg_kps=answer.trg_kps + miss)
+
+    row = measure(NearlyRight(), "nearly", few)
+    assert (row["pck@0.10"], row["pck_point@0.10"]) == (87.5, 80.0)
 
 
 def test_more_pairs_than_there_are_cannot_be_measured_on(few):

@@ -11,7 +11,7 @@ Examples:
   python -m distill bench teacher ablation=true ablation_pairs=4 paper.steps=13 paper.embeddings=1 paper.crops=4
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from distill.bench.chart import accuracy_chart
 from distill.bench.labels import label_rates
 from distill.bench.loader import loader_rates
 from distill.bench.student import StudentBench, student_rates
-from distill.bench.teacher import measure_variants
+from distill.bench.teacher import FirstPairs, measure_variants, planned
 from distill.cli.config import instantiate
 from distill.cli.datasets import as_trained, pairs_of
 from distill.cli.reporting import announce
@@ -40,29 +40,32 @@ TOLD_BY = ("what", "variant", "batch", "threads")
 
 
 def run(cfg: DictConfig) -> list[dict]:
-    """Measures, writes ``bench.json``, prints the table, and returns its rows.
+    """Measures, writes ``bench.json`` after each part, prints the table, and returns its rows.
 
     Raises:
-        ConfigError: when ``what`` is empty or names something that cannot be measured.
+        ConfigError: when ``what`` is empty or names something that cannot be measured, or for settings of a part that cannot work.
     """
-    measured: dict[str, Callable[[DictConfig, Benchmark], list[dict]]] = {
+    parts: dict[str, Callable[[DictConfig, Benchmark], Callable[[], list[dict]]]] = {
         "student": _students,
         "teacher": _teacher,
         "loader": _loader,
         "labels": _labels,
     }
     wanted = [cfg.what] if isinstance(cfg.what, str) else list(cfg.what)
-    unknown = [what for what in wanted if what not in measured]
+    unknown = [what for what in wanted if what not in parts]
     if unknown or not wanted:
-        raise ConfigError(f"Expected what to list {list(measured)} but got {unknown or wanted}; correct what=[...].")
-    if "student" in wanted:
-        _check_batches(cfg.batches)
+        raise ConfigError(f"Expected what to list {list(parts)} but got {unknown or wanted}; correct what=[...].")
     device = choose_device(cfg.device)
     benchmark: Benchmark = instantiate(cfg.data)
+    # All settings are checked before the first part is measured, but for those that a teacher checks when it is built: the
+    # libraries that it loads would count in the memory of what is measured before it.
+    waiting = [parts[what](cfg, benchmark) for what in wanted]
+    environment, rows = describe(), []
     with RunFolder.numbered(cfg) as folder:
         announce("bench", ", ".join(wanted), device, folder.path)
-        rows = [row for what in wanted for row in measured[what](cfg, benchmark)]
-        folder.write_json("bench.json", {"rows": rows, "environment": describe()})
+        while waiting:
+            rows += waiting.pop(0)()
+            folder.write_json("bench.json", {"rows": rows, "environment": environment})  # what is measured stays
         if accuracy_chart(rows, folder / "student.svg"):
             print(folder / "student.svg")
         print_rows(rows)
@@ -85,15 +88,15 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     )
 
 
-def _check_batches(batches: Sequence[object]) -> None:
-    whole = [batch for batch in batches if isinstance(batch, int) and not isinstance(batch, bool) and batch >= 1]
-    if not whole or len(whole) < len(batches):
-        raise ConfigError(
-            f"Expected batches to list numbers of pairs of at least 1 but got {list(batches)}; write batches=[1,8]."
-        )
+def _check_whole(name: str, numbers: Sequence[object], what: str, example: str) -> None:
+    whole = [number for number in numbers if isinstance(number, int) and not isinstance(number, bool) and number >= 1]
+    if not whole or len(whole) < len(numbers):
+        raise ConfigError(f"Expected {name} to list {what} of at least 1 but got {list(numbers)}; write {example}.")
 
 
-def _students(cfg: DictConfig, benchmark: Benchmark) -> list[dict]:
+def _students(cfg: DictConfig, benchmark: Benchmark) -> Callable[[], list[dict]]:
+    _check_whole("batches", cfg.batches, "numbers of pairs", "batches=[1,8]")
+    _check_whole("threads", cfg.threads, "numbers of threads", "threads=[1,2]")
     data, student = cfg.data, None
     if cfg.ckpt is not None:
         description, _ = read_student_file(cfg.ckpt)
@@ -107,32 +110,35 @@ def _students(cfg: DictConfig, benchmark: Benchmark) -> list[dict]:
     )
     calibration = pairs_of(data, "train", DictConfig({"n_pairs": cfg.calibration_pairs})) if "int8" in wanted else None
     student = student or instantiate(cfg.student)
-    threads = [int(number) for number in cfg.threads]
     bench = StudentBench(
         data.size,
         list(cfg.batches),
         cfg.repeats,
-        threads,
+        list(cfg.threads),
         wanted,
         cfg.compiled,
         pairs,
         calibration,
         choose_device(cfg.device),
     )
-    return student_rates(student, network_name(student), bench)
+    return partial(student_rates, student, network_name(student), bench)
 
 
-def _teacher(cfg: DictConfig, benchmark: Benchmark) -> list[dict]:
+def _teacher(cfg: DictConfig, benchmark: Benchmark) -> Callable[[], list[dict]]:
+    return partial(_measured_teacher, planned(cfg, benchmark))
+
+
+def _measured_teacher(found: Iterable[tuple[str, dict[str, Any], FirstPairs]]) -> list[dict]:
     rows = []
-    for row in measure_variants(cfg, benchmark, instantiate):
+    for row in measure_variants(found, instantiate):
         rows.append({**row, "threads": torch.get_num_threads()})
         print(f"{row['variant']}: {row['seconds_per_point']:g} s/point", flush=True)
     return rows
 
 
-def _loader(cfg: DictConfig, benchmark: Benchmark) -> list[dict]:
-    return loader_rates(partial(instantiate, cfg.data))
+def _loader(cfg: DictConfig, benchmark: Benchmark) -> Callable[[], list[dict]]:
+    return partial(loader_rates, partial(instantiate, cfg.data))
 
 
-def _labels(cfg: DictConfig, benchmark: Benchmark) -> list[dict]:
-    return label_rates(cfg.labels)
+def _labels(cfg: DictConfig, benchmark: Benchmark) -> Callable[[], list[dict]]:
+    return partial(label_rates, cfg.labels)

@@ -171,6 +171,12 @@ def test_an_experiment_whose_weights_cannot_be_fetched_says_so(photos, tmp_path,
         ("data", ["pairs_per_image=2"], "pairs_per_image"),
         ("data", ["action=check", "images=2"], "images"),
         ("bench", ["what=[loader]", "batches=[1]"], "batches"),
+        (
+            "bench",
+            ["what=[labels]", "ablation=true", "paper.steps=3", "reference_pairs=5"],
+            "ablation, paper.steps, reference_pairs",
+        ),
+        ("bench", ["what=[teacher]", "teacher=dift", "ablation=true", "ablation_pairs=2"], "ablation, ablation_pairs"),
         ("export", ["ckpt=a", "data.split=test", "data.n_pairs=5"], "data.split, data.n_pairs"),
         ("export", ["ckpt=a", "data.size=448"], "data.size"),
         ("export", ["ckpt=a", "bundle=b", "file=s.onnx", "precision=fp16"], "file, precision"),
@@ -189,6 +195,8 @@ def test_keys_with_an_effect_are_taken():
     compose("label", ["label.action=status", "label.coverage=true", "data.size=32"])
     compose("match", ["matcher=rescored", "ckpt=a", "src=a", "trg=b", "points=[]"])
     compose("bench", ["what=student", "batches=[1]"])
+    compose("bench", ["what=teacher", "teacher=dift", "reference_pairs=0"])
+    compose("bench", ["what=teacher", "teacher=prompt_optimization_paper", "ablation=true", "paper.steps=3"])
     compose("data", ["action=pair", "pairs_per_image=2"])
     compose("ablate", ["suite=shapes", "seeds=[1]"])
     compose("export", ["ckpt=a", "file=s.onnx", "precision=int8", "calibration_pairs=4", "data=cub", "data.root=c"])
@@ -318,11 +326,40 @@ def test_a_folder_without_labels_is_no_label_store(action, tmp_path, capsys):
         ("batches=[]", "Expected batches to list numbers of pairs of at least 1 but got []"),
         ("batches=[1.5]", "Expected batches to list numbers of pairs of at least 1 but got [1.5]"),
         ("batches=[true]", "Expected batches to list numbers of pairs of at least 1 but got [True]"),
+        ("threads=[0]", "Expected threads to list numbers of threads of at least 1 but got [0]; write threads=[1,2]."),
+        ("threads=[]", "Expected threads to list numbers of threads of at least 1 but got []"),
     ],
 )
 def test_bench_refuses_numbers_that_measure_nothing(extra, message, tmp_path, capsys):
     assert message in refused(["bench", "what=[student]", extra, f"run.dir={tmp_path}/r", "device=cpu"], capsys)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["what=[labels,student]", "precisions=[fp8]"], "Expected precisions among"),
+        (["what=[labels,student]", "threads=[0]"], "Expected threads to list"),
+        (["what=[labels,student]", "ckpt=none.safetensors"], "none.safetensors"),
+        (["what=[labels,teacher]", "teacher=nearest_neighbour", "teacher_pairs=9"], "between 1 and 4 to measure on"),
+    ],
+)
+def test_bench_refuses_settings_of_its_last_part_before_it_measures_the_first(
+    extra, message, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("distill.cli.commands.bench.label_rates", lambda labels: pytest.fail("measured"))
+    shared = ["labels=8000", "data.n_pairs=4", f"run.dir={tmp_path}/r", "device=cpu"]
+    assert message in refused(["bench", *extra, *shared], capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_in_a_later_part_of_bench_loses_nothing_that_was_measured(tmp_path, capsys, monkeypatch):
+    row = {"what": "labels", "variant": "write", "batch": 1, "threads": 1, "latency_ms": 1.0}
+    monkeypatch.setattr("distill.cli.commands.bench.label_rates", lambda labels: [row])
+    settings = ["what=[labels,teacher]", "teacher=nearest_neighbour", "teacher.model.backbone=resnet1O"]
+    message = refused(["bench", *settings, "data.n_pairs=4", f"run.dir={tmp_path}/r", "device=cpu"], capsys)
+    assert "did you mean" in message
+    assert json.loads((tmp_path / "r" / "bench.json").read_text())["rows"] == [row]
 
 
 @pytest.mark.parametrize(
