@@ -12,6 +12,7 @@ Examples:
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from distill.cli import matcher_rows
 from distill.cli.commands import fit
 from distill.cli.config import compose
+from distill.cli.datasets import has_truth, pairs_of
 from distill.cli.fit_parts import settle
 from distill.cli.run_folder import RunFolder, check_same
 from distill.core.errors import ConfigError
@@ -31,8 +33,8 @@ def run(cfg: DictConfig) -> list[dict[str, Any]]:
     """Trains what is missing, writes and prints the table, and returns its rows.
 
     Raises:
-        ConfigError: without variants or seeds, for a seed that comes twice, and for a variant that cannot be composed;
-            before anything is trained.
+        ConfigError: without variants or seeds, for a seed that comes twice, for a variant that cannot be composed, and for one
+            that is not compared with its teacher; before anything is trained.
     """
     if "matcher" in cfg.suite:
         return matcher_rows.run(cfg)
@@ -46,6 +48,7 @@ def run(cfg: DictConfig) -> list[dict[str, Any]]:
         name: [compose("fit", [*common, *changes, f"seed={seed}", f"run.dir={folder}/{name}/{seed}"]) for seed in seeds]
         for name, changes in variants.items()
     }  # every variant is composed before the first is trained: a mistyped key is found now
+    check_compared([fitted for configs in plan.values() for fitted in configs])
     reports = {name: [report_of(fitted) for fitted in configs] for name, configs in plan.items()}
     rows = summary(reports)
     RunFolder(folder).write_json("ablation.json", {"rows": rows, "variants": variants, "seeds": seeds})
@@ -62,6 +65,25 @@ def print_summary(rows: list[dict[str, Any]]) -> None:
         print(f"note: {sentence.rstrip('.')}")
 
 
+def check_compared(fits: Sequence[DictConfig]) -> None:
+    """Raises a :class:`ConfigError` when one of the fits that are to be trained has no annotated test pairs, without which no table is made.
+
+    Raises:
+        DataError: when test pairs cannot be read.
+    """
+    for cfg in {f"{cfg.data} {cfg.test}": cfg for cfg in fits if not _report_file(cfg).is_file()}.values():
+        if cfg.test.n_pairs == 0 or not has_truth(pairs_of(cfg.data, "test", cfg.test)):
+            found = "test.n_pairs=0" if cfg.test.n_pairs == 0 else "none"
+            raise ConfigError(
+                f"Expected test pairs with annotated points, on which ablate compares students and teachers, but got {found}; "
+                "add base=['test.n_pairs=600'], or annotate some photographs."
+            )
+
+
+def _report_file(cfg: DictConfig) -> Path:
+    return Path(cfg.run.dir) / "metrics.json"
+
+
 def report_of(cfg: DictConfig) -> dict[str, Any]:
     """Returns the ``metrics.json`` of a fit, which is trained if it is not finished.
 
@@ -69,7 +91,7 @@ def report_of(cfg: DictConfig) -> dict[str, Any]:
         ConfigError: when the folder holds a fit with another configuration.
     """
     settle(cfg)
-    finished, written = Path(cfg.run.dir) / "metrics.json", Path(cfg.run.dir) / "config.yaml"
+    finished, written = _report_file(cfg), Path(cfg.run.dir) / "config.yaml"
     if not finished.is_file():
         cfg.run.resume = written.is_file()
         fit.run(cfg)

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 from distill.__main__ import main
 from distill.cli.commands.ablate import print_summary
@@ -50,6 +51,27 @@ def test_the_variants_of_every_suite_are_fits(suite):
 def test_bad_seeds_are_refused_before_anything_is_trained(tmp_path, capsys):
     assert main(["ablate", "seeds=[0,0]", f"run.dir={tmp_path}/a"]) == 2
     assert "seeds, each once" in capsys.readouterr().err and not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("annotated", [True, False])
+def test_fits_that_are_not_compared_with_their_teacher_are_refused_before_the_first(
+    annotated, tmp_path, capsys, monkeypatch
+):
+    """A traceback about metrics.json, or about a row "teacher", came after the first training."""
+    monkeypatch.setattr("distill.cli.commands.fit.run", lambda cfg: pytest.fail("trained"))
+    base, found = "['test.n_pairs=0']", "test.n_pairs=0"
+    if not annotated:
+        for number in range(24):
+            (tmp_path / "photos/cat").mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / f"photos/cat/{number}.png")
+        base, found = f"['data=folder','data.root={tmp_path}/photos','data.size=32','test.n_pairs=4']", "none"
+    assert main(["ablate", "seeds=[0]", f"run.dir={tmp_path}/a", f"base={base}"]) == 2
+    error = capsys.readouterr().err
+    assert (
+        f"Expected test pairs with annotated points, on which ablate compares students and teachers, but got {found};"
+        in error
+    )
+    assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.slow
