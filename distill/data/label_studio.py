@@ -96,7 +96,12 @@ def _read(name: str, regions: list[dict[str, Any]]) -> ImageKeypoints:
     ((height, width),) = sizes
     points: dict[str, tuple[float, float]] = {}
     for region in regions:
-        (part,) = region["value"]["keypointlabels"]
+        labels = region["value"]["keypointlabels"]
+        if len(labels) != 1:
+            raise ValueError(
+                f"a point of {name} is labelled {labels} where one part is expected; give each part a point of its own"
+            )
+        part = labels[0]
         x, y = float(region["value"]["x"]), float(region["value"]["y"])
         if part in points:
             raise ValueError(f"{name} has {part} twice; points belong to one object: crop one image for each object")

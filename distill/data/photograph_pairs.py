@@ -274,6 +274,10 @@ class PhotographPairs(Dataset[PairBatch], ABC):
         src, trg = self.pairs[index]
         return f"{src} -> {trg}"
 
+    def image_pairs(self) -> list[tuple[str, str]]:
+        """Returns the names of the source and of the target image of each pair."""
+        return list(self.pairs)
+
     def fingerprint(self) -> str:
         """Returns a digest of which pairs these are, in which order; the same list gives the same figures."""
         return pairs_fingerprint(self.pair_name(index) for index in range(len(self.pairs)))

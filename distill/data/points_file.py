@@ -77,10 +77,12 @@ def read_points_file(file: Path, known: list[str], by_person: bool = False, root
     given = {n: _without(image, image.confidence if by_person else ()) for n, image in found.images.items()}
     sure = {name: _without(image, image.unsure) for name, image in given.items()}
     images = {name: image for name, image in sure.items() if image.points}
-    if not images:
+    if not images and any(image.points for image in found.images.values()):
         raise DataError(
             f"Expected annotated points in {file} but a matcher was unsure of all; correct or confirm some."
         )
+    if not images:
+        raise DataError(f"Expected annotated points in {file} but it has none; give some as image, part, x, y.")
     return replace(found, images=images, with_unsure={name: image for name, image in given.items() if image.points})
 
 
@@ -139,7 +141,7 @@ def _told(file: Path, read: Callable[[], T]) -> T:
 def _is_deeplabcut(file: Path) -> bool:
     try:
         with file.open(encoding="utf-8-sig", newline="") as text:
-            return next(csv.reader(text), [""])[0] == "scorer"
+            return next(csv.reader(text), [])[:1] == ["scorer"]  # the first line may be empty
     except (OSError, UnicodeDecodeError, csv.Error):
         return False  # the reader of CSV says what is wrong
 

@@ -337,5 +337,7 @@ def _reports(comparison: Comparison) -> Sequence[tuple[str, dict[str, Any]]]:
 
 
 def _base(comparison: Comparison) -> str:
+    if comparison.first.report["convention"] == "paper":
+        return "that of the paper's convention, in images of 512 x 512 px"
     words = {"bbox": "the longer side of the target's box", "img": "the longer side of the target image"}
     return words.get(comparison.first.report["threshold"], "the longer side of the box around the target's points")

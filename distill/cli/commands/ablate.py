@@ -66,9 +66,10 @@ def print_summary(rows: list[dict[str, Any]]) -> None:
 
 
 def check_compared(fits: Sequence[DictConfig]) -> None:
-    """Raises a :class:`ConfigError` when one of the fits that are to be trained has no annotated test pairs, without which no table is made.
+    """Checks that each fit that is to be trained has annotated test pairs, of which the table is made.
 
     Raises:
+        ConfigError: when one has none.
         DataError: when test pairs cannot be read.
     """
     for cfg in {f"{cfg.data} {cfg.test}": cfg for cfg in fits if not _report_file(cfg).is_file()}.values():

@@ -91,7 +91,7 @@ def describe(cfg: DictConfig) -> dict:
                 "skipped": benchmark.skipped,
                 "ignored": benchmark.ignored,
             }
-            folder.write_text("pairs.csv", pair_list(benchmark.pairs))
+            folder.write_text("pairs.csv", pair_list(benchmark.image_pairs()))
         folder.write_json("description.json", description)
         sheet.draw().save(folder / "contact_sheet.png")
         for key, value in description.items():

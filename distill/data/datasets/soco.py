@@ -79,6 +79,11 @@ class SOCOPairs(PhotographPairs):
         """See :class:`PhotographPairs`; the group and the name of the pair's file."""
         return "/".join(self.pairs[index])
 
+    def image_pairs(self) -> list[tuple[str, str]]:
+        """See :class:`PhotographPairs`; they stand in the pairs' files."""
+        found = map(self.pair_annotation, range(len(self)))
+        return [(pair.src.name, pair.trg.name) for pair in found]
+
     def pair_annotation(self, index: int) -> PairAnnotation:
         """See :class:`PhotographPairs`.
 

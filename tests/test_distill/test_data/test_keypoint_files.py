@@ -279,9 +279,10 @@ def test_label_studios_tasks_are_read_by_their_images_address(tmp_path):
             "annotations": [{"result": list(regions), "was_cancelled": cancelled}],
         }
 
-    def region(part: str, x: float, y: float, **more: object) -> dict:
+    def region(part: str | list[str], x: float, y: float, **more: object) -> dict:
         size = {"original_width": 60, "original_height": 40, "image_rotation": 0}
-        return {"type": "keypointlabels", "value": {"x": x, "y": y, "keypointlabels": [part]}, **size, **more}
+        parts = part if isinstance(part, list) else [part]
+        return {"type": "keypointlabels", "value": {"x": x, "y": y, "keypointlabels": parts}, **size, **more}
 
     other = {"type": "rectanglelabels", "value": {}}
     file = tmp_path / "tasks.json"
@@ -299,12 +300,26 @@ def test_label_studios_tasks_are_read_by_their_images_address(tmp_path):
     }
     for wrong, message in (
         ([region("nose", 1, 1), region("nose", 2, 2)], "has nose twice"),
+        ([region(["nose", "tail"], 1, 1)], r"a point of cat/a.jpg is labelled \['nose', 'tail'\] where one part is"),
+        ([region([], 1, 1)], r"a point of cat/a.jpg is labelled \[\] where one part is expected"),
         ([region("nose", 101, 1)], r"at \(101, 1\) percent"),
         ([region("nose", 1, 1, image_rotation=90)], "of a rotated image"),
     ):
         file.write_text(json.dumps([task("cat/a.jpg", *wrong)]))
         with pytest.raises(DataError, match=message):
             read_points_file(file, known)
+
+
+def test_a_csv_file_may_begin_with_an_empty_line(tmp_path):
+    (tmp_path / "points.csv").write_text("\nimage,part,x,y\ncat/a.jpg,nose,1,2\n")
+    assert read_keypoints(tmp_path / "points.csv", ["cat/a.jpg"]).images["cat/a.jpg"].points == {"nose": (1.0, 2.0)}
+
+
+@pytest.mark.parametrize("content", ["{}", '{"cat/a.jpg": {"points": {}}}'])
+def test_a_file_without_points_is_not_said_to_be_of_an_unsure_matcher(content, tmp_path):
+    (tmp_path / "points.json").write_text(content)
+    with pytest.raises(DataError, match=r"Expected annotated points in .*points\.json but it has none; give some"):
+        read_points_file(tmp_path / "points.json", ["cat/a.jpg"])
 
 
 def test_files_that_name_no_category_get_it_from_the_sub_folder(layout):

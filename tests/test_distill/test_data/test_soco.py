@@ -79,6 +79,13 @@ def test_the_truth_scores_full_marks_and_the_doctor_recognises_the_layout(root):
     assert recognised(root) == "soco"
 
 
+def test_the_list_of_pairs_that_describe_writes_names_images(root, tmp_path):
+    """A pair is known by its group and its file here, which stood in the columns of source and target."""
+    data = ["data=soco", f"data.root={root}", "data.split=cross", "data.size=32", f"run.dir={tmp_path}/d"]
+    assert main(["data", "describe", *data]) == 0
+    assert (tmp_path / "d/pairs.csv").read_text() == 'source_image,target_image\n"bus/bus_1.JPEG","car/car_2.JPEG"\n'
+
+
 def test_points_that_are_numbered_by_pair_are_converted_as_pairs_only(root, tmp_path, capsys):
     edit(root, trg_bndbox=None)
     data = ["data", "convert", "data=soco", f"data.root={root}", "data.split=intra"]

@@ -168,6 +168,17 @@ def test_a_metric_of_the_users_own_that_says_nothing_is_null(few):
     assert report["metrics"]["mine"] == {"a": None, "b": None, "c": 1.0}
 
 
+def test_a_report_by_the_papers_convention_does_not_name_the_base_of_the_usual_one(few):
+    """It is the source's box in SPair-71k, the source's points in PF-WILLOW, and a side of 512 px in PF-PASCAL."""
+    few.convention = "paper"
+    text = markdown(compare({"a": Oracle(), "b": Off(1.0)}, few, "a", progress=False))
+    assert "the tolerance base (that of the paper's convention, in images of 512 x 512 px)" in text
+    few.convention = "canonical"
+    assert "the longer side of the target's box" in markdown(
+        compare({"a": Oracle(), "b": Off(1.0)}, few, "a", progress=False)
+    )
+
+
 def test_a_confidence_that_is_not_a_number_is_refused(few):
     class Unsure(Oracle):
         def match_pairs(self, pairs):
