@@ -252,7 +252,8 @@ def query_of(benchmark: Benchmark, number: int) -> Query:
 
 def by_source_image(benchmark: Benchmark) -> list[list[int]]:
     """Returns the numbers of all pairs, those with the same source image in one list."""
-    pairs = getattr(benchmark, "pairs", None)
+    named = getattr(benchmark, "image_pairs", None)  # pairs may be known by other names than their images'
+    pairs = named() if named is not None else getattr(benchmark, "pairs", None)
     numbers = range(len(benchmark))
     sources = [source for source, _ in pairs] if pairs is not None else [query_of(benchmark, n).src for n in numbers]
     groups = defaultdict(list)

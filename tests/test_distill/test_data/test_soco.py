@@ -15,6 +15,7 @@ from distill.data.datasets.soco import SOCOPairs
 from distill.data.datasets.spair71k import SPairPairs
 from distill.data.download import RECIPES, extract
 from distill.evaluation.evaluate import evaluate
+from distill.labels.generate import by_source_image
 from distill.matchers.oracle import Oracle
 
 
@@ -84,6 +85,15 @@ def test_the_list_of_pairs_that_describe_writes_names_images(root, tmp_path):
     data = ["data=soco", f"data.root={root}", "data.split=cross", "data.size=32", f"run.dir={tmp_path}/d"]
     assert main(["data", "describe", *data]) == 0
     assert (tmp_path / "d/pairs.csv").read_text() == 'source_image,target_image\n"bus/bus_1.JPEG","car/car_2.JPEG"\n'
+
+
+def test_pairs_of_one_group_have_sources_of_their_own(root):
+    folder = root / "PairAnnotations/intra/car"
+    other = json.loads((folder / "00001.json").read_text())
+    for side in ("image", "imsize", "bndbox", "keypoints"):
+        other[f"src_{side}"], other[f"trg_{side}"] = other[f"trg_{side}"], other[f"src_{side}"]
+    (folder / "00002.json").write_text(json.dumps(other))
+    assert by_source_image(SOCOPairs(str(root), "intra", size=32)) == [[0], [1]]
 
 
 def test_points_that_are_numbered_by_pair_are_converted_as_pairs_only(root, tmp_path, capsys):
