@@ -22,14 +22,16 @@ ROOT = Path(__file__).resolve().parents[1]
 
 MAX_PROCESSES = 4
 """Each process holds up to three GiB."""
+TOGETHER = "tests/test_distill/test_export/"
+"""A folder whose files stay in one process: they share exports, which take ten seconds each."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """Spreads whole folders of tests over processes, one thread each, where the command does not say how.
 
-    A file stays in one process, which shares its fixtures. Without pytest-xdist, with ``-n 0``, for single files, under
-    a debugger, with ``-s`` and on a card (``-m gpu``), all tests run in one process.
+    A file stays in one process, which shares its fixtures, and so do the files of :data:`TOGETHER`. Without pytest-xdist,
+    with ``-n 0``, for single files, under a debugger, with ``-s`` and on a card (``-m gpu``), all tests run in one process.
     """
     option = config.option
     if hasattr(config, "workerinput") or not config.pluginmanager.hasplugin("xdist"):
@@ -47,6 +49,22 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
             option.dist, option.loadscopereorder = "loadfile", False
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """Hands out whole files, those of :data:`TOGETHER` as if they were one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _scope(super()._split_scope(nodeid))
+
+    return Files(config, log) if config.option.dist == "loadfile" else None
+
+
+def _scope(file: str) -> str:
+    return TOGETHER if file.startswith(TOGETHER) else file
+
+
 def pytest_configure() -> None:
     """Lets Python search for reference cycles less often, which takes an eighth of the time of an import or an export."""
     gc.set_threshold(20_000, 10, 10)
@@ -59,8 +77,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in on_cards:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
     if hasattr(config, "workerinput"):
-        slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-        items.sort(key=lambda item: -slow[item.path])
+        slow = Counter(_scope(item.nodeid.partition("::")[0]) for item in items if item.get_closest_marker("slow"))
+        items.sort(key=lambda item: -slow[_scope(item.nodeid.partition("::")[0])])
 
 
 def _has_card() -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from distill.core.errors import ConfigError
-from distill.export.onnx import export_student
+from distill.export.graph import OPSET
 from student import FeatureTeacher, FusedFeatures, NearestNeighbour, StudentMatcher
 from student.backbone import Backbone
 
@@ -136,10 +136,26 @@ def test_an_image_is_made_smaller_in_onnx_as_in_torch(backbones, tmp_path):
     np.testing.assert_allclose(found, smaller(image).numpy(), atol=1e-5)
 
 
+class Describing(nn.Module):
+    """The part of a student that scales concern."""
+
+    def __init__(self, student: StudentMatcher) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.student.describe(images)
+
+
 def test_a_transformer_of_several_scales_is_exported(tmp_path):
     torch.manual_seed(0)
-    student = StudentMatcher("test_vit", [16], 8, scales=[1.0, 0.5])
-    assert export_student(student, tmp_path / "student.onnx", 64).points_px < 0.01
+    student, images = StudentMatcher("test_vit", [16], 8, scales=[1.0, 0.5]).eval(), torch.rand(2, 3, 64, 64)
+    student.freeze_for_export(64)
+    describe = Describing(student)
+    free = {"dynamic_shapes": ({0: torch.export.Dim.DYNAMIC},), "opset_version": OPSET}
+    torch.onnx.export(describe, (images,), dynamo=True, verbose=False, **free).save(tmp_path / "maps.onnx")
+    (found,) = onnxruntime.InferenceSession(tmp_path / "maps.onnx").run(None, {"images": images.numpy()})
+    np.testing.assert_allclose(found, describe(images).detach().numpy(), atol=1e-4)
 
 
 def test_a_transformer_of_one_scale_is_fixed_at_the_size_that_it_sees():
