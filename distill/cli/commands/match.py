@@ -25,7 +25,7 @@ Examples:
 import csv
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from omegaconf import DictConfig
@@ -77,20 +77,9 @@ def run(cfg: DictConfig) -> dict:
         raise DataError(
             "Expected trg, a target image, a list of them or a folder, but got none; only a video needs none."
         )
-    src_img = read_image(src)
-    points = read_points(cfg.points, src) if cfg.points is not None else Points(src_img.new_zeros(1, 0, 2), [])
-    if cfg.points is not None:
-        check_points(points.xy, src_img, "points")
-    if cfg.dense is not None:
-        grid_size(src_img, cfg.dense)  # an error before points are matched
-    check_threshold(cfg.unsure)
-    files, from_folder = targets(cfg.trg, src)
-    check_text([src, *files])
-    if points.names:
-        check_apart(src, files)
-    device = choose_device(cfg.device)
-    images = {file: read_image(file) for file in files} if not from_folder else None  # an error before anything is made
-    matcher = _matcher(cfg)
+    source = _source(cfg, src)
+    files, images = _targets(cfg, source)
+    device, matcher = choose_device(cfg.device), _matcher(cfg)
     found: dict[Path, Rows] = {}
     with RunFolder.numbered(cfg) as folder:
         if len(files) > 1:
@@ -102,27 +91,62 @@ def run(cfg: DictConfig) -> dict:
                 except DataError as error:
                     print(f"left out: {error}")
                     continue
-                name = numbered(number, file)
-                rows = answer(matcher, src_img, trg_img, points, cfg, device) if points.names else []
-                if points.names:
-                    path = folder / ("match.png" if len(files) == 1 else f"pictures/{name}.png")
-                    picture(path, src_img, trg_img, points.xy[0], rows)
-                if cfg.dense is not None:
-                    flow = "flow" if len(files) == 1 else f"flow/{name}"
-                    print(write_flow(folder, flow, matcher, (src_img, trg_img), cfg, device))
-                found[file] = rows
-            if not found:
-                raise DataError(
-                    f"Expected images that can be read in {cfg.trg} but none of {len(files)} can; see above."
-                )
+                name = numbered(number, file) if len(files) > 1 else None
+                found[file] = _match_target(matcher, source, trg_img, cfg, folder, name)
         finally:  # what was found stays where a later target ends the command
             if found:
-                matches = write(folder, src, found, points)
-                if points.names:
-                    write_keypoints(folder, src, found, points, cfg.unsure)
-    if points.names:
+                matches = write(folder, src, found, source.points)
+                if source.points.names:
+                    write_keypoints(folder, src, found, source.points, cfg.unsure)
+        if not found:
+            raise DataError(f"Expected images that can be read in {cfg.trg} but none of {len(files)} can; see above.")
+    if source.points.names:
         tell(folder, found)
     return matches
+
+
+class _Source(NamedTuple):
+    """What is matched: an image file, its image (1, 3, H, W), and the points on it, which may be none."""
+
+    file: Path
+    image: Tensor
+    points: Points
+
+
+def _source(cfg: DictConfig, src: Path) -> _Source:
+    image = read_image(src)
+    points = Points(image.new_zeros(1, 0, 2), [])
+    if cfg.points is not None:
+        points = read_points(cfg.points, src)
+        check_points(points.xy, image, "points")
+    if cfg.dense is not None:
+        grid_size(image, cfg.dense)  # an error before points are matched
+    check_threshold(cfg.unsure)
+    return _Source(src, image, points)
+
+
+def _targets(cfg: DictConfig, source: _Source) -> tuple[list[Path], dict[Path, Tensor] | None]:
+    """Returns the files, and their images where they are not those of a folder: an error before anything is made."""
+    files, from_folder = targets(cfg.trg, source.file)
+    check_text([source.file, *files])
+    if source.points.names:
+        check_apart(source.file, files)
+    return files, None if from_folder else {file: read_image(file) for file in files}
+
+
+def _match_target(
+    matcher: Matcher, source: _Source, trg_img: Tensor, cfg: DictConfig, folder: RunFolder, name: str | None
+) -> Rows:
+    """Writes the picture and the flow field of a target, and returns the answers; ``name`` is None for the only target."""
+    device, points = choose_device(cfg.device), source.points
+    rows = answer(matcher, source.image, trg_img, points, cfg, device) if points.names else []
+    if points.names:
+        path = folder / ("match.png" if name is None else f"pictures/{name}.png")
+        picture(path, source.image, trg_img, points.xy[0], rows)
+    if cfg.dense is not None:
+        flow = "flow" if name is None else f"flow/{name}"
+        print(write_flow(folder, flow, matcher, (source.image, trg_img), cfg, device))
+    return rows
 
 
 def numbered(number: int, file: Path) -> str:
