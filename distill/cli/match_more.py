@@ -74,7 +74,7 @@ def follow(cfg: DictConfig, matcher: Matcher, device: str) -> dict[str, Any]:
         replacing(folder / "tracks.mp4") as unfinished,
         VideoWriter(unfinished) as video,
     ):
-        for frame in itertools.islice(itertools.chain([first], _readable(frames)), cfg.frames):
+        for frame in itertools.islice(itertools.chain([first], until_damaged(frames)), cfg.frames):
             found = match_images(matcher, src_img, as_image(frame), points.xy, cfg.size, device, cfg.resize)
             answers = {"target": found.trg_kps[0].numpy()}
             panel = match_panel(src_img[0], as_image(frame)[0], points.xy[0].numpy(), answers, side=384)
@@ -94,7 +94,7 @@ def follow(cfg: DictConfig, matcher: Matcher, device: str) -> dict[str, Any]:
     return {"src": str(src), "frames": count, "tracks": rows}
 
 
-def _readable(frames: Iterator[Frame]) -> Iterator[Frame]:
+def until_damaged(frames: Iterator[Frame]) -> Iterator[Frame]:
     """Yields the frames up to the first that cannot be read."""
     try:
         yield from frames

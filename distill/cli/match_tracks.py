@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch import Tensor
 
-from distill.cli.match_more import as_image
+from distill.cli.match_more import as_image, until_damaged
 from distill.cli.run_folder import RunFolder
 from distill.core.errors import ConfigError, DataError
 from distill.core.geometry import image_size
@@ -63,7 +63,7 @@ def _followed(
     found, confidence = np.full((count, length, 2), np.nan), np.full((count, length), np.nan)
     sources: dict[int, Tensor] = {}
     number = -1
-    for frame in read_frames(cfg.src):
+    for frame in until_damaged(read_frames(cfg.src)):
         number, image = frame.number, as_image(frame)
         if number >= length:
             break
