@@ -10,6 +10,7 @@ from distill.cli.config import instantiate
 from distill.cli.processes import is_first_process
 from distill.core.errors import ConfigError, DataError, DistillError
 from distill.core.protocols import Benchmark
+from distill.data.datasets.folder import of_split
 from distill.data.photograph_pairs import EmptySplit
 
 
@@ -93,9 +94,18 @@ def fit_pairs(cfg: DictConfig) -> tuple[Benchmark, Benchmark, Benchmark | None]:
     if is_first_process():
         tested = f"no test: {reason}" if test is None else f"{len(test)} test"
         print(f"pairs:   {len(train)} training, {len(val)} validation, {tested}")
-        for note in getattr(val, "notes", []):
-            print(f"note: {note}")
+        for found in (train, val, test):
+            tell_what_differs(found)
     return train, val, test
+
+
+def tell_what_differs(benchmark: Benchmark | None) -> None:
+    """Prints in which way pairs differ from what was asked for, and what data.on_error=skip left out of them, with an example."""
+    for note in getattr(benchmark, "notes", []):
+        print(f"note: {note}")
+    skipped = getattr(benchmark, "skipped", {})
+    for message in list(skipped.values())[:1]:
+        print(f"left out: {len(skipped)} of split {getattr(benchmark, 'split', '')}; data check names all: {message}")
 
 
 def unlabelled_pairs(cfg: DictConfig, train: Benchmark) -> Benchmark | None:
@@ -125,7 +135,8 @@ def unlabelled_pairs(cfg: DictConfig, train: Benchmark) -> Benchmark | None:
 def truth_pairs(cfg: DictConfig, train: Benchmark, others: Sequence[Benchmark | None]) -> Benchmark | None:
     """Returns the pairs of annotated photographs that ``truth.points`` names, by a person; None without such a file.
 
-    Photographs of the ``others``, those for validation and testing, are left out, unless training uses them too.
+    Photographs of the ``others``, those for validation and testing, are left out, unless training uses them too; and so are
+    those that are set aside for a test of all photographs, or of the annotated ones, whether it is made now or later.
 
     Raises:
         ConfigError: for a data set that takes no file of points, or a number of repetitions below 1.
@@ -141,6 +152,8 @@ def truth_pairs(cfg: DictConfig, train: Benchmark, others: Sequence[Benchmark | 
     pairs = pairs_of(cfg.data, "all", OmegaConf.create(choice))
     used = {name for other in others for name in getattr(other, "names", None) or ()}
     apart = used - set(getattr(train, "names", None) or ())
+    for benchmark in (train, pairs):
+        apart |= set(of_split(getattr(benchmark, "usable", []), "test"))
     pairs.pairs = [pair for pair in pairs.pairs if not apart & set(pair)]  # type: ignore[attr-defined]
     if not len(pairs):
         raise DataError(

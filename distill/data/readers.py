@@ -47,7 +47,8 @@ def read_csv(file: Path, hint: str = "restore the file") -> tuple[list[str], dic
     """Returns the header and the rows of a CSV file, by their number in the file; empty rows count, and are left out.
 
     Raises:
-        DataError: when it cannot be read, has no rows, or a row is shorter or longer than the header.
+        DataError: when it cannot be read, has no rows, semicolons between its cells, or a row that is shorter or longer than the
+            header.
     """
     rows: dict[int, list[str]] = {}
     number = 0
@@ -62,6 +63,10 @@ def read_csv(file: Path, hint: str = "restore the file") -> tuple[list[str], dic
     header = rows.pop(min(rows), []) if rows else []
     if not rows:
         raise DataError(f"Expected rows below the header of {file} but there are none; restore the file.")
+    if len(header) == 1 and ";" in header[0]:
+        raise DataError(
+            f"Expected commas between the cells of {file} but its header is {header[0]}; write it with commas, and numbers with points."
+        )
     for number, row in rows.items():
         if len(row) != len(header):
             raise DataError(

@@ -170,15 +170,11 @@ def _images(labels: Any, sleap_io: Any, known: Iterable[str]) -> dict[str, Image
         image = ImageKeypoints(points)
         people = [i for i in frame.instances if not isinstance(i, sleap_io.PredictedInstance)]
         for instance in people + _uncorrected(frame.instances, people):
+            # Where a person marked a node as not visible its place says nothing: SLEAP puts new nodes anywhere.
+            places = instance.numpy(invisible_as_nan=instance in people).tolist()
             given = {
-                str(n): xy
-                for n, xy in zip(
-                    instance.skeleton.node_names, instance.numpy(invisible_as_nan=False).tolist(), strict=True
-                )
-            }
-            given = {
-                part: (x + PIXEL_CENTRE, y + PIXEL_CENTRE)
-                for part, (x, y) in given.items()
+                str(part): (x + PIXEL_CENTRE, y + PIXEL_CENTRE)
+                for part, (x, y) in zip(instance.skeleton.node_names, places, strict=True)
                 if np.isfinite((x, y)).all()
             }
             if given.keys() & points.keys() or (instance in people and len(people) > 1):

@@ -26,7 +26,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from distill.cli.config import instantiate
-from distill.cli.datasets import check_common_points, pairs_of
+from distill.cli.datasets import check_common_points, pairs_of, tell_what_differs
 from distill.cli.processes import is_first_process, launch, on_own_device
 from distill.cli.reporting import announce
 from distill.core.errors import ConfigError, LabelError, nearest
@@ -87,6 +87,8 @@ def _make(cfg: DictConfig) -> int:
     shown = fabric.is_global_zero
     if shown:
         announce("label", ", ".join(f"{len(p)} {p.split} pairs of {p.name}" for p in datasets), device, cfg.labels.dir)
+        for pairs in datasets:
+            tell_what_differs(pairs)
     limits = {"batch_size": cfg.label.batch_size, "batch_seconds": cfg.label.batch_seconds}
     mine = sum(label(teacher, pairs, device, progress=shown, every=every, **limits) for pairs in datasets)
     made = int(fabric.all_reduce(float(mine), reduce_op="sum"))

@@ -11,6 +11,7 @@ from distill.cli.config import compose
 from distill.cli.datasets import fit_pairs, pairs_of, unlabelled_pairs
 from distill.cli.fit_parts import loading_processes, settle
 from distill.cli.run_folder import RunFolder
+from distill.data.datasets.folder import of_split
 
 
 @pytest.mark.parametrize("n_pairs", [4, None])
@@ -124,6 +125,17 @@ def test_what_is_left_open_is_chosen_for_the_student_and_the_machine(monkeypatch
         cfg.student = {"_target_": "my.Student"}
     settle(cfg)
     assert (cfg.optimizer, cfg.lr, cfg.trainer.precision) == chosen
+
+
+def test_what_is_left_out_of_training_is_told(photos, capsys):
+    broken = of_split([f"cat/{number}.png" for number in range(8)], "train")[:2]
+    for name in broken:
+        (photos / name).write_bytes(b"no picture")
+    data = ["data=folder", f"data.root={photos}", "data.size=32", "data.on_error=skip", "train.n_pairs=4"]
+    fit_pairs(compose("fit", [*data, "val.n_pairs=2", "test.n_pairs=0"]))
+    shown = capsys.readouterr().out
+    (line,) = [line for line in shown.splitlines() if "of split train; data check names all: Expected an image" in line]
+    assert line.startswith("left out: ") and any(name in line for name in broken)
 
 
 def test_pairs_without_labels_are_others_than_those_with(photos):

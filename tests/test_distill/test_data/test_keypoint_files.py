@@ -575,6 +575,27 @@ def test_a_prediction_that_a_person_corrected_in_sleap_is_not_read(linked_by, la
     assert image.points == {"nose": (10, 12), "tail": (20, 22)} and not image.confidence
 
 
+def test_a_node_that_a_person_marked_as_not_visible_in_sleap_is_no_point(layout):
+    """SLEAP puts the nodes of a new instance anywhere; a person marks those that the image does not show."""
+    import sleap_io
+
+    skeleton = sleap_io.Skeleton(["nose", "tail"], name="cat")
+    video = sleap_io.Video.from_filename([str(layout / "cat/a.jpg")])
+    right = sleap_io.Instance.from_numpy(np.array([[9.5, 11.5], [19.5, 21.5]]), skeleton=skeleton)
+    right.points["visible"][1] = False
+    frame = sleap_io.LabeledFrame(video=video, frame_idx=0, instances=[right])
+    sleap_io.save_slp(sleap_io.Labels([frame]), str(layout / "kps.slp"), embed=False, verbose=False)
+    assert read_points_file(layout / "kps.slp", list(keypoints())).images["cat/a.jpg"].points == {"nose": (10, 12)}
+
+
+def test_a_csv_file_with_semicolons_is_told_to_have_commas(layout):
+    (layout / "points.csv").write_text("image;part;x;y\ncat/a.jpg;nose;10,5;12\n")
+    with pytest.raises(
+        DataError, match="Expected commas between the cells of .*points.csv but its header is image;part"
+    ):
+        read_points_file(layout / "points.csv", list(keypoints()))
+
+
 def test_a_prediction_beside_another_persons_instance_is_a_second_object(layout):
     import sleap_io
 

@@ -9,10 +9,12 @@ import torch
 from PIL import Image
 
 from distill.__main__ import main
+from distill.cli.config import compose
+from distill.cli.datasets import fit_pairs, truth_pairs
 from distill.core.errors import ConfigError
 from distill.core.types import Matches
 from distill.data.coco import write_coco
-from distill.data.datasets.folder import FolderPairs
+from distill.data.datasets.folder import FolderPairs, of_split
 from distill.data.joined_pairs import JoinedPairs
 from distill.data.keypoints import ImageKeypoints
 from distill.data.pairs import collate_pairs
@@ -158,6 +160,27 @@ def test_truth_that_cannot_be_learned_from_is_named_before_labels_are_made(
     (photographs / "one.csv").write_text("image,part,x,y\ncup/0.png,rim,1,1\n")
     assert fit(photographs, tmp_path / "run", *(word.format(photographs) for word in extra)) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_photographs_that_are_set_aside_for_a_test_are_no_truth_whether_it_is_made_or_not(tmp_path):
+    """Of twenty photographs all but two are annotated, and one of these would be for the test of all."""
+    names = [f"cup/{number:02d}.png" for number in range(20)]
+    (tmp_path / "cup").mkdir()
+    for number, name in enumerate(names):
+        pixels = np.random.default_rng(number).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / name)
+    aside = of_split(names, "test")
+    annotated = [name for name in names if name not in (aside[0], of_split(names, "train")[0])]
+    rows = [f"{name},{part},{x},8" for name in annotated for part, x in (("rim", 3), ("foot", 12))]
+    (tmp_path / "some.csv").write_text("\n".join(["image,part,x,y", *rows]) + "\n")
+    later = of_split(annotated, "test")
+    assert aside[1] in annotated and set(later) - set(aside), "another split of the annotated ones"
+    data = ["data=folder", f"data.root={tmp_path}", "data.size=32", f"truth.points={tmp_path}/some.csv"]
+    cfg = compose("fit", [*data, "train.n_pairs=4", "val.n_pairs=2", "train.unlabelled=0"])
+    train, val, test = fit_pairs(cfg)
+    truth = truth_pairs(cfg, train, [val, test])
+    used = {name for pair in truth.pairs for name in pair}
+    assert test is None and used and used <= set(annotated) - set(aside) - set(later) - set(val.names)
 
 
 def test_truth_belongs_to_a_folder_of_photographs(tmp_path, capsys):
