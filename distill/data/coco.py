@@ -10,19 +10,27 @@ Visibility 0 means that a point is not annotated; 1 (hidden) and 2 (visible) are
 has its confidence in a list of our own, ``keypoint_confidence``, with null for what a person set; other readers ignore it.
 A matcher's point with visibility 1 is an unsure one: it is read as such, and is no annotation. An object with that list and
 without any point is one of which a person saw none.
+
+The format requires a box. Where none is known, the one around the points is written, and once more as ``keypoint_bbox``, a key
+of our own: a ``bbox`` equal to it is read as none, also when the points were corrected since. Files of earlier versions lack
+the key; their boxes that equal the one around the file's points are read as none, too.
 """
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from distill.data.json_values import by_id, entry_of, is_number, numbers_in, objects_in, shown
-from distill.data.keypoints import ImageKeypoints, NameFinder, parts_by_category
+from distill.data.keypoints import Box, ImageKeypoints, NameFinder, parts_by_category
 
 PIXEL_CENTRE = 0.5  # px, from a pixel's index to its centre
 VISIBILITIES = (0, 1, 2)  # not labelled, labelled but not visible, labelled and visible
 CONFIDENCE = "keypoint_confidence"
 """Key of the list of confidences in an annotation."""
+MADE_UP_BOX = "keypoint_bbox"
+"""Key of the box that was made up around the keypoints of an annotation; null where its box is known."""
+ROUNDING = 0.05  # px by which sides of equal boxes may differ, as tools round numbers
 
 
 def is_coco(content: Any) -> bool:
@@ -55,8 +63,8 @@ def read_coco_images(content: Mapping[str, Any], known: Iterable[str]) -> dict[s
             raise ValueError(
                 f"{name} has two objects with keypoints, of which one can be matched; crop one image for each object"
             )
-        image.category, image.bbox = category, _box(annotation)
-        image.size = _size(entry)
+        image.category, image.size = category, _size(entry)
+        image.bbox = _known_box(annotation, image)
         found[name] = image
     if not found:
         raise ValueError("no annotation has keypoints with a visibility above 0")
@@ -152,18 +160,32 @@ def _annotation(old: Mapping[str, Any], image: ImageKeypoints, category: Mapping
     """Returns the keys of an annotation that the keypoints decide."""
     parts = category["keypoints"]
     keypoints = [value for part in parts for value in _keypoint(image, part)]
+    image = replace(image, bbox=_box_to_write(old, image, parts))
     x0, y0, x1, y1 = image.box()
-    found = {
+    stays = _equal(_box(old), image.box()) or old.get("segmentation")  # an outline's area is not the box's
+    found: dict[str, Any] = {
         "category_id": category["id"],
         "bbox": [x0, y0, x1 - x0, y1 - y0],
-        "area": old.get("area") or (x1 - x0) * (y1 - y0),
+        "area": (stays and old.get("area")) or (x1 - x0) * (y1 - y0),
         "iscrowd": old.get("iscrowd", 0),
         "num_keypoints": len(image.points),
         "keypoints": keypoints,
     }
     if image.confidence or CONFIDENCE in old:
         found[CONFIDENCE] = [image.confidence.get(part) for part in parts]
+    if image.bbox is None or MADE_UP_BOX in old:
+        found[MADE_UP_BOX] = found["bbox"] if image.bbox is None else None
     return found
+
+
+def _box_to_write(old: Mapping[str, Any], image: ImageKeypoints, parts: list[str]) -> Box | None:
+    """Returns the known box of an image; one that is the old annotation's, or none, is known as it was there.
+
+    Corrections may come without a box, or with one of which they do not say that it was made up.
+    """
+    if not old.get("keypoints") or not (image.bbox is None or _equal(image.bbox, _box(old))):
+        return image.bbox
+    return _known_box(old, replace(_keypoints(old, parts), size=image.size))
 
 
 def _complete(content: dict[str, Any], numbers: "_Numbers") -> None:
@@ -178,6 +200,8 @@ def _complete(content: dict[str, Any], numbers: "_Numbers") -> None:
         )  # 0 of boxes and outlines, too
         if not annotation.get("bbox"):
             annotation["bbox"] = _pixel_box(keypoints)
+            if keypoints:
+                annotation[MADE_UP_BOX] = annotation["bbox"]
         annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
 
 
@@ -271,11 +295,31 @@ def _confidences(annotation: Mapping[str, Any], count: int) -> list[float | None
     return [None if value is None else float(value) for value in given]
 
 
-def _box(annotation: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
-    if annotation.get("bbox") in (None, [], [0, 0, 0, 0]):  # a tool that has none may write zeros
+def _known_box(annotation: Mapping[str, Any], image: ImageKeypoints) -> Box | None:
+    """Returns the box of the annotation that ``image`` has the points of; None without one, and for one that was made up."""
+    box = _box(annotation)
+    if MADE_UP_BOX in annotation:
+        return None if _equal(box, _box(annotation, MADE_UP_BOX)) else box
+    if image.size is None:
+        return box
+    height, width = image.size
+    made_up = replace(image, bbox=None).box()
+    whole = made_up == (0, 0, width, height)  # as a person's box of a cropped photograph may be
+    return None if _equal(box, made_up) and not whole else box
+
+
+def _equal(one: Box | None, other: Box | None) -> bool:
+    """Returns whether there are two boxes that are equal to rounding."""
+    if one is None or other is None:
+        return False
+    return all(abs(a - b) <= ROUNDING for a, b in zip(one, other, strict=True))
+
+
+def _box(annotation: Mapping[str, Any], key: str = "bbox") -> Box | None:
+    if annotation.get(key) in (None, [], [0, 0, 0, 0]):  # a tool that has none may write zeros
         return None
     name = f"annotation {annotation.get('id')}"
-    x, y, width, height = numbers_in(annotation["bbox"], 4, f"bbox of {name}", "x, y, width, height in px")
+    x, y, width, height = numbers_in(annotation[key], 4, f"{key} of {name}", "x, y, width, height in px")
     if not (width > 0 and height > 0):
-        raise ValueError(f"the bbox {shown(annotation['bbox'])} of {name} has no area; it is x, y, width, height in px")
+        raise ValueError(f"the {key} {shown(annotation[key])} of {name} has no area; it is x, y, width, height in px")
     return x, y, x + width, y + height

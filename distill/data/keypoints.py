@@ -11,6 +11,8 @@ NO_CATEGORY = "object"  # of an image that lies in no sub-folder, and whose file
 MARGIN = 0.1  # of the longer side of the box around the points
 UPLOADED = re.compile(r"[0-9a-f]{8}-")  # what Label Studio writes in front of the name of an uploaded file
 
+Box = tuple[float, float, float, float]
+
 
 @dataclass
 class ImageKeypoints:
@@ -26,13 +28,13 @@ class ImageKeypoints:
     """
 
     points: dict[str, tuple[float, float]]
-    bbox: tuple[float, float, float, float] | None = None
+    bbox: Box | None = None
     size: tuple[int, int] | None = None
     unsure: frozenset[str] = field(default_factory=frozenset)
     category: str = NO_CATEGORY
     confidence: dict[str, float] = field(default_factory=dict)
 
-    def box(self) -> tuple[float, float, float, float]:
+    def box(self) -> Box:
         """Returns ``bbox``, or where it is not known the box around the points with a margin, inside the image."""
         assert self.size is not None, "an image that is written needs its size"
         height, width = self.size

@@ -201,7 +201,7 @@ def apply(cfg: DictConfig) -> dict[str, Any]:
                 f"Expected corrections of {name} as it is in {target} but its size is another; propagate again."
             )
         _check_inside(name, image, image.size)
-    content = write_coco(images, base)
+    content = read_json(target, lambda c: write_coco(images, c), "COCO keypoints", "give the file that propagate wrote")
     with replacing(target) as unfinished:
         write_json(unfinished, content)
     corrected = sum(len(image.points) - len(image.confidence) for image in images.values())

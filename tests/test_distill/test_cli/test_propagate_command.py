@@ -228,6 +228,52 @@ def test_corrections_are_written_back_and_nothing_else_changes(layout, capsys):
     assert [path.name for path in file.parent.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_box_that_no_one_drew_follows_the_corrected_points(layout, capsys, earlier):
+    """It became a known one, outside of which the corrected points lay; files of earlier versions do not say who made it."""
+    assert propagate(layout, f"points={layout}/cvat.json") == 0
+    file = layout / "out/keypoints.json"
+    content = json.loads(file.read_text())
+    for annotation in content["annotations"] if earlier else []:
+        annotation.pop("keypoint_bbox", None)
+    file.write_text(json.dumps(content))
+    saved = json.loads(corrections(layout).read_text())
+    saved["annotations"][0]["keypoints"] = [1.5, 2.5, 2, 21.5, 12.5, 2, 0, 0, 0]
+    (layout / "corrections.json").write_text(json.dumps(saved))
+    assert main(["propagate", "apply", f"corrections={layout}/corrections.json", f"annotations={file}"]) == 0
+    (of_b,) = [a for a in json.loads(file.read_text())["annotations"] if a["image_id"] == 12 and a.get("keypoints")]
+    assert (of_b["bbox"], of_b["area"]) == ([0, 1, 24, 14], 336)  # points 2 to 22, 3 to 13 and a margin of 2 px
+    found = read_keypoints(file, list(SHIFTS)).images
+    assert [found[name].bbox for name in sorted(found)] == [None] * 3
+    data = ["data=folder", f"data.root={layout}/photos", f"data.points={file}"]
+    assert main(["data", "check", *data]) == 0, capsys.readouterr().err
+
+
+def test_annotations_that_are_damaged_are_named_where_corrections_are_written(layout, capsys):
+    assert propagate(layout, f"points={layout}/cvat.json") == 0
+    saved, file = corrections(layout), layout / "out/keypoints.json"
+    content = json.loads(file.read_text())
+    (of_b,) = [a for a in content["annotations"] if a["image_id"] == 12 and a.get("keypoints")]
+    of_b["keypoints"] = of_b["keypoints"][:8]
+    file.write_text(json.dumps(content))
+    assert main(["propagate", "apply", f"corrections={saved}", f"annotations={file}"]) == 2
+    assert f"keypoints of annotation {of_b['id']} is" in capsys.readouterr().err
+
+
+def test_a_drawn_box_stays_when_points_are_carried_and_corrected(layout):
+    content = tools_file()
+    content["annotations"][1]["bbox"] = [10, 10, 40, 30]
+    points = {"keypoints": [20, 16, 2, 0, 0, 0, 0, 0, 0], "keypoint_confidence": [0.5, None, None]}
+    content["annotations"].append({"id": 3, "image_id": 12, "category_id": 2, "bbox": [15, 12, 38, 30], **points})
+    (layout / "boxes.json").write_text(json.dumps(content))
+    assert propagate(layout, f"points={layout}/boxes.json", "new_parts=[handle,foot]") == 0
+    file = layout / "out/keypoints.json"
+    assert main(["propagate", "apply", f"corrections={corrections(layout)}", f"annotations={file}"]) == 0
+    found = read_keypoints(file, list(SHIFTS)).images
+    assert (found["cup/a.png"].bbox, found["cup/b.png"].bbox) == ((10, 10, 50, 40), (15, 12, 53, 42))
+    assert found["cup/c.png"].bbox is None
+
+
 def test_corrections_of_other_photographs_leave_the_file_as_it_is(layout, capsys):
     assert propagate(layout, f"points={layout}/cvat.json") == 0
     file = layout / "out/keypoints.json"

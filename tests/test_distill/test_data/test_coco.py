@@ -82,6 +82,67 @@ def test_an_unsure_point_is_written_as_labelled_but_not_visible():
     assert write_coco(images)["annotations"][0]["keypoints"][2] == 1
 
 
+def test_a_made_up_box_is_read_as_none_and_follows_its_points():
+    """Points at 10 to 30 px and 20 to 25 px have a margin of a tenth of 20 px; later ones at 40 to 50 and 5 to 35 one of 3 px."""
+    made = write_coco({"cat/a.jpg": ImageKeypoints({"nose": (10.0, 20.0), "tail": (30.0, 25.0)}, None, (40, 60))})
+    (annotation,) = made["annotations"]
+    assert annotation["bbox"] == annotation["keypoint_bbox"] == [8, 18, 24, 9] and annotation["area"] == 216
+    annotation["keypoints"] = [39.5, 4.5, 2, 49.5, 34.5, 2]  # corrected, the box left as it was
+    corrected = read_coco_images(made, NAMES)
+    assert corrected["cat/a.jpg"].bbox is None
+    (again,) = write_coco(corrected, made)["annotations"]
+    assert again["bbox"] == again["keypoint_bbox"] == [37, 2, 16, 36] and again["area"] == 576
+    again |= {"bbox": [30, 1, 25, 38], "area": 950}  # drawn in a tool that keeps our key
+    drawn = read_coco_images(made | {"annotations": [again]}, NAMES)
+    assert drawn["cat/a.jpg"].bbox == (30, 1, 55, 39)
+    (kept,) = write_coco(drawn, made | {"annotations": [again]})["annotations"]
+    assert (kept["bbox"], kept["keypoint_bbox"], kept["area"]) == ([30, 1, 25, 38], None, 950)
+
+
+@pytest.mark.parametrize(
+    ("box", "known"),
+    [
+        ([8, 18, 24, 9], False),  # what was made up, see above
+        ([8.02, 17.98, 24, 9.01], False),  # by a tool that rounds
+        ([8, 18, 24, 9.2], True),
+        ([10, 20, 20, 5], True),
+    ],
+)
+def test_a_box_of_a_file_without_our_key_is_none_where_it_equals_the_one_that_would_be_made_up(box, known):
+    file = write_coco({"cat/a.jpg": ImageKeypoints({"nose": (10.0, 20.0), "tail": (30.0, 25.0)}, None, (40, 60))})
+    del file["annotations"][0]["keypoint_bbox"]
+    file["annotations"][0]["bbox"] = box
+    assert (read_coco_images(file, NAMES)["cat/a.jpg"].bbox is not None) == known
+
+
+def test_a_box_of_the_whole_photograph_stays_known():
+    """A photograph is cropped to its object; the box around its points with the margin is the whole of it as well."""
+    image = ImageKeypoints({"nose": (1.0, 1.0), "tail": (59.0, 39.0)}, (0.0, 0.0, 60.0, 40.0), (40, 60))
+    assert read_coco_images(write_coco({"cat/a.jpg": image}), NAMES)["cat/a.jpg"].bbox == (0, 0, 60, 40)
+
+
+def test_a_drawn_box_and_its_area_stay_where_corrections_have_no_box():
+    base = content()
+    base["annotations"][0]["area"] = 450.5
+    corrected = {"cat/a.jpg": ImageKeypoints({"nose": (12.5, 12.5)}, None, (40, 60), category="cat")}
+    written = write_coco(corrected, base)["annotations"][0]
+    assert (written["bbox"], written["area"], written["keypoints"][:3]) == ([5, 4, 30, 20], 450.5, [12, 12, 2])
+    corrected["cat/a.jpg"].bbox = (6.0, 4.0, 36.0, 14.0)  # a new one has an area of its own
+    written = write_coco(corrected, base)["annotations"][0]
+    assert (written["bbox"], written["area"]) == ([6, 4, 30, 10], 300)
+    base["annotations"][0]["segmentation"] = [[5, 4, 35, 4, 35, 24]]
+    assert write_coco(corrected, base)["annotations"][0]["area"] == 450.5  # that of the outline
+
+
+def test_a_box_that_is_filled_in_for_another_photograph_is_no_known_one():
+    base = content()
+    del base["annotations"][1]["bbox"]
+    image = ImageKeypoints({"nose": (12.5, 12.5)}, (5.0, 4.0, 35.0, 24.0), (40, 60), category="cat")
+    written = write_coco({"cat/a.jpg": image}, base)
+    assert written["annotations"][1]["bbox"] == [5, 6, 3, 3]  # pixels 5 to 7 and 6 to 8
+    assert read_coco_images(written, NAMES)["cat/b.jpg"].bbox is None
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -96,6 +157,10 @@ def test_an_unsure_point_is_written_as_labelled_but_not_visible():
         ),
         (lambda c: c["annotations"][0].update(bbox=[1, 1, "9", 5]), "bbox of annotation 1 is .* where 4 numbers"),
         (lambda c: c["annotations"][0].update(bbox=[1, 1, 5]), "bbox of annotation 1 is .* where 4 numbers"),
+        (
+            lambda c: c["annotations"][0].update(keypoint_bbox=[1, 5]),
+            "keypoint_bbox of annotation 1 is .* where 4 numbers",
+        ),
         (
             lambda c: c["annotations"][0].update(category_id=4),
             "annotation 1 is of category 4, which categories does not list",

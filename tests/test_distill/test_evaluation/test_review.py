@@ -80,6 +80,7 @@ def test_the_least_sure_point_comes_first_and_corrections_reach_the_annotations(
     assert found["cup/c.png"].points == {"rim": pytest.approx((20.5, 10.5), abs=0.15)}
     assert found["cup/b.png"].points == {"rim": (30.5, 20.5), EVIL: (60.5, 31.5)}
     assert not found["cup/b.png"].confidence and not found["cup/c.png"].confidence
+    assert all(found[name].bbox is None for name in known())  # no one drew a box
     assert found["cup/a.png"].points == known()["cup/a.png"].points
 
 
