@@ -6,10 +6,10 @@ detectron2 does (docs/tutorials/datasets.md: "adds 0.5 to absolute keypoint coor
 pixel indices to floating point coordinates"). Boxes, [x, y, width, height], are measured from the top-left corner of the
 image and need no shift.
 
-Visibility 0 means that a point is not annotated; 1 (hidden) and 2 (visible) are both read as annotated. What a matcher set
-has its confidence in a list of our own, ``keypoint_confidence``, with null for what a person set; other readers ignore it.
-A matcher's point with visibility 1 is an unsure one: it is read as such, and is no annotation. An object with that list and
-without any point is one of which a person saw none.
+Visibility 0 means that a point is not annotated; 1 (hidden) and 2 (visible) are both read as annotated, and written again as
+they were. What a matcher set has its confidence in a list of our own, ``keypoint_confidence``, with null for what a person set;
+other readers ignore it. A matcher's point with visibility 1 is an unsure one: it is read as such, and is no annotation. An
+object with that list and without any point is one of which a person saw none.
 
 The format requires a box. Where none is known, the one around the points is written, and once more as ``keypoint_bbox``, a key
 of our own: a ``bbox`` equal to it is read as none, also when the points were corrected since. Files of earlier versions lack
@@ -227,7 +227,7 @@ def _keypoint(image: ImageKeypoints, part: str) -> tuple[float, float, int]:
     if part not in image.points:
         return 0.0, 0.0, 0
     x, y = image.points[part]
-    return x - PIXEL_CENTRE, y - PIXEL_CENTRE, 1 if part in image.unsure else 2
+    return x - PIXEL_CENTRE, y - PIXEL_CENTRE, image.visibility(part)
 
 
 def _listed(annotation: dict[str, Any], kind: str, entries: Mapping[Any, dict[str, Any]], where: str) -> dict[str, Any]:
@@ -277,7 +277,8 @@ def _keypoints(annotation: Mapping[str, Any], parts: list[str]) -> ImageKeypoint
         if visibility[part] > 0:
             image.points[part] = x + PIXEL_CENTRE, y + PIXEL_CENTRE
             image.confidence |= {} if confidence is None else {part: confidence}
-    image.unsure = frozenset(part for part in image.confidence if visibility[part] == 1)
+    not_visible = frozenset(part for part in image.points if visibility[part] == 1)
+    image.unsure, image.hidden = not_visible & image.confidence.keys(), not_visible - image.confidence.keys()
     return image
 
 

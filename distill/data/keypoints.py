@@ -22,9 +22,10 @@ class ImageKeypoints:
         points: x, y by part, px with the centre of the top-left pixel at (0.5, 0.5).
         bbox: x0, y0, x1, y1 px of the object; None where it is not known.
         size: height, width, px.
-        unsure: parts that are written as labelled but not visible.
+        unsure: parts that a matcher set and was unsure of.
         category: name of the object's category.
         confidence: in [0, 1], of the points that a matcher set; a person set the others.
+        hidden: parts that a person annotated as not visible.
     """
 
     points: dict[str, tuple[float, float]]
@@ -33,6 +34,13 @@ class ImageKeypoints:
     unsure: frozenset[str] = field(default_factory=frozenset)
     category: str = NO_CATEGORY
     confidence: dict[str, float] = field(default_factory=dict)
+    hidden: frozenset[str] = field(default_factory=frozenset)
+
+    def visibility(self, part: str) -> int:
+        """Returns COCO's visibility: 0 of a part without a point, 1 of an unsure or hidden one, 2 of others."""
+        if part not in self.points:
+            return 0
+        return 1 if part in self.unsure | self.hidden else 2
 
     def box(self) -> Box:
         """Returns ``bbox``, or where it is not known the box around the points with a margin, inside the image."""

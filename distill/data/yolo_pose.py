@@ -9,7 +9,7 @@ the sides without adding half a pixel, so its files lie half a pixel beside ours
 
 A box that reaches out of its image, as COCO's may, is cut at the border: Ultralytics takes no fractions above 1.
 
-The format has no place for confidences. An unsure point has visibility 1, which is "labelled but not visible".
+The format has no place for confidences. An unsure or hidden point has visibility 1, which is "labelled but not visible".
 """
 
 from collections.abc import Mapping
@@ -69,7 +69,7 @@ def yolo_line(image: ImageKeypoints, number: int, parts: list[str]) -> str:
     for part in parts:
         if part in image.points:
             x, y = image.points[part]
-            cells += [f"{x / width:.6f}", f"{y / height:.6f}", "1" if part in image.unsure else "2"]
+            cells += [f"{x / width:.6f}", f"{y / height:.6f}", str(image.visibility(part))]
         else:
             cells += ["0", "0", "0"]
     return " ".join(cells)

@@ -170,7 +170,8 @@ def with_carried(old: ImageKeypoints | None, found: Carried, todo: Plan, unsure:
     """Returns what is known of a photograph, with the points that were carried to it in place of a matcher's earlier ones of them."""
     image = ImageKeypoints({}, size=found.size, category=todo.category[todo.group[found.name]])
     if old is not None:
-        image.bbox, image.points, image.confidence = old.bbox, dict(old.points), dict(old.confidence)
+        image.bbox, image.hidden = old.bbox, old.hidden
+        image.points, image.confidence = dict(old.points), dict(old.confidence)
     for part, (x, y), confidence in zip(found.parts, found.points.tolist(), found.confidence.tolist(), strict=True):
         image.points[part] = round(x, 2), round(y, 2)
         image.confidence[part] = round(confidence, 4)

@@ -249,6 +249,27 @@ def test_a_box_that_no_one_drew_follows_the_corrected_points(layout, capsys, ear
     assert main(["data", "check", *data]) == 0, capsys.readouterr().err
 
 
+def test_what_a_person_labelled_as_hidden_stays_hidden_and_is_carried(layout):
+    """The handle of a, a source, and the rim of b, to which the foot is carried; the rest of b was never set."""
+    content = tools_file()
+    content["annotations"][1]["keypoints"][5] = 1
+    points = {"keypoints": [26, 19, 1, 0, 0, 0, 2, 2, 2], "keypoint_confidence": [None, None, 0.5]}
+    content["annotations"].append({"id": 3, "image_id": 12, "category_id": 2, **points})
+    (layout / "hidden.json").write_text(json.dumps(content))
+    assert propagate(layout, f"points={layout}/hidden.json", "unsure=0") == 0
+    file = layout / "out/keypoints.json"
+    written = json.loads(file.read_text())
+    by_image = {a["image_id"]: a for a in written["annotations"] if a.get("keypoints")}
+    assert [by_image[number]["keypoints"][2::3] for number in (11, 12, 13)] == [[2, 1, 2], [1, 0, 2], [2, 2, 2]]
+    by_image[12]["keypoint_confidence"] = [None] * 3  # the foot confirmed
+    (layout / "corrections.json").write_text(json.dumps(written | {"annotations": [by_image[12]]}))
+    assert main(["propagate", "apply", f"corrections={layout}/corrections.json", f"annotations={file}"]) == 0
+    after = {a["image_id"]: a for a in json.loads(file.read_text())["annotations"] if a.get("keypoints")}
+    assert [after[number]["keypoints"][2::3] for number in (11, 12)] == [[2, 1, 2], [1, 0, 2]]
+    found = read_points_file(file, list(SHIFTS)).images
+    assert "handle" in found["cup/a.png"].points and found["cup/b.png"].points["rim"] == (26.5, 19.5)
+
+
 def test_annotations_that_are_damaged_are_named_where_corrections_are_written(layout, capsys):
     assert propagate(layout, f"points={layout}/cvat.json") == 0
     saved, file = corrections(layout), layout / "out/keypoints.json"

@@ -82,6 +82,16 @@ def test_an_unsure_point_is_written_as_labelled_but_not_visible():
     assert write_coco(images)["annotations"][0]["keypoints"][2] == 1
 
 
+def test_what_a_person_labelled_as_hidden_is_annotated_and_written_as_hidden_again():
+    base = content()
+    base["annotations"][1] |= {"keypoints": [5, 6, 1, 7, 8, 1, 0, 0, 0], "keypoint_confidence": [None, 0.5, None]}
+    found = read_coco_images(base, NAMES)
+    assert (found["cat/a.jpg"].hidden, found["cat/a.jpg"].unsure) == ({"tail"}, frozenset())
+    assert (found["cat/b.jpg"].hidden, found["cat/b.jpg"].unsure) == ({"nose"}, {"left ear"})
+    written = [annotation["keypoints"] for annotation in write_coco(found, base)["annotations"][:2]]
+    assert written == [[10, 12, 2, 0, 0, 0, 30, 20, 1], [5, 6, 1, 7, 8, 1, 0, 0, 0]]
+
+
 def test_a_made_up_box_is_read_as_none_and_follows_its_points():
     """Points at 10 to 30 px and 20 to 25 px have a margin of a tenth of 20 px; later ones at 40 to 50 and 5 to 35 one of 3 px."""
     made = write_coco({"cat/a.jpg": ImageKeypoints({"nose": (10.0, 20.0), "tail": (30.0, 25.0)}, None, (40, 60))})

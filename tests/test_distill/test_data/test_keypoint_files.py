@@ -450,6 +450,17 @@ def test_what_a_matcher_set_is_converted_with_its_confidence_and_its_unsure_poin
         assert found[name].confidence == pytest.approx(image.confidence)
 
 
+def test_what_a_person_labelled_as_hidden_is_converted_as_hidden(layout):
+    images = {"cat/a.jpg": replace(keypoints()["cat/a.jpg"], hidden=frozenset({"tail"}))}
+    write_keypoints(images, layout, layout / "kps.json", "coco")
+    for format_, to in (("coco", layout.parent / "to.json"), ("yolo_pose", layout.parent / "to")):
+        assert converted(layout, to, format_) == 0
+    (annotation,) = json.loads((layout.parent / "to.json").read_text())["annotations"]
+    assert annotation["keypoints"] == [9.75, 12, 2, 0, 39, 1]
+    (label,) = (layout.parent / "to/labels").rglob("*.txt")
+    assert label.read_text().split()[-6:] == ["0.170833", "0.312500", "2", "0.008333", "0.987500", "1"]
+
+
 def test_one_annotated_photograph_is_converted_and_its_file_is_read_once(layout, monkeypatch, capsys):
     """Converting needs no pairs; a photograph beside the sub-folders was taken for all there are when the file was read again."""
     points, box, tail = {"nose": (30.0, 20.0), "tail": (5.0, 6.0)}, (2.0, 2.0, 40.0, 30.0), frozenset({"tail"})
