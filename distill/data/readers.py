@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import struct
 import zlib
 from collections import Counter
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.io import loadmat
+from scipy.io import loadmat, whosmat
 
 from distill.core.errors import DataError
 
@@ -146,9 +147,18 @@ def read_mat(file: Path, key: str) -> NDArray[np.float64]:
     """
     try:
         _check_mat(file.read_bytes())
+        _check_array(file, key)
         return np.asarray(loadmat(file, variable_names=[key])[key], np.float64)
     except Exception as error:  # a truncated file raises exceptions of many types
         raise DataError(f"Expected {key} in {file} but it cannot be read ({error}); restore the file.") from error
+
+
+def _check_array(file: Path, key: str) -> None:
+    """Raises a ValueError unless a variable is an array of numbers of a bounded size: memory is taken before its bytes are read."""
+    for name, shape, kind in whosmat(file):
+        is_array = kind in ("double", "single", "logical") or kind.lstrip("u").startswith("int")
+        if name == key and (not is_array or 8 * math.prod(shape) > LARGEST_MAT):
+            raise ValueError(f"it is a {kind} of {' x '.join(map(str, shape))}")
 
 
 def _check_mat(content: bytes) -> None:

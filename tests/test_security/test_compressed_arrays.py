@@ -236,3 +236,16 @@ def test_a_later_frame_of_a_video_that_is_larger_than_the_first_is_refused(tmp_p
     monkeypatch.setattr("distill.data.video.LARGEST_FRAME", 10_000)
     with pytest.raises(DataError, match="Expected a whole video at .*a.avi but it cannot be read"):
         list(read_frames(tmp_path / "a.avi"))
+
+
+@pytest.mark.parametrize(("kind", "name"), [(1, "cell"), (5, "sparse"), (6, "double")])
+def test_a_matlab_array_whose_shape_alone_fills_the_memory_is_refused(tmp_path, kind, name):
+    """It is a few hundred bytes: a header, the class, the shape, and the name "x"."""
+
+    def element(number: int, data: bytes) -> bytes:
+        return struct.pack("<II", number, len(data)) + data + bytes(-len(data) % 8)
+
+    header = b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack("<H", 0x0100) + b"IM"
+    about = element(6, struct.pack("<II", kind, 0)) + element(5, struct.pack("<2i", 50_000, 50_000)) + element(1, b"x")
+    (tmp_path / "a.mat").write_bytes(header + element(14, about))
+    refuse(lambda path: read_mat(path, "x"), tmp_path / "a.mat", f"it is a {name} of 50000 x 50000")

@@ -86,7 +86,7 @@ def test_no_image_is_in_two_splits_and_new_images_move_few():
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("points.csv", "image;part;x;y\ncat/2.PNG;a;1;2", "columns image, part, x, y"),
+        ("points.csv", "image;part;x;y\ncat/2.PNG;a;1;2", "commas between the cells of"),
         ("points.csv", "image,part,x,y\ncat/2.PNG,a,1", "4 cells in row 2"),
         ("points.csv", "image,part,x,y\ncat/2.PNG,a,one,2", "numbers in row 2"),
         ("points.csv", "image,part,x,y\ncat/9.jpg,a,1,2", "there is no cat/9.jpg"),

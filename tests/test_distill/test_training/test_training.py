@@ -24,7 +24,7 @@ from distill.labels.truth import FewShotTruth
 from distill.losses import Contrastive, CoordinateHuber, Equivariance, HeatmapKL, RelaxedCycle
 from distill.matchers.oracle import Oracle
 from distill.training.callbacks.build import callbacks, checkpoints
-from distill.training.callbacks.find_lr import FindLearningRate
+from distill.training.callbacks.find_lr import FindLearningRate, steepest
 from distill.training.callbacks.json_lines import JsonLines
 from distill.training.callbacks.match_pictures import MatchPictures
 from distill.training.callbacks.same_buffers import SameBuffers
@@ -495,6 +495,14 @@ def test_a_validation_draws_the_same_at_any_time_and_on_any_number_of_processes(
     assert len(set(one)) == 6
 
 
+def test_the_rate_that_is_found_is_that_of_the_steepest_fall_per_factor_whatever_the_noise_at_the_smallest():
+    rates = np.logspace(-8, 0, 100)
+    losses = 2 - np.tanh(np.log10(rates) + 3) + 1e-3 * np.cos(np.pi * np.arange(100))  # steepest at 1e-3
+    assert steepest(rates, losses) == pytest.approx(1e-3, rel=0.3)
+    diverging = np.where(rates > 0.1, np.nan, losses)
+    assert steepest(rates, diverging) == pytest.approx(1e-3, rel=0.3)
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_search_leaves_a_training_as_one_with_the_rate_that_was_found(tmp_path, optimizer, capsys):
     """Its rates, their ratios, pairs and weights are the same, also where it is resumed, which does not search again."""
@@ -522,8 +530,8 @@ def test_a_search_leaves_a_training_as_one_with_the_rate_that_was_found(tmp_path
         return module, seen.steps
 
     searched, begun = run(1e-7, FindLearningRate(num_training_steps=30), until=3)
-    told = capsys.readouterr().err
-    assert searched.lr > 1e-6 and "find_lr: 30/30 steps, " in told
+    found, told = capsys.readouterr()
+    assert searched.lr > 1e-6 and "find_lr: 30/30 steps, " in told and f"find_lr: lr={searched.lr:.3g}\n" in found
     assert "Finding best" not in told, "Lightning's bar is no line of a log"
     resumed, rest = run(1e-7, FindLearningRate(num_training_steps=30), until=4, resume=True)
     given, expected = run(searched.lr, until=4)
