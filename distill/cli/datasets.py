@@ -69,8 +69,7 @@ def scored_pairs(data: Mapping[str, Any]) -> Benchmark:
     """Returns the pairs that ``data`` describes, and prints in which way they differ from what was asked for."""
     benchmark = check_benchmark(instantiate(data))
     if is_first_process():
-        for note in getattr(benchmark, "notes", []):
-            print(f"note: {note}")
+        _tell_notes(benchmark)
     return benchmark
 
 
@@ -101,11 +100,15 @@ def fit_pairs(cfg: DictConfig) -> tuple[Benchmark, Benchmark, Benchmark | None]:
 
 def tell_what_differs(benchmark: Benchmark | None) -> None:
     """Prints in which way pairs differ from what was asked for, and what data.on_error=skip left out of them, with an example."""
-    for note in getattr(benchmark, "notes", []):
-        print(f"note: {note}")
+    _tell_notes(benchmark)
     skipped = getattr(benchmark, "skipped", {})
     for message in list(skipped.values())[:1]:
         print(f"left out: {len(skipped)} of split {getattr(benchmark, 'split', '')}; data check names all: {message}")
+
+
+def _tell_notes(benchmark: Benchmark | None) -> None:
+    for note in getattr(benchmark, "notes", []):
+        print(f"note: {note}")
 
 
 def unlabelled_pairs(cfg: DictConfig, train: Benchmark) -> Benchmark | None:

@@ -108,9 +108,8 @@ class LabelFolder:
         wholes = [joined(part for part in parts if part.heatmap.shape[1:] == size) for size in sizes]
         new = [w.take(slice(at, at + LARGEST)) for w in wholes for at in range(0, len(w), LARGEST)]
         gone = old - set(self.write(new))
-        (self.path / FILE).unlink(
-            missing_ok=True
-        )  # which names them; a command that is stopped here leaves none that is wrong
+        # It names files that go; a command that is stopped below leaves none that is wrong.
+        (self.path / FILE).unlink(missing_ok=True)
         for path in gone:
             path.unlink()
         (self.path / LOCKS).unlink(missing_ok=True)

@@ -202,9 +202,8 @@ class StoredPredictions:
             kept = self.predictions.src_point[row]
             apart = np.abs(kept - asked[:, None]).max(-1)
             if (apart.min(1) <= TOLERANCE).all():
-                turns = np.abs(
-                    _turns(asked)[:, None] - _turns(kept)
-                )  # two parts may lie at one place, with an answer each
+                # Two parts may lie at one place, with an answer each.
+                turns = np.abs(_turns(asked)[:, None] - _turns(kept))
                 return row, np.lexsort((turns, apart))[:, 0]
         raise DataError(
             f"Expected predictions for all points in {self.file} but it has none for points of {name}; it is of other pairs "

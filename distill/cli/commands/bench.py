@@ -63,7 +63,7 @@ def run(cfg: DictConfig) -> list[dict]:
     environment, rows = describe(), []
     with RunFolder.numbered(cfg) as folder:
         announce("bench", ", ".join(wanted), device, folder.path)
-        while waiting:
+        while waiting:  # a part that is measured is let go: its network would count in the memory of the next
             rows += waiting.pop(0)()
             folder.write_json("bench.json", {"rows": rows, "environment": environment})  # what is measured stays
         if accuracy_chart(rows, folder / "student.svg"):
