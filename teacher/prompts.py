@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from distill.core.errors import LabelError
 from teacher.feature_cache import FeatureCache, KeyedImage
 from teacher.memory import AdaptiveBatch, TensorCache
 from teacher.source_image import SourceImages
@@ -39,13 +40,17 @@ class CachedPrompts:
         self.cache: MutableMapping[Any, tuple[Tensor, int]] = cache
 
     def at(self, image: KeyedImage, points: Tensor) -> Prompts:
-        """Returns the prompts of points (N, 2), x, y in fractions of the sides of ``image``."""
+        """Returns the prompts of points (N, 2), x, y in fractions of the sides of ``image``; see :meth:`at_all`."""
         return self.at_all([(image, points)])[0]
 
     def at_all(self, queries: Sequence[tuple[KeyedImage, Tensor]]) -> list[Prompts]:
-        """Returns the prompts of points (N, 2) of each image; those that are missing are optimised together."""
+        """Returns the prompts of points (N, 2) of each image; those that are missing are optimised together.
+
+        Raises:
+            LabelError: when a kept prompt cannot be this teacher's.
+        """
         names = [[(image.key, round(x, 4), round(y, 4)) for x, y in points.tolist()] for image, points in queries]
-        known = {name: self.cache[name] for some in names for name in some if name in self.cache}
+        known = {name: self._checked(self.cache[name]) for some in names for name in some if name in self.cache}
         groups: list[_Group] = []
         planned = set(known)
         for (image, points), some in zip(queries, names, strict=True):
@@ -59,6 +64,21 @@ class CachedPrompts:
         for name, prompt in known.items():
             self.cache[name] = prompt
         return [self._stacked([known[name] for name in some]) for some in names]
+
+    def _checked(self, prompt: tuple[Tensor, int]) -> tuple[Tensor, int]:
+        """Returns a kept prompt, which may come from a file.
+
+        Raises:
+            LabelError: when its shape or type is not that of this teacher's prompts, or it has no such token.
+        """
+        (embedding, token), settings = prompt, self.features.settings
+        shape, tokens = (settings.embeddings, *self.features.model.prompt_shape), settings.points_per_prompt
+        if embedding.shape != shape or embedding.dtype != torch.float32 or not 0 <= token < tokens:
+            raise LabelError(
+                f"Expected kept prompts of {shape} float32 with one of {tokens} tokens but got {tuple(embedding.shape)} "
+                f"{str(embedding.dtype).removeprefix('torch.')} with token {token}; delete the folder prompt_cache of the labels."
+            )
+        return prompt
 
     def _stacked(self, found: Sequence[tuple[Tensor, int]]) -> Prompts:
         device = self.features.model.device

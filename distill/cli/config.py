@@ -303,7 +303,8 @@ def _assign(config: DictConfig, override: Override) -> None:
             with open_dict(section):
                 del section[last]
         else:
-            adds = override.is_add() or override.is_force_add()
+            opened = OmegaConf.select(config, key, throw_on_missing=False) == {}  # a section for what users add
+            adds = override.is_add() or override.is_force_add() or opened
             OmegaConf.update(config, key, override.value(), merge=True, force_add=adds)
     except OmegaConfBaseException as error:
         raise ConfigError(_one_line(error)) from error

@@ -177,14 +177,19 @@ def _nearest_key(config: DictConfig, key: str) -> str:
 
 
 def keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    """Yields the dotted names of all values in ``config``."""
+    """Yields the dotted names of all values in ``config``; a dictionary whose keys no dotted name has is one value."""
     for name in config:
         key = f"{prefix}{name!s}"
         node = config._get_node(name)
-        if isinstance(node, DictConfig) and not node._is_none() and not node._is_interpolation():
+        if isinstance(node, DictConfig) and _is_section(node):
             yield from keys(node, f"{key}.")
         else:
             yield key
+
+
+def _is_section(node: DictConfig) -> bool:
+    present = not node._is_none() and not node._is_interpolation()
+    return present and all(isinstance(name, str) and "." not in name for name in node)
 
 
 def _type_problem(config: DictConfig, key: str, value: Any) -> str | None:

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.core.checks import SLACK
 from distill.core.errors import LabelError
 from distill.labels.folder import check_folder, mismatch
 from distill.labels.index import FILE, Index, label_files, read_index
-from distill.labels.records import Columns, differ
+from distill.labels.records import FURTHEST, Columns, differ
 from distill.labels.shard import SUFFIX, Shard, digest, open_shard
 
 
@@ -105,8 +106,10 @@ def _look_at(shard: Shard, found: Audit) -> None:
 
 
 def _possible(columns: Columns) -> NDArray[np.bool_]:
-    finite = np.isfinite(columns.src_point).all(1) & np.isfinite(columns.trg_point).all(1)
-    return finite & (columns.confidence >= 0) & (columns.confidence <= 1) & np.isfinite(columns.heatmap).all((1, 2))
+    """Returns (R,) which labels are such as are stored, see :func:`distill.core.checks.check_label`; NaN is none."""
+    points = np.concatenate([columns.src_point, columns.trg_point], 1)
+    near, sure = (np.abs(points) < FURTHEST).all(1), np.abs(columns.confidence - 0.5) <= 0.5 + SLACK
+    return near & sure & np.isfinite(columns.heatmap).all((1, 2)) & (columns.heatmap.max((1, 2)) >= -SLACK)
 
 
 def _look_for_doubles(index: Index, found: Audit) -> None:

@@ -10,7 +10,9 @@ from distill.core.types import Matches
 
 
 class Curriculum:
-    """Trains on the most confident share of the labels first, and on a growing share as training goes on.
+    """Trains on the most confident share of the teacher's labels first, and on a growing share as training goes on.
+
+    Labels that the student makes itself all count: their confidences have another scale.
 
     Args:
         start: share of the labels at the beginning, in (0, 1].
@@ -28,8 +30,9 @@ class Curriculum:
         self._sorted = torch.zeros(0)
 
     def calibrate(self, confidence: Sequence[float] | Tensor) -> None:
-        """Sets the confidences (R,) of all training labels, in any order."""
-        self._sorted = torch.as_tensor(confidence, dtype=torch.float32).sort().values
+        """Sets the confidences (R,) of all training labels, in any order; those of 0 are removed labels and have no share."""
+        values = torch.as_tensor(confidence, dtype=torch.float32)
+        self._sorted = values[values > 0].sort().values
 
     def least(self, progress: float) -> float:
         """Returns the least confidence that counts when ``progress`` in [0, 1] of the training is over."""

@@ -20,8 +20,13 @@ def parse(text: str | bytes | None, formats: Sequence[str]) -> dict[str, Any]:
     """
     try:
         about = json.loads(text or "{}")
+        json.dumps(
+            about, ensure_ascii=False
+        ).encode()  # half of a surrogate pair, "\\ud800", is text to JSON and to nothing else
     except RecursionError:
         raise ValueError("its metadata is nested too deeply") from None
+    except UnicodeEncodeError:
+        raise ValueError("its metadata has text that is no Unicode") from None
     if not isinstance(about, dict):
         raise ValueError("its metadata is no JSON object")
     if about.get("format") not in formats:

@@ -90,9 +90,13 @@ class PromptCacheStore(MutableMapping[Name, tuple[Tensor, int]]):
             return self._unwritten[name]
         path, row = self._places[name]
         columns = self._files[path]
-        if _checksum(columns, [name[0]], row, image=0) != int(columns["checksum"][row]):
+        embedding = columns["embedding"][row].copy()
+        if (
+            _checksum(columns, [name[0]], row, image=0) != int(columns["checksum"][row])
+            or not np.isfinite(embedding).all()
+        ):
             raise LabelError(f"Expected prompts as they were written but {path} is damaged; delete it.")
-        return from_numpy(columns["embedding"][row].copy()), int(columns["token"][row])
+        return from_numpy(embedding), int(columns["token"][row])
 
     def __setitem__(self, name: Name, value: tuple[Tensor, int]) -> None:
         if name not in self._places:
@@ -140,8 +144,11 @@ def _check(columns: Mapping[str, NDArray], n_images: int) -> None:
     shapes = {"image": (count,), "place": (count, 2), "token": (count,), "checksum": (count,)}
     if any(columns[name].shape != shape for name, shape in shapes.items()) or len(columns["embedding"]) != count:
         raise ValueError("its columns differ in length")
+    kinds = {"image": np.int32, "place": np.float64, "token": np.int64, "checksum": np.uint32, "embedding": np.floating}
+    if not all(np.issubdtype(columns[name].dtype, kind) for name, kind in kinds.items()):
+        raise ValueError("its columns are of other types")
     numbers = columns["image"]
-    if numbers.dtype != np.int32 or (count and not 0 <= numbers.min() <= numbers.max() < n_images):
+    if count and not 0 <= numbers.min() <= numbers.max() < n_images:
         raise ValueError("its points are of images that it does not name")
 
 

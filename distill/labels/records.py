@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 GRID = 100_000
 """Points are told apart on a grid of this many cells along each side of an image: 0.005 px of 512."""
 
+FURTHEST = 2**31 / GRID
+"""How many sides of its image a point may lie away, for a place on the grid of 32 bits."""
+
 ROUNDING = (4e-4, 4e-4, 0.005)
 """How far x / W, y / H and the confidence of one label may lie apart: other threads or processors add in another order."""
 
@@ -156,8 +159,9 @@ def image_number(fingerprint: str) -> int:
 
 
 def on_grid(points: NDArray) -> NDArray[np.int64]:
-    """Returns (..., 2) cells of the grid on which points (..., 2), x / W, y / H, are told apart."""
-    return np.rint(points.astype(np.float64) * GRID).astype(np.int64)
+    """Returns (..., 2) cells of the grid on which points (..., 2), x / W, y / H, are told apart; what lies off it, at its edge."""
+    near = np.clip(np.nan_to_num(points.astype(np.float64)), -FURTHEST, FURTHEST)
+    return np.rint(near * GRID).astype(np.int64)
 
 
 def point_keys(src: NDArray[np.uint64], trg: NDArray[np.uint64], cells: NDArray[np.int64]) -> NDArray[np.uint64]:

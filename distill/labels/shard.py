@@ -28,6 +28,8 @@ FORMAT = "distill-labels-3"
 BY_PIXELS = "distill-labels-2"
 """The previous format: points in px, images named by their resized content."""
 SUFFIX = ".safetensors"
+LONGEST_SIDE = 2**31 - 1
+"""px; the formats that labels are exported to have no room for more."""
 ADVICE = "python -m distill label repair sets it aside, and the labels in it are made again"
 
 
@@ -157,7 +159,8 @@ def _image(name: object, label: object, size: object) -> Image:
         ValueError: when it is something else.
     """
     sides = size if isinstance(size, list) else []
-    if not (isinstance(name, str) and isinstance(label, str)) or [type(side) for side in sides] != [int, int]:
+    whole = [type(side) for side in sides] == [int, int] and all(1 <= side <= LONGEST_SIDE for side in sides)
+    if not (isinstance(name, str) and isinstance(label, str) and whole):
         raise ValueError("its list of images holds something else")
     return Image(name, label, (sides[0], sides[1]))
 
@@ -167,7 +170,7 @@ def _check_arrays(path: Path, arrays: Mapping[str, NDArray], n_images: int) -> N
     wanted = {"src": "i4", "trg": "i4", "src_point": "f4", "trg_point": "f4", "confidence": "f4", "heatmap": "f2"}
     wanted |= {"checksum": "u4"}
     sides = arrays["heatmap"].shape[1:] if "heatmap" in arrays else ()
-    shapes = {"src_point": (2,), "trg_point": (2,), "heatmap": sides if len(sides) == 2 else (1, 1)}
+    shapes = {"src_point": (2,), "trg_point": (2,), "heatmap": sides if len(sides) == 2 and min(sides) > 0 else (1, 1)}
     count = len(arrays["checksum"])
     wrong = [
         name

@@ -1,6 +1,6 @@
 """Reading Lightning's checkpoints: tensors and plain values only, so that a file from a stranger runs no code."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,15 @@ KINDS = {
 """What a training needs to go on, and the types of it."""
 
 
+INSIDE: dict[str, Callable[[Any], bool]] = {
+    "state_dict": lambda value: isinstance(value, Tensor),
+    "optimizer_states": lambda state: isinstance(state, dict) and _are_dicts(state.get("param_groups")),
+    "lr_schedulers": lambda state: isinstance(state, dict),
+    "loops": lambda state: isinstance(state, dict),
+}
+"""Whether a value in one of these is what it has to be."""
+
+
 def read_resumable(path: str | Path) -> dict[str, Any]:
     """Returns what a checkpoint holds that a training goes on from; see :func:`read_checkpoint`.
 
@@ -50,8 +59,8 @@ def read_resumable(path: str | Path) -> dict[str, Any]:
     """
     content = read_checkpoint(path)
     wrong = sorted(key for key, kind in KINDS.items() if not isinstance(content.get(key), kind))
-    if not wrong and not all(isinstance(value, Tensor) for value in content["state_dict"].values()):
-        wrong = ["state_dict"]
+    if not wrong:
+        wrong = [key for key, is_right in INSIDE.items() if not all(map(is_right, _values(content[key])))]
     if wrong:
         raise WeightsError(
             f"Expected a checkpoint to go on from at {path} but {', '.join(wrong)} are missing or of another type; remove it, or "
@@ -84,6 +93,14 @@ def of_another_training(path: str | Path, error: Exception) -> WeightsError:
         f"Expected a checkpoint of this training at {path} but it does not fit ({type(error).__name__}: {reason}); remove it, or "
         "choose another run.dir."
     )
+
+
+def _values(content: dict[Any, Any] | list[Any]) -> Iterable[Any]:
+    return content.values() if isinstance(content, dict) else content
+
+
+def _are_dicts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(inner, dict) for inner in value)
 
 
 def _leads_away(name: str) -> bool:

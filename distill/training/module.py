@@ -155,10 +155,8 @@ class Distillation(LightningModule):
         with torch.no_grad():
             if label is None or self.labeller is not self.teacher:
                 label = match(self.labeller, pairs if self.truth is None else self.truth.without_known(pairs))
-            if self.filtered is not None and self.labeller is self.teacher:
-                label = self.filtered(pairs, label)
-            if self.curriculum is not None:
-                label = self.curriculum(label, self.progress())
+            if self.labeller is self.teacher:
+                label = self._weighed(pairs, label)
             if self.truth is not None:
                 label = self.truth(pairs, label)
             if self.augment is not None:
@@ -224,6 +222,14 @@ class Distillation(LightningModule):
     def progress(self) -> float:
         """Returns the share of the training that is over, in [0, 1]."""
         return min(1.0, self.trainer.global_step / max(1.0, float(self.trainer.estimated_stepping_batches)))
+
+    def _weighed(self, pairs: PairBatch, label: Matches) -> Matches:
+        """Returns the teacher's labels with the filter's confidences, those that the curriculum does not count yet at zero.
+
+        Labels of another labeller have confidences of another scale, for which neither was calibrated.
+        """
+        label = label if self.filtered is None else self.filtered(pairs, label)
+        return label if self.curriculum is None else self.curriculum(label, self.progress())
 
     def _val_loss(self, name: str) -> MeanMetric:
         return cast(MeanMetric, self.val_losses[name])

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from tokenizers import Tokenizer
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -22,7 +23,7 @@ from teacher.text import check_text, load_text_part
 
 
 def build_tokenizer(captions: Iterable[str], length: int, init_from: str | None = None) -> CLIPTokenizer:
-    """Learns a byte-pair vocabulary in which every word of ``captions`` is one token.
+    """Learns a byte-pair vocabulary in which every word of ``captions`` is one token, and each mark and digit one of its own.
 
     Args:
         captions: texts that hold every word there is.
@@ -32,12 +33,18 @@ def build_tokenizer(captions: Iterable[str], length: int, init_from: str | None 
     if init_from is not None:
         return load_text_part(CLIPTokenizer, Path(init_from).expanduser(), "tokenizer")
     first, last = "<|startoftext|>", "<|endoftext|>"
-    words = Counter(word for caption in captions for word in caption.lower().split())
+    cut = CLIPTokenizer(vocab={first: 0, last: 1}, merges=[]).backend_tokenizer
+    words = Counter(word for caption in captions for word in _words(cut, caption))
     merges = _learn_merges(words)
     letters = sorted({letter for word in words for letter in _letters(word)})
     vocabulary = dict.fromkeys([first, last, *letters, *("".join(pair) for pair in merges)])
     numbers = {token: number for number, token in enumerate(vocabulary)}
     return CLIPTokenizer(vocab=numbers, merges=merges, model_max_length=length)
+
+
+def _words(cut: Tokenizer, caption: str) -> list[str]:
+    """Returns a caption as CLIP's tokenizer cuts it, at blanks, punctuation and digits, with a letter for each byte."""
+    return [word for word, _ in cut.pre_tokenizer.pre_tokenize_str(cut.normalizer.normalize_str(caption))]
 
 
 def _letters(word: str) -> list[str]:

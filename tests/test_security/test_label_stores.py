@@ -1,6 +1,7 @@
 """A label store from a stranger: its metadata are data."""
 
 import json
+import re
 import resource
 
 import numpy as np
@@ -15,6 +16,7 @@ from distill.labels.folder import LabelFolder
 from distill.labels.index import FILE
 from distill.labels.index import FORMAT as INDEX
 from distill.labels.records import Columns, Image, Record
+from distill.labels.repair import repair
 from distill.labels.shard import FORMAT, write_shard
 
 HOSTILE = {"_target_": "pathlib.Path.touch", "_args_": ["{marker}"]}
@@ -24,6 +26,9 @@ METADATA = {
     "deep nesting": "[" * 20_000,
     "no fingerprint": json.dumps({"format": FORMAT}),
     "a fingerprint that is a number": json.dumps({"format": FORMAT, "fingerprint": 1, "images": 2}),
+    "text that is no Unicode": json.dumps({"format": FORMAT, "fingerprint": {"method": "\ud800"}, "images": []}),
+    "sides that no image has": json.dumps({"format": FORMAT, "fingerprint": {}, "images": [["a", "a", [10**400, 1]]]}),
+    "sides of nothing": json.dumps({"format": FORMAT, "fingerprint": {}, "images": [["a", "a", [-10, 0]]]}),
     "targets": json.dumps({"format": FORMAT, "fingerprint": HOSTILE, "images": [HOSTILE]}),
 }
 
@@ -47,6 +52,33 @@ def store(tmp_path):
     records = [Record(*images, point * n, point, 0.5, np.ones((4, 4), np.float16)) for n in (0, 1)]
     write_shard(tmp_path / "store", Columns.of(records), {"method": "x"})
     return tmp_path / "store"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"src_point": (1e30, -5)}, "1 impossible labels"),
+        ({"trg_point": (np.inf, 0)}, "1 impossible labels"),
+        ({"confidence": 1.5}, "1 impossible labels"),
+        ({"heatmap": np.full((4, 4), -1, np.float16)}, "1 impossible labels"),
+        ({"heatmap": np.ones((0, 0), np.float16)}, "heatmap.* differ"),
+    ],
+    ids=["a far point", "an infinite one", "too sure", "negative", "no cells"],
+)
+def test_values_that_no_teacher_answers_are_named_and_set_aside(store, changes, message):
+    point = np.full(2, 0.5, np.float32)
+    label = {
+        "src_point": point,
+        "trg_point": point,
+        "confidence": 0.5,
+        "heatmap": np.ones((4, 4), np.float16),
+        **changes,
+    }
+    images = (Image("c", "c", (8, 8)), Image("d", "d", (8, 8)))
+    write_shard(store, Columns.of([Record(*images, **label)]), {"method": "x"})
+    assert [problem for problem in audit(store).problems if re.search(message, problem)]
+    repair(store)
+    assert not audit(store).problems and audit(store).labels == 2
 
 
 def write_equal_rows(store, number, names=None, compression="snappy", **further) -> None:

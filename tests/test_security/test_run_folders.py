@@ -73,6 +73,11 @@ RESUMABLE = {
         {"state_dict": [1]},
         {"state_dict": {"x": 1}},
         {"loops": 3},
+        {"loops": {"fit_loop": 3}},
+        {"optimizer_states": [None]},
+        {"optimizer_states": [{"param_groups": None}]},
+        {"optimizer_states": [{"param_groups": [3]}]},
+        {"lr_schedulers": [None]},
     ],
 )
 def test_a_checkpoint_that_no_training_can_go_on_from_is_refused_in_one_line(tmp_path, changes):

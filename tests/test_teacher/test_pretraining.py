@@ -87,6 +87,17 @@ def test_every_word_is_one_token_and_each_process_gives_it_the_same_number(capsy
     assert first == second.stdout and len(first) > 1000
 
 
+def test_words_with_marks_and_digits_are_known_letter_by_letter():
+    captions = ["a photo of a cat, sitting on a chair.", "3 cats in 2d", "the owner's two-wheeled Café bike!"]
+    tokenizer = build_tokenizer(captions, 24)
+    for caption in captions:
+        tokens = tokenizer(caption).input_ids
+        assert tokens.count(tokenizer.unk_token_id) == 1, "the end mark alone, which is also the unknown token"
+        whole = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert whole.replace(" ", "") == caption.lower().replace(" ", "")
+    assert tokenizer.tokenize("cat, 3 2d") == ["cat</w>", ",</w>", "3</w>", "2</w>", "d</w>"]
+
+
 # UNets.
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from distill.core.errors import ConfigError
+from distill.core.errors import ConfigError, WeightsError
 from distill.core.protocols import Matcher, PairMatcher
 from distill.losses import DenseStudent
 from distill.matchers.memoized import MemoizedMatcher
@@ -38,8 +38,17 @@ class SelfDistillation(Callback):
         self._weights: dict[str, Tensor] | None = None
 
     def first_epoch(self, trainer: Trainer) -> int:
-        """Returns the first epoch whose labels are surely the student's own: one after a validation, or the first of all."""
-        every = trainer.check_val_every_n_epoch or 1
+        """Returns the first epoch whose labels are surely the student's own: one after a validation, or the first of all.
+
+        Raises:
+            ConfigError: where validations are counted in steps, so that no epoch is sure to follow one.
+        """
+        every = trainer.check_val_every_n_epoch
+        if every is None:
+            raise ConfigError(
+                "Expected a number for trainer.check_val_every_n_epoch, after which pairs without labels are taken, but got null; "
+                "give one, or set train.unlabelled=0."
+            )
         return -(-self.start_epoch // every) * every
 
     def state_dict(self) -> dict[str, Any]:
@@ -47,8 +56,18 @@ class SelfDistillation(Callback):
         return {"weights": self._weights, "rounds": self.rounds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over what :meth:`state_dict` returned."""
-        self._weights, self.rounds = state_dict["weights"], state_dict["rounds"]
+        """Takes over what :meth:`state_dict` returned.
+
+        Raises:
+            WeightsError: when it is something else.
+        """
+        weights, rounds = state_dict.get("weights"), state_dict.get("rounds")
+        whole = weights is None or (
+            isinstance(weights, dict) and all(isinstance(value, Tensor) for value in weights.values())
+        )
+        if not (whole and isinstance(rounds, int)):
+            raise WeightsError("Expected a copy of the student in the checkpoint but found something else; remove it.")
+        self._weights, self.rounds = weights, rounds
 
     def check(self, student: nn.Module, size: int) -> None:
         """Raises a :class:`ConfigError` for a student that cannot make labels, or a teacher that cannot be made of it.
@@ -86,11 +105,21 @@ class SelfDistillation(Callback):
             self._relabel(pl_module)
 
     def _relabel(self, pl_module: LightningModule) -> None:
-        """Takes labels from a copy of the student, with the weights of the checkpoint where there are some."""
+        """Takes labels from a copy of the student, with the weights of the checkpoint where there are some.
+
+        Raises:
+            WeightsError: when these are another network's.
+        """
         assert isinstance(pl_module, Distillation)
         model = copy.deepcopy(pl_module.student)
         if self._weights is not None:
-            model.load_state_dict(self._weights)
+            try:
+                model.load_state_dict(self._weights)
+            except RuntimeError as error:
+                reason = " ".join(str(error).split())[:200]
+                raise WeightsError(
+                    f"Expected a copy of this student in the checkpoint but it is another's ({reason}); remove it."
+                ) from error
         else:
             self.rounds += 1
         self._weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}

@@ -7,7 +7,7 @@ import hydra
 import pytest
 from omegaconf import OmegaConf
 
-from distill.cli.config import compose
+from distill.cli.config import compose, instantiate
 from distill.cli.overrides import quoted
 from distill.core.errors import ConfigError
 
@@ -163,3 +163,10 @@ def test_values_are_assigned_as_hydra_composes_them(overrides, root):
     with hydra.initialize_config_dir(str(root / "configs"), version_base="1.3"):
         expected = hydra.compose("fit", overrides)
     assert OmegaConf.to_container(found) == OmegaConf.to_container(expected)
+
+
+def test_a_section_for_what_users_add_takes_a_dictionary():
+    given = "{_target_: lightning.pytorch.callbacks.GradientAccumulationScheduler, scheduling: {0: 2, 3: 1}}"
+    for override in (f"callbacks={{slower: {given}}}", f"+callbacks.slower={given}"):
+        built = instantiate(compose("fit", [override]).callbacks.slower)
+        assert type(built).__name__ == "GradientAccumulationScheduler" and built.scheduling == {0: 2, 3: 1}

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.numpy import save
 
 from distill.core.errors import ConfigError, LabelError
 from distill.labels.cached import Cached
-from distill.labels.prompt_cache import PromptCacheStore
+from distill.labels.prompt_cache import PromptCacheStore, _checksum
 from distill.matchers.oracle import Oracle
 from teacher import PromptOptimization
 
@@ -61,6 +63,47 @@ def test_prompts_of_another_teacher_and_damaged_ones_are_named(tmp_path):
     path.write_bytes(content[:-5])
     with pytest.raises(LabelError, match=f"{path.name} but it cannot be read"):
         PromptCacheStore(tmp_path, {"steps": "2"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"embedding": np.zeros((1, 1, 2, 3), np.int32)}, "columns are of other types"),
+        ({"token": np.zeros(1, np.int32)}, "columns are of other types"),
+        ({"place": np.zeros((1, 2), np.float32)}, "columns are of other types"),
+        ({"image": np.zeros(1, np.int64)}, "columns are of other types"),
+        ({"embedding": np.full((1, 1, 2, 3), np.nan, np.float32)}, "is damaged"),
+    ],
+)
+def test_prompts_of_a_stranger_are_refused_in_one_line(tmp_path, changes, message):
+    store = PromptCacheStore(tmp_path, {"steps": "2"})
+    store["a", 0.25, 0.5] = torch.ones(1, 2, 3), 0
+    store.flush()
+    (path,) = (tmp_path / "prompt_cache").iterdir()
+    with safe_open(path, "np") as file:
+        columns = {name: file.get_tensor(name) for name in file.keys()} | changes  # noqa: SIM118 - no dictionary
+        about = file.metadata()
+    columns["checksum"] = np.array([_checksum(columns, ["a"], 0)], np.uint32)
+    path.write_bytes(save(columns, about))
+    with pytest.raises(LabelError, match=message) as caught:
+        _ = PromptCacheStore(tmp_path, {"steps": "2"})["a", 0.25, 0.5]
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda e, t: (e[..., :7], t), lambda e, t: (e.double(), t), lambda e, t: (e, 10**9)]
+)
+def test_kept_prompts_that_cannot_be_this_teachers_are_named(sd1_folder, make_pairs, change):
+    pairs, cache = make_pairs(1, seed=1), {}
+    first = teacher(sd1_folder)
+    first.use_prompt_cache(cache)
+    first.match_pairs(pairs)
+    second = teacher(sd1_folder)
+    second.use_prompt_cache({name: change(*prompt) for name, prompt in cache.items()})
+    with pytest.raises(
+        LabelError, match=r"Expected kept prompts of \(1, 4, \d+\) float32 with one of 1 tokens but got"
+    ):
+        second.match_pairs(pairs)
 
 
 def test_a_teacher_without_prompts_cannot_store_any(tmp_path):

@@ -12,7 +12,7 @@ from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from trainings import QUIET, Stop, StopAt, distillation, fit
 
-from distill.core.errors import ConfigError, DataError
+from distill.core.errors import ConfigError, DataError, WeightsError
 from distill.core.types import Matches
 from distill.data.datamodule import PairDataModule
 from distill.data.datasets.shapes import ShapesPairs
@@ -216,8 +216,60 @@ def test_a_curriculum_lets_in_the_surest_labels_first():
     counts = [int((curriculum(label, progress).confidence > 0).sum()) for progress in (0.0, 0.25, 0.5, 1.0)]
     assert counts == [2, 5, 8, 8]
     assert curriculum(label, 0.0).confidence[0, -2:].tolist() == [0.875, 1.0]
+    curriculum.calibrate([0.0] * 20 + label.confidence.flatten().tolist())
+    assert int((curriculum(label, 0.0).confidence > 0).sum()) == 2, "what a filter removed has no share"
     with pytest.raises(ConfigError, match="curriculum in"):
         Curriculum(start=0)
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+def test_a_curriculum_is_of_the_teachers_labels_alone(monkeypatch):
+    """The student's own are less sure: the teacher's threshold would leave out nearly all of them."""
+    module, pairs, learned = distillation(), ShapesPairs("train", 2, 0, 64), []
+    batch = collate_pairs([pairs[0], pairs[1]])
+
+    def unsure(src: torch.Tensor, trg: torch.Tensor, kps: torch.Tensor) -> Matches:
+        return Matches(kps, torch.full(kps.shape[:2], 0.3), torch.ones(*kps.shape[:2], 8, 8))
+
+    def remember(example) -> torch.Tensor:
+        learned.append(example.label.confidence)
+        return example.prediction.trg_kps.sum()
+
+    module.curriculum = Curriculum(start=0.4)
+    module.curriculum.calibrate(torch.linspace(0.5, 1, 100))
+    module.losses, module.weights = {"heatmap": remember}, {"heatmap": 1.0}
+    monkeypatch.setattr(module, "progress", lambda: 0.1)
+    module._teacher = UnregisteredReference(unsure)
+    for labeller in (unsure, lambda *query: unsure(*query)):
+        module.learn_from(labeller)
+        module.training_step(batch, 0)
+    assert learned[0].max() == 0 and learned[1].min() == pytest.approx(0.3)
+
+
+def test_unlabelled_pairs_wait_for_a_validation_that_is_counted_in_epochs():
+    own = SelfDistillation(FeatureTeacher, 4)
+    quiet = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, **QUIET}
+    assert own.first_epoch(Trainer(check_val_every_n_epoch=3, **quiet)) == 6
+    with pytest.raises(ConfigError, match=r"number for trainer.check_val_every_n_epoch.*got null.*train.unlabelled=0"):
+        own.first_epoch(Trainer(check_val_every_n_epoch=None, val_check_interval=10, **quiet))
+
+
+def test_a_copy_of_another_student_is_named():
+    own, module = SelfDistillation(FeatureTeacher, 0), distillation()
+    for state in (
+        {},
+        {"weights": [1], "rounds": 1},
+        {"weights": {"a": 1}, "rounds": 1},
+        {"weights": None, "rounds": "x"},
+    ):
+        with pytest.raises(WeightsError, match="Expected a copy of the student in the checkpoint"):
+            own.load_state_dict(state)
+    own.load_state_dict({"weights": {"a": torch.zeros(1)}, "rounds": 1})
+    with pytest.raises(
+        WeightsError, match="Expected a copy of this student in the checkpoint but it is another's"
+    ) as caught:
+        own.on_train_start(Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, **QUIET), module)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_backbone_learns_at_its_own_rate_and_what_is_frozen_not_at_all():
