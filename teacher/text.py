@@ -164,10 +164,26 @@ def encode_text(folder: Path, text: str, length: int, variant: str | None = None
     """
     check_text(folder, variant, length)
     tokens = tokenize(folder, text, length)
-    options = {"variant": part_variant(folder, "text_encoder", variant) or None, "dtype": torch.float32}
-    encoder = load_text_part(CLIPTextModel, folder, "text_encoder", use_safetensors=True, **options).eval()
-    check_finite(encoder.state_dict(), folder / "text_encoder")
+    encoder = load_text_encoder(folder, part_variant(folder, "text_encoder", variant) or None).eval()
     return encoder(tokens).last_hidden_state[0]
+
+
+def load_text_encoder(folder: Path, variant: str | None = None) -> CLIPTextModel:
+    """Returns the text encoder of a pipeline folder in single precision.
+
+    Raises:
+        WeightsError: when its files are missing or damaged, or lack weights, which transformers would draw at random.
+    """
+    options = {"use_safetensors": True, "variant": variant, "dtype": torch.float32, "output_loading_info": True}
+    encoder, info = load_text_part(CLIPTextModel, folder, "text_encoder", **options)
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise WeightsError(
+            f"Expected all weights of a text encoder in {folder / 'text_encoder'} but {len(missing)} are missing, first "
+            f"{missing[0]!r}; copy it again, or {_ADVICE}"
+        )
+    check_finite(encoder.state_dict(), folder / "text_encoder")
+    return encoder
 
 
 def tokenize(folder: Path, text: str, length: int) -> Tensor:

@@ -19,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from distill.core.errors import ConfigError, WeightsError
 from teacher.pipeline import load_part
 from teacher.pipeline_files import missing_files
-from teacher.text import check_text, load_text_part
+from teacher.text import check_text, load_text_encoder, load_text_part
 
 
 def build_tokenizer(captions: Iterable[str], length: int, init_from: str | None = None) -> CLIPTokenizer:
@@ -89,8 +89,7 @@ def build_text_encoder(
     if init_from is not None:
         folder = Path(init_from).expanduser()
         check_text(folder)
-        options = {"dtype": torch.float32, "use_safetensors": True}
-        return load_text_part(CLIPTextModel, folder, "text_encoder", **options).train()
+        return load_text_encoder(folder).train()
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,

@@ -151,6 +151,8 @@ def test_adam_lets_a_descent_be_captured_that_was_made_for_it(graphs, monkeypatc
     monkeypatch.setattr(Stream, "is_capturing", lambda _: bool(capturing), raising=False)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("cuda"))
     monkeypatch.setattr(torch.accelerator, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # older releases of torch ask these two
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: bool(capturing))
     descent = source_image.Descent(torch.randn(2, 5, 8), torch.full((2, 1, 2), 0.5), Settings(), 8, capturable)
     descent.show(Features(), torch.tensor([[0.0, 0.0, 1.0]]).expand(20, 2, 3))
     repeat(descent.step, 10, captured=True)

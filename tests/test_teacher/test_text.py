@@ -3,12 +3,14 @@
 import shutil
 
 import pytest
+import torch
 from pipeline_files import edit
 from safetensors.torch import load_file, save_file
 
 from distill.core.errors import ConfigError, WeightsError
 from teacher import DiffusionFeatures, PromptOptimization
-from teacher.text import usual_tokens
+from teacher.pretrain import build_text_encoder, build_tokenizer
+from teacher.text import encode_text, usual_tokens
 
 
 def test_an_empty_prompt_wants_the_pipelines_own_text_encoder(sd1_folder):
@@ -74,3 +76,35 @@ def test_a_prompt_that_is_longer_than_the_text_encoder_takes_is_refused_when_a_t
     for teacher, settings in ((DiffusionFeatures, {}), (PromptOptimization, {"queries": "frozen"})):
         with pytest.raises(ConfigError, match="prompt_length of at most 24, the text encoder's, but got 30"):
             teacher(str(root / "checkpoints" / "sd-mini"), device="cpu", prompt_length=30, **settings)
+
+
+@pytest.fixture
+def copied(root, tmp_path):
+    """The text encoder and the tokenizer of the shipped pipeline, and the tensors of the former."""
+    for part in ("text_encoder", "tokenizer"):
+        shutil.copytree(root / "checkpoints/sd-mini" / part, tmp_path / part)
+    return tmp_path, load_file(tmp_path / "text_encoder/model.safetensors")
+
+
+def test_a_text_encoder_that_lacks_weights_is_refused(copied):
+    """transformers draws them at random, and says so in a warning."""
+    folder, tensors = copied
+    del tensors["encoder.layers.0.self_attn.q_proj.weight"]
+    save_file(tensors, folder / "text_encoder/model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        WeightsError, match=r"all weights of a text encoder in .* but 1 are missing, first .*q_proj.weight"
+    ):
+        encode_text(folder, "a cat", 8)
+    with pytest.raises(WeightsError, match="1 are missing"):
+        build_text_encoder(build_tokenizer([], 8, str(folder)), 8, 1, str(folder))
+
+
+def test_a_text_encoder_with_the_names_of_published_pipelines_gives_the_same(copied):
+    folder, tensors = copied
+    expected = encode_text(folder, "a cat", 8)
+    named = {f"text_model.{name}": value for name, value in tensors.items()}
+    length = tensors["embeddings.position_embedding.weight"].shape[0]
+    named["text_model.embeddings.position_ids"] = torch.arange(length)[None]
+    save_file(named, folder / "text_encoder/model.safetensors", {"format": "pt"})
+    torch.testing.assert_close(encode_text(folder, "a cat", 8), expected, rtol=0, atol=0)
+    assert expected.std() > 0.1

@@ -49,6 +49,7 @@ class SelfDistillation(Callback):
                 "Expected a number for trainer.check_val_every_n_epoch, after which pairs without labels are taken, but got null; "
                 "give one, or set train.unlabelled=0."
             )
+        every = every or 1  # 0 is refused by distill.training.checks
         return -(-self.start_epoch // every) * every
 
     def state_dict(self) -> dict[str, Any]:
