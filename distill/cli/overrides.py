@@ -29,8 +29,13 @@ LISTS_OF_PATHS = frozenset(["examples", "fallbacks", "matchers", "sources", "trg
 
 _NO_TEXT = re.compile(r"(?i:true|false|[+-]?(?:[\d_]*\.?[\d_]+\.?(?:e[+-]?\d+)?|inf|nan))")
 """What Hydra reads as a number or a truth value."""
-_ENTRY = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|\{[^{}]*\}|(?<=[\[,])\s*([^\s'"\[\]{},:]+)\s*(?=[,\]])""")
+_QUOTED = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\""""
+_ENTRY = re.compile(_QUOTED + r"""|\{[^{}]*\}|(?<=[\[,])\s*([^\s'"\[\]{},:]+)\s*(?=[,\]])""")
 """Quoted text or a mapping in a list, or an entry that is neither, which is the group."""
+
+QUOTES = "'\""
+_MAPPING_OR_ENTRY = re.compile(rf"""\{{[^{{}}]*\}}|{_QUOTED}|[^,\s][^,]*""")
+"""An entry of a list: a mapping, quoted text, or text up to the next comma."""
 
 
 def plain(text: str, sweeps: bool = False) -> str:
@@ -109,10 +114,14 @@ def parse(overrides: Sequence[str], sweeps: bool = False) -> list[tuple[str, Ove
 
 def _quoting(key: str, value: str) -> str:
     """Returns the advice for a value that Hydra cannot read."""
-    if key.rpartition(".")[2] in LISTS_OF_PATHS and value[:1] == "[" and value[-1:] == "]":
-        entries = ",".join(quoted(entry.strip()) for entry in value[1:-1].split(","))
-        return f"quote each entry: {shlex.quote(f'{key}=[{entries}]')}"
-    return f"quote the value: {in_shell(key, value)}"
+    one_path = is_path(key) and key.rpartition(".")[2] not in LISTS_OF_PATHS
+    if one_path or (value[:1], value[-1:]) not in (("[", "]"), ("{", "}")):
+        return f"quote the value: {in_shell(key, value)}"
+    entries = [entry.strip() for entry in _MAPPING_OR_ENTRY.findall(value[1:-1])]
+    whole = f"{key}=[{','.join(entry if entry[0] in '{' + QUOTES else quoted(entry) for entry in entries)}]"
+    if value[0] == "{" or _parsed(whole) is None:
+        return "quote the texts in it, such as 'a=b'; keys are of letters, digits, _, -, / and dots"
+    return f"quote each entry: {shlex.quote(whole)}"
 
 
 def in_shell(key: str, value: str) -> str:
@@ -133,4 +142,4 @@ def _text(override: Override) -> object:
 
 
 def _is_quoted(value: str) -> bool:
-    return len(value) > 1 and value[0] in "'\"" and value[-1] == value[0]
+    return len(value) > 1 and value[0] in QUOTES and value[-1] == value[0]

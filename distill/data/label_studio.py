@@ -54,19 +54,22 @@ def write_label_studio(images: Mapping[str, ImageKeypoints]) -> list[dict[str, A
     """Returns the content of a file that Label Studio imports; images are named as files of its local storage.
 
     The names are percent-encoded, as Label Studio does it: in an address "+" is a space, and "#", "&" and "%" end or begin something.
+    An image that only a matcher has looked at has no annotation: Label Studio counts an empty one as done, and asks nobody for another.
 
     Args:
         images: by name; each needs a ``size``.
     """
-    return [
-        {
-            "id": number,
-            "data": {"image": LOCAL + quote(name)},
-            "annotations": [{"result": list(_write(image, by_matcher=False))}],
-            "predictions": [{"result": list(_write(image, by_matcher=True))}] if image.confidence else [],
-        }
-        for number, (name, image) in enumerate(images.items(), start=1)
-    ]
+    return [_task(number, name, image) for number, (name, image) in enumerate(images.items(), start=1)]
+
+
+def _task(number: int, name: str, image: ImageKeypoints) -> dict[str, Any]:
+    by_person, by_matcher = (list(_write(image, by_matcher=who)) for who in (False, True))
+    return {
+        "id": number,
+        "data": {"image": LOCAL + quote(name)},
+        "annotations": [{"result": by_person}] if by_person or not image.confidence else [],
+        "predictions": [{"result": by_matcher}] if image.confidence else [],
+    }
 
 
 def _regions(task: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from distill.core.errors import ConfigError
 
 PROGRAMS = {
     *("python", "python3.11", "pip", "distill", "git", "mkdocs", "export", "tensorboard", "torchrun", "ruff", "mypy"),
-    *(".venv/bin/python", ".venv/bin/pip", ".", "pre-commit", ".ci/run", "cd"),
+    *(".venv/bin/python", ".venv/bin/pip", ".", "pre-commit", ".ci/run", "cd", "uv"),
 }
 
 

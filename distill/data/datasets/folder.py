@@ -186,7 +186,8 @@ class FolderPairs(PhotographPairs):
             return super()._why_no_pairs()
         return (
             f"Expected two images of one category with points in {self.points_file.path} but {len(self.names)} of split "
-            f"{self.split} have points there, each alone in its category; annotate another one of a category."
+            f"{self.split} have points there, each alone in its category; annotate another one of a category, or move the file out "
+            "of the folder, which leaves all photographs without points."
         )
 
     def _annotated(self, name: str, file: PointsFile) -> ImageAnnotation:

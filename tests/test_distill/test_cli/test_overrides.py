@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from distill.cli.config import compose, instantiate
-from distill.cli.overrides import quoted
+from distill.cli.overrides import parse, quoted
 from distill.core.errors import ConfigError
 
 
@@ -122,6 +122,26 @@ def test_the_hint_for_a_list_of_paths_quotes_each_of_them():
         compose("match", ["src=a", "points=[[1,1]]", "trg=[b.png,n/a=b.png, it's]"])
     (argument,) = shlex.split(str(error.value).rpartition("quote each entry: ")[2].removesuffix("."))
     assert compose("match", ["src=a", "points=[[1,1]]", argument]).trg == ["b.png", "n/a=b.png", "it's"]
+
+
+@pytest.mark.parametrize(
+    ("value", "entries"),
+    [
+        ("[lr=0.1]", ["lr=0.1"]),
+        ("[lr=0.1, 'seed=1', ema=null]", ["lr=0.1", "seed=1", "ema=null"]),
+        ("[{a: b, c: d},e=f]", [{"a": "b", "c": "d"}, "e=f"]),
+    ],
+)
+def test_the_hint_for_any_list_gives_a_list(value, entries):
+    with pytest.raises(ConfigError) as error:
+        parse([f"base={value}"])
+    (argument,) = shlex.split(str(error.value).rpartition("quote each entry: ")[2].removesuffix("."))
+    assert compose("ablate", [argument]).base == entries
+
+
+def test_what_no_quotes_mend_gets_no_hint_that_fails():
+    with pytest.raises(ConfigError, match="quote the texts in it, such as 'a=b'; keys are of letters"):
+        parse(["matchers=[{<b>x</b>: box_relative}]"])
 
 
 def test_quoting_is_undone_by_hydra():

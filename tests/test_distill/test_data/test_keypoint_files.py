@@ -89,6 +89,7 @@ def test_label_studio_has_persons_points_as_annotations_and_a_matchers_as_predic
     assert region["value"]["x"] == pytest.approx(100 * 10.25 / 60) and region["value"]["y"] == pytest.approx(
         100 * 12.5 / 40
     )
+    assert tasks[1]["annotations"] == [], "an empty one counts as done, and the task is left out of the queue"
     predicted = {r["value"]["keypointlabels"][0]: r for r in tasks[1]["predictions"][0]["result"]}
     assert predicted["nose"]["score"] == 0.875 and predicted["tail"]["meta"] == {"text": ["unsure"]}
     found = read_points_file(file, list(keypoints())).images

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 from PIL import Image
@@ -51,6 +52,16 @@ def test_the_variants_of_every_suite_are_fits(suite):
 def test_bad_seeds_are_refused_before_anything_is_trained(tmp_path, capsys):
     assert main(["ablate", "seeds=[0,0]", f"run.dir={tmp_path}/a"]) == 2
     assert "seeds, each once" in capsys.readouterr().err and not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "found"),
+    [("+suite.variants.two='[lr=0.1]'", r"two but got '\[lr=0.1\]'"), ("base=[1]", r"base but got \[1\]")],
+)
+def test_variants_are_lists_of_settings(override, found, tmp_path, capsys):
+    assert main(["ablate", override, f"run.dir={tmp_path}/a"]) == 2
+    error = capsys.readouterr().err
+    assert re.search(f"a list of settings of fit for {found}.*each quoted", error) and not (tmp_path / "a").exists()
 
 
 @pytest.mark.parametrize("annotated", [True, False])
