@@ -41,7 +41,7 @@ def run(cfg: DictConfig) -> None:
     for name, value in describe().items():
         print(f"{name:<14} {value}")
     problems = [problem for name in PARTS if (problem := _import_problem(name))]
-    problems += _problems("teacher's model", {"_target_": "teacher.PromptOptimization", "model": str(cfg.model)})
+    problems += _problems("teacher's model", _teacher(str(cfg.model)))
     print(f"{'licence':<14} of the teacher's model: {weights_licence(str(cfg.model))}")
     if cfg.backbone is not None:
         print(f"{'licence':<14} of backbone={cfg.backbone}: {weights_licence(str(cfg.backbone))}")
@@ -54,6 +54,13 @@ def run(cfg: DictConfig) -> None:
     if problems:
         raise DataError(f"Expected nothing wrong but found {len(problems)} problems, which are named above; mend them.")
     print("no problems")
+
+
+def _teacher(model: str) -> dict[str, object]:
+    """Returns the teacher that checks a pipeline folder without reading its weights: one with a transformer is of SD3 or FLUX."""
+    if (Path(model).expanduser() / "transformer").is_dir():
+        return {"_target_": "teacher.TransformerFeatures", "model": model, "block": 0, "discard": []}
+    return {"_target_": "teacher.PromptOptimization", "model": model}
 
 
 def layout(root: Path) -> str:
