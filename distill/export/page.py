@@ -25,6 +25,7 @@ WEB = Path(__file__).parent / "web"
 MATCH = "match.onnx"
 TOLERANCE_PX = 2.0  # by which a browser's answers on the examples may differ from Python's
 CHECKED = 8  # points on the first example
+RATIO = 10  # of the longer side of a picture to the shorter one, at most; that of web/image_header.js
 WRITTEN = "model.json"  # the last file to be written; a folder with it is a page
 UNFINISHED = "unfinished-page"  # lies in a folder whose page is being written, or was not written to its end
 
@@ -96,7 +97,7 @@ def examples_of(given: Sequence[str] | None, pairs: Benchmark | None) -> list[Im
 
     Raises:
         ConfigError: unless two files are given, or none and a pair.
-        DataError: when a file cannot be read.
+        DataError: when a file cannot be read, or is one that the page refuses, see ``web/image_header.js``.
     """
     if given is None and pairs is not None and len(pairs):
         pair = pairs[0]
@@ -105,7 +106,12 @@ def examples_of(given: Sequence[str] | None, pairs: Benchmark | None) -> list[Im
     if given is None or isinstance(given, str) or len(given) != 2:
         raise ConfigError(f"Expected examples=[<file>,<file>], two pictures, but got {given!r:.100}.")
     pictures = [read_rgb(file) for file in given]
-    for picture in pictures:
+    for file, picture in zip(given, pictures, strict=True):
+        if max(picture.size) > RATIO * min(picture.size):
+            raise DataError(
+                f"Expected examples whose longer side is at most {RATIO} times the shorter one but {file} has {picture.width} x "
+                f"{picture.height} px; cut a part out of it, or name another."
+            )
         picture.thumbnail((800, 800))  # what a page of examples needs
     return pictures
 

@@ -34,11 +34,19 @@ class PageHandler(SimpleHTTPRequestHandler):
         if host not in (ADDRESS, "localhost"):  # a page elsewhere whose name leads here
             self.send_error(HTTPStatus.FORBIDDEN, "Expected the loopback address")
             return None
-        root, file = Path(self.directory).resolve(), Path(self.translate_path(self.path)).resolve()
-        if not (file == root or root in file.parents) or (file.is_dir() and not (file / "index.html").is_file()):
+        if not self._is_served():
             self.send_error(HTTPStatus.NOT_FOUND)
             return None
         return super().send_head()
+
+    def _is_served(self) -> bool:
+        """Says whether the address is that of a file of the page, or of a folder with an index.html."""
+        try:
+            root, file = Path(self.directory).resolve(), Path(self.translate_path(self.path)).resolve()
+            inside = file == root or root in file.parents
+            return inside and (file.is_file() or (file / "index.html").is_file())
+        except (OSError, ValueError):  # a name that no file can have
+            return False
 
     def end_headers(self) -> None:
         """Adds what lets the page use threads, and keeps browsers from guessing types and keeping old files."""

@@ -38,14 +38,14 @@ function set(x, y) {
   show();
 }
 
-function next() { // the least sure point that nobody has looked at, from here on
-  let number = at;
-  while (number < queue.length && done.has(number)) number += 1;
-  go(Math.min(number, queue.length));
+function next() { // the least sure point that nobody has looked at: from here on, or else from the start
+  const open = [...queue.keys()].filter((number) => !done.has(number));
+  go(open.find((number) => number >= at) ?? open[0] ?? queue.length);
 }
 
-function go(number) {
-  at = Math.max(0, number);
+function go(number) { // behind the last point only once all have been looked at
+  const last = done.size < queue.length ? queue.length - 1 : queue.length;
+  at = Math.min(Math.max(0, number), last);
   if (at < queue.length) place = queue[at];
   show();
 }
@@ -69,6 +69,7 @@ function undo() {
   at = last.at;
   Object.assign(point(), last.before);
   photo().touched = last.touched;
+  unsaved = true;
   done.clear();
   last.done.forEach((number) => done.add(number));
   show();
@@ -164,6 +165,7 @@ const keys = {
 addEventListener("keydown", (event) => {
   if ((event.ctrlKey || event.metaKey) && event.key === "s") { event.preventDefault(); save(); return; }
   if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target instanceof HTMLButtonElement && ["Enter", " "].includes(event.key)) return; // presses the button
   if (event.shiftKey && nudge[event.key]) {
     event.preventDefault();
     if (point().visibility > 0) set(point().x + nudge[event.key][0], point().y + nudge[event.key][1]);

@@ -2,11 +2,11 @@
 import { webpOrientation } from "./orientation.js";
 import { Refusal } from "./refusal.js";
 
-export const LIMITS = { bytes: 64 * 2 ** 20, pixels: 64e6, side: 16384, shortest: 8 };
+export const LIMITS = { bytes: 64 * 2 ** 20, pixels: 64e6, side: 16384, shortest: 8, ratio: 10 };
 
 /**
  * Returns {type, width, height} of the bytes of a JPEG, PNG or WebP file, and of the latter its "orientation"; throws a Refusal for
- * others and for large ones.
+ * others, and for those that are too large, too small or too long for the page.
  */
 export function checkedSize(bytes, name) {
   const found = jpeg(bytes) ?? png(bytes) ?? webp(bytes);
@@ -20,6 +20,12 @@ export function checkedSize(bytes, name) {
   }
   if (Math.min(width, height) < LIMITS.shortest) {
     throw new Refusal(`Expected a picture of at least ${LIMITS.shortest} px a side but ${name} has ${width} x ${height} px.`);
+  }
+  if (Math.max(width, height) > LIMITS.ratio * Math.min(width, height)) {
+    throw new Refusal(
+      `Expected a picture whose longer side is at most ${LIMITS.ratio} times the shorter one but ${name} has ` +
+        `${width} x ${height} px; cut a part out of it.`,
+    );
   }
   return found;
 }

@@ -15,7 +15,10 @@ worker.onmessage = ({ data: { id, result, error, refused } }) => {
   if (error === undefined) resolve(result);
   else reject(new Error(refused ? error : `The computation failed: ${error}`));
 };
-worker.onerror = (event) => say("error", `Expected a browser of 2023 or later but the page's worker failed: ${event.message ?? "no module workers"}.`);
+worker.onerror = (event) => {
+  const error = new Error(`Expected a browser of 2023 or later but the page's worker failed: ${event.message ?? "no module workers"}.`);
+  waiting.forEach(({ reject }) => reject(error));
+};
 
 function ask(kind, request = {}) {
   return new Promise((resolve, reject) => {
@@ -29,14 +32,27 @@ function say(place, text) {
   element(place).hidden = place === "error" && !text;
 }
 
-/** Runs what a person asked for; a refusal is shown, and the page goes on. */
-async function attempt(action) {
-  say("error", "");
-  try {
-    await action();
-  } catch (error) {
-    say("error", error.message);
-  }
+let last = Promise.resolve(); // settles with what was asked for last
+
+/** Runs what a person asked for, once the network is open and all asked for before is done; a refusal is shown, and the page goes on. */
+function attempt(action) {
+  last = last.then(async () => {
+    say("error", "");
+    try {
+      await opened;
+      await action();
+    } catch (error) {
+      say("error", error.message);
+    }
+  });
+}
+
+/** Adds a point, px, to the first picture that is shown now, unless another one is there when its turn comes. */
+function addHere(point) {
+  const { source } = pictures;
+  attempt(async () => {
+    if (source === pictures.source) await add([point]);
+  });
 }
 
 async function show(place, blob, name) {
@@ -70,8 +86,7 @@ async function add(points) {
   if (answers.length + points.length > MOST) {
     throw new Error(`Expected at most ${MOST} points but got ${answers.length + points.length}; clear some, or add fewer.`);
   }
-  const { source, target } = pictures, found = await ask("match", { points });
-  if (source !== pictures.source || target !== pictures.target) return; // another picture was chosen meanwhile
+  const found = await ask("match", { points });
   answers.push(...found.answers);
   chosen = answers.length - 1;
   document.documentElement.dataset.milliseconds = found.milliseconds.toFixed(1);
@@ -89,7 +104,7 @@ function render() {
   }
   if (pictures.target) {
     draw(canvases.target, pictures.target, (context, place, unit) => {
-      if (chosen >= 0 && element("heat").checked) heat(context, answers[chosen].heatmap);
+      if (answers[chosen] && element("heat").checked) heat(context, answers[chosen].heatmap);
       answers.forEach((answer, number) => {
         const label = String(number + 1);
         if (answer.other && element("others").checked && number === chosen) ring(context, place(answer.other.target), unit, colour(number), `${label}?`);
@@ -130,8 +145,8 @@ function move(event) {
   if (steps[event.key]) {
     const size = Math.max(width, height) / (event.shiftKey ? 200 : 40);
     cursor = cursor.map((value, axis) => Math.min([width, height][axis], Math.max(0, value + size * steps[event.key][axis])));
-  } else if (event.key === "Enter" || event.key === " ") attempt(() => add([cursor]));
-  else if (event.key === "Delete" || event.key === "Backspace") undo();
+  } else if (event.key === "Enter" || event.key === " ") addHere(cursor);
+  else if (event.key === "Delete" || event.key === "Backspace") attempt(undo);
   else return;
   event.preventDefault();
   render();
@@ -191,12 +206,12 @@ for (const place of ["source", "target"]) {
     });
   };
 }
-canvases.source.onclick = (event) => attempt(() => add(pictures.source ? [fromPointer(event)] : []));
+canvases.source.onclick = (event) => addHere(pictures.source && fromPointer(event));
 canvases.source.onkeydown = (event) => pictures.source && move(event);
 canvases.source.onfocus = canvases.source.onblur = render;
 element("examples").onclick = () => attempt(examples);
 element("swap").onclick = () => attempt(swap);
-element("undo").onclick = undo;
+element("undo").onclick = () => attempt(undo);
 element("clear").onclick = () => attempt(() => again([]));
 element("heat").onchange = element("others").onchange = render;
 element("typed").onsubmit = (event) => {
@@ -208,20 +223,25 @@ element("typed").onsubmit = (event) => {
 };
 addEventListener("resize", render);
 
-attempt(async () => {
-  const backend = new URLSearchParams(location.search).get("backend");
+/** Opens the network; every action waits for it, and is refused with its error. */
+async function open() {
+  const wanted = new URLSearchParams(location.search).get("backend");
   say("status", "Loading the network.");
-  let opened;
+  let found;
   try {
-    opened = await ask("open", { backend: ["wasm", "webgpu"].includes(backend) ? backend : null });
+    found = await ask("open", { backend: ["wasm", "webgpu"].includes(wanted) ? wanted : null });
   } catch (error) {
     say("status", "The network was not loaded.");
     throw error;
   }
-  about = opened.about;
-  const where = opened.backend === "webgpu" ? "graphics card (WebGPU)" : "processor (WebAssembly)";
-  element("about").textContent = `${about.description} Computed on the ${where}; on the examples within ${opened.differs.toFixed(3)} px of Python's answers.`;
-  document.documentElement.dataset.backend = opened.backend;
+  about = found.about;
+  const where = found.backend === "webgpu" ? "graphics card (WebGPU)" : "processor (WebAssembly)";
+  element("about").textContent = `${about.description} Computed on the ${where}; on the examples within ${found.differs.toFixed(3)} px of Python's answers.`;
+  document.documentElement.dataset.backend = found.backend;
+}
+
+const opened = open();
+attempt(async () => {
   await examples();
   say("status", "Click a point of the first picture.");
   document.documentElement.dataset.ready = "true";

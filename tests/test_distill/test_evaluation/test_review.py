@@ -84,6 +84,72 @@ def test_the_least_sure_point_comes_first_and_corrections_reach_the_annotations(
     assert found["cup/a.png"].points == known()["cup/a.png"].points
 
 
+def save_by(browser_page, press) -> dict:
+    """Returns the corrections that the page downloads when ``press`` is called."""
+    with browser_page.expect_download() as waiting:
+        press()
+    return json.loads(Path(waiting.value.path()).read_text())
+
+
+def warns_before_closing(browser_page) -> bool:
+    script = "() => !dispatchEvent(new Event('beforeunload', { cancelable: true }))"
+    return browser_page.evaluate(script)
+
+
+def test_enter_and_space_press_the_button_that_has_the_focus(page, browser_page):
+    browser_page.goto((page / "review.html").as_uri())
+    browser_page.locator("#parts button").nth(1).focus()
+    browser_page.keyboard.press("Enter")
+    assert browser_page.inner_text("#asked") == f"{EVIL}: confidence 0.70"
+    assert browser_page.inner_text("#count") == "0 of 4 points looked at"
+    browser_page.locator("#hide").focus()
+    browser_page.keyboard.press("Space")
+    assert browser_page.inner_text("#count") == "1 of 4 points looked at"
+    browser_page.locator("#save").focus()
+    (annotation,) = save_by(browser_page, lambda: browser_page.keyboard.press("Enter"))["annotations"]
+    assert annotation["keypoints"] == [40, 20, 1, 0, 0, 0] and annotation["keypoint_confidence"] == [0.125, None]
+    assert browser_page.inner_text("#count") == "1 of 4 points looked at"
+    browser_page.keyboard.press("Enter")  # no button has the focus any more
+    assert browser_page.inner_text("#count") == "2 of 4 points looked at"
+    assert not browser_page.refused and not browser_page.faults
+
+
+def test_points_that_were_skipped_are_asked_for_again_before_all_have_been_looked_at(page, browser_page):
+    browser_page.goto((page / "review.html").as_uri())
+    for _ in range(6):
+        browser_page.keyboard.press("ArrowRight")
+    assert browser_page.inner_text("#asked") == f"{EVIL}: confidence 0.90"  # the last of four
+    browser_page.keyboard.press("ArrowLeft")
+    assert browser_page.inner_text("#asked") == f"{EVIL}: confidence 0.70"
+    asked = []
+    for _ in range(4):
+        browser_page.keyboard.press("Enter")
+        asked.append(browser_page.inner_text("#asked"))
+    over = "All points have been looked at; save the corrections."
+    assert asked == [f"{EVIL}: confidence 0.90", "rim: confidence 0.13", "rim: confidence 0.50", over]
+    assert browser_page.inner_text("#count") == "4 of 4 points looked at"
+    browser_page.keyboard.press("ArrowRight")
+    browser_page.keyboard.press("ArrowLeft")
+    assert browser_page.inner_text("#asked") == f"{EVIL}: set by you"
+    browser_page.keyboard.press("ArrowRight")
+    assert browser_page.inner_text("#asked") == over
+    assert not browser_page.refused and not browser_page.faults
+
+
+def test_the_page_warns_before_closing_of_what_was_undone_after_a_save(page, browser_page):
+    browser_page.goto((page / "review.html").as_uri())
+    browser_page.keyboard.press("u")  # nothing to undo
+    assert not warns_before_closing(browser_page)
+    browser_page.keyboard.press("Enter")
+    assert warns_before_closing(browser_page)
+    assert len(save_by(browser_page, lambda: browser_page.click("#save"))["images"]) == 1
+    assert not warns_before_closing(browser_page)
+    browser_page.keyboard.press("u")
+    assert warns_before_closing(browser_page)
+    assert save_by(browser_page, lambda: browser_page.click("#save"))["images"] == []
+    assert not browser_page.refused and not browser_page.faults
+
+
 def test_text_from_files_is_shown_as_text_and_runs_nothing(page, browser_page):
     browser_page.goto((page / "review.html").as_uri())
     assert browser_page.locator("#parts button").all_inner_texts() == ["rim", EVIL]

@@ -14,10 +14,10 @@ from browser import open_page
 from onnx_metadata import with_metadata
 from PIL import Image, ImageFilter
 
-from distill.core.errors import ConfigError
+from distill.core.errors import ConfigError, DataError
 from distill.core.squares import letterbox
 from distill.export.alternatives import second_best, softmax
-from distill.export.page import UNFINISHED, _described, write_page
+from distill.export.page import RATIO, UNFINISHED, WEB, _described, examples_of, write_page
 from distill.export.runtime import CORRELATE, ENCODE, Matcher, SplitMatcher, read_image
 from distill.export.runtime_images import Square
 from student import StudentMatcher
@@ -160,6 +160,8 @@ def test_what_is_no_picture_or_too_large_is_refused_and_the_page_goes_on(page, p
         "large.png": (png_header(20_000, 10_000), "20000 x 10000 px (200.0 megapixels); make it smaller"),
         "bomb.png": (png_header(16_000, 16_000), "256.0 megapixels"),
         "thin.png": (png_header(400, 4), "at least 8 px a side but thin.png has 400 x 4 px"),
+        "tall.png": (png_header(20, 10_000), "10 times the shorter one but tall.png has 20 x 10000 px; cut a part"),
+        "wide.png": (png_header(10_000, 999), "10 times the shorter one but wide.png has 10000 x 999 px; cut a part"),
         "page.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "page.svg is none"),
     }
     for name, (content, message) in refused.items():
@@ -201,6 +203,44 @@ def test_two_clicks_at_once_get_two_answers(page):
     page.locator("#source canvas").evaluate(click)
     found = rows(page, 2)
     assert found[0][1] != found[1][1] and len(found) == 2
+
+
+def test_a_picture_ten_times_as_tall_as_wide_is_taken(page):
+    page.set_input_files("#source input", {"name": "tall.png", "mimeType": "image/png", "buffer": png_header(40, 400)})
+    page.get_by_text("tall.png: 40 x 400 px").wait_for()
+    box = page.locator("#source canvas").bounding_box()
+    assert box["height"] == pytest.approx(10 * box["width"], rel=0.01)
+
+
+def test_two_swaps_at_once_are_done_one_after_the_other(page, pictures, served_page):
+    names = ["turned.jpg", "transparent.png"]
+    choose(page, *(pictures / name for name in names))
+    page.fill("#coordinates", "20, 30\n150.5 260")
+    page.click("#typed button")
+    rows(page, 2)
+    page.fill("#coordinates", "190, 290")
+    page.evaluate("for (const id of ['swap', 'swap']) document.getElementById(id).click()")
+    page.click("#typed button")
+    found = rows(page, 3)
+    split = SplitMatcher(served_page[1] / ENCODE, served_page[1] / CORRELATE)
+    first, second = (split.describe(read_image(pictures / name)) for name in names)
+    there = split.match(first, second, np.array([(20, 30), (150.5, 260)])).points
+    back = split.match(second, first, there).points
+    points = np.vstack([back, (190, 290)])
+    assert (abs(there - back).max(1) > 10).all()
+    np.testing.assert_allclose([pair_of_numbers(row[1]) for row in found], points, atol=2)
+    expected = split.match(first, second, points).points
+    np.testing.assert_allclose([pair_of_numbers(row[2]) for row in found], expected, atol=2)
+    assert page.locator("#error").is_hidden()
+
+
+def test_a_click_counts_for_the_picture_that_was_clicked_only(page, pictures):
+    page.locator("#source canvas").click()
+    rows(page, 1)
+    page.evaluate("document.getElementById('swap').click(), document.querySelector('#source canvas').click()")
+    page.fill("#coordinates", "20, 30")
+    page.click("#typed button")
+    assert [row[1] for row in rows(page, 2)][1:] == ["20.0, 30.0"]
 
 
 def test_the_keyboard_sets_and_removes_points(page):
@@ -249,6 +289,51 @@ def test_a_browser_whose_answers_differ_from_pythons_is_not_used(another, served
     another.locator("#error").get_by_text(
         "Expected the answers that Python gives but wasm differs by 5.00 px"
     ).wait_for()
+
+
+def test_what_is_asked_for_while_the_network_loads_waits_for_it(another, served_page, pictures):
+    held = []
+    another.route("**/model.json", lambda route: held.append(route))
+    another.goto(f"{served_page[0]}?backend=wasm")
+    another.click("#examples")
+    another.set_input_files("#source input", pictures / "turned.jpg")
+    another.click("#swap")
+    while not held:
+        another.wait_for_timeout(50)
+    assert another.inner_text("#status") == "Loading the network." and another.locator("#error").is_hidden()
+    held[0].continue_()
+    another.fill("#coordinates", "127, 127")
+    another.click("#typed button")
+    assert rows(another, 1)[0][1] == "127.0, 127.0"  # of the second example
+    assert another.locator("#error").is_hidden()
+    width, height = (another.locator("#target canvas").bounding_box()[side] for side in ("width", "height"))
+    assert height == pytest.approx(1.5 * width, rel=0.01)  # 200 x 300 px
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("model.json", "Expected model.json beside the page but got 404; copy the whole folder."),
+        ("worker.js", "Expected a browser of 2023 or later but the page's worker failed: no module workers."),
+    ],
+)
+def test_a_page_whose_network_was_not_loaded_says_why_whatever_is_asked_for(
+    another, served_page, pictures, missing, message
+):
+    another.route(f"**/{missing}", lambda route: route.fulfill(status=404, body="none"))
+    another.goto(served_page[0])
+    another.locator("#error").get_by_text(message).wait_for()
+    actions = [
+        *(lambda id=id: another.click(f"#{id}") for id in ("examples", "swap", "undo", "clear")),
+        lambda: another.set_input_files("#target input", pictures / "turned.jpg"),
+        lambda: another.locator("#source canvas").click(),
+        lambda: another.locator("#source canvas").press("Enter"),
+        lambda: another.click("#typed button"),
+    ]
+    for action in actions:
+        action()
+        assert another.inner_text("#error") == message
+        assert another.inner_text("#status") == "The network was not loaded."
 
 
 def test_a_student_that_cannot_be_split_matches_by_one_file(another, served_page, exported_file, tmp_path):
@@ -374,3 +459,13 @@ def test_it_needs_no_special_headers_and_no_threads(another, served_page):
     another.fill("#coordinates", "20, 30")
     another.click("#typed button")
     assert rows(another, 1)[0][1] == "20.0, 30.0"
+
+
+def test_examples_that_the_page_would_refuse_are_refused_when_it_is_written(tmp_path):
+    script = (WEB / "image_header.js").read_text(encoding="utf-8")
+    assert f"ratio: {RATIO} " in script
+    for name, size in (("square.png", (20, 20)), ("allowed.png", (20, 200)), ("tall.png", (20, 201))):
+        Image.new("RGB", size).save(tmp_path / name)
+    assert len(examples_of([str(tmp_path / "square.png"), str(tmp_path / "allowed.png")], None)) == 2
+    with pytest.raises(DataError, match=r"at most 10 times the shorter one but .*tall.png has 20 x 201 px; cut a part"):
+        examples_of([str(tmp_path / "square.png"), str(tmp_path / "tall.png")], None)

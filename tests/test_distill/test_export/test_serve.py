@@ -66,6 +66,12 @@ def test_what_lies_beside_the_page_is_not_served(server, path):
     assert status == 404 and b"secret" not in body.replace(path.encode(), b"")
 
 
+@pytest.mark.parametrize("path", ["/%00", "/%ed%a0%80", "/" + "a" * 5000, "/runtime/%00/index.html"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_names_that_no_file_can_have_are_not_found(server, path, method):
+    assert get(server, path, method=method)[0] == 404
+
+
 def test_another_name_that_leads_here_is_refused(server):
     assert get(server, "/", host="example.com")[0] == 403
     assert get(server, "/", host=f"localhost:{server.server_port}")[0] == 200
