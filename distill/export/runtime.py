@@ -49,8 +49,8 @@ class Answer(NamedTuple):
 class OnnxFile:
     """An exported student, opened.
 
-    The file is read by this process and handed over as bytes, so that weights which it keeps in further files, whatever
-    their path, are refused.
+    The file is read by this process and handed over as bytes, so that ONNX Runtime, from 1.25 on, refuses weights which it
+    keeps in further files, whatever their path.
 
     Args:
         file: path of the file.

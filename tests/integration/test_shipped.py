@@ -64,6 +64,7 @@ def test_diffusers_loads_it_without_further_arguments_or_warnings(model):
     assert done.stdout.strip() == "(128, 128)"
     # diffusers says of every pipeline with an AutoencoderTiny that its annotation names AutoencoderKL.
     told = re.sub(r"[^\r\n]*\|[^\r\n]*(s/it|it/s)\]", "", done.stderr)  # progress bars
+    told = re.sub(r".*autocast_mode.py:.*\n *warnings.warn\(", "", told)  # torch 2.8, where there is no GPU
     lines = [line.removeprefix("\x1b[A").strip() for line in told.splitlines()]
     assert [line[:21] for line in lines if line] == ["Expected types for va"]
 
