@@ -339,7 +339,8 @@ def _raise_together(problems: Sequence[str]) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    """Returns an error's text without Hydra's references to its manual and its list of search paths."""
+    """Returns an error's text without Hydra's references to its manual, its list of search paths, and Python's advice."""
     text = str(error).partition("Config search path:")[0]
     text = re.sub(r"See https://hydra\.cc\S*.*", "", text)
+    text = re.sub(r"\. Did you mean '\w+'\?$", "", text)  # Python's own advice, from 3.13 on
     return " ".join(text.split())

@@ -145,8 +145,8 @@ class PhotographReader:
         head = np.dtype([("filled", "?"), ("size", "i4", 2), ("original", "S48")])
         # Anonymous maps take no memory before they are written to, and forked processes share them.
         self._heads = np.frombuffer(mmap.mmap(-1, max(1, count * head.itemsize)), head, count)
-        self._pixels = np.frombuffer(mmap.mmap(-1, max(1, count * 3 * side * side)), np.uint8, count * 3 * side * side)
-        self._pixels = self._pixels.reshape(count, side, side, 3)
+        flat = np.frombuffer(mmap.mmap(-1, max(1, count * 3 * side * side)), np.uint8, count * 3 * side * side)
+        self._pixels = flat.reshape(count, side, side, 3)
 
     def _finished(self, pixels: NDArray[np.uint8], size: tuple[int, int], original: str) -> Photograph:
         return Photograph(
