@@ -17,7 +17,7 @@ from torch import Tensor
 from distill.core.devices import own_gpu
 from distill.core.errors import ConfigError, WeightsError
 from distill.core.geometry import resize_images
-from distill.core.weights import check_finite
+from distill.core.weights import check_finite, check_none_missing
 from teacher.pipeline_checks import (
     check_folder,
     check_image_size,
@@ -235,10 +235,6 @@ def load_part(kind: Any, folder: Path, part: str, variant: str | None, dtype: to
         raise WeightsError(
             f"Expected weights in {folder / part} that fit its config.json but: {reason}; the folder mixes two models."
         ) from error
-    if info["missing_keys"]:
-        raise WeightsError(
-            f"Expected all weights of {kind.__name__} in {folder / part} but {len(info['missing_keys'])} are missing, "
-            f"first {info['missing_keys'][0]!r}; the folder mixes two models."
-        )
+    check_none_missing(info["missing_keys"], kind.__name__, folder / part, "the folder mixes two models.")
     check_finite(module.state_dict(), folder / part)
     return module.to(dtype).eval().requires_grad_(False)

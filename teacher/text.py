@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from distill.core.errors import ConfigError, WeightsError
-from distill.core.weights import check_finite
+from distill.core.weights import check_finite, check_none_missing
 from teacher.pipeline import Pipeline
 from teacher.pipeline_checks import check_not_quantised, check_tensors, settle_prompt_length
 from teacher.pipeline_files import CONFIGS, missing_files, part_variant, read_config, weight_files
@@ -176,12 +176,7 @@ def load_text_encoder(folder: Path, variant: str | None = None) -> CLIPTextModel
     """
     options = {"use_safetensors": True, "variant": variant, "dtype": torch.float32, "output_loading_info": True}
     encoder, info = load_text_part(CLIPTextModel, folder, "text_encoder", **options)
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise WeightsError(
-            f"Expected all weights of a text encoder in {folder / 'text_encoder'} but {len(missing)} are missing, first "
-            f"{missing[0]!r}; copy it again, or {_ADVICE}"
-        )
+    check_none_missing(info["missing_keys"], "a text encoder", folder / "text_encoder", f"copy it again, or {_ADVICE}")
     check_finite(encoder.state_dict(), folder / "text_encoder")
     return encoder
 

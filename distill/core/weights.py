@@ -1,6 +1,6 @@
 """Checks of weights that come from a file."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -48,3 +48,22 @@ def check_finite(given: Mapping[str, Tensor], path: str | Path) -> None:
             raise WeightsError(
                 f"Expected finite weights in {path} but {name} holds NaN or infinity; copy it again, or train it anew."
             )
+
+
+def check_none_missing(missing: Iterable[str], what: str, path: str | Path, advice: str) -> None:
+    """Checks that a library found all weights of a network; it draws the others at random.
+
+    Args:
+        missing: names of those that it did not find.
+        what: the network, for the message.
+        path: of the weights.
+        advice: what to do, the end of the message.
+
+    Raises:
+        WeightsError: when there are some.
+    """
+    names = sorted(missing)
+    if names:
+        raise WeightsError(
+            f"Expected all weights of {what} in {path} but {len(names)} are missing, first {names[0]!r}; {advice}"
+        )

@@ -20,9 +20,8 @@ def parse(text: str | bytes | None, formats: Sequence[str]) -> dict[str, Any]:
     """
     try:
         about = json.loads(text or "{}")
-        json.dumps(
-            about, ensure_ascii=False
-        ).encode()  # half of a surrogate pair, "\\ud800", is text to JSON and to nothing else
+        # Half of a surrogate pair, "\\ud800", is text to JSON and to nothing else.
+        json.dumps(about, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("its metadata is nested too deeply") from None
     except UnicodeEncodeError:

@@ -42,7 +42,7 @@ def run(cfg: DictConfig) -> list[dict[str, Any]]:
     seeds = list(cfg.seeds)
     if not variants or not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(f"Expected variants and seeds, each once, but got {list(variants)} and {seeds}.")
-    for name, changes in {**variants, "base": list(cfg.base)}.items():
+    for name, changes in (*variants.items(), ("base", list(cfg.base))):
         if not isinstance(changes, list) or not all(isinstance(change, str) for change in changes):
             raise ConfigError(
                 f"Expected a list of settings of fit for {name} but got {changes!r}; write ['lr=1e-3'], each quoted."

@@ -56,7 +56,11 @@ def test_bad_seeds_are_refused_before_anything_is_trained(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("override", "found"),
-    [("+suite.variants.two='[lr=0.1]'", r"two but got '\[lr=0.1\]'"), ("base=[1]", r"base but got \[1\]")],
+    [
+        ("+suite.variants.two='[lr=0.1]'", r"two but got '\[lr=0.1\]'"),
+        ("base=[1]", r"base but got \[1\]"),
+        ("+suite.variants.base='x'", "base but got 'x'"),
+    ],
 )
 def test_variants_are_lists_of_settings(override, found, tmp_path, capsys):
     assert main(["ablate", override, f"run.dir={tmp_path}/a"]) == 2
