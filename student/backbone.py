@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from distill.core.errors import ConfigError, WeightsError, nearest
+from distill.core.errors import ConfigError, WeightsError, in_one_line, nearest
 from distill.core.geometry import image_size, resize_images
 from student import lora as adapters
 from student.debias import BLANK_CELLS, PositionalDebias
@@ -220,7 +220,7 @@ class Backbone(nn.Module):
         try:
             maps = self.eval()(image)
         except (AssertionError, RuntimeError, ValueError) as error:  # timm's ways to say that a size does not fit
-            reason = " ".join(str(error).split())[:120]
+            reason = in_one_line(error, 120)
             raise ConfigError(
                 f"Expected a backbone for images of {size} x {size} px but {self.name} takes none of this size ({reason}); "
                 f"set {self._other_size(size)}."
@@ -324,7 +324,7 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
     except (TypeError, ValueError, AttributeError, KeyError, AssertionError, RuntimeError, IndexError) as error:
         if not options:
             raise
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = in_one_line(error, 160)
         raise ConfigError(
             f"Expected options that {name} takes but got {options}: {reason}; correct student.options, or leave it out."
         ) from error

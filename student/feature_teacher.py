@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from distill.core.checks import check_query
 from distill.core.consensus import NeighbourhoodConsensus, pooled
-from distill.core.errors import ConfigError
+from distill.core.errors import ConfigError, in_one_line
 from distill.core.geometry import flip_points, gaussian_weight, image_size, resize_images, sample_at
 from distill.core.precision import in_single, without_autocast
 from distill.core.readout import window_mass, windowed_soft_argmax
@@ -174,7 +174,7 @@ class FeatureTeacher:
                 self.describe(torch.zeros(1, 3, side, side))
         # How networks say that a size does not fit.
         except (ConfigError, AssertionError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:160] or type(error).__name__
+            reason = in_one_line(error, 160)
             raise ConfigError(
                 f"Expected a student that describes images of {side} px a side, {self.scale:g} times {self.size or size} px, to label "
                 f"its own pairs, but it cannot ({reason}); set self_distillation.teacher.scale=1.0."

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from distill.core.devices import own_gpu
-from distill.core.errors import ConfigError, WeightsError
+from distill.core.errors import ConfigError, WeightsError, in_one_line
 from distill.core.geometry import resize_images
 from distill.core.weights import check_finite, check_none_missing
 from teacher.pipeline_checks import (
@@ -182,7 +182,7 @@ def meta_model(kind: Any, folder: Path, part: str) -> Any:
         with torch.device("meta"):
             return kind.from_config(config)
     except (ValueError, TypeError, RuntimeError, LookupError, AttributeError, ArithmeticError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = in_one_line(error)
         raise WeightsError(
             f"Expected {folder / part / 'config.json'} to describe a {kind.__name__} but: {reason}; copy the folder again."
         ) from error
@@ -231,7 +231,7 @@ def load_part(kind: Any, folder: Path, part: str, variant: str | None, dtype: to
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = in_one_line(error)
         raise WeightsError(
             f"Expected weights in {folder / part} that fit its config.json but: {reason}; the folder mixes two models."
         ) from error

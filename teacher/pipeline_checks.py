@@ -13,7 +13,7 @@ from diffusers import DDIMScheduler, SchedulerMixin
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from distill.core.errors import ConfigError, WeightsError
+from distill.core.errors import ConfigError, WeightsError, in_one_line
 from distill.core.weights import check_readable
 from teacher.pipeline_files import CONFIGS, missing_files, read_config, variants, weight_files
 
@@ -148,7 +148,7 @@ def read_noise_schedule(folder: Path) -> Tensor:
     except (ValueError, TypeError, RuntimeError, IndexError) as error:
         raise WeightsError(
             f"Expected the betas of the noise in {folder / 'scheduler' / CONFIGS['scheduler']} but got {name} of which "
-            f"they cannot be made ({' '.join(str(error).split())[:150]}); {_FAMILY}."
+            f"they cannot be made ({in_one_line(error, 150)}); {_FAMILY}."
         ) from error
     return torch.cumprod(1 - betas, 0)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from distill.core.errors import ConfigError, WeightsError
+from distill.core.errors import ConfigError, WeightsError, in_one_line
 from distill.core.weights import check_finite, check_none_missing
 from teacher.pipeline import Pipeline
 from teacher.pipeline_checks import check_not_quantised, check_tensors, settle_prompt_length
@@ -148,7 +148,7 @@ def load_text_part(kind: Any, folder: Path, part: str, **options: Any) -> Any:
     try:
         return kind.from_pretrained(folder / part, local_files_only=True, **options)
     except Exception as error:  # tokenizers raises plain Exception for a damaged file
-        reason = " ".join(str(error).split())[:200]
+        reason = in_one_line(error)
         raise WeightsError(
             f"Expected a {kind.__name__} in {folder / part} but it cannot be loaded ({reason}); copy it again."
         ) from error

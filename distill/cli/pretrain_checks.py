@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from distill.cli.config import instantiate
 from distill.cli.pretrain_parts import autoencoder_module, check_latents, diffusion_module, read_autoencoder, trainer_of
-from distill.core.errors import ConfigError
+from distill.core.errors import ConfigError, in_one_line
 from distill.core.protocols import match
 from distill.data.pairs import collate_pairs
 from distill.system.environment import check_workers
@@ -151,7 +151,7 @@ def rehearse(cfg: DictConfig, example: dict[str, Any], trained: Path | None, dev
                 stage = "teacher_score"
                 _answer_one_point(instantiate(cfg.teacher_score, folder=folder / "pipeline"))
         except UNFIT as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = in_one_line(error)
             raise ConfigError(f"Expected settings of {stage} that fit each other but got: {reason}") from error
 
 

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import AliasEvent, ScalarEvent, YAMLError
 
 from distill.cli.keys import keys
-from distill.core.errors import ConfigError, DataError
+from distill.core.errors import ConfigError, DataError, in_one_line
 from distill.core.files import replacing
 from distill.core.jsonable import jsonable
 
@@ -188,7 +188,7 @@ def read_config(file: Path) -> DictConfig:
         _check_plain(file)
         config = OmegaConf.load(file)
     except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = in_one_line(error, 160)
         raise ConfigError(
             f"Expected the configuration of a run at {file} but it cannot be read ({reason}); choose another run.dir."
         ) from error

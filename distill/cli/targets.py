@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
-from distill.core.errors import ConfigError
+from distill.core.errors import ConfigError, in_one_line
 
 
 def check_targets(config: Any) -> None:
@@ -49,7 +49,7 @@ def _problem(parts: list[str]) -> str | None:
                 return f"its module {name} needs the package {error.name}, which is not installed; install it."
             continue
         except ImportError as error:
-            return f"its module {name} cannot be imported ({' '.join(str(error).split())}); correct the module."
+            return f"its module {name} cannot be imported ({in_one_line(error, None)}); correct the module."
         except ValueError:  # of an empty part, as in "a..b"
             return "it is no dotted name; correct it."
         return _missing(found, name, parts[count:])

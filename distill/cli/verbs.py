@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from distill.cli.config import option_file, shipped
-from distill.core.errors import ConfigError
+from distill.core.errors import ConfigError, in_one_line
 from distill.system.garbage import without_collection
 
 
@@ -30,7 +30,7 @@ def run_verb(verb: str, config: DictConfig, config_dir: str | Path | None = None
     try:
         function(config)
     except OmegaConfBaseException as error:
-        reason = " ".join(str(error).split())
+        reason = in_one_line(error, None)
         raise ConfigError(f"Expected a configuration of {verb} with all its keys but {reason}") from error
 
 

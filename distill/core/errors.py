@@ -38,3 +38,8 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}valid names: {', '.join(choices)}"
+
+
+def in_one_line(error: BaseException, letters: int | None = 200) -> str:
+    """Returns an error's text on one line, cut to ``letters`` (None keeps all); the name of its type where it has none."""
+    return " ".join(str(error).split())[:letters] or type(error).__name__

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
-from distill.core.errors import DataError
+from distill.core.errors import DataError, in_one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,7 +104,7 @@ def _read(
         raise _unreadable(path, f"it has more than {limit:.1f} megapixels", "make it smaller") from error
     except Exception as error:  # Pillow's readers raise exceptions of many types for damaged files
         advice = TO_8_BITS if isinstance(error, _UnknownRange) else "restore or remove it"
-        raise _unreadable(path, f"{' '.join(str(error).split()) or type(error).__name__}", advice) from error
+        raise _unreadable(path, in_one_line(error, None), advice) from error
     if min(size) < MIN_SIDE:
         raise DataError(
             f"Expected an image of at least {MIN_SIDE} px a side but {path} has {size[0]} x {size[1]} px; remove it."
@@ -127,7 +127,7 @@ def as_rgb(image: Image.Image, name: str) -> Image.Image:
         turned = image.getexif().get(ORIENTATION, 1)
         rgb = _to_rgb(image, image.format)
     except Exception as error:  # as in read_rgb; an image of Pillow is read when its pixels are asked for
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = in_one_line(error, None)
         raise DataError(f"Expected {name} as an image of 8 bits a channel but it cannot be read ({reason}).") from error
     if turned in range(2, 9):
         raise DataError(

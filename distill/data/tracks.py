@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.core.errors import DataError
+from distill.core.errors import DataError, in_one_line
 from distill.data.npz import UNREADABLE, NpzFile
 
 LARGEST = 100 * 2**20  # bytes of both arrays, unpacked
@@ -61,7 +61,7 @@ def read_tracks(path: str | Path) -> Tracks:
                 )
             points, occluded = file.read("points"), file.read("occluded")
     except UNREADABLE as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = in_one_line(error)
         raise DataError(f"Expected tracks with points and occluded in {path} but {reason}; write it again.") from error
     seen = ~occluded.all(1)
     points, visible = points[seen].astype(np.float64), ~occluded[seen]

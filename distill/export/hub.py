@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from distill.core.errors import WeightsError
+from distill.core.errors import WeightsError, in_one_line
 
 _HUB_ID = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
 
@@ -33,7 +33,7 @@ def hub_file(name: str, file: str) -> Path:
     try:
         return Path(hf_hub_download(match["repository"], file, revision=match["revision"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = in_one_line(error)
         raise WeightsError(
             f"Expected a student's file, a bundle's folder or a repository of the Hugging Face hub but {name} is no path here "
             f"and the hub does not give its {file} ({reason}); check the name, or HF_HUB_OFFLINE."

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from distill.core.errors import ConfigError, WeightsError
+from distill.core.errors import ConfigError, WeightsError, in_one_line
 from distill.core.files import replacing
 from distill.core.version import __version__
 from distill.core.weights import check_finite, check_kinds, check_readable
@@ -124,7 +124,7 @@ def load_into(student: nn.Module, tensors: Mapping[str, Tensor], path: str | Pat
     try:
         student.load_state_dict(dict(tensors))
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = in_one_line(error, 300)
         raise WeightsError(
             f"Expected weights in {path} that fit the student but {reason}; give the "
             "student.<name> settings that it was trained with, or train it anew."

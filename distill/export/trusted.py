@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from distill.core.errors import DistillError, WeightsError
+from distill.core.errors import DistillError, WeightsError, in_one_line
 from distill.core.squares import RESIZES
 
 TRUSTED = ("student",)
@@ -59,7 +59,7 @@ def read_description(text: str | None, path: str | Path) -> dict[str, Any]:
         if resize not in RESIZES:
             raise ValueError(f"has the way to resize {resize!r}, which must be {' or '.join(RESIZES)}")
     except (ValueError, RecursionError) as error:
-        reason = "is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:200]
+        reason = "is nested too deeply" if isinstance(error, RecursionError) else in_one_line(error)
         raise WeightsError(
             f"Expected {path} to describe a student but its description {reason}; give the student.safetensors of a fit."
         ) from error
@@ -184,7 +184,7 @@ def _build(config: Any, path: str | Path, packages: Sequence[str]) -> Any:
     except DistillError:
         raise
     except Exception as error:  # the arguments are a stranger's, and whatever is wrong with them is the file's fault
-        reason = " ".join(str(error).split())[:200]
+        reason = in_one_line(error)
         raise WeightsError(
             f"Expected {path} to describe a student that can be built but {kind.__name__} says: {type(error).__name__} "
             f"{reason}; train it again with this version."

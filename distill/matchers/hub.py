@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from distill.core.checks import check_answer, check_label, check_query
 from distill.core.digest import state_digest
-from distill.core.errors import ConfigError, DataError
+from distill.core.errors import ConfigError, DataError, in_one_line
 from distill.core.geometry import gaussian_heatmap, image_size
 from distill.core.types import Matches
 
@@ -176,7 +176,7 @@ def _is_of_another(module: object, repo: Path) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {in_one_line(error)}"
 
 
 def checked_answer(

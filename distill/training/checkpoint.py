@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.core.errors import WeightsError
+from distill.core.errors import WeightsError, in_one_line
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def load_state(module: nn.Module, path: str | Path) -> None:
 
 def of_another_training(path: str | Path, error: Exception) -> WeightsError:
     """Returns the error of a checkpoint that does not fit what is trained."""
-    reason = " ".join(str(error).split())[:200]
+    reason = in_one_line(error)
     return WeightsError(
         f"Expected a checkpoint of this training at {path} but it does not fit ({type(error).__name__}: {reason}); remove it, or "
         "choose another run.dir."

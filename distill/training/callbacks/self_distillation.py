@@ -7,7 +7,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from distill.core.errors import ConfigError, WeightsError
+from distill.core.errors import ConfigError, WeightsError, in_one_line
 from distill.core.protocols import Matcher, PairMatcher
 from distill.losses import DenseStudent
 from distill.matchers.memoized import MemoizedMatcher
@@ -117,7 +117,7 @@ class SelfDistillation(Callback):
             try:
                 model.load_state_dict(self._weights)
             except RuntimeError as error:
-                reason = " ".join(str(error).split())[:200]
+                reason = in_one_line(error)
                 raise WeightsError(
                     f"Expected a copy of this student in the checkpoint but it is another's ({reason}); remove it."
                 ) from error
