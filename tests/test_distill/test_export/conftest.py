@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from browser import find_chromium
+from browser import find_chromium, open_page
+from page_actions import READY, photograph
+from PIL import Image
 
 from distill.__main__ import main
 from distill.core.errors import DataError
@@ -74,3 +76,50 @@ def served_page(exported_page: tuple[StudentMatcher, Path], tmp_path_factory: py
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/", folder
         server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """Files of several kinds; the orientation of "turned" is what phones write."""
+    folder = tmp_path_factory.mktemp("pictures")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photograph(1, (300, 200)).save(folder / "turned.jpg", exif=exif, quality=95)
+    photograph(2, (260, 340), "RGBA").save(folder / "transparent.png")
+    photograph(3, (40, 25), "L").save(folder / "small.png")
+    photograph(4, (2100, 1500)).save(folder / "large.webp", lossless=True)
+    photograph(5, (128, 128)).quantize(16).save(folder / "palette.png")
+    for orientation in range(2, 9):
+        exif[0x0112] = orientation
+        photograph(6, (150, 110)).save(folder / f"turned{orientation}.webp", exif=exif, lossless=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def opened(browser, served_page, pictures):
+    """The page, loaded once for the tests of a file; the pictures lie beside it."""
+    shutil.copytree(pictures, served_page[1] / "pictures", dirs_exist_ok=True)
+    with open_page(browser) as page:
+        page.goto(f"{served_page[0]}?backend=wasm")
+        page.wait_for_selector(READY, state="attached")
+        yield page
+
+
+@pytest.fixture
+def page(opened):
+    """The page with its examples and no points."""
+    opened.faults.clear()
+    opened.click("#examples")
+    opened.get_by_text("The second example: ").wait_for()
+    opened.click("#clear")
+    yield opened
+    assert opened.refused == [] and opened.faults == []
+
+
+@pytest.fixture
+def another(opened):
+    """A second page of the same browser."""
+    page = opened.context.new_page()
+    yield page
+    page.close()
+    assert opened.refused == []
