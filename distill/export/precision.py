@@ -113,17 +113,19 @@ def to_int8(model: onnx.ModelProto, encoder: Sequence[str], feeds: Iterable[Feed
         level = logging.root.level
         logging.root.setLevel(logging.ERROR)  # it advises preprocessing that the exporter has done already
         try:
-            quantize_static(
-                source,
-                target,
-                _Feeds(feeds),
-                quant_format=QuantFormat.QDQ,
-                per_channel=True,
-                reduce_range=True,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                nodes_to_quantize=chosen,
-            )
+            # It works out a scale for tensors outside the encoder too, such as masked logits, which reach minus infinity.
+            with np.errstate(invalid="ignore"):
+                quantize_static(
+                    source,
+                    target,
+                    _Feeds(feeds),
+                    quant_format=QuantFormat.QDQ,
+                    per_channel=True,
+                    reduce_range=True,
+                    activation_type=QuantType.QUInt8,
+                    weight_type=QuantType.QInt8,
+                    nodes_to_quantize=chosen,
+                )
         finally:
             logging.root.setLevel(level)
         return onnx.load(target)
