@@ -11,6 +11,8 @@ from torchvision.transforms.functional import to_pil_image, to_tensor
 from torchvision.utils import make_grid
 
 CAPTION_HEIGHT = 18
+FARTHEST = 10.0
+"""Sides of the image that a point is drawn from its corner, at most: Pillow draws nothing at coordinates of any size."""
 
 
 def to_picture(image: Tensor, side: int) -> Image.Image:
@@ -54,14 +56,21 @@ def match_panel(
 
 
 def draw_points(image: Tensor, points: NDArray, side: int, truth: NDArray | None = None) -> Image.Image:
-    """Returns a picture of ``image`` (3, H, W) with numbered ``points`` (N, 2), x, y px, and lines to the ``truth``."""
+    """Returns a picture of ``image`` (3, H, W) with numbered ``points`` (N, 2), x, y px, and lines to the ``truth``.
+
+    Coordinates beyond :data:`FARTHEST` sides of the image are drawn as if they were there, which is outside of the picture.
+    """
     picture = to_picture(image, side)
     draw = ImageDraw.Draw(picture)
-    factor = picture.width / image.shape[-1]
-    for number, (x, y) in enumerate(np.asarray(points) * factor):
-        colour = point_colour(number, len(points))
+    size, original = np.array(picture.size), np.array([image.shape[-1], image.shape[-2]])
+    places, goals = (
+        np.clip(np.asarray(given) / original, -FARTHEST, FARTHEST) * size
+        for given in (points, points if truth is None else truth)
+    )
+    for number, (x, y) in enumerate(places):
+        colour = point_colour(number, len(places))
         if truth is not None:
-            draw.line([(x, y), tuple(np.asarray(truth)[number] * factor)], fill=colour, width=2)
+            draw.line([(x, y), tuple(goals[number])], fill=colour, width=2)
         draw.ellipse([x - 5, y - 5, x + 5, y + 5], fill=colour, outline="white")
         draw.text((x + 6, y - 12), str(number + 1), fill="white", stroke_width=1, stroke_fill="black")
     return picture

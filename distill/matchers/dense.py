@@ -84,10 +84,12 @@ def grid_size(src_img: Tensor, step: int) -> tuple[int, int]:
 def warp_target(trg_img: Tensor, flow: Flow, size: tuple[int, int]) -> Tensor:
     """Returns (1, 3, H, W): the target drawn in the shape of the source, at ``size`` (H, W) px.
 
-    Each pixel shows the target at the place that the flow, interpolated bilinearly, names.
+    Each pixel shows the target at the place that the flow names. What is interpolated bilinearly, and continued as a constant
+    beyond the centres of the outermost cells, is how far the flow lies from the source stretched to the target.
     """
-    maps = flow.trg.permute(2, 0, 1)[None]
-    places = F.interpolate(maps, size, mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
-    height, width = image_size(trg_img)
-    grid = places / places.new_tensor([width, height]) * 2 - 1
+    frame = image_size(trg_img)
+    offset = flow.trg - cell_centres((flow.trg.shape[0], flow.trg.shape[1]), frame, flow.trg)
+    drawn = F.interpolate(offset.permute(2, 0, 1)[None], size, mode="bilinear", align_corners=False)
+    places = drawn.permute(0, 2, 3, 1) + cell_centres(size, frame, flow.trg)
+    grid = places / places.new_tensor([frame[1], frame[0]]) * 2 - 1
     return F.grid_sample(trg_img.cpu(), grid, padding_mode="border", align_corners=False)

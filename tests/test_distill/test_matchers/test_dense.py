@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from distill.core.errors import DataError
 from distill.core.types import Matches
@@ -45,6 +46,16 @@ def test_the_warped_target_has_the_sources_shape():
     assert warped.shape == (1, 3, 60, 80)
     expected = (torch.arange(80.0) + 12) / 100
     torch.testing.assert_close(warped[0, 0, 30, 5:75], expected[5:75], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(120, 200), (90, 150)])
+def test_the_identity_draws_the_target_up_to_its_border(size):
+    """Between the border and the centres of the outermost cells, 20 px of the source, rows and columns were repeated."""
+    coarse = torch.rand(1, 3, 12, 20, generator=torch.Generator().manual_seed(0))
+    picture = F.interpolate(coarse, (120, 200), mode="bilinear", align_corners=False)
+    flow = dense_flow(lambda src, trg, points: Matches(points, points[..., 0], points[..., None]), picture, picture, 40)
+    expected = F.interpolate(picture, size, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(warp_target(picture, flow, size), expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(
