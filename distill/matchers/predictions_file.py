@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.core.checks import SLACK
 from distill.data.npz import Header, NpzFile
 from distill.matchers.kept_heatmaps import LEVELS, SIDE, WHOLE
 
@@ -24,6 +25,12 @@ KINDS = {
     "heatmap": "u",
 }
 """Of arrays that hold no floating-point numbers, numpy's letter for what they hold."""
+RANGES = {
+    "seconds": (0.0, 1e9),
+    "confidence": (-SLACK, 1 + SLACK),
+    **dict.fromkeys(("src_point", "trg_point", "frame"), (-1e6, 1e6)),
+}
+"""Of arrays that hold floating-point numbers, the smallest and the largest; points and frames are in sides of an image."""
 ADDED = ("choice", "cells", "heatmap", "frame")
 """What files of earlier versions lack."""
 
@@ -37,6 +44,8 @@ def read_arrays(path: str | Path) -> dict[str, NDArray]:
     with NpzFile(path) as file:
         headers = file.headers(file.names, LARGEST)
         n_pairs, n_points, n_cells = (_length(headers, name) for name in ("count", "confidence", "heatmap"))
+        if not n_pairs:
+            raise ValueError("it has no pairs")
         shapes = {"format": (), "matcher": (), "seconds": (), "count": (n_pairs,), "src": (n_pairs,), "trg": (n_pairs,)}
         shapes |= {"src_point": (n_points, 2), "trg_point": (n_points, 2), "confidence": (n_points,)}
         shapes |= {"choice": (n_points, 2), "cells": (n_pairs, 2), "heatmap": (n_cells,), "frame": (n_pairs, 4)}
@@ -85,8 +94,10 @@ def _check_counts(count: NDArray, cells: NDArray, n_points: int, n_cells: int) -
 
 def _check_values(arrays: dict[str, NDArray]) -> None:
     """Raises a ValueError unless arrays of the right shapes hold values of predictions."""
-    for name in ("src_point", "trg_point", "confidence", "seconds", "frame"):
+    for name, (least, most) in RANGES.items():
         if not np.isfinite(arrays[name]).all():
             raise ValueError(f"its array {name} holds NaN or infinity")
+        if not ((arrays[name] >= least) & (arrays[name] <= most)).all():
+            raise ValueError(f"its array {name} holds numbers outside [{least:g}, {most:g}]")
     if arrays["heatmap"].dtype != np.uint8 or (arrays["heatmap"] >= LEVELS).any():
         raise ValueError(f"its array heatmap holds more than {LEVELS} levels")

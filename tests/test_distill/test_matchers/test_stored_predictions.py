@@ -204,6 +204,42 @@ def test_a_hostile_or_foreign_file_runs_nothing_and_is_named(stored, tmp_path, c
     assert not (tmp_path / "harmed").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda a: {"seconds": np.array(-5.0)}, r"its array seconds holds numbers outside \[0, 1e\+09\]"),
+        (lambda a: {"seconds": np.array(1e200)}, "its array seconds holds numbers outside"),
+        (
+            lambda a: {"trg_point": a["trg_point"] * 1e30},
+            r"its array trg_point holds numbers outside \[-1e\+06, 1e\+06\]",
+        ),
+        (lambda a: {"src_point": a["src_point"] - 1e9}, "its array src_point holds numbers outside"),
+        (lambda a: {"frame": a["frame"] + 1e300}, "its array frame holds numbers outside"),
+        (
+            lambda a: {"confidence": a["confidence"] + 7},
+            r"its array confidence holds numbers outside \[-0.001, 1.001\]",
+        ),
+        (lambda a: {"confidence": a["confidence"] - 1}, "its array confidence holds numbers outside"),
+        (lambda a: {name: value[:0] for name, value in a.items() if value.ndim}, "it has no pairs"),
+    ],
+)
+def test_values_that_no_matcher_answers_are_named_before_a_matcher_is_asked(stored, tmp_path, change, reason):
+    """They ended in tracebacks when all figures were there, or in figures such as -833.3 ms per pair."""
+    arrays = arrays_of(stored[1])
+    np.savez(tmp_path / "odd.npz", **arrays | change(arrays))
+    with pytest.raises(DataError, match=rf"Expected predictions in .*odd\.npz but it cannot be read \({reason}"):
+        StoredPredictions(tmp_path / "odd.npz")
+
+
+def test_answers_outside_the_target_and_confidences_as_rounding_leaves_them_are_read(stored):
+    arrays = arrays_of(stored[1])
+    changed = {"trg_point": arrays["trg_point"] * 100 - 50, "confidence": arrays["confidence"] * 0 + np.float32(1.0005)}
+    np.savez(stored[1], **arrays | changed)
+    np.testing.assert_array_equal(
+        np.concatenate(StoredPredictions(stored[1]).predictions.trg_point), changed["trg_point"]
+    )
+
+
 def test_a_missing_a_cut_and_another_file_are_named(stored, tmp_path):
     cut = tmp_path / "cut.npz"
     cut.write_bytes(stored[1].read_bytes()[:-100])
