@@ -12,13 +12,12 @@ from torch import Tensor, nn
 
 from distill.core.errors import ConfigError, WeightsError, in_one_line, nearest
 from distill.core.geometry import image_size, resize_images
-from student import lora as adapters
+from student.arguments import LOWEST, check_colours, check_options, check_scales, check_whole
 from student.debias import BLANK_CELLS, PositionalDebias
+from student.lora import Lora, add_adapters, merge_adapters
 from student.weights import load_weights
 
 Tuning = Literal["full", "fixed_norm", "frozen"]
-LOWEST = {"mean": 0.0, "std": 1e-3}
-"""The smallest possible mean and standard deviation of a colour channel of images in [0, 1]; 1/255 is that of images in bytes."""
 
 
 class Backbone(nn.Module):
@@ -44,7 +43,7 @@ class Backbone(nn.Module):
             -1 being the last; without it, the last one. One map is returned for each.
         tuning: "full" trains all weights; "fixed_norm" trains them but keeps the running statistics of batch
             normalisation, which small batches would spoil; "frozen" trains nothing.
-        lora: rank, alpha and targets of low-rank adapters, see :func:`student.lora.add_adapters`; everything else in the
+        lora: rank, alpha and targets of low-rank adapters, see :class:`student.lora.Lora`; everything else in the
             network is frozen then.
         debias: number of directions that tell the position in the image and are projected out of the features of a
             vision transformer, see :class:`student.debias.PositionalDebias`; 0 for none.
@@ -76,12 +75,13 @@ class Backbone(nn.Module):
         scales: Sequence[float] = (1.0,),
     ) -> None:
         super().__init__()
-        if not scales or not all(0 < scale <= 1 for scale in scales) or len(set(scales)) < len(scales):
-            raise ConfigError(
-                f"Expected scales of the backbone above 0, of at most 1, each once, but got {list(scales)}; [1.0] is usual."
-            )
-        if not timm.is_model(name):
-            raise ConfigError(f"Expected backbone to be a timm model but got {name!r}; {_similar(name)}.")
+        check_scales(scales)
+        check_options(options)
+        check_whole("strides", strides)
+        check_whole("layers", [] if layers is None else layers)
+        adapters = None if lora is None else Lora.of(lora)
+        if not isinstance(name, str) or not timm.is_model(name):
+            raise ConfigError(f"Expected backbone to be a timm model but got {name!r:.80}; {_similar(str(name))}.")
         if tuning not in get_args(Tuning):
             raise ConfigError(
                 f"Expected student.tuning to be known but got {tuning!r}; {nearest(tuning, get_args(Tuning))}."
@@ -115,11 +115,11 @@ class Backbone(nn.Module):
         self.debias: nn.ModuleList | None = None
         if debias:
             self._debias(debias, channels)
-        self.frozen = tuning == "frozen" or lora is not None
+        self.frozen = tuning == "frozen" or adapters is not None
         if self.frozen:
             self.network.requires_grad_(False)
-        if lora is not None:
-            adapters.add_adapters(self.network, **lora)
+        if adapters is not None:
+            add_adapters(self.network, adapters)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Returns feature maps (B, C, h, w) of ``images`` (B, 3, H, W) in [0, 1], one for each of ``strides``.
@@ -258,7 +258,7 @@ class Backbone(nn.Module):
 
     def merge_adapters(self) -> None:
         """Adds low-rank adapters, if there are any, to the weights that they adapt."""
-        adapters.merge_adapters(self.network)
+        merge_adapters(self.network)
 
     def train(self, mode: bool = True) -> "Backbone":
         """Switches between training and evaluation mode; what is frozen, and layers that ``tuning`` fixes, stay in evaluation mode."""
@@ -276,26 +276,6 @@ def whole_cells(size: tuple[int, int], scale: float, stride: int) -> tuple[int, 
     """Returns (H, W) of an image at a fraction of its sides, each the nearest multiple of ``stride``, and at least one, px."""
     height, width = (max(1, int(int(side) * scale / stride + 0.5)) * stride for side in size)
     return height, width
-
-
-def check_colours(key: str, values: Any) -> None:
-    """Checks what images are normalised with.
-
-    Args:
-        key: "mean" or "std".
-        values: of the colour channels, on the scale of images in [0, 1].
-
-    Raises:
-        ConfigError: unless they are three numbers, a mean in [0, 1] or a standard deviation in [0.001, 1].
-    """
-    low = LOWEST[key]
-    listed = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else [values]
-    numbers = [v for v in listed if isinstance(v, int | float) and not isinstance(v, bool) and low <= v <= 1]
-    if len(numbers) != 3 or len(listed) != 3:
-        raise ConfigError(
-            f"Expected {key} of the backbone to be three numbers in [{low:g}, 1], of images in [0, 1], but got {listed}; divide values of "
-            f"0 to 255 by 255, or leave {key} out for what timm says of the network."
-        )
 
 
 def _check_loaded_colours(backbone: nn.Module, _: Any) -> None:
@@ -321,7 +301,7 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
     """
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0, **{**_free_size(name), **options})
-    except (TypeError, ValueError, AttributeError, KeyError, AssertionError, RuntimeError, IndexError) as error:
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, AssertionError, RuntimeError) as error:
         if not options:
             raise
         reason = in_one_line(error, 160)

@@ -1,26 +1,78 @@
 """Low-rank adapters (Hu et al., "LoRA", ICLR 2022) in a backbone, through peft."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from distill.core.errors import ConfigError
+from distill.core.errors import ConfigError, nearest
+
+ALL_LINEAR = "all-linear"
+"""Stands for the names of all linear layers."""
 
 
-def add_adapters(
-    network: nn.Module, rank: int = 8, alpha: float | None = None, targets: Sequence[str] | str = "all-linear"
-) -> None:
-    """Adds trainable adapters to a frozen network, in place.
+@dataclass(frozen=True)
+class Lora:
+    """Settings of low-rank adapters.
 
-    Args:
-        network: whose layers are adapted.
+    Attributes:
         rank: of the adapters.
         alpha: their output is scaled by alpha / rank; without it, alpha is twice the rank.
         targets: ending, or endings, of the names of the linear and convolutional layers to adapt, such as ["qkv", "fc1"],
             or "all-linear" for every linear one.
 
     Raises:
-        ConfigError: when peft is not installed, the rank is below 1, or the network has no such layers.
+        ConfigError: for a rank that is no whole number of at least 1, an alpha that is not positive, and targets that are no names.
+    """
+
+    rank: int = 8
+    alpha: float | None = None
+    targets: Sequence[str] | str = ALL_LINEAR
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
+            raise ConfigError(
+                f"Expected student.lora.rank of at least 1, a whole number, but got {self.rank!r}; 8 is usual."
+            )
+        number = isinstance(self.alpha, int | float) and not isinstance(self.alpha, bool)
+        if self.alpha is not None and not (number and 0 < self.alpha < math.inf):
+            raise ConfigError(
+                f"Expected student.lora.alpha as a positive number but got {self.alpha!r}; leave it out for twice the rank."
+            )
+        listed = self.targets if isinstance(self.targets, str | list | tuple) else []
+        if not listed or not all(isinstance(name, str) and name for name in listed):
+            raise ConfigError(
+                f"Expected student.lora.targets as names of layers but got {self.targets!r}; such as [qkv, fc1], or {ALL_LINEAR}."
+            )
+
+    @classmethod
+    def of(cls, given: Any) -> "Lora":
+        """Returns the settings that a configuration gives.
+
+        Raises:
+            ConfigError: when it is no mapping, or holds other settings.
+        """
+        known = [field.name for field in fields(cls)]
+        if not isinstance(given, Mapping):
+            raise ConfigError(
+                f"Expected student.lora as a mapping of {', '.join(known)} but got {given!r:.80}; write {{rank: 8}}, or null for none."
+            )
+        unknown = [key for key in given if key not in known]
+        if unknown:
+            raise ConfigError(
+                f"Expected settings of student.lora that are known but got {unknown[0]!r}; {nearest(str(unknown[0]), known)}."
+            )
+        return cls(**given)
+
+
+def add_adapters(network: nn.Module, lora: Lora) -> None:
+    """Adds trainable adapters to a frozen network, in place.
+
+    Raises:
+        ConfigError: when peft is not installed, a target names no layer, or one whose adapters could not be merged, or the rank
+            exceeds that of all layers.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model  # optional, and slow to import
@@ -28,30 +80,84 @@ def add_adapters(
         raise ConfigError(
             "Expected the package peft for student.lora but it is not installed; pip install 'distill[lora]'."
         ) from error
-    if rank < 1:
-        raise ConfigError(f"Expected student.lora.rank of at least 1 but got {rank}; 8 is usual.")
-    named = [targets] if isinstance(targets, str) else list(targets)
-    endings = linear_layers(network) if targets == "all-linear" else named
-    config = LoraConfig(r=rank, lora_alpha=2 * rank if alpha is None else alpha, target_modules=endings)
-    try:
-        inject_adapter_in_model(config, network)
-    except ValueError as error:
-        present = sorted({name.rpartition(".")[2] for name in linear_layers(network)})
+    layers = _adapted_layers(network, lora.targets)
+    for name, layer in layers.items():
+        _check_merging(name, layer)
+    widest = max(min(len(layer.weight), layer.weight[0].numel()) for layer in layers.values())
+    if lora.rank > widest:
         raise ConfigError(
-            f"Expected student.lora.targets among the layers of the backbone but got {named}; its linear layers "
-            f"are called {', '.join(present) or 'nothing: it has none'}."
-        ) from error
+            f"Expected student.lora.rank of at most {widest}, that of the largest adapted layer, but got {lora.rank}; 8 is usual."
+        )
+    alpha = 2 * lora.rank if lora.alpha is None else lora.alpha
+    inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=list(layers)), network)
 
 
 def merge_adapters(network: nn.Module) -> None:
     """Adds the adapters' weights to those they adapt and removes the adapters, in place."""
     for name, module in list(network.named_modules()):
-        if hasattr(module, "base_layer") and hasattr(module, "merge"):
+        if _has_adapter(module):
             module.merge()
             parent, _, last = name.rpartition(".")
             setattr(network.get_submodule(parent), last, module.get_base_layer())
 
 
-def linear_layers(network: nn.Module) -> list[str]:
-    """Returns the full names of the network's linear layers."""
-    return [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+def unmerged(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns weights of a network without adapters, or with merged ones, by their names in ``network``, which has adapters.
+
+    The adapters keep the weights that they have, which at the start are without effect.
+
+    Args:
+        network: with adapters or without.
+        tensors: the weights by name; weights of a network whose adapters are not merged stay as they are.
+    """
+    given = dict(tensors)
+    for name, module in network.named_modules():
+        if _has_adapter(module) and f"{name}.weight" in given:
+            for key, own in module.state_dict(prefix=f"{name}.").items():
+                merged = key.replace(f"{name}.base_layer.", f"{name}.")
+                if merged == key:
+                    given[key] = own
+                elif merged in given:
+                    given[key] = given.pop(merged)
+    return given
+
+
+def _has_adapter(module: nn.Module) -> Any:  # Any: mypy does not know the methods of peft's layers
+    return hasattr(module, "base_layer") and hasattr(module, "merge")
+
+
+def _adapted_layers(network: nn.Module, targets: Sequence[str] | str) -> dict[str, Any]:
+    """Returns the linear and convolutional layers, by full name, that ``targets`` name.
+
+    Raises:
+        ConfigError: for a target that names none.
+    """
+    linear = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+    convolutions = {name: module for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
+    if targets == ALL_LINEAR:
+        named, found = [ALL_LINEAR], [linear]
+    else:
+        named = [targets] if isinstance(targets, str) else list(targets)
+        both = linear | convolutions
+        found = [{key: both[key] for key in both if f".{key}".endswith(f".{name}")} for name in named]
+    for name, layers in zip(named, found, strict=True):
+        if not layers:
+            raise ConfigError(
+                f"Expected student.lora.targets among the layers of the backbone but {name!r} names none; its linear layers are called "
+                f"{_last_names(linear)}, its convolutions {_last_names(convolutions)}."
+            )
+    return {name: layer for layers in found for name, layer in layers.items()}
+
+
+def _check_merging(name: str, layer: nn.Module) -> None:
+    """Raises a :class:`ConfigError` for a convolution whose weight is not just that of its adapter added."""
+    if isinstance(layer, nn.Conv2d) and (layer.groups > 1 or type(layer) is not nn.Conv2d):
+        reason = f"has {layer.groups} groups" if layer.groups > 1 else f"is a {type(layer).__name__}"
+        raise ConfigError(
+            "Expected student.lora.targets of linear layers and plain convolutions, as adapters of others cannot be merged, but "
+            f"{name} {reason}; leave it out of student.lora.targets."
+        )
+
+
+def _last_names(layers: Mapping[str, Any]) -> str:
+    return ", ".join(sorted({name.rpartition(".")[2] for name in layers})) or "nothing, as it has none"

@@ -1,6 +1,6 @@
 """The student: one pass of a small network for each image, then a correlation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from distill.core.types import Matches
 from student.backbone import Backbone, Tuning
 from student.flip_test import join, of_flipped, of_images
 from student.fusion import Fusion
+from student.lora import unmerged
 from student.refinement import Refinement
 
 
@@ -207,3 +208,7 @@ class StudentMatcher(nn.Module):
     def merge_adapters(self) -> None:
         """Adds low-rank adapters, if there are any, to the weights that they adapt, in place."""
         self.backbone.merge_adapters()
+
+    def unmerged(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns weights of this student, saved after :meth:`merge_adapters`, by the names that they have beside its adapters."""
+        return unmerged(self, tensors)

@@ -165,10 +165,15 @@ def is_taught(cfg: DictConfig) -> bool:
 def started(student: nn.Module, path: str | None) -> nn.Module:
     """Returns the student with the weights of the student's file ``path``, or as it is for None.
 
+    A file's adapters are merged; where the student has adapters, they are new ones on top of the file's weights.
+
     Raises:
         WeightsError: when the file is missing or holds another network.
     """
-    return student if path is None else load_into(student, read_student_file(path)[1], path).train()
+    if path is None:
+        return student
+    tensors, unmerged = read_student_file(path)[1], getattr(student, "unmerged", None)
+    return load_into(student, unmerged(tensors) if callable(unmerged) else tensors, path).train()
 
 
 def check_size(student: nn.Module, size: int) -> None:

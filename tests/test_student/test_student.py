@@ -222,46 +222,6 @@ def test_what_tuning_fixes_stays_fixed():
         Backbone("test_resnet", [16], tuning="forzen")  # type: ignore[arg-type]
 
 
-def test_with_adapters_statistics_of_the_frozen_network_stay_fixed():
-    backbone = Backbone("test_resnet", [16], lora={"rank": 2, "targets": "conv2"}).train()
-    before = {name: value.clone() for name, value in backbone.named_buffers()}
-    backbone(torch.rand(2, 3, 64, 64))
-    assert before and all(torch.equal(value, before[name]) for name, value in backbone.named_buffers())
-    assert any(parameter.requires_grad for parameter in backbone.parameters())
-
-
-def test_merged_adapters_say_what_they_said_before():
-    pytest.importorskip("peft")
-    torch.manual_seed(0)
-    lora = {"rank": 2, "targets": ["qkv"]}
-    student = StudentMatcher("vit_tiny_patch16_224", [16], 8, lora=lora).eval()
-    trained = [name for name, p in student.backbone.named_parameters() if p.requires_grad]
-    assert trained and all("lora_" in name for name in trained)
-    with torch.no_grad():
-        for name, parameter in student.backbone.named_parameters():
-            if "lora_B" in name:  # zero at the start
-                parameter.normal_()
-    images = torch.rand(1, 3, 64, 64)
-    with torch.no_grad():
-        before = student.describe(images)
-        student.merge_adapters()
-        after = student.describe(images)
-    torch.testing.assert_close(before, after, atol=1e-4, rtol=1e-3)
-    plain = StudentMatcher("vit_tiny_patch16_224", [16], 8)
-    plain.load_state_dict(student.state_dict())
-
-
-def test_adapters_without_peft_without_rank_and_without_targets_are_told_apart(monkeypatch):
-    pytest.importorskip("peft")
-    with pytest.raises(ConfigError, match="rank of at least 1"):
-        Backbone("vit_tiny_patch16_224", [16], lora={"rank": 0})
-    with pytest.raises(ConfigError, match="called fc1, fc2"):
-        Backbone("vit_tiny_patch16_224", [16], lora={"targets": ["nothing"]})
-    monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ConfigError, match=r"pip install 'distill\[lora\]'"):
-        Backbone("vit_tiny_patch16_224", [16], lora={})
-
-
 def test_weights_of_a_transformer_are_resampled_to_another_image_size(tmp_path):
     torch.manual_seed(0)
     whole = timm.create_model("vit_tiny_patch16_224", num_classes=3)
