@@ -5,6 +5,7 @@ looks at the points from the least sure one on and sets each wrong one right by 
 clicks that takes hardly depends on the order; how many points have to be looked at does.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,15 +14,59 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.core.errors import DataError
+from distill.core.errors import ConfigError, DataError
 from distill.core.protocols import Matcher, PairMatcher
 from distill.data.keypoints import ImageKeypoints
-from distill.labels.propagate import Carried, PropagateConfig, Propagator, persons_points, plan
+from distill.labels.propagate import Carried, Plan, PropagateConfig, Propagator, persons_points, plan
+
+
+@dataclass(frozen=True)
+class ClicksConfig:
+    """What is measured.
+
+    Attributes:
+        annotated: how many photographs of a kind are annotated, in one measurement each.
+        kinds: how many kinds are measured, the first ones; None for all.
+        goal: PCK in percent that corrections are to reach.
+        alpha: of PCK, a fraction of the longer side of the object's box.
+        seed: of which photographs are annotated.
+
+    Raises:
+        ConfigError: naming each that cannot be measured.
+    """
+
+    annotated: Sequence[int] = (1, 3, 10)
+    kinds: int | None = None
+    goal: float = 95.0
+    alpha: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        counts = list(self.annotated)
+        rules = {
+            "annotated": (bool(counts) and all(map(_is_count, counts)), "a list of whole numbers of at least 1"),
+            "kinds": (self.kinds is None or _is_count(self.kinds), "a whole number of at least 1 (null: all)"),
+            "goal": (0 < self.goal <= 100, "a percentage above 0 and up to 100"),
+            "alpha": (self.alpha > 0, "a number above 0"),
+        }
+        wrong = [
+            f"measure.{name} as {wanted} but got {getattr(self, name)}"
+            for name, (is_right, wanted) in rules.items()
+            if not is_right
+        ]
+        if wrong:
+            raise ConfigError(f"Expected {', and '.join(wrong)}; correct {'it' if len(wrong) == 1 else 'them'}.")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 @dataclass(frozen=True)
 class Clicks:
     """What was measured on one kind of photographs.
+
+    Where none of the points that were carried is annotated, ``carried`` is 0 and the figures that follow it are NaN.
 
     Attributes:
         kind: its name.
@@ -47,16 +92,46 @@ class Clicks:
     looked_at_random: float
     from_scratch: float
 
+    @property
+    def scored(self) -> bool:
+        """Whether any point that was carried is annotated."""
+        return self.carried > 0
+
+
+def draws(truth: Mapping[str, ImageKeypoints], config: ClicksConfig) -> dict[int, Plan]:
+    """Returns what is carried where on one kind of photographs, by how many of them are annotated.
+
+    Smaller draws of annotated ones are parts of larger ones, and points are carried to the same others for all counts.
+
+    Args:
+        truth: the photographs of the kind in which a person set points, see :func:`by_person`.
+        config: what is measured.
+
+    Raises:
+        DataError: when there are too few photographs, or they are of several categories.
+    """
+    names = sorted(truth)
+    most = max(config.annotated)
+    if len(names) <= most:
+        kind = names[0].rpartition("/")[0] if names else ""
+        raise DataError(
+            f"Expected more than {most} annotated photographs of a kind but a person set points in {len(names)} of "
+            f"{kind or 'the folder'}; lower measure.annotated, or annotate more."
+        )
+    order = [names[row] for row in np.random.default_rng([config.seed, len(names)]).permutation(len(names))]
+    chosen = {count: sorted(order[:count]) for count in config.annotated}
+    return {
+        count: plan(sorted([*own, *order[most:]]), {name: truth[name] for name in own}) for count, own in chosen.items()
+    }
+
 
 def measure_clicks(
     matcher: Matcher | PairMatcher,
     root: Path,
     truth: Mapping[str, ImageKeypoints],
-    counts: Sequence[int],
-    config: PropagateConfig,
-    goal: float = 95.0,
-    alpha: float = 0.1,
-    seed: int = 0,
+    plans: Mapping[int, Plan],
+    carrying: PropagateConfig,
+    config: ClicksConfig,
     device: str = "cpu",
 ) -> list[Clicks]:
     """Returns what was measured on one kind of photographs for each number of annotated ones.
@@ -64,38 +139,24 @@ def measure_clicks(
     Args:
         matcher: that carries.
         root: folder of the photographs.
-        truth: what is known of the photographs of the kind. A person set points in at least one more than the largest count;
-            what a matcher set is left out.
-        counts: how many of them are annotated, drawn by the seed; smaller draws are parts of larger ones.
-        config: how points are carried.
-        goal: PCK in percent.
-        alpha: of PCK, a fraction of the longer side of the object's box.
-        seed: of the draw.
+        truth: the photographs of the kind in which a person set points, see :func:`by_person`.
+        plans: of the kind, see :func:`draws`.
+        carrying: how points are carried.
+        config: what is measured.
         device: where images are sent.
 
     Raises:
-        DataError: when there are too few photographs, or one cannot be read.
+        DataError: when a photograph cannot be read.
     """
-    truth = by_person(truth)
-    names = sorted(truth)
-    kind = names[0].rpartition("/")[0] if names else ""
-    if len(names) <= max(counts):
-        raise DataError(
-            f"Expected more than {max(counts)} annotated photographs of a kind but a person set points in {len(names)} of "
-            f"{kind or root}; lower measure.annotated, or annotate more."
-        )
-    order = [names[row] for row in np.random.default_rng([seed, len(names)]).permutation(len(names))]
-    rest = order[max(counts) :]  # the same for all counts
     found = []
-    for count in counts:
-        chosen = sorted(order[:count])
-        todo = plan(sorted([*chosen, *rest]), {name: truth[name] for name in chosen})
+    for count, todo in plans.items():
         carried = []
-        for answer in Propagator(matcher, root, truth, todo, config, device):
+        for answer in Propagator(matcher, root, truth, todo, carrying, device):
             if isinstance(answer, DataError):
                 raise answer
             carried.append(answer)
-        found.append(judge(kind, count, carried, truth, goal, alpha))
+        (kind,) = todo.category
+        found.append(judge(kind, count, carried, truth, config.goal, config.alpha))
     return found
 
 
@@ -120,6 +181,8 @@ def judge(
     n_points = sum(len(truth[answer.name].points) for answer in carried)
     shown = [sum(part in truth[answer.name].points for part in answer.parts) for answer in carried]
     n_scored = sum(count > 0 for count in shown)
+    if not n_scored:
+        return Clicks(kind, annotated, len(carried), n_points, 0.0, *(math.nan,) * 5)
     for answer, count in zip(carried, shown, strict=True):
         image = truth[answer.name]
         x0, y0, x1, y1 = image.bbox or (0, 0, answer.size[1], answer.size[0])
@@ -155,10 +218,11 @@ def _corrected(
 
 
 def mean_of(rows: Sequence[Clicks]) -> dict[int, Clicks]:
-    """Returns the mean over kinds by the number of annotated photographs; counts are summed."""
+    """Returns the mean over kinds that are scored, by the number of annotated photographs; counts are summed."""
     groups: dict[int, list[Clicks]] = defaultdict(list)
     for row in rows:
-        groups[row.annotated].append(row)
+        if row.scored:
+            groups[row.annotated].append(row)
     found = {}
     for annotated, group in groups.items():
         figures = {key: float(np.mean([asdict(row)[key] for row in group])) for key in MEANS}

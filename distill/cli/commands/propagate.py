@@ -17,14 +17,15 @@ Examples:
 """
 
 import json
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from distill.bench.clicks import Clicks, by_person, mean_of, measure_clicks
+from distill.bench.clicks import Clicks, ClicksConfig, by_person, draws, mean_of, measure_clicks
 from distill.cli.config import instantiate
 from distill.cli.reporting import announce
 from distill.cli.run_folder import RunFolder
@@ -48,6 +49,7 @@ from distill.labels.propagate import (
     persons_points,
     plan,
 )
+from distill.matchers.match_images import LARGEST_SIZE
 from distill.system.environment import choose_device, describe
 from distill.system.progress import track
 from distill.system.tables import print_table
@@ -61,7 +63,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     """
     actions = {"make": make, "apply": apply, "measure": measure}
     if cfg.action not in actions:
-        raise ConfigError(f"Expected a word after propagate but got {cfg.action!r}; {nearest(cfg.action, actions)}.")
+        raise ConfigError(
+            f"Expected a word after propagate but got {cfg.action!r}; {nearest(str(cfg.action), actions)}."
+        )
     return actions[cfg.action](cfg)
 
 
@@ -76,7 +80,7 @@ def make(cfg: DictConfig) -> dict[str, Any]:
     check_review(cfg.review.count, cfg.review.side)
     config = propagate_config(cfg)
     root, file, names, known = inputs(cfg)
-    todo, device = plan(names, known, list(cfg.new_parts)), choose_device(cfg.device)
+    todo, device = plan(names, known, list(map(str, cfg.new_parts))), choose_device(cfg.device)
     for part, without in lacking_parts(names, known, todo).items():
         print(
             f"note: {len(without)} photographs such as {without[0]} have no {part}; new_parts=[{part}] carries it to them, too"
@@ -107,7 +111,17 @@ def make(cfg: DictConfig) -> dict[str, Any]:
 
 
 def propagate_config(cfg: DictConfig) -> PropagateConfig:
-    """Returns how points are carried."""
+    """Returns how points are carried.
+
+    Raises:
+        ConfigError: for settings that cannot work.
+    """
+    if cfg.size is not None and cfg.size > LARGEST_SIZE:
+        raise ConfigError(
+            f"Expected size, the side in px, of at most {LARGEST_SIZE} but got {cfg.size}; give that of the student."
+        )
+    if cfg.sources is not None and (isinstance(cfg.sources, bool) or not isinstance(cfg.sources, int)):
+        raise ConfigError(f"Expected sources as a whole number, or null for all, but got {cfg.sources}.")
     names = ("size", "resize", "sources", "vote_sigma", "cycle_tolerance", "batch_size")
     return PropagateConfig(**{name: cfg[name] for name in names})
 
@@ -224,42 +238,59 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
     """Hides all but a few annotations of each kind, carries their points, and prints what corrections are left.
 
     Raises:
-        ConfigError: unless ``measure.annotated`` lists counts of at least 1.
-        DataError: when a person annotated no photograph, or too few of a kind.
+        ConfigError: for settings that cannot work.
+        DataError: when a person annotated no photograph, too few of a kind, or no two of a kind with a part in common.
     """
-    config, chosen = propagate_config(cfg), cfg.measure
-    if not chosen.annotated or min(chosen.annotated) < 1:
-        raise ConfigError(f"Expected measure.annotated to list counts of at least 1 but got {list(chosen.annotated)}.")
+    carrying, chosen = propagate_config(cfg), cfg.measure
+    names = ("annotated", "kinds", "goal", "alpha", "seed")
+    config = ClicksConfig(**{name: chosen[name] for name in names})
     root, file, _, known = inputs(cfg)
-    kinds = sorted({name.rpartition("/")[0] for name in by_person(known)})
-    if not kinds:
+    by_kind: dict[str, dict[str, ImageKeypoints]] = defaultdict(dict)
+    for name, image in sorted(by_person(known).items()):
+        by_kind[name.rpartition("/")[0]][name] = image
+    if not by_kind:
         raise DataError(
             f"Expected photographs with points that a person set in {file} but there are none; annotate some."
         )
-    kinds = kinds[: chosen.kinds]
+    kinds = sorted(by_kind)[: config.kinds]
+    plans = {kind: draws(by_kind[kind], config) for kind in kinds}
     matcher, device = instantiate(cfg.matcher), choose_device(cfg.device)
     with RunFolder.numbered(cfg) as folder:
         announce("propagate measure", f"{len(kinds)} kinds", device, folder.path)
         rows: list[Clicks] = []
         for kind in track(kinds, "measure", unit="kinds"):
-            truth = {name: image for name, image in known.items() if name.rpartition("/")[0] == kind}
-            limits = (chosen.goal, chosen.alpha, chosen.seed)
-            rows += measure_clicks(matcher, root, truth, list(chosen.annotated), config, *limits, device)
+            rows += measure_clicks(matcher, root, by_kind[kind], plans[kind], carrying, config, device)
         means = list(mean_of(rows).values())
+        if not means:
+            raise DataError(
+                f"Expected photographs of a kind that show a part in common in {file} but none of {len(kinds)} kinds has any; "
+                "name the same parts in several photographs."
+            )
         content = {
-            "goal": chosen.goal,
-            "alpha": chosen.alpha,
+            "goal": config.goal,
+            "alpha": config.alpha,
             "mean": list(map(asdict, means)),
             "kinds": list(map(asdict, rows)),
         }
         folder.write_json("clicks.json", content | {"environment": describe()})
-    headers = ["annotated", "photographs", "carried %", f"PCK@{chosen.alpha:.2f}", "clicks a photograph", "looked at %"]
+    tell_clicks(rows, means, config)
+    print(folder / "clicks.json")
+    return content
+
+
+def tell_clicks(rows: Sequence[Clicks], means: Sequence[Clicks], config: ClicksConfig) -> None:
+    """Prints the means, and which kinds are in none of them."""
+    for row in rows:
+        if not row.scored:
+            print(
+                f"left out: {row.kind or 'the folder'} with {row.annotated} annotated, whose parts no other photograph shows"
+            )
+    headers = ["annotated", "photographs", "carried %", f"PCK@{config.alpha:.2f}", "clicks a photograph", "looked at %"]
     cells = [
         [m.annotated, m.photographs, *(f"{v:.1f}" for v in (m.carried, m.pck, m.clicks, m.looked_at))] for m in means
     ]
-    print_table(headers, [list(map(str, row)) for row in cells], f"{len(kinds)} kinds, corrected to {chosen.goal:g} %")
-    print(folder / "clicks.json")
-    return content
+    n_kinds = len({row.kind for row in rows if row.scored})
+    print_table(headers, [list(map(str, row)) for row in cells], f"{n_kinds} kinds, corrected to {config.goal:g} %")
 
 
 def tell(folder: RunFolder, carried: list[Carried], unsure: float) -> None:

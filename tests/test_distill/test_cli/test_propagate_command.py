@@ -413,6 +413,12 @@ def test_a_file_name_that_is_no_text_is_left_out_and_corrections_are_written(lay
         (["points={0}/resized.json"], "photos/cup/a.png of 128 x 48 px, as"),
         (["action=measure", "points={0}/resized.json"], "but it has 64 x 48 px as viewers show it"),
         (["points={0}/all.csv"], "Expected photographs that lack points but all have them"),
+        (["points={0}/cvat.json", "sources=1.5"], "Expected sources as a whole number, or null for all, but got 1.5"),
+        (["points={0}/cvat.json", "size=8193"], "Expected size, the side in px, of at most 8192 but got 8193"),
+        (["points={0}/cvat.json", "new_parts=[3]"], "Expected new_parts that a person annotated but got '3'"),
+        (["action=3"], "Expected a word after propagate but got 3"),
+        (["action=measure", "points={0}/all.csv", "measure.goal=150"], "Expected measure.goal as a percentage above 0"),
+        (["action=measure", "points={0}/all.csv", "measure.kinds=-1"], "Expected measure.kinds as a whole number"),
         (["points={0}/cvat.json", "matcher=oracle"], "Expected a matcher that answers photographs without annotation"),
     ],
 )
@@ -470,6 +476,38 @@ def test_clicks_are_counted_on_what_a_person_set_and_not_on_what_was_carried(lay
     (layout / "mixed.json").write_text(json.dumps(write_coco({"pot/x.png": images["pot/x.png"]})))
     assert main(["propagate", "measure", *arguments, f"run.dir={layout}/none"]) == 2
     assert "points that a person set in" in capsys.readouterr().err and not (layout / "none").exists()
+
+
+def test_kinds_that_cannot_be_scored_are_told_and_in_no_mean(layout, capsys):
+    """Each pot shows another part, so that nothing that is carried can be judged; it counted as a PCK of 0 and 0 clicks."""
+    points = {name: truth(name) for name in SHIFTS if name[0] == "c"}
+    pots = {"pot/x.png": {"lid": (20.0, 10.0)}, "pot/y.png": {"spout": (30.0, 20.0)}}
+    for file, known in (("both", points | pots), ("pots", pots)):
+        rows = [f"{name},{part},{x},{y}" for name, own in known.items() for part, (x, y) in own.items()]
+        (layout / f"{file}.csv").write_text("\n".join(["image,part,x,y", *rows]) + "\n")
+    arguments = [f"root={layout}/photos", f"run.dir={layout}/out", *MATCHER, "measure.annotated=[1]"]
+    assert main(["propagate", "measure", *arguments, f"points={layout}/both.csv"]) == 0
+    told = capsys.readouterr().out
+    assert (
+        "left out: pot with 1 annotated, whose parts no other photograph shows" in told and "1 kinds, corrected" in told
+    )
+    written = json.loads((layout / "out/clicks.json").read_text())
+    cups, of_pots = written["kinds"]
+    assert (of_pots["kind"], of_pots["carried"], of_pots["pck"], of_pots["clicks"]) == ("pot", 0, None, None)
+    assert [row["pck"] for row in written["mean"]] == [cups["pck"]] and written["mean"][0]["photographs"] == 2
+    assert main(["propagate", "measure", *arguments, f"points={layout}/pots.csv", f"run.dir={layout}/pots"]) == 2
+    assert "Expected photographs of a kind that show a part in common" in capsys.readouterr().err
+    assert not (layout / "pots").exists()
+
+
+def test_a_kind_with_too_few_photographs_is_named_before_a_point_is_carried(layout, capsys, monkeypatch):
+    """Pots come after cups, which were carried for nothing."""
+    monkeypatch.setattr(Propagator, "__iter__", lambda self: pytest.fail("it carried"))
+    names = [name for name in SHIFTS if name != "pot/y.png"]
+    rows = [f"{name},{part},{x},{y}" for name in names for part, (x, y) in truth(name).items()]
+    (layout / "all.csv").write_text("\n".join(["image,part,x,y", *rows]) + "\n")
+    assert propagate(layout, "action=measure", f"points={layout}/all.csv", "measure.annotated=[1]") == 2
+    assert "a person set points in 1 of pot" in capsys.readouterr().err
 
 
 def test_photographs_are_resized_as_the_student_was_trained(layout):
