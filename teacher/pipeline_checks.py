@@ -217,9 +217,11 @@ def _check_conditioning(unet: dict[str, Any], folder: Path) -> None:
         name: unet.get(name)
         for name, known in (
             ("class_embed_type", (None,)),
+            ("num_class_embeds", (None,)),
             ("encoder_hid_dim_type", (None,)),
             ("time_cond_proj_dim", (None,)),
             ("addition_embed_type", (None, "text_time")),
+            ("dual_cross_attention", (None, False)),
         )
         if unet.get(name) not in known
     }

@@ -14,13 +14,14 @@ from distill.data.datasets.folder import of_split
 from distill.data.photograph_pairs import EmptySplit
 
 
-def pairs_of(data: DictConfig, split: str, choice: Mapping[Any, Any]) -> Benchmark:
+def pairs_of(data: DictConfig, split: str, choice: Mapping[Any, Any], count_key: str | None = None) -> Benchmark:
     """Returns the pairs that ``data`` describes, but of ``split``.
 
     Args:
         data: the configuration of a data set.
         split: which one.
         choice: what else differs for this split, such as ``n_pairs``, or ``pairs``, a file with a list of pairs.
+        count_key: the key that ``n_pairs`` comes from; None for that of the split.
 
     Raises:
         DistillError: whatever is wrong with settings or data; keys are those of the split, such as ``val.n_pairs``.
@@ -32,7 +33,8 @@ def pairs_of(data: DictConfig, split: str, choice: Mapping[Any, Any]) -> Benchma
     except DistillError as error:
         text = str(error)
         for key in map(str, differing):
-            text = text.replace(f"data.{key}", f"{split}.{key}")
+            named = count_key if key == "n_pairs" and count_key else f"{split}.{key}"
+            text = text.replace(f"data.{key}", named)
         error.args = (text,)  # the same error, with what it carries
         raise
 

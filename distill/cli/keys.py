@@ -73,6 +73,9 @@ WEIGHTS = ("weights", "unet_weights")
 ONE_PATH = ("ckpt", "data_root", "dir", "file", "folder", "init_from", "path", "root", "src")
 """The last parts of keys that hold one path, never a list."""
 
+UNBOUNDED = ("flip_tolerance",)
+"""The last parts of keys whose number may be infinite."""
+
 
 def too_small(config: DictConfig) -> list[str]:
     """Returns an error message for each value that is below :data:`LEAST`."""
@@ -198,7 +201,7 @@ def _type_problem(config: DictConfig, key: str, value: Any) -> str | None:
     default = node._get_node(last)
     if value is None:
         return _null_problem(node, key, last)
-    if not _is_finite(value):
+    if not _is_finite(value) and not (last in UNBOUNDED and value == math.inf):
         return f"Expected finite numbers for {key} but got {value}."
     if last in ONE_PATH and isinstance(value, list | dict):
         return f"Expected one path for {key} but got {value}."

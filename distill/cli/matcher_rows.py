@@ -26,7 +26,7 @@ def run(cfg: DictConfig) -> list[dict[str, Any]]:
     """
     suite: dict[str, Any] = OmegaConf.to_container(cfg.suite, resolve=True)  # type: ignore[assignment]
     folder, same = Path(cfg.run.dir), tuple(suite.get("same_prompts", ()))
-    rows = list(combinations(suite["matcher"], suite.get("without_effect", {}), same))
+    rows = list(combinations(suite["matcher"], suite.get("without_effect") or {}, same))
     plan = [
         compose("evaluate", [*suite.get("base", []), *cfg.base, *_overrides(row), f"run.dir={folder}/{number:02d}"])
         for number, row in enumerate(rows, start=1)
@@ -56,8 +56,8 @@ def combinations(
     Raises:
         ConfigError: for a setting without values, or with something else than a list.
     """
-    if not values or any(not isinstance(some, list) or not some for some in values.values()):
-        raise ConfigError(f"Expected a list of values for each setting in suite.matcher but got {dict(values)}.")
+    if not isinstance(values, Mapping) or not values or any(not isinstance(v, list) or not v for v in values.values()):
+        raise ConfigError(f"Expected a list of values for each setting in suite.matcher but got {values!r}.")
     names = sorted(values, key=lambda name: name in last)  # stable, so that the order is kept otherwise
     seen: list[Settings] = []
     for chosen in product(*(values[name] for name in names)):

@@ -77,10 +77,16 @@ def expect_others(cfg: DictConfig) -> bool:
     """Returns whether there are several processes; checks that they can be started, and tells those that are who did.
 
     Raises:
-        ConfigError: when there is no command line to start them with.
+        ConfigError: when there is no command line to start them with, or the average of the weights cannot be sent to them.
     """
     many = is_many(cfg)
     if many:
+        strategy = str(cfg.trainer.get("strategy", "auto"))
+        if strategy.endswith("spawn") and cfg.get("ema") is not None:
+            raise ConfigError(
+                f"Expected ema=null with trainer.strategy={strategy}, which cannot send Lightning's average of the weights to "
+                f"other processes, but got {cfg.ema}; leave trainer.strategy out."
+            )
         check_command_line()
         may_start_others()
     return many

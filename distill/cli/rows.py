@@ -93,8 +93,16 @@ def backbone_of(cfg: DictConfig, rows: Sequence[Row]) -> dict[str, Any] | None:
     """Returns the arguments of the baselines' backbone: those of ``backbone=``, the rest from the first student.
 
     Where ``backbone=`` names a network it stands for itself, and nothing is taken from a student.
+
+    Raises:
+        ConfigError: when ``backbone=`` is no mapping.
     """
-    given: dict[str, Any] = OmegaConf.to_container(cfg.backbone or OmegaConf.create({}), resolve=True)  # type: ignore[assignment]
+    chosen = cfg.backbone if cfg.backbone is not None else OmegaConf.create({})
+    if not isinstance(chosen, DictConfig):
+        raise ConfigError(
+            f"Expected backbone as arguments of a timm backbone but got {chosen!r}; write 'backbone={{backbone: {chosen}}}'."
+        )
+    given: dict[str, Any] = OmegaConf.to_container(chosen, resolve=True)  # type: ignore[assignment]
     if "backbone" in given:
         return given
     files = student_files(cfg, rows) or ([str(cfg.ckpt)] if cfg.ckpt is not None else [])
@@ -159,7 +167,9 @@ def _row(entry: Any) -> Row:
             "matchers=[teacher,{small: runs/small/student.safetensors}]."
         )
     row = Row(str(name or ""), what)
-    return row if name else Row(Path(what).name.removesuffix(Path(what).suffix) if row.is_path else what, what)
+    if row.is_path:
+        row = Row(row.name, str(Path(what).expanduser()))
+    return row if name else Row(Path(row.what).stem if row.is_path else what, row.what)
 
 
 def _longer(row: Row) -> str:
@@ -180,7 +190,7 @@ def _check(row: Row, names: Sequence[str], cfg: DictConfig) -> None:
         )
     known = [TEACHER, LIVE, STUDENT, *cfg.rows]
     if row.is_path:
-        if not Path(row.what).expanduser().exists():
+        if not Path(row.what).exists():
             raise ConfigError(
                 f"Expected a file or folder for {row.name} of matchers but there is none at {row.what}; correct it."
             )
@@ -188,6 +198,10 @@ def _check(row: Row, names: Sequence[str], cfg: DictConfig) -> None:
         raise ConfigError(
             f"Expected matchers of known names, or paths with a / or one of {', '.join(FILES)}, but got {row.what!r}; "
             f"{nearest(row.what, known)}."
+        )
+    elif row.what in cfg.rows and not isinstance(cfg.rows[row.what], DictConfig):
+        raise ConfigError(
+            f"Expected rows.{row.what} to describe a matcher by its _target_ but got {cfg.rows[row.what]!r}; correct it."
         )
     if row.what == STUDENT and cfg.ckpt is None:
         raise ConfigError(
@@ -219,7 +233,7 @@ def _build(cfg: DictConfig, row: Row, backbone: Mapping[str, Any] | None) -> Any
     if not row.is_path:
         described = OmegaConf.to_container(cfg.rows[row.what], resolve=True)
         return instantiate(with_backbone(described, backbone, row.what))
-    path = Path(row.what).expanduser()
+    path = Path(row.what)
     if path.is_dir():
         return Cached(path)
     return OnnxMatcher(path) if path.suffix == ".onnx" else StoredPredictions(path)

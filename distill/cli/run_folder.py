@@ -228,13 +228,8 @@ def check_unchanged(config: DictConfig, free: tuple[str, ...] = FREE_ON_RESUME) 
         return
     before, now = (_flat(read_config(file)), _flat(config))
     before = {key: value for key, value in BEFORE_0_2.items() if key in now} | before
-    differing = sorted(
-        key
-        for key in before.keys() | now.keys()
-        if before.get(key) != now.get(key) and not any(key == f or key.startswith(f"{f}.") for f in free)
-    )
-    if differing:
-        told = ", ".join(f"{key}={now.get(key)} ({before.get(key)} before)" for key in differing[:5])
+    told = _differing(before, now, free)
+    if told:
         raise ConfigError(
             f"Expected the settings that {config.run.dir} was started with but got {told}; leave them as they were, or "
             "start anew with run.dir=<another folder>."
@@ -244,18 +239,34 @@ def check_unchanged(config: DictConfig, free: tuple[str, ...] = FREE_ON_RESUME) 
 def check_same(config: DictConfig, what: str, whole: str) -> None:
     """Checks that a finished run, ``what``, was made with ``config``, as the table of ``whole`` takes it to be.
 
+    Where its folder and that of its labels are may differ: the whole may have been moved.
+
     Raises:
-        ConfigError: when they differ in a key other than ``run.resume``.
+        ConfigError: naming the settings that differ otherwise.
     """
     written = read_config(Path(config.run.dir) / "config.yaml")
-    plain: list[Any] = [OmegaConf.to_container(each, resolve=True) for each in (written, config)]
-    for each in plain:
-        each["run"] = {**each["run"], "resume": None}
-    if json.dumps(plain[0], sort_keys=True) != json.dumps(plain[1], sort_keys=True):
+    told = _differing(_flat(written), _flat(config), free=("run", "labels.dir"))
+    if told:
         raise ConfigError(
-            f"Expected the {what} in {config.run.dir} to have the settings of this {whole} but they differ; choose another "
-            "run.dir."
+            f"Expected the {what} in {config.run.dir} to have the settings of this {whole} but they differ: {told}; choose "
+            "another run.dir."
         )
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any], free: Sequence[str]) -> str:
+    """Returns the settings that differ, at most five of them, in words; "" for none.
+
+    Args:
+        before: values by dotted key.
+        now: values by dotted key.
+        free: settings, and sections of settings, that may differ.
+    """
+    differing = sorted(
+        key
+        for key in before.keys() | now.keys()
+        if before.get(key) != now.get(key) and not any(key == f or key.startswith(f"{f}.") for f in free)
+    )
+    return ", ".join(f"{key}={now.get(key)} ({before.get(key)} before)" for key in differing[:5])
 
 
 def _flat(config: DictConfig | ListConfig) -> dict[str, Any]:

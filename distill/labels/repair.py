@@ -6,7 +6,7 @@ from distill.core.errors import DataError, LabelError
 from distill.labels.audit import audit
 from distill.labels.folder import LabelFolder
 from distill.labels.index import FILE
-from distill.labels.shard import write_shard
+from distill.labels.shard import is_label_name, write_shard
 
 ASIDE = "damaged"
 
@@ -22,9 +22,15 @@ def repair(folder: Path) -> list[str]:
         What was done, in words.
 
     Raises:
-        LabelError: when there is no such folder or it cannot be written to.
+        LabelError: when there is no such folder, it holds files of something else alone, or it cannot be written to.
     """
     found = audit(folder)
+    if found.refused and not found.shards and not any(map(is_label_name, found.refused)):
+        names = ", ".join(path.name for path in found.refused)
+        raise LabelError(
+            f"Expected a folder of labels but {folder} holds {names} and none; give the folder of the labels, of a fit "
+            f"labels.dir=<its run.dir>/labels."
+        )
     done = []
     try:
         for path, why in found.refused.items():

@@ -125,6 +125,11 @@ def digest(content: bytes) -> str:
     return blake2b(content, digest_size=16).hexdigest()
 
 
+def is_label_name(path: Path) -> bool:
+    """Returns whether a file is named as :func:`write_shard` names it, by a digest."""
+    return re.fullmatch("[0-9a-f]{32}", path.stem) is not None
+
+
 def open_shard(path: Path) -> Shard:
     """Opens a file of labels. One of the previous format is converted in memory where its images are rendered scenes.
 

@@ -9,13 +9,16 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import distributed
 
-from distill.core.errors import DataError
+from distill.core.errors import ConfigError, DataError
 from distill.core.protocols import Benchmark
 from distill.data.datamodule import PairDataModule
 from distill.labels.filtered import filter_benchmark
 from distill.labels.filters import Criterion, Filtered
 from distill.training.checkpoint import load_state, of_another_training, read_resumable
 from distill.training.module import Distillation
+
+UNUSED = "parameters that were not used in producing the loss"
+"""What Lightning says of weights without a gradient, where the processes wait for the sum of all gradients."""
 
 
 def filter_labels(
@@ -51,6 +54,7 @@ def run_fit(trainer: Trainer, *arguments: Any, ckpt_path: str | None) -> None:
     """Calls ``trainer.fit``, and raises ``KeyboardInterrupt`` after Ctrl-C, which Lightning answers with ``SystemExit``.
 
     Raises:
+        ConfigError: when several processes train and no loss reaches some of the weights.
         WeightsError: when the checkpoint to go on from is damaged, hostile, or of another training.
     """
     if ckpt_path is not None:
@@ -62,6 +66,12 @@ def run_fit(trainer: Trainer, *arguments: Any, ckpt_path: str | None) -> None:
             raise KeyboardInterrupt from None
         raise
     except Exception as error:  # of any type, where a checkpoint is of another training; others go on as they are
+        if UNUSED in str(error):
+            raise ConfigError(
+                "Expected losses that reach all weights, since several processes train, but some get no gradient; add a loss "
+                "that reaches them, leave that part of the student out, or set "
+                "trainer.strategy=ddp_find_unused_parameters_true."
+            ) from error
         if ckpt_path is None or not _while_restoring(error):
             raise
         raise of_another_training(ckpt_path, error) from error

@@ -126,6 +126,23 @@ def test_on_two_processes_fit_validates_as_one_process_does(tmp_path):
 
 
 @pytest.mark.slow
+def test_weights_that_no_loss_reaches_are_told_in_one_line(tmp_path):
+    settings = ["student.refinement=8", "loss=distillation", "loss.terms.points=null", "loss.weights.points=null"]
+    arguments = [*FIT, *TRAINER, *settings, f"run.dir={tmp_path}/run", "onnx=false", "trainer.devices=2"]
+    done = subprocess.run(command("fit", *arguments), env=environment(), capture_output=True, text=True, timeout=300)
+    told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert told and all("Expected losses that reach all weights" in line for line in told)
+
+
+def test_an_average_that_cannot_be_sent_to_other_processes_is_refused(tmp_path, capsys):
+    arguments = [*FIT, *TRAINER, f"run.dir={tmp_path}/run", "trainer.devices=2", "trainer.strategy=ddp_spawn"]
+    assert main(["fit", *arguments]) == 2
+    assert "Expected ema=null with trainer.strategy=ddp_spawn" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
 def test_further_processes_end_with_the_first(tmp_path):
     """The second one went on labelling for itself when only the first was told to end."""
     data = [*DATA, "train.n_pairs=800", "labels.fallbacks=[]", "trainer.devices=2", f"labels.dir={tmp_path}/l"]

@@ -71,6 +71,23 @@ def test_a_configuration_of_which_no_unet_can_be_built_is_named(folder, changes)
 
 
 @pytest.mark.parametrize(
+    "wanted",
+    [
+        {"class_embed_type": "timestep"},
+        {"num_class_embeds": 10},
+        {"encoder_hid_dim_type": "text_proj"},
+        {"time_cond_proj_dim": 8},
+        {"dual_cross_attention": True},
+    ],
+)
+def test_a_unet_that_wants_more_than_a_prompt_and_a_timestep_is_refused(folder, wanted):
+    """Without its class, such a UNet was optimised as if it had none."""
+    edit(folder / "unet" / "config.json", **wanted)
+    with pytest.raises(WeightsError, match=rf"but it also wants \{{'{next(iter(wanted))}'"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
     "name", ["text_encoder/model.safetensors", "text_encoder/config.json", "tokenizer/tokenizer.json"]
 )
 def test_a_cut_file_of_the_text_side_is_named(root, tmp_path, name):

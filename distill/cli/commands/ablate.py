@@ -12,11 +12,13 @@ Examples:
 """
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from distill.cli import matcher_rows
 from distill.cli.commands import fit
@@ -24,9 +26,12 @@ from distill.cli.config import compose
 from distill.cli.datasets import has_truth, pairs_of
 from distill.cli.fit_parts import settle
 from distill.cli.run_folder import RunFolder, check_same
-from distill.core.errors import ConfigError
+from distill.core.errors import ConfigError, in_one_line
 from distill.evaluation.ablation import HEADER, NOTE, cells, markdown, summary
 from distill.system.tables import print_table
+
+LABELS = "labels"
+"""The folder of the labels that the variants share, in ``run.dir``."""
 
 
 def run(cfg: DictConfig) -> list[dict[str, Any]]:
@@ -42,15 +47,17 @@ def run(cfg: DictConfig) -> list[dict[str, Any]]:
     seeds = list(cfg.seeds)
     if not variants or not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(f"Expected variants and seeds, each once, but got {list(variants)} and {seeds}.")
+    for name in variants:
+        check_name(name)
     for name, changes in (*variants.items(), ("base", list(cfg.base))):
         if not isinstance(changes, list) or not all(isinstance(change, str) for change in changes):
             raise ConfigError(
                 f"Expected a list of settings of fit for {name} but got {changes!r}; write ['lr=1e-3'], each quoted."
             )
     folder = Path(cfg.run.dir)
-    common = [*cfg.suite.base, *cfg.base, f"labels.dir={folder}/labels"]
+    common = [*cfg.suite.base, *cfg.base, f"labels.dir={folder}/{LABELS}"]
     plan = {
-        name: [compose("fit", [*common, *changes, f"seed={seed}", f"run.dir={folder}/{name}/{seed}"]) for seed in seeds]
+        name: [composed(name, [*common, *changes, f"seed={seed}", f"run.dir={folder}/{name}/{seed}"]) for seed in seeds]
         for name, changes in variants.items()
     }  # every variant is composed before the first is trained: a mistyped key is found now
     check_compared([fitted for configs in plan.values() for fitted in configs])
@@ -61,6 +68,33 @@ def run(cfg: DictConfig) -> list[dict[str, Any]]:
     print_summary(rows)
     print(folder / "ablation.md")
     return rows
+
+
+def check_name(name: Any) -> None:
+    """Checks that ``name`` can be the folder of a variant's trainings, beside that of their labels.
+
+    Raises:
+        ConfigError: when it cannot; YAML reads ``no`` and ``on`` as false and true, and ``1`` as a number.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.+=, -]{0,59}", name) or name == LABELS:
+        raise ConfigError(
+            f"Expected variants of suite named by at most 60 letters, digits, spaces and . + - _ = , and other than {LABELS} but "
+            f"got {name!r}; rename it, in quotes."
+        )
+
+
+def composed(name: str, settings: Sequence[str]) -> DictConfig:
+    """Returns the configuration of a variant's fit.
+
+    Raises:
+        ConfigError: when its settings cannot be composed; it names the variant.
+    """
+    try:
+        return compose("fit", settings)
+    except (ConfigError, OmegaConfBaseException) as error:
+        raise ConfigError(
+            f"Expected settings of fit for {name} that go together but got: {in_one_line(error, None)}"
+        ) from error
 
 
 def print_summary(rows: list[dict[str, Any]]) -> None:

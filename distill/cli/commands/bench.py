@@ -29,7 +29,7 @@ from distill.cli.reporting import announce
 from distill.cli.run_folder import RunFolder
 from distill.core.errors import ConfigError
 from distill.core.protocols import Benchmark
-from distill.export.onnx import network_name
+from distill.export.onnx import check_settings, network_name
 from distill.export.precision import PRECISIONS
 from distill.export.student_file import load_student, read_student_file
 from distill.system.environment import choose_device, describe
@@ -105,10 +105,15 @@ def _students(cfg: DictConfig, benchmark: Benchmark) -> Callable[[], list[dict]]
     unknown = [precision for precision in wanted if precision not in PRECISIONS]
     if unknown:
         raise ConfigError(f"Expected precisions among {list(PRECISIONS)} but got {unknown}; correct precisions=[...].")
-    pairs = (
-        pairs_of(data, cfg.data.split, DictConfig({"n_pairs": cfg.pck_pairs})) if student and cfg.pck_pairs else None
-    )
-    calibration = pairs_of(data, "train", DictConfig({"n_pairs": cfg.calibration_pairs})) if "int8" in wanted else None
+
+    def some(split: str, key: str) -> Benchmark | None:
+        """Returns as many pairs as ``key`` says; None for 0."""
+        return pairs_of(data, split, {"n_pairs": cfg[key]}, key) if cfg[key] != 0 else None
+
+    pairs = some(cfg.data.split, "pck_pairs") if student else None
+    calibration = some("train", "calibration_pairs") if "int8" in wanted else None
+    for precision in wanted:
+        check_settings(precision, data.size, calibration)
     student = student or instantiate(cfg.student)
     bench = StudentBench(
         data.size,

@@ -51,10 +51,20 @@ class JsonLines(Logger):
         """Does nothing: the run's folder holds its configuration."""
 
     def _forget(self, step: int) -> None:
-        """Removes what an earlier process logged of ``step`` and later, and a line that it could not finish."""
+        """Removes what an earlier process logged of ``step`` and later, and lines that are cut or damaged."""
         if not self.path.exists():
             return
-        whole = [line for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1:] == "\n"]
-        kept = [line for line in whole if (json.loads(line)["step"] or 0) < step]
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        kept = [line for line in lines if (logged := _step_of(line)) is not None and logged < step]
         with replacing(self.path) as unfinished:
             unfinished.write_text("".join(kept), encoding="utf-8")
+
+
+def _step_of(line: str) -> int | None:
+    """Returns the step that a line is of, 0 where it says none; None for a line that is not a whole one of a log."""
+    try:
+        logged = json.loads(line) if line.endswith("\n") else None
+    except (ValueError, RecursionError):
+        return None
+    step = (logged.get("step") or 0) if isinstance(logged, dict) else None
+    return step if isinstance(step, int) else None

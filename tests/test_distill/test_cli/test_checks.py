@@ -379,6 +379,16 @@ def test_counts_below_the_least_that_makes_sense_are_refused(verb, key, capsys):
     assert f"Expected {name} of at least {1 if value == '0' else 0} but got {value}." in refused([*verb, key], capsys)
 
 
+@pytest.mark.parametrize(
+    ("pairs", "word"), [(0, "training pairs to calibrate int8 on"), (-1, "calibration_pairs of at")]
+)
+def test_eight_bits_without_pairs_are_refused_under_the_key_that_says_how_many(pairs, word, tmp_path, capsys):
+    """It was "Expected train.n_pairs of at least 1", which the command does not have."""
+    arguments = ["bench", "student", "precisions=[int8]", f"calibration_pairs={pairs}", f"run.dir={tmp_path}/r"]
+    told = refused(arguments, capsys)
+    assert word in told and "calibration_pairs" in told and ".n_pairs" not in told
+
+
 def test_a_fit_replaces_no_weights_that_lie_in_its_folder(tmp_path, capsys):
     (tmp_path / "student.safetensors").write_bytes(b"of another training")
     arguments = ["fit", *SMALL, f"run.dir={tmp_path}", f"init_from={tmp_path}/student.safetensors", "device=cpu"]

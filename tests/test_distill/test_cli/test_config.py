@@ -41,6 +41,15 @@ def test_what_a_user_mistypes_is_named(overrides, message):
         compose("fit", overrides)
 
 
+def test_a_tolerance_without_effect_is_infinite_and_no_other_number_is():
+    """``compare`` and the teacher's docstring say so, and the command line refused it."""
+    told = compose("fit", ["teacher=nearest_neighbour", "teacher.flip_tolerance=inf"])
+    assert told.teacher.flip_tolerance == float("inf")
+    for wrong in ("teacher.flip_tolerance=nan", "teacher.flip_tolerance=-inf", "teacher.cycle_tolerance=inf", "lr=inf"):
+        with pytest.raises(ConfigError, match="Expected finite numbers"):
+            compose("fit", ["teacher=nearest_neighbour", wrong])
+
+
 def test_null_takes_back_the_weights_that_a_recipe_names():
     given = ["experiment=spair71k_cleandift", "data.root=x", "student.weights=null", "teacher.unet_weights=null"]
     told = compose("fit", given)

@@ -97,6 +97,17 @@ def test_prompts_are_optimised_once_and_every_row_is_what_evaluate_says(sd1_fold
     assert "choose another run.dir" in capsys.readouterr().err
 
 
+def test_a_finished_evaluation_may_be_moved_but_not_changed(tmp_path):
+    made = compose("evaluate", ["matcher=box_relative", f"run.dir={tmp_path}/made"])
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (moved / "config.yaml").write_text(OmegaConf.to_yaml(made, resolve=True))
+    (moved / "metrics.json").write_text('{"pck": 1}')
+    assert report_of(compose("evaluate", ["matcher=box_relative", f"run.dir={moved}"]), {}) == {"pck": 1}
+    with pytest.raises(ConfigError, match=r"but they differ: data.seed=7 \(0 before\); choose another run.dir"):
+        report_of(compose("evaluate", ["matcher=box_relative", "data.seed=7", f"run.dir={moved}"]), {})
+
+
 def test_a_folder_of_another_run_is_neither_replaced_nor_added_to(tmp_path):
     other = tmp_path / "01"
     other.mkdir()

@@ -49,6 +49,28 @@ def test_what_is_no_row_is_refused_in_words(matchers, message):
         rows_of(matchers)
 
 
+@pytest.mark.parametrize("backbone", ["resnet50", "5", "[resnet50]"])
+def test_a_backbone_is_a_mapping(backbone):
+    config = compose("compare", ["matchers=[nearest_neighbour]", f"backbone={backbone}"])
+    with pytest.raises(ConfigError, match=r"arguments of a timm backbone but got .*write 'backbone=\{backbone: "):
+        build_rows(config, read_rows(config), "cpu")
+
+
+@pytest.mark.parametrize("row", ["+rows.mine=3", "rows.oracle=null"])
+def test_a_row_that_describes_no_matcher_is_refused(row):
+    name = row.partition(".")[2].partition("=")[0]
+    with pytest.raises(ConfigError, match=f"Expected rows.{name} to describe a matcher"):
+        rows_of(f"[{name}]", row)
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "kept.npz").touch()
+    for entry in ("~/kept.npz", "{kept: ~/kept.npz}"):
+        (row,) = rows_of(f"['{entry}']" if entry[0] == "~" else "[{kept: '~/kept.npz'}]")
+        assert (row.name, row.what) == ("kept", str(tmp_path / "kept.npz"))
+
+
 @pytest.mark.parametrize("name", ["../up", ".hidden", "a/b", "x" * 61, "a\nb"])
 def test_a_name_that_could_lead_out_of_the_runs_folder_is_refused(name):
     config = compose("compare", [])

@@ -68,6 +68,28 @@ def test_variants_are_lists_of_settings(override, found, tmp_path, capsys):
     assert re.search(f"a list of settings of fit for {found}.*each quoted", error) and not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize("name", ['".."', '"../up"', '"a/b"', "labels", "no", "1", '""'])
+def test_a_variants_name_is_that_of_a_folder_of_its_own(name, tmp_path, capsys):
+    (tmp_path / "suite").mkdir()
+    (tmp_path / "suite" / "mine.yaml").write_text(f"base: []\nvariants:\n  {name}: []\n")
+    arguments = ["ablate", "suite=mine", f"run.dir={tmp_path}/runs/a", "--config-dir", str(tmp_path)]
+    assert main(arguments) == 2
+    assert "Expected variants of suite named by at most 60 letters" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_variant_whose_settings_do_not_go_together_is_named(tmp_path, capsys):
+    """self_distillation is a section there, which the base sets to null: the error told of neither."""
+    arguments = ["ablate", "base=['self_distillation=null']", "seeds=[0]", f"run.dir={tmp_path}/a"]
+    assert main(arguments) == 2
+    assert "settings of fit for self_labels_at_one that go together" in capsys.readouterr().err
+
+
+def test_a_suite_of_a_matcher_needs_values(tmp_path, capsys):
+    assert main(["ablate", "suite=consensus", "suite.matcher=null", f"run.dir={tmp_path}/a"]) == 2
+    assert "suite.matcher" in capsys.readouterr().err and not (tmp_path / "a").exists()
+
+
 @pytest.mark.parametrize("annotated", [True, False])
 def test_fits_that_are_not_compared_with_their_teacher_are_refused_before_the_first(
     annotated, tmp_path, capsys, monkeypatch

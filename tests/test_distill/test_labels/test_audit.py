@@ -312,6 +312,19 @@ def test_the_words_after_label_look_after_a_store(tmp_path, few, capsys):
     assert len((tmp_path / "x.csv").read_text().splitlines()) == 10
 
 
+def test_a_folder_of_something_else_is_not_repaired(tmp_path, capsys):
+    """The trained student in the folder of a fit was moved to damaged/."""
+    student = tmp_path / "student.safetensors"
+    save_file({"x": torch.zeros(1)}, student)
+    assert main(["label", "repair", f"labels.dir={tmp_path}"]) == 2
+    told = capsys.readouterr().err
+    assert (
+        f"Expected a folder of labels but {tmp_path} holds student.safetensors" in told
+        and "<its run.dir>/labels" in told
+    )
+    assert list(tmp_path.iterdir()) == [student]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
