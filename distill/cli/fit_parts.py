@@ -13,6 +13,7 @@ from torchmetrics import Metric
 
 from distill.cli.config import built_by_name, instantiate
 from distill.cli.datasets import fit_pairs, has_truth, truth_pairs, unlabelled_pairs
+from distill.cli.further_metrics import metrics_of
 from distill.core.errors import ConfigError, DataError, nearest
 from distill.core.protocols import Benchmark, Matcher
 from distill.data.datamodule import PairDataModule
@@ -118,7 +119,7 @@ def build(cfg: DictConfig) -> FitParts:
     module = _module(cfg, student, teacher, truth)
     criteria = instantiate(cfg.filter.criteria) or {}
     checkpoint, trainer = _trainer(cfg)
-    metrics = built_by_name(cfg, "metrics", Metric)
+    metrics = metrics_of(cfg)
     rates = (cfg.lr, cfg.backbone_lr, cfg.weight_decay, cfg.warmup)
     build_optimizer(student, cfg.optimizer, 1, *rates)  # raises now what it would after labelling
     store = (teacher.store.folder, teacher.fingerprint(), fallbacks)

@@ -16,10 +16,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 from torch import nn
-from torchmetrics import Metric
 
-from distill.cli.config import built_by_name, instantiate
+from distill.cli.config import instantiate
 from distill.cli.datasets import scored_pairs
+from distill.cli.further_metrics import metrics_of
 from distill.cli.reporting import announce, images_note
 from distill.cli.run_folder import RunFolder
 from distill.core.protocols import UsesPromptCache
@@ -40,7 +40,7 @@ def run(cfg: DictConfig, prompts: MutableMapping[Any, Any] | None = None) -> Eva
         matcher = matcher.to(device)
     if prompts is not None and isinstance(matcher, UsesPromptCache):
         matcher.use_prompt_cache(prompts)
-    benchmark, metrics = scored_pairs(cfg.data), built_by_name(cfg, "metrics", Metric)
+    benchmark, metrics = scored_pairs(cfg.data), metrics_of(cfg)
     check_annotated(benchmark)
     with RunFolder.numbered(cfg) as folder:
         announce(

@@ -389,6 +389,18 @@ def test_eight_bits_without_pairs_are_refused_under_the_key_that_says_how_many(p
     assert word in told and "calibration_pairs" in told and ".n_pairs" not in told
 
 
+@pytest.mark.parametrize("verb", [["evaluate", "matcher=oracle"], ["fit", *SMALL]])
+def test_a_metric_that_takes_something_else_is_refused_before_the_first_pair(verb, tmp_path, capsys):
+    """A traceback came from torchmetrics, of a fit after its training."""
+    metric = "+metrics.mine={_target_: torchmetrics.MeanMetric}"
+    told = refused([*verb, metric, f"run.dir={tmp_path}/r"], capsys)
+    assert (
+        "metrics.mine to have update(predicted, truth, kps_mask, pck_threshold) but MeanMetric.update takes (value"
+        in told
+    )
+    assert not (tmp_path / "r").exists()
+
+
 def test_a_fit_replaces_no_weights_that_lie_in_its_folder(tmp_path, capsys):
     (tmp_path / "student.safetensors").write_bytes(b"of another training")
     arguments = ["fit", *SMALL, f"run.dir={tmp_path}", f"init_from={tmp_path}/student.safetensors", "device=cpu"]
