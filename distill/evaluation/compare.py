@@ -1,6 +1,6 @@
 """Comparison of several matchers on the same pairs, with intervals of their differences."""
 
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -8,7 +8,7 @@ from torch import nn
 from torchmetrics import Metric
 
 from distill.core.errors import ConfigError, nearest
-from distill.core.protocols import Benchmark, Matcher, PairMatcher
+from distill.core.protocols import Benchmark, Matcher, PairMatcher, match
 from distill.evaluation.evaluate import Evaluation, evaluate
 from distill.evaluation.scores import rounded
 from distill.evaluation.survey import survey
@@ -19,7 +19,7 @@ from distill.metrics.interval import over_images, over_pairs
 from distill.metrics.pck import ALPHAS, alpha_key
 from distill.metrics.win_loss import agreement_by_rightness, win_loss
 from distill.system.memory import PeakMemory, device_of
-from distill.system.progress import PartsProgress
+from distill.system.progress import PartsProgress, track
 
 HEADLINE = 0.10
 """The tolerance of figures that are given at one tolerance only."""
@@ -79,6 +79,7 @@ def compare(
     seed: int = 0,
     metrics: Mapping[str, Metric] | None = None,
     then: str = "",
+    keep: Callable[[str, Evaluation], None] | None = None,
 ) -> Comparison:
     """Evaluates each matcher on the same pairs and compares the others with ``reference``.
 
@@ -96,16 +97,18 @@ def compare(
         seed: of the bootstrap.
         metrics: further metrics by name, see :func:`distill.evaluation.evaluate.evaluate`.
         then: what the caller does next and takes time, such as " + report"; shown behind the time that is left.
+        keep: is called with the name and the evaluation of each matcher before the next one is asked.
 
     Raises:
         ConfigError: when ``reference`` is none of the matchers.
     """
     check_reference(reference, matchers)
     with PartsProgress(dict.fromkeys(matchers, len(cast(Sized, benchmark))), "pairs", then, progress) as parts:
-        evaluations = {
-            name: _measured(matcher, benchmark, name, batch_size, device, parts, metrics)
-            for name, matcher in matchers.items()
-        }
+        evaluations: dict[str, Evaluation] = {}
+        for name, matcher in matchers.items():
+            evaluations[name] = _measured(matcher, benchmark, name, batch_size, device, parts, metrics)
+            if keep is not None:
+                keep(name, evaluations[name])
     base = evaluations[reference]
     others = {name: e for name, e in evaluations.items() if name != reference}
     scored = others if base.scored else {}
@@ -164,6 +167,27 @@ def check_reference(reference: str, names: Iterable[str]) -> None:
         raise ConfigError(
             f"Expected reference to be one of the matchers but got {reference!r}; {nearest(reference, names)}."
         )
+
+
+def check_stored(matchers: Mapping[str, Matcher | PairMatcher], benchmark: Benchmark, progress: bool = True) -> None:
+    """Reads the answers of matchers that only read stored ones to all pairs, where other matchers are to be asked too.
+
+    That takes as long as reading the pairs. What is missing is found before another matcher has worked for hours.
+
+    Raises:
+        DistillError: when an answer is missing.
+    """
+    stored = [matcher for matcher in matchers.values() if _only_reads(matcher)]
+    if not stored or len(stored) == len(matchers):
+        return
+    for number in track(range(len(benchmark)), "check stored answers", progress, "pairs"):
+        pairs = benchmark[number]
+        for matcher in stored:
+            match(matcher, pairs)
+
+
+def _only_reads(matcher: Matcher | PairMatcher) -> bool:
+    return isinstance(matcher, StoredPredictions) or (isinstance(matcher, Cached) and matcher.teacher is None)
 
 
 def paired_difference(first: Evaluation, second: Evaluation, alpha: float, seed: int = 0) -> dict[str, float]:

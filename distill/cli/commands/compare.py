@@ -24,7 +24,9 @@ from distill.cli.reporting import announce, images_note, report
 from distill.cli.rows import TEACHER, build_rows, read_rows, student_files
 from distill.cli.run_folder import RunFolder
 from distill.core.protocols import Benchmark, PairMatcher, match
-from distill.evaluation.compare import Comparison, check_reference, compare
+from distill.evaluation.compare import Comparison, check_reference, check_stored, compare
+from distill.evaluation.evaluate import Evaluation
+from distill.evaluation.figures import read_curve
 from distill.labels.cached import Cached
 from distill.labels.generate import by_source_image, label
 from distill.system.environment import choose_device
@@ -37,19 +39,27 @@ def run(cfg: DictConfig) -> Comparison:
     names = [row.name for row in rows]
     reference = cfg.reference or names[0]
     check_reference(reference, names)
+    curve = curve_of(cfg, student_files(cfg, rows))
     device = choose_device(cfg.device)
     metrics = built_by_name(cfg, "metrics", Metric)
     matchers = build_rows(cfg, rows, device)
     benchmark: Benchmark = scored_pairs(cfg.data)
     with RunFolder.numbered(cfg) as folder:
         announce("compare", f"{len(benchmark)} {benchmark.split} pairs of {benchmark.name}", device, folder.path)
+        check_stored(matchers, benchmark)
         timed = [row.name for row in rows if row.what == TEACHER]
         for name in timed:
             teacher = matchers[name]
             assert isinstance(teacher, Cached)
             label(teacher, benchmark, device, then=f" + {len(matchers)} matchers")
         then = " + teacher" if timed and cfg.teacher_pairs else ""
-        comparison = compare(matchers, benchmark, reference, cfg.batch_size, device, metrics=metrics, then=then)
+
+        def keep(name: str, evaluation: Evaluation) -> None:
+            evaluation.answers.write(folder / "predictions" / f"{name}.npz", cfg.heatmaps)
+
+        comparison = compare(
+            matchers, benchmark, reference, cfg.batch_size, device, metrics=metrics, then=then, keep=keep
+        )
         notes = (images_note(name, matcher, cfg.data) for name, matcher in matchers.items())
         comparison.notes.extend(note for note in notes if note is not None)
         for name in timed if cfg.teacher_pairs else []:
@@ -60,16 +70,21 @@ def run(cfg: DictConfig) -> Comparison:
                 f"The teacher was timed on {len(chosen)} of the pairs, no two of one source image; the prompts of a source "
                 "point serve further targets, which then cost less."
             )
-        curve = curve_of(cfg, student_files(cfg, rows))
         report(folder, comparison, benchmark, cfg.panels, cfg.browsed, curve, cfg.heatmaps)
         return comparison
 
 
 def curve_of(cfg: DictConfig, students: list[str]) -> Path | None:
-    """Returns the training curve to show: the one asked for, or that beside the first student that has one."""
-    if cfg.curve is not None:
-        return Path(cfg.curve)
-    return next((file for path in students if (file := Path(path).parent / "metrics.jsonl").is_file()), None)
+    """Returns the training curve to show: the one asked for, or that beside the first student that has one.
+
+    Raises:
+        DataError: when it cannot be read.
+    """
+    beside = (Path(path).parent / "metrics.jsonl" for path in students)
+    curve = Path(cfg.curve) if cfg.curve is not None else next((file for file in beside if file.is_file()), None)
+    if curve is not None:
+        read_curve(curve)
+    return curve
 
 
 def of_several_sources(benchmark: Benchmark, n_pairs: int) -> list[int]:

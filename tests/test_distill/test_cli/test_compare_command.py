@@ -1,4 +1,4 @@
-"""Parts of compare: which pairs a teacher is timed on."""
+"""Parts of compare: what is known before a matcher is asked, what an error leaves, and which pairs a teacher is timed on."""
 
 import json
 
@@ -6,7 +6,82 @@ import pytest
 
 from distill.__main__ import main
 from distill.cli.commands import compare
+from distill.core.errors import DataError
 from distill.data.datasets.shapes.pairs import ShapesPairs
+from distill.evaluation.compare import check_stored
+from distill.evaluation.evaluate import evaluate
+from distill.labels.cached import Cached
+from distill.matchers.box_relative import BoxRelative
+from distill.matchers.oracle import Oracle
+from distill.matchers.stored_predictions import StoredPredictions
+
+SIX = ["data.n_pairs=6", "data.size=32", "device=cpu"]
+
+
+def ask_none(monkeypatch):
+    """Has the test fail where a matcher is asked."""
+    for kind in (Oracle, BoxRelative):
+        monkeypatch.setattr(kind, "match_pairs", lambda self, pairs: pytest.fail("it was asked"))
+
+
+@pytest.mark.parametrize("first", ["oracle", "teacher"])
+def test_predictions_that_lack_a_pair_are_named_before_any_matcher_or_teacher_is_asked(
+    tmp_path, capsys, monkeypatch, first
+):
+    """The others had been asked for all pairs by then, and nothing of it was kept."""
+    part = evaluate(BoxRelative(), ShapesPairs("test", 3, size=32), "part", progress=False)
+    part.answers.write(tmp_path / "part.npz")
+    ask_none(monkeypatch)
+    extra = ["teacher=oracle", f"labels.dir={tmp_path}/labels", "labels.fallbacks=[]", f"run.dir={tmp_path}/run"]
+    assert main(["compare", f"matchers=[{first},{tmp_path}/part.npz]", *SIX, *extra]) == 2
+    assert f"Expected predictions for all points in {tmp_path}/part.npz but it has none" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists() and not (tmp_path / "labels").exists()
+
+
+def test_labels_that_lack_a_pair_are_named_before_any_matcher_is_asked(tmp_path, capsys, monkeypatch):
+    pairs, labels = ShapesPairs("test", 3, size=32), Cached(tmp_path / "old", Oracle())
+    for number in range(3):
+        labels.match_pairs(pairs[number])
+    labels.flush()
+    ask_none(monkeypatch)
+    rows = f"matchers=[box_relative,{{old: {tmp_path}/old}}]"
+    assert main(["compare", rows, *SIX, f"run.dir={tmp_path}/run"]) == 2
+    assert f"Expected a label for every point in {tmp_path}/old" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_stored_answers_are_read_ahead_only_where_others_are_asked_too(tmp_path):
+    pairs = ShapesPairs("test", 3, size=32)
+    evaluate(BoxRelative(), pairs, "box", progress=False).answers.write(tmp_path / "box.npz")
+    stored, more = StoredPredictions(tmp_path / "box.npz"), ShapesPairs("test", 6, size=32)
+    check_stored({"oracle": Oracle(), "box": stored}, pairs, progress=False)
+    check_stored({"box": stored}, more, progress=False)  # to be read takes no time
+    with pytest.raises(DataError, match="Expected predictions for all points"):
+        check_stored({"oracle": Oracle(), "box": stored}, more, progress=False)
+
+
+def test_a_training_curve_that_cannot_be_read_is_named_before_any_matcher_is_asked(tmp_path, capsys, monkeypatch):
+    """The report, which comes last, was left out."""
+    ask_none(monkeypatch)
+    settings = ["matchers=[oracle]", *SIX, f"run.dir={tmp_path}/run"]
+    assert main(["compare", *settings, f"curve={tmp_path}/none.jsonl"]) == 2
+    assert f"Expected the metrics.jsonl of a fit at {tmp_path}/none.jsonl" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_answers_of_the_matchers_before_one_that_fails_are_kept(tmp_path, capsys, monkeypatch):
+    def fail(self, pairs):
+        raise DataError("Expected a matcher that works but it does not.")
+
+    monkeypatch.setattr(Oracle, "match_pairs", fail)
+    settings = ["data.n_pairs=3", "data.size=32", "device=cpu"]
+    assert main(["compare", "matchers=[box_relative,oracle]", *settings, f"run.dir={tmp_path}/run"]) == 2
+    assert "a matcher that works" in capsys.readouterr().err and not (tmp_path / "run/metrics.json").exists()
+    kept = f"matchers=[{tmp_path}/run/predictions/box_relative.npz]"
+    assert main(["compare", kept, *settings, f"run.dir={tmp_path}/again"]) == 0
+    again = json.loads((tmp_path / "again/metrics.json").read_text())["matchers"][0]
+    pairs = ShapesPairs("test", 3, size=32)
+    assert again["pck"] == evaluate(BoxRelative(), pairs, "box", progress=False).report["pck"]
 
 
 @pytest.mark.parametrize(("n_pairs", "wanted", "timed"), [(4, 2, 1), (12, 4, 3), (40, 2, 2), (40, 20, 10)])
