@@ -173,7 +173,9 @@ class Backbone(nn.Module):
                 f"Expected debias=0 for {self.name}, which is no plain vision transformer, but got {components}."
             )
         debiases = [PositionalDebias(count, components) for count in channels]
-        if not self.mean.is_meta:  # a network without memory is compared with a file, which holds the directions
+        if not any(
+            parameter.is_meta for parameter in self.network.parameters()
+        ):  # else a file is loaded, which holds the directions
             side = BLANK_CELLS * self.patch
             blank, training = self.mean.expand(1, 3, side, side), self.network.training
             self.network.eval()

@@ -132,8 +132,10 @@ def _adapted_layers(network: nn.Module, targets: Sequence[str] | str) -> dict[st
     Raises:
         ConfigError: for a target that names none.
     """
-    linear = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear)}
-    convolutions = {name: module for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
+    linear: dict[str, Any] = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+    convolutions: dict[str, Any] = {
+        name: module for name, module in network.named_modules() if isinstance(module, nn.Conv2d)
+    }
     if targets == ALL_LINEAR:
         named, found = [ALL_LINEAR], [linear]
     else:

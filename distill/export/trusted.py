@@ -14,20 +14,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from distill.core.errors import DistillError, WeightsError, in_one_line
 from distill.core.squares import RESIZES
+from distill.export.plan import planned, without_parameters
 
 TRUSTED = ("student",)
 """Packages whose classes a student's file may name; what it names is imported and called."""
 LARGEST_DESCRIPTION = 1 << 16  # characters
 DEEPEST = 8  # levels of nesting
 LARGEST_NUMBER = 1 << 16
-LARGEST_PLAN = (80_000, 20)
-"""Calls of torch that planning a student may take, of itself and for each tensor of its file; timm's largest take 66 000."""
-FILLS = ("uniform_", "normal_", "fill_", "zero_", "erfinv_", "mul_", "add_", "clamp_")
-"""In-place methods by which weights are initialised; without memory they compute nothing, slowly."""
 INTERPOLATION = "${"
 """What OmegaConf replaces in a text, by a whole configuration where it says so."""
 SIZES = (1, 8192)  # px, of the images
@@ -79,8 +75,8 @@ def build_student(
 ) -> nn.Module:
     """Builds what a student's file describes, without its weights.
 
-    A student of ours is first planned, built without memory, and compared with ``tensors``, so that a short file cannot ask for a
-    large network.
+    A student of ours is first planned and compared with ``tensors``, so that a short file cannot ask for a large network. Its parameters
+    are on torch's device "meta", without memory, until the file's tensors take their place; see :mod:`distill.export.plan`.
 
     Args:
         description: see :func:`read_description`; what it says of :data:`IMAGES` is no argument.
@@ -93,45 +89,20 @@ def build_student(
     """
     config = {key: value for key, value in description.items() if key not in IMAGES}
     target = config.get("_target_")
-    if isinstance(target, str) and target.partition(".")[0] in TRUSTED:
-        with torch.device("meta"), _Planning(len(tensors), path):
-            plan = build_trusted(config, path, trusted)
-        given = {name: value.shape for name, value in tensors.items()}
-        wanted = {name: value.shape for name, value in plan.state_dict().items()}
-        if given != wanted:
-            name = next(iter(sorted(n for n in given.keys() | wanted.keys() if given.get(n) != wanted.get(n))))
-            raise WeightsError(
-                f"Expected weights in {path} that fit the student it describes but {name} is of shape "
-                f"{_shape(given.get(name))} and must be of {_shape(wanted.get(name))}; copy the file again or train anew."
-            )
-    return build_trusted(config, path, trusted)
-
-
-class _Planning(TorchFunctionMode):
-    """Initialises no weights that have no memory, and bounds the work that building modules takes by :data:`LARGEST_PLAN`.
-
-    Options such as ``depth``, and lists, multiply the layers of a network before any of them can be compared with a file.
-
-    Raises:
-        WeightsError: when the bound is passed.
-    """
-
-    def __init__(self, tensors: int, path: str | Path) -> None:
-        super().__init__()
-        alone, each = LARGEST_PLAN
-        self.tensors, self.path, self.left = tensors, path, alone + each * tensors
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.left -= 1
-        # Only where a layer is made: an error at the end of a no_grad would leave gradients switched off.
-        if self.left < 0 and func is torch.empty:
-            raise WeightsError(
-                f"Expected {self.path} to describe a student of about the {self.tensors} tensors that it holds but it describes one of "
-                "many more; correct its options, its lists or upsample, or give the student.safetensors of a fit."
-            )
-        if getattr(func, "__name__", None) in FILLS and args and isinstance(args[0], Tensor) and args[0].is_meta:
-            return args[0]
-        return func(*args, **(kwargs or {}))
+    if not (isinstance(target, str) and target.partition(".")[0] in TRUSTED):
+        return build_trusted(config, path, trusted)
+    with planned(tensors, path):
+        plan = build_trusted(config, path, trusted)
+    given = {name: value.shape for name, value in tensors.items()}
+    wanted = {name: value.shape for name, value in plan.state_dict().items()}
+    if given != wanted:
+        name = next(iter(sorted(n for n in given.keys() | wanted.keys() if given.get(n) != wanted.get(n))))
+        raise WeightsError(
+            f"Expected weights in {path} that fit the student it describes but {name} is of shape "
+            f"{_shape(given.get(name))} and must be of {_shape(wanted.get(name))}; copy the file again or train anew."
+        )
+    with without_parameters():
+        return build_trusted(config, path, trusted)
 
 
 def build_trusted(description: Mapping[str, Any], path: str | Path, trusted: Sequence[str] = ()) -> nn.Module:

@@ -6,17 +6,19 @@ Each hostile file would create a marker file if what it asks for were done.
 import json
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from timm.models.vision_transformer import Block
+from torch import nn
 
 from distill.cli.config import compose, instantiate
 from distill.cli.rows import backbone_arguments, build_rows, read_rows, with_backbone
 from distill.core.errors import ConfigError, DistillError, WeightsError
-from distill.export import trusted
+from distill.export import plan
 from distill.export.student_file import load_student, save_student
 from student import StudentMatcher
 
@@ -176,7 +178,7 @@ def test_half_precision_and_counters_are_read(tmp_path, weights):
     half = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
     assert any(not value.is_floating_point() for value in half.values())
     student = load_student(write(tmp_path / "student.safetensors", STUDENT, half))
-    assert {value.dtype for value in student.parameters()} == {torch.float32}
+    assert {value.dtype for value in [*student.parameters(), *student.buffers()]} == {torch.float32, torch.int64}
 
 
 @pytest.mark.parametrize("path", [5, 2.5, True, ["a"], b"a"])
@@ -192,8 +194,73 @@ def test_a_file_without_a_description_is_refused(tmp_path):
 
 
 def test_a_short_file_cannot_ask_for_a_network_that_fills_the_memory(tmp_path, weights):
-    with pytest.raises(WeightsError, match="fit the student it describes"):  # 150 GB, if it were built
+    with pytest.raises(WeightsError, match="takes little more than the .* but it takes .* MiB or more"):  # 150 GB
         load_student(write(tmp_path / "student.safetensors", STUDENT | {"width": 65_536}, weights))
+    with pytest.raises(WeightsError, match="fit the student it describes"):
+        load_student(write(tmp_path / "student.safetensors", STUDENT | {"width": 32}, weights))
+
+
+def written(path, description):
+    """Writes the file of a student that was built with other bounds, as a stranger's could be."""
+    arguments = {key: value for key, value in description.items() if key not in ("_target_", "size")}
+    with torch.device("meta"):
+        shapes = StudentMatcher(**arguments).state_dict()
+    # Standard deviations of colours may not be 0.
+    return write(path, description, {name: torch.full(v.shape, 0.5, dtype=v.dtype) for name, v in shapes.items()})
+
+
+def test_a_short_file_cannot_ask_for_large_buffers_that_no_file_holds(tmp_path):
+    """The index of a window's relative positions grows with the fourth power of its side, the weights with the second."""
+
+    def windows(side):
+        options = {"img_size": 4 * side, "window_size": side, "embed_dim": 2, "depths": [1, 1], "num_heads": [1, 1]}
+        network = {"backbone": "swin_tiny_patch4_window7_224", "strides": [4], "width": 1, "options": options}
+        return written(tmp_path / f"{side}.safetensors", STUDENT | network)
+
+    assert load_student(windows(8)).backbone.strides == (4,)
+    path = windows(300)  # 65 GB
+    assert path.stat().st_size < 3e6
+    with pytest.raises(
+        WeightsError, match="takes little more than the 1.4 MiB of its tensors but it takes .* MiB or more"
+    ):
+        load_student(path)
+    assert torch.is_grad_enabled()
+
+
+def test_a_short_file_cannot_ask_for_many_buffers_of_layers_that_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "SPARE", 1 << 20)
+    options = {"embed_dim": 4, "depths": [1, 1, 60], "num_heads": [1, 1, 1], "window_size": 14, "img_size": 224}
+    network = {"backbone": "swin_tiny_patch4_window7_224", "strides": [4], "width": 1, "options": options}
+    with pytest.raises(WeightsError, match="but it takes 1 MiB or more"):  # 62 times 0.3 MiB
+        load_student(written(tmp_path / "student.safetensors", STUDENT | network))
+
+
+def test_layers_that_are_left_out_take_no_memory_when_a_student_is_loaded(tmp_path, monkeypatch):
+    """Twelve blocks are made for the file of the first one; as many as the options say, of which a file holds no weights."""
+    made, init = [], Block.__init__
+
+    def recorded(self, *arguments, **settings):
+        init(self, *arguments, **settings)
+        made.append(sum(p.numel() for p in self.parameters() if not p.is_meta))
+
+    path = written(tmp_path / "student.safetensors", STUDENT | {"backbone": "test_vit", "strides": [16], "layers": [0]})
+    monkeypatch.setattr(Block, "__init__", recorded)
+    student = load_student(path)
+    assert len(student.backbone.network.blocks) == 1 < len(made) and sum(made) == 0
+    assert not any(value.is_meta for value in [*student.parameters(), *student.buffers()])
+
+
+def test_directions_of_position_that_a_file_holds_are_not_computed(tmp_path, monkeypatch):
+    """The blank image has 28 patches a side, so that of a patch of 512 px has 200 million pixels."""
+    monkeypatch.setattr("student.debias.PositionalDebias.fit", lambda *_: pytest.fail("a blank image was described"))
+    path = written(tmp_path / "student.safetensors", STUDENT | {"backbone": "test_vit", "strides": [16], "debias": 3})
+    assert load_student(path).backbone.debias[0].basis.eq(0.5).all()
+
+
+def test_what_other_threads_build_meanwhile_has_its_weights():
+    with plan.without_parameters(), ThreadPoolExecutor(1) as other:
+        assert not other.submit(nn.Linear, 2, 2).result().weight.is_meta and nn.Linear(2, 2).weight.is_meta
+    assert not nn.Linear(2, 2).weight.is_meta
 
 
 def test_a_short_file_cannot_ask_for_a_network_of_thousands_of_layers(tmp_path, weights, monkeypatch):
@@ -223,7 +290,7 @@ def test_a_short_file_cannot_ask_for_a_network_of_thousands_of_layers(tmp_path, 
     ids=["upsample", "strides", "layers", "sources"],
 )
 def test_a_short_file_cannot_multiply_layers_otherwise(tmp_path, changed, monkeypatch):
-    monkeypatch.setattr(trusted, "LARGEST_PLAN", (5000, 50))
+    monkeypatch.setattr(plan, "LARGEST_PLAN", (5000, 50))
     description = changed | {"size": 64} if "_target_" in changed else STUDENT | changed
     with pytest.raises(WeightsError, match="correct its options, its lists or upsample"):
         load_student(write(tmp_path / "student.safetensors", description))

@@ -1,0 +1,120 @@
+"""Bounds on what it takes to build the network that a file describes.
+
+A description is short, and options such as ``depth``, window sizes, and lists multiply layers and buffers. So the network is
+first planned, without any memory, within bounds that depend on the tensors of the file. Then it is built without memory for its parameters,
+which the file's tensors replace.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as hooks
+from torch.overrides import TorchFunctionMode
+
+from distill.core.errors import WeightsError
+
+LARGEST_PLAN = (80_000, 20)
+"""Calls of torch that planning a student may take, of itself and for each tensor of its file; timm's largest take 66 000."""
+SPARE = 512 << 20
+"""Bytes by which a plan's buffers together, or one of its tensors, may exceed the tensors of the file, which may hold few of the layers.
+
+Of timm's networks a regnety_2560 has the largest tensor, of 416 MiB, and a beit_large of 512 px the largest buffers, of 192 MiB. These count
+twice, as a second network is made to find out what options it takes.
+"""
+FILLS = ("uniform_", "normal_", "fill_", "zero_", "erfinv_", "mul_", "add_", "clamp_")
+"""In-place methods by which weights are initialised; without memory they compute nothing, slowly."""
+
+
+@contextmanager
+def planned(tensors: Mapping[str, Tensor], path: str | Path) -> Iterator[None]:
+    """Within it modules have no memory, and building them is bounded by :data:`LARGEST_PLAN` and :data:`SPARE`.
+
+    Raises:
+        WeightsError: when a bound is passed.
+    """
+    planning = _Planning(tensors, path)
+    with (
+        torch.device("meta"),
+        planning,
+        _registered(hooks.register_module_buffer_registration_hook, planning.add_buffer),
+    ):
+        yield
+
+
+@contextmanager
+def without_parameters() -> Iterator[None]:
+    """Within it parameters of modules have no memory and no values; buffers do, as many are in no file."""
+    with _SkippedFills(), _registered(hooks.register_module_parameter_registration_hook, _without_memory):
+        yield
+
+
+class _SkippedFills(TorchFunctionMode):
+    """Initialises no weights that have no memory."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", None) in FILLS and args and isinstance(args[0], Tensor) and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+class _Planning(_SkippedFills):
+    """Bounds the calls of torch, the size of what they return, and of all buffers; see :func:`planned`."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+        super().__init__()
+        alone, each = LARGEST_PLAN
+        self.tensors, self.path, self.left = len(tensors), path, alone + each * len(tensors)
+        self.given, self.buffers = sum(value.nbytes for value in tensors.values()), 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.left -= 1
+        # Only where a layer is made: an error at the end of a no_grad would leave gradients switched off.
+        if self.left < 0 and func is torch.empty:
+            raise WeightsError(
+                f"Expected {self.path} to describe a student of about the {self.tensors} tensors that it holds but it describes one of "
+                "many more; correct its options, its lists or upsample, or give the student.safetensors of a fit."
+            )
+        result = super().__torch_function__(func, types, args, kwargs)
+        if isinstance(result, Tensor):
+            self.check_bytes(result.nbytes)
+        return result
+
+    def add_buffer(self, buffer: Tensor) -> None:
+        """Counts a buffer that a module registers, also one that is in no file, or whose module is left out later."""
+        self.buffers += buffer.nbytes
+        self.check_bytes(self.buffers)
+
+    def check_bytes(self, wanted: int) -> None:
+        """Raises a :class:`WeightsError` for more bytes than the file's and :data:`SPARE`."""
+        if wanted > self.given + SPARE:
+            raise WeightsError(
+                f"Expected {self.path} to describe a student that takes little more than the {self.given / 2**20:.1f} MiB of its tensors "
+                f"but it takes {wanted >> 20} MiB or more; correct its options or width, or give the student.safetensors of a fit."
+            )
+
+
+def _without_memory(parameter: Tensor) -> Tensor:
+    return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+
+@contextmanager
+def _registered(register: Callable[[Any], Any], hook: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    """Calls ``hook`` with each tensor that a module of this thread registers; what it returns is registered instead.
+
+    Args:
+        register: torch's function that adds such a hook to all modules.
+        hook: takes a parameter or a buffer.
+    """
+    own = threading.get_ident()
+    handle = register(
+        lambda _, __, tensor: hook(tensor) if tensor is not None and threading.get_ident() == own else None
+    )
+    try:
+        yield
+    finally:
+        handle.remove()
