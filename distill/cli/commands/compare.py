@@ -37,7 +37,7 @@ def run(cfg: DictConfig) -> Comparison:
     """Compares, writes the reports and prints the table."""
     rows = read_rows(cfg)
     names = [row.name for row in rows]
-    reference = cfg.reference or names[0]
+    reference = names[0] if cfg.reference is None else str(cfg.reference)
     check_reference(reference, names)
     curve = curve_of(cfg, student_files(cfg, rows))
     device = choose_device(cfg.device)

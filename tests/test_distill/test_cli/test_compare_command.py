@@ -60,6 +60,14 @@ def test_stored_answers_are_read_ahead_only_where_others_are_asked_too(tmp_path)
         check_stored({"oracle": Oracle(), "box": stored}, more, progress=False)
 
 
+def test_a_reference_that_reads_as_a_number_is_a_name(tmp_path, capsys):
+    named = ["compare", "matchers=[{1: box_relative},{2: oracle}]", "data.n_pairs=3", "data.size=32", "device=cpu"]
+    assert main([*named, "reference=3", f"run.dir={tmp_path}/none"]) == 2
+    assert "reference to be one of the matchers but got '3'; valid names: 1, 2" in capsys.readouterr().err
+    assert main([*named, "reference=2", f"run.dir={tmp_path}/run"]) == 0
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["reference"] == "2"
+
+
 def test_a_training_curve_that_cannot_be_read_is_named_before_any_matcher_is_asked(tmp_path, capsys, monkeypatch):
     """The report, which comes last, was left out."""
     ask_none(monkeypatch)
