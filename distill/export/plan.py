@@ -23,8 +23,8 @@ LARGEST_PLAN = (80_000, 20)
 SPARE = 512 << 20
 """Bytes by which a plan's buffers together, or one of its tensors, may exceed the tensors of the file, which may hold few of the layers.
 
-Of timm's networks a regnety_2560 has the largest tensor, of 416 MiB, and a beit_large of 512 px the largest buffers, of 192 MiB. These count
-twice, as a second network is made to find out what options it takes.
+Of timm's networks a regnety_2560 has the largest tensor, of 416 MiB, and a beit_large of 512 px the largest buffers, of 192 MiB. These
+count twice, as a second network is made to find out what options it takes.
 """
 FILLS = ("uniform_", "normal_", "fill_", "zero_", "erfinv_", "mul_", "add_", "clamp_")
 """In-place methods by which weights are initialised; without memory they compute nothing, slowly."""
