@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from distill.core.errors import ConfigError, WeightsError, in_one_line, nearest
 from distill.core.geometry import image_size, resize_images
+from distill.core.unfilled import weights_follow
 from student.arguments import LOWEST, check_colours, check_options, check_scales, check_whole
 from student.debias import BLANK_CELLS, PositionalDebias
 from student.lora import Lora, add_adapters, merge_adapters
@@ -173,9 +174,7 @@ class Backbone(nn.Module):
                 f"Expected debias=0 for {self.name}, which is no plain vision transformer, but got {components}."
             )
         debiases = [PositionalDebias(count, components) for count in channels]
-        if not any(
-            parameter.is_meta for parameter in self.network.parameters()
-        ):  # else a file is loaded, which holds the directions
+        if not weights_follow():  # else the directions are in the file, too
             side = BLANK_CELLS * self.patch
             blank, training = self.mean.expand(1, 3, side, side), self.network.training
             self.network.eval()

@@ -1,8 +1,8 @@
 """Bounds on what it takes to build the network that a file describes.
 
 A description is short, and options such as ``depth``, window sizes, and lists multiply layers and buffers. So the network is
-first planned, without any memory, within bounds that depend on the tensors of the file. Then it is built without memory for its parameters,
-which the file's tensors replace.
+first planned, without any memory, within bounds that depend on the tensors of the file. Then it is built with parameters that have no values
+yet: an operating system gives memory only to what is written, so layers that are left out in the end take none.
 """
 
 import threading
@@ -17,6 +17,7 @@ from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
 
 from distill.core.errors import WeightsError
+from distill.core.unfilled import weights_following
 
 LARGEST_PLAN = (80_000, 20)
 """Calls of torch that planning a student may take, of itself and for each tensor of its file; timm's largest take 66 000."""
@@ -26,8 +27,8 @@ SPARE = 512 << 20
 Of timm's networks a regnety_2560 has the largest tensor, of 416 MiB, and a beit_large of 512 px the largest buffers, of 192 MiB. These
 count twice, as a second network is made to find out what options it takes.
 """
-FILLS = ("uniform_", "normal_", "fill_", "zero_", "erfinv_", "mul_", "add_", "clamp_")
-"""In-place methods by which weights are initialised; without memory they compute nothing, slowly."""
+FILLS = ("uniform_", "normal_", "fill_", "zero_", "erfinv_", "mul_", "add_", "clamp_", "copy_")
+"""In-place methods by which weights are initialised, besides the functions of ``torch.nn.init``."""
 
 
 @contextmanager
@@ -38,28 +39,31 @@ def planned(tensors: Mapping[str, Tensor], path: str | Path) -> Iterator[None]:
         WeightsError: when a bound is passed.
     """
     planning = _Planning(tensors, path)
-    with (
-        torch.device("meta"),
-        planning,
-        _registered(hooks.register_module_buffer_registration_hook, planning.add_buffer),
-    ):
+    register = hooks.register_module_buffer_registration_hook
+    with weights_following(), torch.device("meta"), planning, _registered(register, planning.add_buffer):
         yield
 
 
 @contextmanager
-def without_parameters() -> Iterator[None]:
-    """Within it parameters of modules have no memory and no values; buffers do, as many are in no file."""
-    with _SkippedFills(), _registered(hooks.register_module_parameter_registration_hook, _without_memory):
+def unfilled() -> Iterator[None]:
+    """Within it parameters of modules are not initialised; buffers are, as many are in no file."""
+    register = hooks.register_module_parameter_registration_hook
+    with weights_following(), _SkippedFills(), _registered(register, _untouched):
         yield
 
 
 class _SkippedFills(TorchFunctionMode):
-    """Initialises no weights that have no memory."""
+    """Writes nothing to parameters, and to no tensors without memory."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", None) in FILLS and args and isinstance(args[0], Tensor) and args[0].is_meta:
-            return args[0]
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        target = args[0] if args else kwargs.get("tensor")
+        if isinstance(target, nn.Parameter) and func is torch.Tensor.data.__get__:  # type: ignore[attr-defined]
+            return torch.empty_like(target)  # what is written to it is gone
+        fills = getattr(func, "__name__", None) in FILLS or getattr(func, "__module__", None) == nn.init.__name__
+        if fills and isinstance(target, Tensor) and (isinstance(target, nn.Parameter) or target.is_meta):
+            return target
+        return func(*args, **kwargs)
 
 
 class _Planning(_SkippedFills):
@@ -98,8 +102,9 @@ class _Planning(_SkippedFills):
             )
 
 
-def _without_memory(parameter: Tensor) -> Tensor:
-    return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+def _untouched(parameter: Tensor) -> Tensor:
+    """Returns a parameter of the same shape to which nothing was written."""
+    return nn.Parameter(torch.empty_like(parameter, requires_grad=False), parameter.requires_grad)
 
 
 @contextmanager

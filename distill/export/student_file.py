@@ -116,19 +116,13 @@ def _file(path: str | Path) -> Path:
 def load_into(student: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> nn.Module:
     """Fills ``student`` with weights and returns it in evaluation mode.
 
-    Parameters on torch's device "meta" get memory, on the CPU; see :func:`distill.export.trusted.build_student`.
-
     Raises:
         WeightsError: when they are of another network, of another kind than its own, or not finite.
     """
-    wanted = student.state_dict()
-    check_kinds(tensors, wanted, path)
+    check_kinds(tensors, student.state_dict(), path)
     check_finite(tensors, path)
-    assign, given = any(value.is_meta for value in wanted.values()), dict(tensors)
-    if assign:  # copies, as tensors may lie in the file itself
-        given = {name: value.to(wanted.get(name, value).dtype, copy=True) for name, value in given.items()}
     try:
-        student.load_state_dict(given, assign=assign)
+        student.load_state_dict(dict(tensors))
     except RuntimeError as error:
         reason = in_one_line(error, 300)
         raise WeightsError(

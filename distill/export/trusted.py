@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from distill.core.errors import DistillError, WeightsError, in_one_line
 from distill.core.squares import RESIZES
-from distill.export.plan import planned, without_parameters
+from distill.export.plan import planned, unfilled
 
 TRUSTED = ("student",)
 """Packages whose classes a student's file may name; what it names is imported and called."""
@@ -76,7 +76,7 @@ def build_student(
     """Builds what a student's file describes, without its weights.
 
     A student of ours is first planned and compared with ``tensors``, so that a short file cannot ask for a large network. Its parameters
-    are on torch's device "meta", without memory, until the file's tensors take their place; see :mod:`distill.export.plan`.
+    have no values until they are loaded; see :mod:`distill.export.plan`.
 
     Args:
         description: see :func:`read_description`; what it says of :data:`IMAGES` is no argument.
@@ -101,7 +101,7 @@ def build_student(
             f"Expected weights in {path} that fit the student it describes but {name} is of shape "
             f"{_shape(given.get(name))} and must be of {_shape(wanted.get(name))}; copy the file again or train anew."
         )
-    with without_parameters():
+    with unfilled():
         return build_trusted(config, path, trusted)
 
 

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
-from torchmetrics import Metric
 
-from distill.cli.config import built_by_name, instantiate
+from distill.cli.config import instantiate
 from distill.cli.datasets import scored_pairs
+from distill.cli.further_metrics import metrics_of
 from distill.cli.reporting import announce, images_note, report
 from distill.cli.rows import TEACHER, build_rows, read_rows, student_files
 from distill.cli.run_folder import RunFolder
@@ -41,7 +41,7 @@ def run(cfg: DictConfig) -> Comparison:
     check_reference(reference, names)
     curve = curve_of(cfg, student_files(cfg, rows))
     device = choose_device(cfg.device)
-    metrics = built_by_name(cfg, "metrics", Metric)
+    metrics = metrics_of(cfg)
     matchers = build_rows(cfg, rows, device)
     benchmark: Benchmark = scored_pairs(cfg.data)
     with RunFolder.numbered(cfg) as folder:

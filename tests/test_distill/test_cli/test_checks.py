@@ -389,7 +389,7 @@ def test_eight_bits_without_pairs_are_refused_under_the_key_that_says_how_many(p
     assert word in told and "calibration_pairs" in told and ".n_pairs" not in told
 
 
-@pytest.mark.parametrize("verb", [["evaluate", "matcher=oracle"], ["fit", *SMALL]])
+@pytest.mark.parametrize("verb", [["evaluate", "matcher=oracle"], ["compare", "matchers=[oracle]"], ["fit", *SMALL]])
 def test_a_metric_that_takes_something_else_is_refused_before_the_first_pair(verb, tmp_path, capsys):
     """A traceback came from torchmetrics, of a fit after its training."""
     metric = "+metrics.mine={_target_: torchmetrics.MeanMetric}"
