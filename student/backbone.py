@@ -174,7 +174,7 @@ class Backbone(nn.Module):
                 f"Expected debias=0 for {self.name}, which is no plain vision transformer, but got {components}."
             )
         debiases = [PositionalDebias(count, components) for count in channels]
-        if not weights_follow():  # else the directions are in the file, too
+        if not (self.mean.is_meta or weights_follow()):  # else the directions follow from a file
             side = BLANK_CELLS * self.patch
             blank, training = self.mean.expand(1, 3, side, side), self.network.training
             self.network.eval()

@@ -1,8 +1,8 @@
 """Bounds on what it takes to build the network that a file describes.
 
 A description is short, and options such as ``depth``, window sizes, and lists multiply layers and buffers. So the network is
-first planned, without any memory, within bounds that depend on the tensors of the file. Then it is built with parameters that have no values
-yet: an operating system gives memory only to what is written, so layers that are left out in the end take none.
+first planned, without any memory, within bounds that depend on the tensors of the file. Then it is built with parameters that have no
+values yet. An operating system gives memory only to what is written, so layers that are left out in the end take none.
 """
 
 import threading
@@ -58,7 +58,7 @@ class _SkippedFills(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         target = args[0] if args else kwargs.get("tensor")
-        if isinstance(target, nn.Parameter) and func is torch.Tensor.data.__get__:  # type: ignore[attr-defined]
+        if isinstance(target, nn.Parameter) and func == torch.Tensor.data.__get__:  # type: ignore[attr-defined]
             return torch.empty_like(target)  # what is written to it is gone
         fills = getattr(func, "__name__", None) in FILLS or getattr(func, "__module__", None) == nn.init.__name__
         if fills and isinstance(target, Tensor) and (isinstance(target, nn.Parameter) or target.is_meta):
@@ -104,7 +104,7 @@ class _Planning(_SkippedFills):
 
 def _untouched(parameter: Tensor) -> Tensor:
     """Returns a parameter of the same shape to which nothing was written."""
-    return nn.Parameter(torch.empty_like(parameter, requires_grad=False), parameter.requires_grad)
+    return nn.Parameter(torch.empty_like(parameter), parameter.requires_grad)
 
 
 @contextmanager
