@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from rich.cells import cell_len, set_cell_size
 from distill.cli.run_folder import RunFolder
 from distill.core.protocols import Benchmark
 from distill.evaluation.compare import Comparison
+from distill.evaluation.evaluate import Evaluation
 from distill.evaluation.page import html_page
 from distill.evaluation.panels import example_panels
 from distill.evaluation.pictures import stack
@@ -22,6 +23,16 @@ SHORTEST_PATH = 20
 """Columns that a path keeps in the line that a command begins with."""
 
 
+def answers_to(folder: RunFolder, heatmaps: bool = True) -> Callable[[str, Evaluation], None]:
+    """Returns what writes the answers of a matcher, by its name, to ``predictions/`` in the folder of a run.
+
+    Args:
+        folder: of the run.
+        heatmaps: whether small ones are kept with the answers, so that the report can be made again without a matcher.
+    """
+    return lambda name, evaluation: evaluation.answers.write(folder / "predictions" / f"{name}.npz", heatmaps)
+
+
 def report(
     folder: RunFolder,
     comparison: Comparison,
@@ -29,9 +40,8 @@ def report(
     panels: int = 6,
     browsed: int = 100,
     curve: Path | None = None,
-    heatmaps: bool = True,
 ) -> None:
-    """Writes ``metrics.json``, ``report.md``, ``report.html``, ``matches.png`` and each matcher's answers, and prints the table.
+    """Writes ``metrics.json``, ``report.md``, ``report.html`` and ``matches.png``, and prints the table.
 
     Args:
         folder: of the run.
@@ -40,11 +50,8 @@ def report(
         panels: how many pairs are drawn in ``matches.png``.
         browsed: how many pairs can be looked at in ``report.html``, at most.
         curve: ``metrics.jsonl`` of a fit; without it that of the folder, where there is one.
-        heatmaps: whether small ones are kept with the answers, so that the report can be made again without a matcher.
     """
     folder.write_json("metrics.json", comparison.report() | {"environment": describe()})
-    for name, evaluation in comparison.evaluations.items():
-        evaluation.answers.write(folder / "predictions" / f"{name}.npz", heatmaps)
     folder.write_text("report.md", markdown(comparison))
     settings = (folder / "config.yaml").read_text(encoding="utf-8") if (folder / "config.yaml").is_file() else ""
     own = folder / "metrics.jsonl"

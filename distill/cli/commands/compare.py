@@ -20,12 +20,11 @@ from omegaconf import DictConfig
 from distill.cli.config import instantiate
 from distill.cli.datasets import scored_pairs
 from distill.cli.further_metrics import metrics_of
-from distill.cli.reporting import announce, images_note, report
+from distill.cli.reporting import announce, answers_to, images_note, report
 from distill.cli.rows import TEACHER, build_rows, read_rows, student_files
 from distill.cli.run_folder import RunFolder
 from distill.core.protocols import Benchmark, PairMatcher, match
 from distill.evaluation.compare import Comparison, check_reference, check_stored, compare
-from distill.evaluation.evaluate import Evaluation
 from distill.evaluation.figures import read_curve
 from distill.labels.cached import Cached
 from distill.labels.generate import by_source_image, label
@@ -53,10 +52,7 @@ def run(cfg: DictConfig) -> Comparison:
             assert isinstance(teacher, Cached)
             label(teacher, benchmark, device, then=f" + {len(matchers)} matchers")
         then = " + teacher" if timed and cfg.teacher_pairs else ""
-
-        def keep(name: str, evaluation: Evaluation) -> None:
-            evaluation.answers.write(folder / "predictions" / f"{name}.npz", cfg.heatmaps)
-
+        keep = answers_to(folder, cfg.heatmaps)
         comparison = compare(
             matchers, benchmark, reference, cfg.batch_size, device, metrics=metrics, then=then, keep=keep
         )
@@ -70,7 +66,7 @@ def run(cfg: DictConfig) -> Comparison:
                 f"The teacher was timed on {len(chosen)} of the pairs, no two of one source image; the prompts of a source "
                 "point serve further targets, which then cost less."
             )
-        report(folder, comparison, benchmark, cfg.panels, cfg.browsed, curve, cfg.heatmaps)
+        report(folder, comparison, benchmark, cfg.panels, cfg.browsed, curve)
         return comparison
 
 

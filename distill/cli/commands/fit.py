@@ -28,7 +28,7 @@ from distill.cli.processes import (
     on_own_device,
     start_others,
 )
-from distill.cli.reporting import announce, report
+from distill.cli.reporting import announce, answers_to, report
 from distill.cli.run_folder import RunFolder, check_free, check_unchanged
 from distill.core.errors import ExportError
 from distill.core.protocols import Benchmark, Matcher, PairMatcher
@@ -174,13 +174,14 @@ def finish(cfg: DictConfig, parts: FitParts, student: nn.Module, folder: RunFold
     networks = {"student": student} | ({} if parts.baseline is None else {"nearest_neighbour": parts.baseline})
     on_device = {name: net.to(parts.device) if isinstance(net, nn.Module) else net for name, net in networks.items()}
     others: dict[str, Matcher | PairMatcher] = {**on_device, "box_relative": BoxRelative()}
+    options: dict[str, Any] = {"device": parts.device, "metrics": parts.metrics, "keep": answers_to(folder)}
     if parts.test is not None:
         pairs: Benchmark = parts.test
-        comparison = compare({"teacher": parts.teacher, **others}, pairs, device=parts.device, metrics=parts.metrics)
+        comparison = compare({"teacher": parts.teacher, **others}, pairs, **options)
         note = "The teacher's answers were read from its labels; python -m distill compare times it."
     else:
         pairs = LabelTruth(parts.val, parts.teacher)
-        comparison = compare(others, pairs, "student", device=parts.device, metrics=parts.metrics)
+        comparison = compare(others, pairs, "student", **options)
         note = "Nothing is annotated: PCK says how often an answer is near the teacher's label, on validation pairs."
     comparison.notes.append(note)
     report(folder, comparison, pairs)

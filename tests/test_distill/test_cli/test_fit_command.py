@@ -21,7 +21,7 @@ def test_the_final_comparison_of_some_or_all_pairs_is_made_on_the_chosen_device(
 ):
     asked = {}
 
-    def compare(matchers, pairs, reference="teacher", device="cpu", metrics=None):
+    def compare(matchers, pairs, reference="teacher", device="cpu", metrics=None, keep=None):
         asked.update(device=device, pairs=pairs, reference=reference, matchers=matchers)
         return SimpleNamespace(notes=[])
 

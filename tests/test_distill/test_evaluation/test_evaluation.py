@@ -179,11 +179,21 @@ def test_a_report_by_the_papers_convention_does_not_name_the_base_of_the_usual_o
     )
 
 
-def test_a_confidence_that_is_not_a_number_is_refused(few):
+@pytest.mark.parametrize(
+    ("sure", "message"),
+    [
+        (float("nan"), "Expected finite confidences from unsure but got NaN"),
+        (7.0, r"Expected confidences in \[0, 1\] from unsure but got 7 to 7; scale"),
+        (-0.2, r"Expected confidences in \[0, 1\] from unsure but got -0.2 to -0.2; scale"),
+    ],
+)
+def test_a_confidence_that_is_none_is_refused(few, sure, message):
+    """Answers with confidences of 7 were kept, and refused where they were read again."""
+
     class Unsure(Oracle):
         def match_pairs(self, pairs):
             answer = super().match_pairs(pairs)
-            return answer._replace(confidence=answer.confidence * float("nan"))
+            return answer._replace(confidence=torch.full_like(answer.confidence, sure))
 
-    with pytest.raises(DataError, match="Expected finite confidences from unsure but got NaN"):
+    with pytest.raises(DataError, match=message):
         evaluate(Unsure(), few, "unsure", progress=False)
