@@ -14,7 +14,7 @@ from distill.core.errors import ConfigError, nearest
 from distill.core.protocols import Fingerprinted, Matcher, PairMatcher
 from distill.export.onnx_matcher import OnnxMatcher
 from distill.export.student_file import load_student, read_student_file
-from distill.export.trusted import plain_arguments
+from distill.export.trusted import check_plan, is_ours, plain_arguments
 from distill.labels.cached import Cached, fingerprint_of
 from distill.labels.place import place_for
 from distill.matchers.stored_predictions import StoredPredictions
@@ -117,11 +117,14 @@ def backbone_arguments(ckpt: str) -> dict[str, Any]:
     arguments, their path is "weights_file".
 
     Raises:
-        WeightsError: when the file's configuration holds anything but plain values, see :func:`plain_arguments`.
+        WeightsError: when the file's configuration holds anything but plain values, see :func:`plain_arguments`, or describes
+            another network than that of its weights, which a baseline would take the memory of.
     """
-    config, _ = read_student_file(ckpt)
+    config, tensors = read_student_file(ckpt)
     names = ("backbone", "weights", "mean", "std", "options", "strides")
     shared = plain_arguments({key: config.get(key) for key in names}, ckpt)
+    if is_ours(config):
+        check_plan(config, tensors, ckpt)
     strides = list(shared.pop("strides") or [16])
     if shared["weights"] not in (None, PRETRAINED):
         shared["weights_file"] = shared.pop("weights")

@@ -88,9 +88,28 @@ def build_student(
         WeightsError: when the description names a class that is not allowed, or cannot be built, or is of another network.
     """
     config = {key: value for key, value in description.items() if key not in IMAGES}
-    target = config.get("_target_")
-    if not (isinstance(target, str) and target.partition(".")[0] in TRUSTED):
+    if not is_ours(config):
         return build_trusted(config, path, trusted)
+    check_plan(config, tensors, path, trusted)
+    with unfilled():
+        return build_trusted(config, path, trusted)
+
+
+def is_ours(config: Mapping[str, Any]) -> bool:
+    """Returns whether a description names a class of the package ``student``."""
+    target = config.get("_target_")
+    return isinstance(target, str) and target.partition(".")[0] in TRUSTED
+
+
+def check_plan(
+    description: Mapping[str, Any], tensors: Mapping[str, Tensor], path: str | Path, trusted: Sequence[str] = ()
+) -> None:
+    """Plans what a file describes, without memory, and compares it with the file's weights; arguments as of :func:`build_student`.
+
+    Raises:
+        WeightsError: see there.
+    """
+    config = {key: value for key, value in description.items() if key not in IMAGES}
     with planned(tensors, path):
         plan = build_trusted(config, path, trusted)
     given = {name: value.shape for name, value in tensors.items()}
@@ -101,8 +120,6 @@ def build_student(
             f"Expected weights in {path} that fit the student it describes but {name} is of shape "
             f"{_shape(given.get(name))} and must be of {_shape(wanted.get(name))}; copy the file again or train anew."
         )
-    with unfilled():
-        return build_trusted(config, path, trusted)
 
 
 def build_trusted(description: Mapping[str, Any], path: str | Path, trusted: Sequence[str] = ()) -> nn.Module:

@@ -18,7 +18,7 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from distill.cli.config import compose, instantiate
-from distill.cli.rows import backbone_arguments, build_rows, read_rows, with_backbone
+from distill.cli.rows import Row, backbone_arguments, build_rows, read_rows, with_backbone
 from distill.core.errors import ConfigError, DistillError, WeightsError
 from distill.export import plan
 from distill.export.student_file import load_student, save_student
@@ -339,6 +339,16 @@ def test_arguments_that_the_class_does_not_take_are_refused_in_one_line(tmp_path
     with pytest.raises(DistillError) as caught:
         load_student(write(tmp_path / "student.safetensors", STUDENT | changed, weights))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [{"stem_width": 4000}, {"layers": [90, 90, 90, 90]}])
+def test_a_baseline_takes_no_network_that_is_not_that_of_the_files_weights(tmp_path, weights, options):
+    """A baseline of random weights needs none of the file's tensors, so a short file could ask for any network."""
+    path = write(tmp_path / "student.safetensors", STUDENT | {"options": options}, weights)
+    with pytest.raises(WeightsError, match="that fit the student it describes|takes little more than"):
+        build_rows(compose("compare", [f"ckpt={path}"]), [Row("nearest_neighbour", "nearest_neighbour")], "cpu")
+    whole = write(tmp_path / "whole.safetensors", STUDENT, weights)
+    assert backbone_arguments(str(whole))["backbone"] == STUDENT["backbone"]
 
 
 def test_the_comparison_builds_no_object_that_a_students_file_describes(tmp_path, marker, weights):
