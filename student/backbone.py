@@ -81,7 +81,9 @@ class Backbone(nn.Module):
         check_whole("strides", strides)
         check_whole("layers", [] if layers is None else layers)
         adapters = None if lora is None else Lora.of(lora)
-        if not isinstance(name, str) or not timm.is_model(name):
+        if not isinstance(name, str | None) or not timm.is_model(
+            name
+        ):  # timm's error about None becomes that of a missing value
             raise ConfigError(f"Expected backbone to be a timm model but got {name!r:.80}; {_similar(str(name))}.")
         if tuning not in get_args(Tuning):
             raise ConfigError(
