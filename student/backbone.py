@@ -3,6 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,7 +16,7 @@ from distill.core.geometry import image_size, resize_images
 from distill.core.unfilled import weights_follow
 from student.arguments import LOWEST, check_colours, check_options, check_scales, check_whole
 from student.debias import BLANK_CELLS, PositionalDebias
-from student.lora import Lora, add_adapters, merge_adapters
+from student.lora import Lora, add_adapters, checked_use, merge_adapters
 from student.weights import load_weights
 
 Tuning = Literal["full", "fixed_norm", "frozen"]
@@ -118,6 +119,7 @@ class Backbone(nn.Module):
         self.debias: nn.ModuleList | None = None
         if debias:
             self._debias(debias, channels)
+        self.adapters = adapters
         self.frozen = tuning == "frozen" or adapters is not None
         if self.frozen:
             self.network.requires_grad_(False)
@@ -216,12 +218,13 @@ class Backbone(nn.Module):
         """Computes the maps of one black image of ``size`` x ``size`` px, to find out whether the network can.
 
         Raises:
-            ConfigError: when the network takes other sizes only, or gives other channels than timm announces.
+            ConfigError: when the network takes other sizes only, gives other channels than timm announces, or leaves adapters out.
         """
         self.check_size(size, size)
         training, image = self.training, torch.zeros(1, 3, size, size, device=self.mean.device)
         try:
-            maps = self.eval()(image)
+            with nullcontext() if self.adapters is None else checked_use(self.network, self.adapters):
+                maps = self.eval()(image)
         except (AssertionError, RuntimeError, ValueError) as error:  # timm's ways to say that a size does not fit
             reason = in_one_line(error, 120)
             raise ConfigError(
@@ -261,6 +264,7 @@ class Backbone(nn.Module):
 
     def merge_adapters(self) -> None:
         """Adds low-rank adapters, if there are any, to the weights that they adapt."""
+        self.adapters = None
         merge_adapters(self.network)
 
     def train(self, mode: bool = True) -> "Backbone":

@@ -1,7 +1,8 @@
 """Low-rank adapters (Hu et al., "LoRA", ICLR 2022) in a backbone, through peft."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -92,6 +93,31 @@ def add_adapters(network: nn.Module, lora: Lora) -> None:
     inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=list(layers)), network)
 
 
+@contextmanager
+def checked_use(network: nn.Module, lora: Lora) -> Iterator[None]:
+    """Within it ``network`` describes an image; afterwards each target must name an adapted layer that was called.
+
+    Some networks, such as BEiT and Swin v2, read the weight of a layer without calling it, so that its adapter has no effect.
+
+    Raises:
+        ConfigError: for a target of which no layer was called.
+    """
+    called: set[str] = set()
+    adapted = {name: module for name, module in network.named_modules() if _has_adapter(module)}
+    handles = [m.register_forward_hook(lambda *_, name=name: called.add(name)) for name, m in adapted.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    for target in _names(lora.targets):
+        if not any(target == ALL_LINEAR or _is_named(name, target) for name in called):
+            raise ConfigError(
+                f"Expected student.lora.targets of layers that the backbone calls but it only reads the weight of {target!r}, whose "
+                f"adapters have no effect then, or leaves it out; of those adapted it calls {_last_names(called)}."
+            )
+
+
 def merge_adapters(network: nn.Module) -> None:
     """Adds the adapters' weights to those they adapt and removes the adapters, in place."""
     for name, module in list(network.named_modules()):
@@ -136,12 +162,10 @@ def _adapted_layers(network: nn.Module, targets: Sequence[str] | str) -> dict[st
     convolutions: dict[str, Any] = {
         name: module for name, module in network.named_modules() if isinstance(module, nn.Conv2d)
     }
-    if targets == ALL_LINEAR:
-        named, found = [ALL_LINEAR], [linear]
-    else:
-        named = [targets] if isinstance(targets, str) else list(targets)
-        both = linear | convolutions
-        found = [{key: both[key] for key in both if f".{key}".endswith(f".{name}")} for name in named]
+    named, both = _names(targets), linear | convolutions
+    found = [
+        linear if name == ALL_LINEAR else {key: both[key] for key in both if _is_named(key, name)} for name in named
+    ]
     for name, layers in zip(named, found, strict=True):
         if not layers:
             raise ConfigError(
@@ -149,6 +173,14 @@ def _adapted_layers(network: nn.Module, targets: Sequence[str] | str) -> dict[st
                 f"{_last_names(linear)}, its convolutions {_last_names(convolutions)}."
             )
     return {name: layer for layers in found for name, layer in layers.items()}
+
+
+def _names(targets: Sequence[str] | str) -> list[str]:
+    return [targets] if isinstance(targets, str) else list(targets)
+
+
+def _is_named(layer: str, target: str) -> bool:
+    return f".{layer}".endswith(f".{target}")
 
 
 def _check_merging(name: str, layer: nn.Module) -> None:
@@ -161,5 +193,5 @@ def _check_merging(name: str, layer: nn.Module) -> None:
         )
 
 
-def _last_names(layers: Mapping[str, Any]) -> str:
+def _last_names(layers: Iterable[str]) -> str:
     return ", ".join(sorted({name.rpartition(".")[2] for name in layers})) or "nothing, as it has none"

@@ -138,3 +138,22 @@ def test_without_peft_the_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ConfigError, match=r"pip install 'distill\[lora\]'"):
         Backbone("test_vit", [16], lora={})
+
+
+BEIT = {"img_size": 32, "embed_dim": 16, "depth": 2, "num_heads": 2}
+
+
+@pytest.mark.parametrize("targets", [["qkv"], ["fc1", "qkv"], "qkv"], ids=str)
+def test_adapters_of_layers_whose_weight_is_only_read_are_refused(targets):
+    """BEiT computes with the weight of qkv itself; the adapters had no gradient, and nothing said so."""
+    student = StudentMatcher("beit_base_patch16_224", [16], 8, options=BEIT, lora={"rank": 2, "targets": targets})
+    with pytest.raises(ConfigError, match="only reads the weight of 'qkv'"):
+        student.check_size(32)
+
+
+@pytest.mark.parametrize("targets", [["fc1"], "all-linear"], ids=str)
+def test_adapters_of_layers_that_are_called_are_taken(targets):
+    student = StudentMatcher("beit_base_patch16_224", [16], 8, options=BEIT, lora={"rank": 2, "targets": targets})
+    student.check_size(32)
+    student.merge_adapters()
+    student.check_size(32)
