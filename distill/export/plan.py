@@ -13,7 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as hooks
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 from torch.overrides import TorchFunctionMode
 
 from distill.core.errors import WeightsError
@@ -39,16 +42,14 @@ def planned(tensors: Mapping[str, Tensor], path: str | Path) -> Iterator[None]:
         WeightsError: when a bound is passed.
     """
     planning = _Planning(tensors, path)
-    register = hooks.register_module_buffer_registration_hook
-    with weights_following(), torch.device("meta"), planning, _registered(register, planning.add_buffer):
+    with weights_following(), torch.device("meta"), planning, _registered("buffer", planning.add_buffer):
         yield
 
 
 @contextmanager
 def unfilled() -> Iterator[None]:
     """Within it parameters of modules are not initialised; buffers are, as many are in no file."""
-    register = hooks.register_module_parameter_registration_hook
-    with weights_following(), _SkippedFills(), _registered(register, _untouched):
+    with weights_following(), _SkippedFills(), _registered("parameter", _untouched):
         yield
 
 
@@ -107,19 +108,35 @@ def _untouched(parameter: Tensor) -> Tensor:
     return nn.Parameter(torch.empty_like(parameter), parameter.requires_grad)
 
 
-@contextmanager
-def _registered(register: Callable[[Any], Any], hook: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """Calls ``hook`` with each tensor that a module of this thread registers; what it returns is registered instead.
+class _Hooks(threading.local):
+    """What this thread does with each tensor that a module registers, if anything; what it returns is registered instead."""
 
-    Args:
-        register: torch's function that adds such a hook to all modules.
-        hook: takes a parameter or a buffer.
-    """
-    own = threading.get_ident()
-    handle = register(
-        lambda _, __, tensor: hook(tensor) if tensor is not None and threading.get_ident() == own else None
-    )
+    parameter: Callable[[Tensor], Tensor | None] | None = None
+    buffer: Callable[[Tensor], Tensor | None] | None = None
+
+
+_hooks = _Hooks()
+
+
+def _on_parameter(module: nn.Module, name: str, tensor: Tensor | None) -> Tensor | None:
+    return _hooks.parameter(tensor) if _hooks.parameter is not None and tensor is not None else None
+
+
+def _on_buffer(module: nn.Module, name: str, tensor: Tensor | None) -> Tensor | None:
+    return _hooks.buffer(tensor) if _hooks.buffer is not None and tensor is not None else None
+
+
+# Once and for all: torch goes through its hooks of all threads while a module registers, and they must not change meanwhile.
+register_module_parameter_registration_hook(_on_parameter)  # type: ignore[arg-type]  # by its documentation it may return a tensor
+register_module_buffer_registration_hook(_on_buffer)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _registered(kind: str, hook: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    """Calls ``hook`` with each tensor of a ``kind``, "parameter" or "buffer", that a module of this thread registers."""
+    before = getattr(_hooks, kind)
+    setattr(_hooks, kind, hook)
     try:
         yield
     finally:
-        handle.remove()
+        setattr(_hooks, kind, before)

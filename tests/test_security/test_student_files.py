@@ -298,6 +298,21 @@ def test_what_other_threads_build_meanwhile_has_its_weights():
     assert norm().eq(1).all()
 
 
+def test_several_threads_load_students_at_once(tmp_path, weights):
+    """Torch's hooks for all modules were set and removed by each, while the others went through them."""
+    path = write(tmp_path / "student.safetensors", STUDENT, weights)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(6) as threads:
+            students = list(threads.map(load_student, [path] * 24))
+    finally:
+        sys.setswitchinterval(before)
+    assert all(
+        torch.equal(student.state_dict()[name], value) for student in students for name, value in weights.items()
+    )
+
+
 def test_a_short_file_cannot_ask_for_a_network_of_thousands_of_layers(tmp_path, weights, monkeypatch):
     built, init = [], Block.__init__
     monkeypatch.setattr(

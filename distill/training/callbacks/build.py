@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import (
 from distill.core.errors import ConfigError
 from distill.training.callbacks.find_lr import FindLearningRate
 from distill.training.callbacks.progress import TrainingProgress
+from distill.training.callbacks.termination import OwnTermination
 from distill.training.module import TOTAL
 
 
@@ -106,6 +107,7 @@ def callbacks(
             f"{checkpoint.monitor}; set monitor=val/pck_teacher@0.10."
         )
     chosen: list[Any] = [
+        OwnTermination(),
         self_distillation,
         pictures,
         EMAWeightAveraging(decay=ema) if ema is not None else None,
