@@ -117,7 +117,7 @@ def build(cfg: DictConfig) -> FitParts:
     fallbacks = list(cfg.labels.fallbacks)
     teacher = Cached(cfg.labels.dir, instantiate(cfg.teacher), fallbacks=fallbacks, images=cfg.data)
     module = _module(cfg, student, teacher, truth)
-    criteria = instantiate(cfg.filter.criteria) or {}
+    criteria = criteria_of(cfg)
     checkpoint, trainer = _trainer(cfg)
     metrics = metrics_of(cfg)
     rates = (cfg.lr, cfg.backbone_lr, cfg.weight_decay, cfg.warmup)
@@ -175,6 +175,27 @@ def started(student: nn.Module, path: str | None) -> nn.Module:
         return student
     tensors, unmerged = read_student_file(path)[1], getattr(student, "unmerged", None)
     return load_into(student, unmerged(tensors) if callable(unmerged) else tensors, path).train()
+
+
+def criteria_of(cfg: DictConfig) -> dict[str, Criterion]:
+    """Returns the criteria that ``filter`` describes, by name; null leaves one out.
+
+    Raises:
+        ConfigError: for what is no criterion, and for one that asks the baseline where there is none.
+    """
+    built = instantiate(cfg.filter.criteria) or {}
+    criteria = {name: criterion for name, criterion in built.items() if criterion is not None}
+    for name, criterion in criteria.items():
+        if not callable(criterion):
+            raise ConfigError(
+                f"Expected filter.criteria.{name} to describe a criterion by its _target_ but got {criterion!r}; correct it, or "
+                "write null to leave it out."
+            )
+        if hasattr(criterion, "matcher") and criterion.matcher is None:
+            raise ConfigError(
+                f"Expected a matcher for filter.criteria.{name} but got none; leave out baseline=null, or choose another filter."
+            )
+    return criteria
 
 
 def check_size(student: nn.Module, size: int) -> None:

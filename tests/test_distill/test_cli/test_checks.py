@@ -11,6 +11,7 @@ from PIL import Image
 
 from distill.__main__ import main
 from distill.cli.config import compose
+from distill.cli.fit_parts import criteria_of
 from distill.cli.interruption import Terminated
 from distill.cli.unread import UNREAD
 from distill.core.errors import ConfigError
@@ -387,6 +388,25 @@ def test_eight_bits_without_pairs_are_refused_under_the_key_that_says_how_many(p
     arguments = ["bench", "student", "precisions=[int8]", f"calibration_pairs={pairs}", f"run.dir={tmp_path}/r"]
     told = refused(arguments, capsys)
     assert word in told and "calibration_pairs" in told and ".n_pairs" not in told
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["filter.criteria={a: 5}"], "Expected filter.criteria.a to describe a criterion by its _target_ but got 5"),
+        (["filter=agreement", "baseline=null"], "Expected a matcher for filter.criteria.agreement but got none"),
+    ],
+)
+def test_what_is_no_criterion_is_refused_before_labels_are_made(given, message, tmp_path, capsys):
+    assert message in refused(["fit", *SMALL, *given, f"run.dir={tmp_path}/r"], capsys)
+    assert not (tmp_path / "r").exists()
+
+
+def test_null_leaves_a_criterion_out():
+    """It was a traceback after the labels were made."""
+    config = compose("fit", [*SMALL, "filter=agreement", "filter.criteria.agreement=null"])
+    assert criteria_of(config) == {}
+    assert set(criteria_of(compose("fit", [*SMALL, "filter=agreement"]))) == {"agreement"}
 
 
 @pytest.mark.parametrize("verb", [["evaluate", "matcher=oracle"], ["compare", "matchers=[oracle]"], ["fit", *SMALL]])
