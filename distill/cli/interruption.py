@@ -38,8 +38,12 @@ def terminable() -> Iterator[None]:
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        """Raises :class:`Terminated`, and ignores further signals."""
+        """Raises :class:`Terminated`, and ignores further signals.
+
+        Nor does torch tell of loading processes that end now, which may get the signal too: its error came while Python ended.
+        """
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise Terminated
 
     previous = signal.signal(signal.SIGTERM, stop)

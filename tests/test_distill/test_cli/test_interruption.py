@@ -52,6 +52,31 @@ def test_a_process_ends_when_one_that_it_started_fails_and_says_which(work, star
     assert (done.stdout.strip(), done.returncode) == (shown, code), done.stderr
 
 
+LOADING = """
+import os, signal, subprocess, sys, time
+from distill.cli import interruption as i
+
+def torchs(*_):
+    raise RuntimeError("a loading process is killed by signal: Terminated")
+
+try:
+    with i.terminable():
+        loading = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)"])
+        signal.signal(signal.SIGCHLD, torchs)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(20)
+except i.Terminated:
+    loading.terminate()
+    print("ended", loading.wait())
+"""
+
+
+def test_the_end_of_loading_processes_is_no_error_of_a_process_that_was_told_to_end():
+    """Torch's error came while Python ended, with a traceback behind the line that says how to go on."""
+    done = subprocess.run([sys.executable, "-c", LOADING], capture_output=True, text=True, timeout=20)
+    assert (done.stdout.strip(), done.returncode) == ("ended -15", 0), done.stderr
+
+
 def raising_in(file: str, error: type[Exception] = RuntimeError):
     """Returns what stands for a verb and raises an error of a lost connection in ``file``."""
     code = compile("raise error('Connection closed by peer')", file, "exec")
