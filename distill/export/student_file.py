@@ -1,6 +1,8 @@
 """A trained student as one safetensors file that says how to build it."""
 
 import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,10 @@ def save_student(
             were brought to squares, "squash" (which is meant without it) or "letterbox".
         path: of the file.
         about: "teacher", "data", "figures" and "licences", plain values, for people and for the metadata of exported files.
+
+    Raises:
+        OSError: when there is no room; an older file stays.
+        DataError: when it cannot be written there.
     """
     save_tensors({name: value.detach() for name, value in student.state_dict().items()}, config, path, about)
 
@@ -43,7 +49,13 @@ def save_tensors(
     metadata = {"format": _FORMAT, "student": json.dumps(without_sources(config)), "version": __version__}
     metadata["about"] = json.dumps(dict(about or {}))
     with replacing(path) as unfinished:
-        save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, unfinished, metadata)
+        try:
+            save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, unfinished, metadata)
+        except SafetensorError as error:  # of a full disk, too, whose number is in its text only
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def add_about(path: str | Path, about: Mapping[str, Any]) -> None:

@@ -31,7 +31,7 @@ def check_fit(trainer: Trainer, data: PairDataModule, resume_from: Path | None, 
     """
     _check_numbers(trainer)
     _check_precision(trainer)
-    _check_steps(trainer)
+    _check_steps(trainer, data)
     _check_validation_batches(trainer, data)
     _check_search(trainer, data)
     _check_monitor(trainer)
@@ -44,10 +44,14 @@ def check_fit(trainer: Trainer, data: PairDataModule, resume_from: Path | None, 
 
 def steps_per_epoch(trainer: Trainer, data: PairDataModule) -> int:
     """Returns the steps of the optimiser in an epoch, as Lightning will count them once it has the data."""
+    return -(-_batches(trainer, data) // trainer.accumulate_grad_batches)
+
+
+def _batches(trainer: Trainer, data: PairDataModule) -> int:
+    """Returns the training batches of a process in an epoch."""
     pairs = -(-len(data.train) // (trainer.num_devices * trainer.num_nodes))  # type: ignore[arg-type]
     batches, limit = -(-pairs // data.batch_size), trainer.limit_train_batches
-    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    return -(-batches // trainer.accumulate_grad_batches)
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
 
 def _check_numbers(trainer: Trainer) -> None:
@@ -67,14 +71,23 @@ def _check_precision(trainer: Trainer) -> None:
         )
 
 
-def _check_steps(trainer: Trainer) -> None:
-    """Raises for a training after which no weights are kept, and for one whose schedule has no end."""
+def _check_steps(trainer: Trainer, data: PairDataModule) -> None:
+    """Raises for a training after which no weights are kept, that is never validated, or whose schedule has no end."""
     if trainer.fast_dev_run:
         raise ConfigError(
             "Expected a training that keeps weights but trainer.fast_dev_run keeps none; use trainer=smoke."
         )
-    if trainer.limit_train_batches == 0:
-        raise ConfigError("Expected batches to train on but got trainer.limit_train_batches=0; raise it.")
+    batches, interval = _batches(trainer, data), trainer.val_check_interval
+    if not batches:
+        raise ConfigError(
+            f"Expected batches to train on but got trainer.limit_train_batches={trainer.limit_train_batches}; raise it."
+        )
+    if trainer.max_steps == 0:
+        raise ConfigError("Expected steps to train for but got trainer.max_steps=0; raise it, or leave it out.")
+    if isinstance(interval, int) and trainer.check_val_every_n_epoch is not None and interval > batches:
+        raise ConfigError(
+            f"Expected trainer.val_check_interval of at most the {batches} batches of an epoch but got {interval}; lower it."
+        )
     if trainer.max_epochs == -1 and trainer.max_steps == -1:
         raise ConfigError(
             "Expected an end of the training, to which the learning rate leads down, but got trainer.max_epochs=-1; set it, "

@@ -77,6 +77,11 @@ class SelfDistillation(Callback):
             student: to be trained.
             size: side of the training images, px; a teacher with a method ``check_size`` is asked whether it takes them.
         """
+        if not callable(self.teacher):
+            raise ConfigError(
+                f"Expected self_distillation.teacher to describe what makes labels but got {self.teacher!r}; "
+                "self_distillation=null leaves it out."
+            )
         self._check_student(student)
         check_size = getattr(self.teacher(model=copy.deepcopy(student)), "check_size", None)
         if callable(check_size):

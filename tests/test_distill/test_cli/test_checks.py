@@ -395,9 +395,13 @@ def test_eight_bits_without_pairs_are_refused_under_the_key_that_says_how_many(p
     [
         (["filter.criteria={a: 5}"], "Expected filter.criteria.a to describe a criterion by its _target_ but got 5"),
         (["filter=agreement", "baseline=null"], "Expected a matcher for filter.criteria.agreement but got none"),
+        (
+            ["self_distillation.teacher=null"],
+            "Expected self_distillation.teacher to describe what makes labels but got None",
+        ),
     ],
 )
-def test_what_is_no_criterion_is_refused_before_labels_are_made(given, message, tmp_path, capsys):
+def test_what_is_no_criterion_or_no_teacher_is_refused_before_labels_are_made(given, message, tmp_path, capsys):
     assert message in refused(["fit", *SMALL, *given, f"run.dir={tmp_path}/r"], capsys)
     assert not (tmp_path / "r").exists()
 

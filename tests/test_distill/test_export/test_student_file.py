@@ -1,4 +1,6 @@
+import errno
 import os
+import resource
 import stat
 
 import pytest
@@ -120,6 +122,19 @@ def test_an_interrupted_write_leaves_the_older_file(tmp_path, student, monkeypat
     with pytest.raises(OSError, match="full"):
         save_student(student, {**CONFIG, "size": 32}, path)
     assert path.read_bytes() == before
+
+
+def test_a_file_that_has_no_room_is_an_error_of_the_system(tmp_path, student):
+    """It was one of safetensors, which the command line showed as a traceback."""
+    path, (soft, hard) = tmp_path / "student.safetensors", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(OSError) as caught:
+            save_student(student, CONFIG, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(path))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_students_file_says_how_its_images_were_resized(tmp_path, student):

@@ -50,6 +50,9 @@ def test_a_figure_that_no_validation_measures_is_refused(tmp_path):
     [
         ({"fast_dev_run": True}, "trainer.fast_dev_run keeps none; .*trainer=smoke"),
         ({"limit_train_batches": 0}, "batches to train on but got trainer.limit_train_batches=0"),
+        ({"limit_train_batches": 0.4}, "batches to train on but got trainer.limit_train_batches=0.4"),
+        ({"max_steps": 0}, "steps to train for but got trainer.max_steps=0"),
+        ({"val_check_interval": 3}, "val_check_interval of at most the 2 batches of an epoch but got 3"),
         (
             {"limit_val_batches": 0},
             "a validation for monitor=val/pck@0.10 but trainer.limit_val_batches=0 leaves it out",
