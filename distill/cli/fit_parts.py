@@ -36,6 +36,7 @@ from distill.training.checks import check_fit
 from distill.training.module import Distillation
 from distill.training.optimiser import PEAK_RATES, build_optimizer
 from distill.training.train import resumed_from
+from distill.training.whole_checkpoints import write_whole_checkpoints
 
 MOST_WORKERS = 8
 """Loading processes of one training process, unless more are asked for."""
@@ -278,4 +279,4 @@ def _trainer(cfg: DictConfig) -> tuple[ModelCheckpoint, Trainer]:
     )
     beside += [BatchSeed(cfg.seed), SameBuffers()]
     trainer = instantiate(cfg.trainer, logger=loggers, callbacks=beside, default_root_dir=str(folder))
-    return checkpoint, trainer
+    return checkpoint, write_whole_checkpoints(trainer)

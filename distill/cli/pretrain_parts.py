@@ -14,6 +14,7 @@ from distill.cli.config import instantiate
 from distill.core.errors import ConfigError
 from distill.training.callbacks.json_lines import JsonLines
 from distill.training.callbacks.step_progress import StepProgress
+from distill.training.whole_checkpoints import write_whole_checkpoints
 
 STAGES = ("autoencoder", "diffusion")
 """In their order."""
@@ -97,7 +98,7 @@ def trainer_of(cfg: DictConfig, folder: Path, name: str, device: str, callbacks:
         folder / "checkpoints", save_top_k=0, save_last=True, every_n_train_steps=cfg.diffusion.checkpoint_every
     )
     keep.CHECKPOINT_NAME_LAST = name
-    return instantiate(
+    trainer = instantiate(
         {"_target_": "lightning.Trainer"},
         max_steps=cfg[name].steps,
         accelerator="gpu" if device.startswith("cuda") else "cpu",
@@ -114,3 +115,4 @@ def trainer_of(cfg: DictConfig, folder: Path, name: str, device: str, callbacks:
         benchmark=device.startswith("cuda"),
         log_every_n_steps=10,
     )
+    return write_whole_checkpoints(trainer)
