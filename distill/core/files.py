@@ -31,6 +31,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     Raises:
         DataError: when ``path`` is a folder, or its folder cannot be made or written to.
+        OSError: when it cannot be written to its end, as on a full disk; it names a file.
     """
     path = Path(os.path.realpath(path))
     if path.is_dir():
@@ -47,6 +48,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield temporary
         os.chmod(temporary, mode)
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # writing, unlike opening, names no file
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,14 +1,12 @@
 """A trained student as one safetensors file that says how to build it."""
 
 import json
-import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from distill.core.errors import ConfigError, WeightsError, in_one_line
@@ -48,14 +46,9 @@ def save_tensors(
     """Writes a student's file of weights by name; see :func:`save_student`."""
     metadata = {"format": _FORMAT, "student": json.dumps(without_sources(config)), "version": __version__}
     metadata["about"] = json.dumps(dict(about or {}))
+    content = save({name: value.cpu().contiguous() for name, value in tensors.items()}, metadata)
     with replacing(path) as unfinished:
-        try:
-            save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, unfinished, metadata)
-        except SafetensorError as error:  # of a full disk, too, whose number is in its text only
-            number = re.search(r"os error (\d+)", str(error))
-            if number is None:
-                raise
-            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        unfinished.write_bytes(content)
 
 
 def add_about(path: str | Path, about: Mapping[str, Any]) -> None:

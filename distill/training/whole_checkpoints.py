@@ -33,10 +33,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         content = BytesIO()
         torch.save(checkpoint, content)
         with replacing(path) as unfinished:
-            try:
-                unfinished.write_bytes(content.getbuffer())
-            except OSError as error:  # writing, unlike opening, names no file
-                raise OSError(error.errno, error.strerror, str(path)) from error
+            unfinished.write_bytes(content.getbuffer())
 
 
 def write_whole_checkpoints(trainer: Trainer) -> Trainer:
