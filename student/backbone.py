@@ -82,10 +82,7 @@ class Backbone(nn.Module):
         check_whole("strides", strides)
         check_whole("layers", [] if layers is None else layers)
         adapters = None if lora is None else Lora.of(lora)
-        if not isinstance(name, str | None) or not timm.is_model(
-            name
-        ):  # timm's error about None becomes that of a missing value
-            raise ConfigError(f"Expected backbone to be a timm model but got {name!r:.80}; {_similar(str(name))}.")
+        _check_name(name)
         if tuning not in get_args(Tuning):
             raise ConfigError(
                 f"Expected student.tuning to be known but got {tuning!r}; {nearest(tuning, get_args(Tuning))}."
@@ -277,6 +274,12 @@ class Backbone(nn.Module):
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         return self
+
+
+def _check_name(name: Any) -> None:
+    """Raises a :class:`ConfigError` unless timm has the model; None gets timm's own error, which becomes that of a missing value."""
+    if not isinstance(name, str | None) or not timm.is_model(name):
+        raise ConfigError(f"Expected backbone to be a timm model but got {name!r:.80}; {_similar(str(name))}.")
 
 
 def whole_cells(size: tuple[int, int], scale: float, stride: int) -> tuple[int, int]:
