@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distill.core.errors import ConfigError
+from distill.core.numbers import is_number, is_whole
 
 LOWEST = {"mean": 0.0, "std": 1e-3}
 """The smallest possible mean and standard deviation of a colour channel of images in [0, 1]; 1/255 is that of images in bytes."""
@@ -11,7 +12,7 @@ LOWEST = {"mean": 0.0, "std": 1e-3}
 
 def check_whole(key: str, values: Any) -> None:
     """Raises a :class:`ConfigError` unless ``values``, of the setting ``key``, are a list of whole numbers."""
-    if not _listed(values) or not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+    if not _listed(values) or not all(map(is_whole, values)):
         raise ConfigError(
             f"Expected student.{key} as a list of whole numbers but got {values!r:.80}; write such as [8, 16]."
         )
@@ -19,7 +20,7 @@ def check_whole(key: str, values: Any) -> None:
 
 def check_scales(scales: Any) -> None:
     """Raises a :class:`ConfigError` unless ``scales`` are different numbers above 0, of at most 1."""
-    numbers = _listed(scales) and all(_is_number(scale) and 0 < scale <= 1 for scale in scales)
+    numbers = _listed(scales) and all(is_number(scale) and 0 < scale <= 1 for scale in scales)
     if not numbers or not scales or len(set(scales)) < len(scales):
         raise ConfigError(
             f"Expected scales of the backbone above 0, of at most 1, each once, but got {scales!r:.80}; [1.0] is usual."
@@ -47,7 +48,7 @@ def check_colours(key: str, values: Any) -> None:
     """
     low = LOWEST[key]
     listed = list(values) if _listed(values) else [values]
-    if len(listed) != 3 or not all(_is_number(value) and low <= value <= 1 for value in listed):
+    if len(listed) != 3 or not all(is_number(value) and low <= value <= 1 for value in listed):
         raise ConfigError(
             f"Expected {key} of the backbone to be three numbers in [{low:g}, 1], of images in [0, 1], but got {listed}; divide values of "
             f"0 to 255 by 255, or leave {key} out for what timm says of the network."
@@ -56,7 +57,3 @@ def check_colours(key: str, values: Any) -> None:
 
 def _listed(values: Any) -> bool:
     return isinstance(values, Sequence) and not isinstance(values, str | bytes)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

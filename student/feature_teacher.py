@@ -12,6 +12,7 @@ from distill.core.checks import check_query
 from distill.core.consensus import NeighbourhoodConsensus, pooled
 from distill.core.errors import ConfigError, in_one_line
 from distill.core.geometry import flip_points, gaussian_weight, image_size, resize_images, sample_at
+from distill.core.numbers import is_number, is_whole
 from distill.core.precision import in_single, without_autocast
 from distill.core.readout import window_mass, windowed_soft_argmax
 from distill.core.types import Matches, PairBatch
@@ -83,11 +84,11 @@ class FeatureTeacher:
         scale: float = 1.0,
     ) -> None:
         amounts = {"feature_cache_size": feature_cache_size, "radius_cells": radius_cells}
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int)):
+        if size is not None and not is_whole(size):
             raise ConfigError(
                 f"Expected size of the feature teacher as whole px but got {size!r}; correct teacher.size."
             )
-        if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
+        if not is_number(scale) or not 0 < scale < math.inf:
             raise ConfigError(
                 f"Expected scale of the feature teacher as a positive number but got {scale!r}; 1.0 describes images as they are."
             )

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from distill.core.digest import state_digest
 from distill.core.errors import ConfigError, DataError, nearest
 from distill.core.geometry import resize_images
+from distill.core.numbers import is_number
 from distill.core.precision import in_single
 
 
@@ -138,7 +139,7 @@ def _checked(what: str, given: Mapping[str, float | None] | None, sources: Mappi
     for name, value in found.items():
         if name not in sources:
             raise ConfigError(f"Expected {what} of fused features by the names of sources; {nearest(name, sources)}.")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        if not is_number(value) or not 0 < value < float("inf"):
             raise ConfigError(
                 f"Expected positive {what} of fused features but {name} has {value!r}; correct {what}.{name}."
             )

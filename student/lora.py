@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from distill.core.errors import ConfigError, nearest
+from distill.core.numbers import is_number, is_whole
 
 ALL_LINEAR = "all-linear"
 """Stands for the names of all linear layers."""
@@ -33,12 +34,11 @@ class Lora:
     targets: Sequence[str] | str = ALL_LINEAR
 
     def __post_init__(self) -> None:
-        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
+        if not is_whole(self.rank, 1):
             raise ConfigError(
                 f"Expected student.lora.rank of at least 1, a whole number, but got {self.rank!r}; 8 is usual."
             )
-        number = isinstance(self.alpha, int | float) and not isinstance(self.alpha, bool)
-        if self.alpha is not None and not (number and 0 < self.alpha < math.inf):
+        if self.alpha is not None and not (is_number(self.alpha) and 0 < self.alpha < math.inf):
             raise ConfigError(
                 f"Expected student.lora.alpha as a positive number but got {self.alpha!r}; leave it out for twice the rank."
             )

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from distill.core.errors import ConfigError, WeightsError
 from distill.core.geometry import resize_images
+from distill.core.numbers import is_whole
 from distill.core.weights import check_finite
 from teacher.feature_matcher import FeatureMatcher, FeatureSettings
 from teacher.frozen_model import DTYPES
@@ -317,7 +318,7 @@ def _check_image_size(image_size: int, config: dict[str, Any], halvings: int) ->
     """Raises a :class:`ConfigError` for a side, px, that is no whole number of tokens, or too large for SD3's table of places."""
     cell = 2 ** (halvings - 1)
     unit = cell * (config["patch_size"] if "pos_embed_max_size" in config else 2)
-    whole = isinstance(image_size, int) and not isinstance(image_size, bool)
+    whole = is_whole(image_size)
     if not whole or image_size <= 0 or image_size % unit:
         raise ConfigError(
             f"Expected image_size to be a multiple of {unit} for this model but got {image_size!r}; round it."

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from distill.core.errors import ConfigError, WeightsError, in_one_line
+from distill.core.numbers import is_number, is_whole
 from distill.core.weights import check_readable
 from teacher.pipeline_files import CONFIGS, missing_files, read_config, variants, weight_files
 
@@ -209,7 +210,7 @@ def check_scale(vae: dict[str, Any], folder: Path) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return is_number(value) and math.isfinite(value)
 
 
 def _check_conditioning(unet: dict[str, Any], folder: Path) -> None:
@@ -308,7 +309,7 @@ def check_image_size(wanted: int | None, unet: dict[str, Any], vae: dict[str, An
         raise ConfigError("Expected image_size because the UNet's config.json has no sample_size; name it in pixels.")
     size = unet["sample_size"] * factor if wanted is None else wanted
     unit = factor * 2 ** (len(unet["block_out_channels"]) - 1)
-    if isinstance(size, bool) or not isinstance(size, int) or size <= 0 or size % unit:
+    if not is_whole(size) or size <= 0 or size % unit:
         raise ConfigError(f"Expected image_size to be a multiple of {unit} for this model but got {size!r}; round it.")
     return size
 
@@ -321,7 +322,7 @@ def settle_prompt_length(wanted: int | None, folder: Path) -> int:
     """
     if wanted is None:
         return tokenizer_length(folder)
-    if isinstance(wanted, bool) or not isinstance(wanted, int) or not 1 < wanted < LONGEST_PROMPT:
+    if not is_whole(wanted) or not 1 < wanted < LONGEST_PROMPT:
         raise ConfigError(
             f"Expected prompt_length to be a whole number from 2 to {LONGEST_PROMPT - 1} but got {wanted!r}; null takes the "
             "tokenizer's."

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.core.errors import ConfigError, DataError
+from distill.core.numbers import is_whole
 from distill.core.protocols import Matcher, PairMatcher
 from distill.data.keypoints import ImageKeypoints
 from distill.labels.propagate import Carried, Plan, PropagateConfig, Propagator, persons_points, plan
@@ -44,8 +45,11 @@ class ClicksConfig:
     def __post_init__(self) -> None:
         counts = list(self.annotated)
         rules = {
-            "annotated": (bool(counts) and all(map(_is_count, counts)), "a list of whole numbers of at least 1"),
-            "kinds": (self.kinds is None or _is_count(self.kinds), "a whole number of at least 1 (null: all)"),
+            "annotated": (
+                bool(counts) and all(is_whole(count, 1) for count in counts),
+                "a list of whole numbers of at least 1",
+            ),
+            "kinds": (self.kinds is None or is_whole(self.kinds, 1), "a whole number of at least 1 (null: all)"),
             "goal": (0 < self.goal <= 100, "a percentage above 0 and up to 100"),
             "alpha": (self.alpha > 0, "a number above 0"),
         }
@@ -56,10 +60,6 @@ class ClicksConfig:
         ]
         if wrong:
             raise ConfigError(f"Expected {', and '.join(wrong)}; correct {'it' if len(wrong) == 1 else 'them'}.")
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 @dataclass(frozen=True)

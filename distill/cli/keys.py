@@ -11,6 +11,7 @@ from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 from distill.cli.overrides import is_path
 from distill.cli.renamed import new_name
 from distill.core.errors import nearest
+from distill.core.numbers import is_number
 
 USUAL_NAMES = {
     "learning_rate": "lr",
@@ -83,7 +84,7 @@ def too_small(config: DictConfig) -> list[str]:
     return [
         f"Expected {key} of at least {LEAST[key.rpartition('.')[2]]} but got {value}."
         for key, value in values
-        if isinstance(value, int | float) and not isinstance(value, bool) and value < LEAST[key.rpartition(".")[2]]
+        if is_number(value) and value < LEAST[key.rpartition(".")[2]]
     ]
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from distill.core.errors import ConfigError, DataError, nearest
+from distill.core.numbers import is_whole
 from distill.core.types import Original, PairBatch
 from distill.data.annotations import ImageAnnotation, PairAnnotation, check_annotation
 from distill.data.image_config import ImageConfig
@@ -380,7 +381,7 @@ class PhotographPairs(Dataset[PairBatch], ABC):
         Raises:
             DataError: when none are asked for, or no whole number.
         """
-        if n_pairs is not None and (isinstance(n_pairs, bool) or not isinstance(n_pairs, int)):
+        if n_pairs is not None and not is_whole(n_pairs):
             raise DataError(f"Expected data.n_pairs as a whole number, or null for all pairs, but got {n_pairs!r}.")
         if n_pairs is not None and n_pairs < 1:
             raise DataError(f"Expected data.n_pairs of at least 1, or null for all pairs, but got {n_pairs}.")

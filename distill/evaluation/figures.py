@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from distill.core.errors import DataError
+from distill.core.numbers import is_number
 from distill.evaluation.compare import HEADLINE, Comparison
 from distill.evaluation.evaluate import Evaluation
 from distill.evaluation.plots import Axis, Plot, Series, colour, plot
@@ -108,7 +109,7 @@ def read_curve(file: Path) -> Curve:
 
 
 def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
+    return is_number(value) and abs(value) < 1e15
 
 
 def _pck(evaluation: Evaluation, alpha: float) -> float:

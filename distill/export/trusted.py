@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.core.errors import DistillError, WeightsError, in_one_line
+from distill.core.numbers import is_whole
 from distill.core.squares import RESIZES
 from distill.export.plan import planned, unfilled
 
@@ -49,7 +50,7 @@ def read_description(text: str | None, path: str | Path) -> dict[str, Any]:
             raise ValueError("is no JSON object")
         _check_plain(description)
         size = description.get("size")
-        if isinstance(size, bool) or not isinstance(size, int) or not SIZES[0] <= size <= SIZES[1]:
+        if not is_whole(size) or not SIZES[0] <= size <= SIZES[1]:
             raise ValueError(f"has the size {size!r}, which must be {SIZES[0]} to {SIZES[1]} px")
         resize = description.get("resize", "squash")
         if resize not in RESIZES:
@@ -87,12 +88,15 @@ def build_student(
     Raises:
         WeightsError: when the description names a class that is not allowed, or cannot be built, or is of another network.
     """
-    config = {key: value for key, value in description.items() if key not in IMAGES}
-    if not is_ours(config):
-        return build_trusted(config, path, trusted)
-    check_plan(config, tensors, path, trusted)
+    if not is_ours(description):
+        return build_trusted(_without_images(description), path, trusted)
+    check_plan(description, tensors, path, trusted)
     with unfilled():
-        return build_trusted(config, path, trusted)
+        return build_trusted(_without_images(description), path, trusted)
+
+
+def _without_images(description: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in description.items() if key not in IMAGES}
 
 
 def is_ours(config: Mapping[str, Any]) -> bool:
@@ -109,9 +113,8 @@ def check_plan(
     Raises:
         WeightsError: see there.
     """
-    config = {key: value for key, value in description.items() if key not in IMAGES}
     with planned(tensors, path):
-        plan = build_trusted(config, path, trusted)
+        plan = build_trusted(_without_images(description), path, trusted)
     given = {name: value.shape for name, value in tensors.items()}
     wanted = {name: value.shape for name, value in plan.state_dict().items()}
     if given != wanted:

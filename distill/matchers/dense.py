@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from distill.core.errors import DataError
 from distill.core.geometry import cell_centres, image_size
+from distill.core.numbers import is_whole
 from distill.core.protocols import Matcher
 from distill.matchers.match_images import match_images
 
@@ -67,7 +68,7 @@ def grid_size(src_img: Tensor, step: int) -> tuple[int, int]:
     Raises:
         DataError: when ``step`` is no positive whole number, or gives more than 100,000 points.
     """
-    if not isinstance(step, int) or isinstance(step, bool) or step < 1:
+    if not is_whole(step) or step < 1:
         raise DataError(
             f"Expected dense, the distance of points in px, as a whole number of at least 1 but got {step!r}."
         )

@@ -15,6 +15,7 @@ from distill.core.checks import check_answer, check_label, check_query
 from distill.core.digest import state_digest
 from distill.core.errors import ConfigError, DataError, in_one_line
 from distill.core.geometry import gaussian_heatmap, image_size
+from distill.core.numbers import is_whole
 from distill.core.types import Matches
 
 LARGEST_SIDE = 1024
@@ -58,7 +59,7 @@ class HubMatcher(nn.Module):
         self.repo, self.entry = Path(repo).expanduser(), entry
         if options is not None and not isinstance(options, Mapping):
             raise ConfigError(f"Expected options of {entry} by name but got {options!r}; write options.<name>=<value>.")
-        whole = isinstance(heatmap_side, int) and not isinstance(heatmap_side, bool)
+        whole = is_whole(heatmap_side)
         if not whole or not 1 <= heatmap_side <= LARGEST_SIDE:
             raise ConfigError(
                 f"Expected heatmap_side to be a whole number from 1 to {LARGEST_SIDE} but got {heatmap_side!r}; 32 is usual."

@@ -10,6 +10,7 @@ from distill.core.checks import check_images, check_points
 from distill.core.errors import DataError
 from distill.core.geometry import image_size, map_points, resize_images
 from distill.core.heatmaps import recover
+from distill.core.numbers import is_whole
 from distill.core.protocols import Matcher, PairMatcher
 from distill.core.squares import PADDING_GREY, content_box
 from distill.core.types import Matches
@@ -55,7 +56,7 @@ def match_images(
         check_images(image, name)
         if len(image) != 1:
             raise DataError(f"Expected one {name} but got {len(image)}; call match_images once for each pair.")
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= LARGEST_SIZE):
+    if size is not None and (not is_whole(size) or not 1 <= size <= LARGEST_SIZE):
         limits = "of at least 1" if not isinstance(size, int) or size < 1 else f"of 1 to {LARGEST_SIZE}"
         raise DataError(f"Expected size, the side of the squares in px, as a whole number {limits} but got {size!r}.")
     check_resize(resize)

@@ -28,6 +28,7 @@ from distill.cli.datasets import as_trained, pairs_of
 from distill.cli.reporting import announce
 from distill.cli.run_folder import RunFolder
 from distill.core.errors import ConfigError
+from distill.core.numbers import is_whole
 from distill.core.protocols import Benchmark
 from distill.export.onnx import check_settings, network_name
 from distill.export.precision import PRECISIONS
@@ -89,7 +90,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _check_whole(name: str, numbers: Sequence[object], what: str, example: str) -> None:
-    whole = [number for number in numbers if isinstance(number, int) and not isinstance(number, bool) and number >= 1]
+    whole = [number for number in numbers if is_whole(number, 1)]
     if not whole or len(whole) < len(numbers):
         raise ConfigError(f"Expected {name} to list {what} of at least 1 but got {list(numbers)}; write {example}.")
 

@@ -12,6 +12,7 @@ import webbrowser
 from omegaconf import DictConfig
 
 from distill.core.errors import ConfigError
+from distill.core.numbers import is_whole
 from distill.export.serve import ADDRESS, page_server
 
 
@@ -21,7 +22,7 @@ def run(cfg: DictConfig) -> None:
     Raises:
         ConfigError: when ``port`` is no whole number, and what :func:`distill.export.serve.page_server` raises.
     """
-    if not isinstance(cfg.port, int) or isinstance(cfg.port, bool):
+    if not is_whole(cfg.port):
         raise ConfigError(f"Expected port to be a whole number but got {cfg.port!r}.")
     with page_server(cfg.page, cfg.port) as server:
         address = f"http://{ADDRESS}:{server.server_port}/"

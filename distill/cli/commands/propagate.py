@@ -31,6 +31,7 @@ from distill.cli.reporting import announce
 from distill.cli.run_folder import RunFolder
 from distill.core.errors import ConfigError, DataError, nearest
 from distill.core.files import replacing
+from distill.core.numbers import is_whole
 from distill.data.coco import is_coco, read_coco_images, write_coco
 from distill.data.datasets.folder import find_photographs
 from distill.data.images import SUFFIXES, read_size
@@ -120,7 +121,7 @@ def propagate_config(cfg: DictConfig) -> PropagateConfig:
         raise ConfigError(
             f"Expected size, the side in px, of at most {LARGEST_SIZE} but got {cfg.size}; give that of the student."
         )
-    if cfg.sources is not None and (isinstance(cfg.sources, bool) or not isinstance(cfg.sources, int)):
+    if cfg.sources is not None and not is_whole(cfg.sources):
         raise ConfigError(f"Expected sources as a whole number, or null for all, but got {cfg.sources}.")
     names = ("size", "resize", "sources", "vote_sigma", "cycle_tolerance", "batch_size")
     return PropagateConfig(**{name: cfg[name] for name in names})
