@@ -91,6 +91,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _discard_output()
         return 141
     except (RuntimeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            name = str(error.filename or "")
+            return _refused(
+                f"Expected names that the file system takes but got one of {len(name)} letters, {name[:60]}...; choose a shorter one."
+            )
         if isinstance(error, OSError) and error.errno in FULL:
             _discard_output()
             place = error.filename or "the output"

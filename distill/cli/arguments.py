@@ -55,9 +55,9 @@ def split(arguments: Sequence[str]) -> CommandLine:
         elif name in HYDRA_OPTIONS:
             flags += [name, value if equals else _value(name, "value", rest)]
         elif name in HYDRA_SWITCHES:
+            if name in ("--info", "-i") and not equals:  # with its word behind "=", as an override may follow
+                argument = f"--info={rest.pop(0) if rest and rest[0] in INFO else INFO[0]}"
             flags.append(argument)
-            if name in ("--info", "-i") and rest and rest[0] in INFO:
-                flags.append(rest.pop(0))
         elif argument.startswith("-"):
             raise ConfigError(
                 f"Expected key=value but got {argument!r}; settings are written without dashes, and Hydra's options are "
@@ -65,6 +65,10 @@ def split(arguments: Sequence[str]) -> CommandLine:
             )
         else:
             overrides.append(argument)
+    if "--resolve" in flags and not {"--cfg", "-c"} & set(flags):
+        raise ConfigError(
+            "Expected --resolve beside --cfg job, whose references it resolves, but got it alone; add --cfg job."
+        )
     return CommandLine(overrides, config_dir, wants_help, flags)
 
 

@@ -22,7 +22,7 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
-from distill.cli.keys import check_assignments, keys, section_of, too_small
+from distill.cli.keys import check_assignments, keys, out_of_range, section_of
 from distill.cli.overrides import is_path, parse
 from distill.cli.renamed import RENAMED
 from distill.cli.targets import check_targets
@@ -79,7 +79,7 @@ def compose(
     for override in assigned:
         _assign(config, override)
     check_references(config, [override.key_or_group for override in assigned])
-    _raise_together([*unread(verb, config, [override.key_or_group for _, override in parsed]), *too_small(config)])
+    _raise_together([*unread(verb, config, [override.key_or_group for _, override in parsed]), *out_of_range(config)])
     expand_home(config)
     if complete:
         check_complete(config)
@@ -159,6 +159,8 @@ def instantiate(config: Any, **kwargs: Any) -> Any:
         return None
     if isinstance(config, dict):
         config = OmegaConf.create(config)
+    if not OmegaConf.is_config(config):
+        raise ConfigError(f"Expected settings with a _target_ but got {config}; write null, or name what is built.")
     has_target = isinstance(config, DictConfig) and "_target_" in config
     partial = has_target and not config.get("_partial_")
     target = str(config["_target_"]) if has_target else "the configuration"

@@ -1,7 +1,7 @@
 """What a fit consists of, built from its configuration before anything is computed or written."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,7 +91,8 @@ def build(cfg: DictConfig) -> FitParts:
         WeightsError: for weights that are missing or do not suit.
     """
     device = choose_device(cfg.device)
-    check_monitor(cfg)
+    further = built_by_name(cfg, "callbacks", Callback)
+    check_monitors(cfg, further)
     check_first_labels(cfg)
     if cfg.trainer.get("max_epochs") == 0:
         raise ConfigError("Expected at least one epoch but got trainer.max_epochs=0; the default is 14.")
@@ -119,7 +120,7 @@ def build(cfg: DictConfig) -> FitParts:
     teacher = Cached(cfg.labels.dir, instantiate(cfg.teacher), fallbacks=fallbacks, images=cfg.data)
     module = _module(cfg, student, teacher, truth)
     criteria = criteria_of(cfg)
-    checkpoint, trainer = _trainer(cfg)
+    checkpoint, trainer = _trainer(cfg, further)
     metrics = metrics_of(cfg)
     rates = (cfg.lr, cfg.backbone_lr, cfg.weight_decay, cfg.warmup)
     build_optimizer(student, cfg.optimizer, 1, *rates)  # raises now what it would after labelling
@@ -127,10 +128,10 @@ def build(cfg: DictConfig) -> FitParts:
     collate = (LabelledCollate(*store, truth) if is_taught(cfg) else collate_pairs, LabelledCollate(*store))
     workers = cfg.num_workers if cfg.num_workers is not None else loading_processes(trainer.strategy.root_device.type)
     own = next((c for c in trainer.callbacks if isinstance(c, SelfDistillation)), None)
-    further = None
+    later = None
     if unlabelled is not None and own is not None and trainer.limit_val_batches != 0:  # else labels stay the teacher's
-        further = (unlabelled, own.first_epoch(trainer))
-    data = PairDataModule(train, val, cfg.batch_size, workers, cfg.seed, *collate, further)  # type: ignore[arg-type]
+        later = (unlabelled, own.first_epoch(trainer))
+    data = PairDataModule(train, val, cfg.batch_size, workers, cfg.seed, *collate, later)  # type: ignore[arg-type]
     if own is not None:
         own.check(student, cfg.data.size)
     check_fit(trainer, data, resumed_from(checkpoint, cfg.run.resume), cfg.optimizer)
@@ -206,12 +207,31 @@ def check_size(student: nn.Module, size: int) -> None:
         check(size)
 
 
-def check_monitor(cfg: DictConfig) -> None:
-    """Raises a :class:`ConfigError` when no validation logs what ``monitor`` names; callbacks may log more."""
+def check_monitors(cfg: DictConfig, further: Mapping[str, Callback]) -> None:
+    """Raises when ``monitor``, or that of a callback, names what is not logged.
+
+    Args:
+        cfg: of the fit.
+        further: callbacks that the user adds, by name. Where some are not Lightning's, they may log what we do not know.
+
+    Raises:
+        ConfigError: naming the figures that are logged.
+    """
+    if not all(type(callback).__module__.startswith("lightning.") for callback in further.values()):
+        return
+    losses = ["loss", *(name for name, term in cfg.loss.terms.items() if term is not None)]
     scores = [f"val/{name}@{alpha}" for name in ("pck", "pck_teacher") for alpha in ("0.05", "0.10")]
-    known = [*scores, "val/loss", *(f"val/{name}" for name, term in cfg.loss.terms.items() if term is not None)]
-    if cfg.monitor is not None and cfg.monitor not in known and not cfg.callbacks:
-        raise ConfigError(f"Expected monitor to name a figure but got {cfg.monitor!r}; {nearest(cfg.monitor, known)}.")
+    validated = [*scores, *(f"val/{name}" for name in losses)]
+    logged = [*validated, *(f"train/{name}" for name in losses), "epoch", "step"]
+    _check_figure("monitor", cfg.monitor, validated)
+    for name, callback in further.items():
+        if getattr(callback, "strict", True):
+            _check_figure(f"callbacks.{name}.monitor", getattr(callback, "monitor", None), logged)
+
+
+def _check_figure(key: str, figure: object, known: Sequence[str]) -> None:
+    if isinstance(figure, str) and figure not in known:
+        raise ConfigError(f"Expected {key} to name a figure but got {figure!r}; {nearest(figure, known)}.")
 
 
 def check_first_labels(cfg: DictConfig) -> None:
@@ -263,7 +283,7 @@ def _module(cfg: DictConfig, student: nn.Module, teacher: Cached, truth: FewShot
     )
 
 
-def _trainer(cfg: DictConfig) -> tuple[ModelCheckpoint, Trainer]:
+def _trainer(cfg: DictConfig, further: Mapping[str, Callback]) -> tuple[ModelCheckpoint, Trainer]:
     folder = Path(cfg.run.dir)
     checkpoint = checkpoints(folder, cfg.monitor, cfg.loss.terms)
     loggers = [JsonLines(folder), *filter(None, [instantiate(cfg.logger.also)])]
@@ -274,7 +294,7 @@ def _trainer(cfg: DictConfig) -> tuple[ModelCheckpoint, Trainer]:
         cfg.find_lr,
         instantiate(cfg.self_distillation),
         MatchPictures(folder, cfg.pictures) if cfg.pictures else None,
-        built_by_name(cfg, "callbacks", Callback),
+        further,
         then="" if cfg.test.n_pairs == 0 else " + test",
     )
     beside += [BatchSeed(cfg.seed), SameBuffers()]

@@ -1,8 +1,10 @@
 """Keys of a configuration: their names, the nearest name to a wrong one, and the types of their values."""
 
 import difflib
+import inspect
 import math
-from collections.abc import Iterator, Sequence
+import pydoc
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from hydra.core.override_parser.types import Override
@@ -58,6 +60,9 @@ LEAST = {
 }
 """The smallest whole numbers that make sense, by the last part of a key; whatever reads a setting may ask for more."""
 
+LARGEST_SEED = 2**32 - 1
+"""What NumPy takes, and with it Lightning's ``seed_everything``."""
+
 NULL_MEANS_SOMETHING = ("ema", "shares", "cycle_tolerance")
 """The last parts of a verb's own keys whose default is a value, but that may be null; so may any ``n_pairs``."""
 
@@ -78,14 +83,18 @@ UNBOUNDED = ("flip_tolerance",)
 """The last parts of keys whose number may be infinite."""
 
 
-def too_small(config: DictConfig) -> list[str]:
-    """Returns an error message for each value that is below :data:`LEAST`."""
-    values = ((key, OmegaConf.select(config, key, throw_on_missing=False)) for key in _with_values(config))
-    return [
-        f"Expected {key} of at least {LEAST[key.rpartition('.')[2]]} but got {value}."
-        for key, value in values
-        if is_number(value) and value < LEAST[key.rpartition(".")[2]]
-    ]
+def out_of_range(config: DictConfig) -> list[str]:
+    """Returns an error message for each value that is below :data:`LEAST`, and for each seed above :data:`LARGEST_SEED`."""
+    problems = []
+    for key in _with_values(config):
+        value, last = OmegaConf.select(config, key, throw_on_missing=False), key.rpartition(".")[2]
+        if not is_number(value):
+            continue
+        if value < LEAST[last]:
+            problems.append(f"Expected {key} of at least {LEAST[last]} but got {value}.")
+        elif last == "seed" and value > LARGEST_SEED:
+            problems.append(f"Expected {key} of at most {LARGEST_SEED} but got {value}.")
+    return problems
 
 
 def _with_values(config: DictConfig) -> list[str]:
@@ -166,9 +175,11 @@ def _nearest_key(config: DictConfig, key: str) -> str:
     usual = USUAL_NAMES.get(key.rpartition(".")[2])
     if usual in everything:
         return f"did you mean {usual!r}? see --help for all keys"
+    node, path, last = section_of(config, key)
+    if isinstance(node, DictConfig) and last in _taken(node):
+        return f"+{key}=... adds one"
     same_name = [other for other in everything if other.rpartition(".")[2] == key.rpartition(".")[2]]
     close = same_name[:1] or difflib.get_close_matches(key, everything, n=1, cutoff=0.75)
-    node, path, last = section_of(config, key)
     if not isinstance(node, DictConfig):
         return f"{path} has no parts"
     siblings = [f"{path}.{name!s}" if path else str(name) for name in node]
@@ -178,6 +189,15 @@ def _nearest_key(config: DictConfig, key: str) -> str:
     if not siblings:
         return f"+{key}=... adds one"
     return f"{nearest(f'{path}.{last}' if path else last, siblings)}; +{key}=... adds one"
+
+
+def _taken(section: DictConfig) -> Collection[str]:
+    """Returns the names of the arguments that what ``section`` describes takes."""
+    target = OmegaConf.select(section, "_target_", throw_on_missing=False, throw_on_resolution_failure=False)
+    try:
+        return inspect.signature(pydoc.locate(str(target))).parameters.keys()  # type: ignore[arg-type]
+    except (pydoc.ErrorDuringImport, TypeError, ValueError):  # of a target that is none, which is said when it is built
+        return ()
 
 
 def keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
@@ -208,6 +228,11 @@ def _type_problem(config: DictConfig, key: str, value: Any) -> str | None:
         return f"Expected one path for {key} but got {value}."
     if default._is_missing() or default._is_interpolation() or _is_reference(value):
         return None
+    if value == {} and isinstance(default, DictConfig) and len(default):
+        return (
+            f"Expected parts for {key} but got an empty mapping, which leaves it as it is, as mappings are merged; write "
+            f"~{key}.{next(iter(default))!s} to leave a part out."
+        )
     if default._is_none() and last in LEAST and isinstance(value, bool | float | str):
         return f"Expected a whole number for {key} but got {value}."
     old = default if isinstance(default, Container) else default._value()

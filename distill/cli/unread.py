@@ -62,7 +62,14 @@ _MATCHER = (
 )
 _OF_PAPER = ("reference_pairs", "ablation", "ablation_pairs", "paper", "reference", "increments")
 UNREAD: dict[str, tuple[Unread, ...]] = {
-    "fit": (_SPLITS,),
+    "fit": (
+        _SPLITS,
+        Unread(
+            ("truth.n_pairs", "truth.repeat", "truth.weight"),
+            lambda config: config.truth.points is None,
+            "it belongs to truth.points=, a file of points in photographs",
+        ),
+    ),
     "label": (
         _SPLITS,
         Unread(("label.sources",), _does_not("label.action", "merge"), "it belongs to label merge"),

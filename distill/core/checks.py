@@ -147,6 +147,22 @@ def check_answer(answer: Any, src_kps: Tensor, who: str) -> Matches:
     return answer
 
 
+def check_confidence(confidence: Tensor, who: str) -> None:
+    """Raises a :class:`DataError` unless all values of ``confidence``, of any shape, lie in [0, 1]; NaN does not.
+
+    Args:
+        confidence: which weighs labels in the losses, and ranks answers.
+        who: answered, for messages.
+    """
+    if not confidence.numel():
+        return
+    low, high = torch.stack(torch.aminmax(confidence.float())).tolist()  # either is NaN where there is one
+    if not (low >= -SLACK and high <= 1 + SLACK):
+        raise DataError(
+            f"Expected confidences in [0, 1] of {who} but got {low:.3g} to {high:.3g}; scale them in the matcher."
+        )
+
+
 def check_label(answer: Matches, mask: Tensor, who: str) -> None:
     """Checks the values of an answer that is to be stored as a label.
 
@@ -167,11 +183,7 @@ def check_label(answer: Matches, mask: Tensor, who: str) -> None:
         )
     if not heatmap.numel():
         raise DataError(f"Expected a heatmap with cells of {who} but got {tuple(heatmap.shape)}; return at least one.")
-    low, high = torch.stack(torch.aminmax(confidence.float())).tolist()  # either is NaN where there is one
-    if not (low >= -SLACK and high <= 1 + SLACK):
-        raise DataError(
-            f"Expected a confidence in [0, 1] of {who} but got [{low:.3g}, {high:.3g}]; it weighs the label in the losses, scale it."
-        )
+    check_confidence(confidence, who)
     best = heatmap.float().flatten(1).amax(1)  # the losses leave out what is negative, such as of cosines
     if not (torch.isfinite(heatmap).all() and (best >= -SLACK).all()):
         low, high = torch.stack(torch.aminmax(heatmap.float())).tolist()

@@ -17,7 +17,7 @@ def check_permission(path: str | Path) -> None:
             pass
     except PermissionError:
         raise
-    except OSError:  # what else is wrong the reader says
+    except (OSError, ValueError):  # what else is wrong the reader says; the second of NUL in a path
         pass
 
 

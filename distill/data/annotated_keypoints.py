@@ -9,9 +9,10 @@ import numpy as np
 
 from distill.core.errors import ConfigError, DataError
 from distill.data.annotations import ImageAnnotation
+from distill.data.broken_files import record
 from distill.data.images import read_size
 from distill.data.keypoints import ImageKeypoints, category_of
-from distill.data.photograph_pairs import PhotographPairs, record
+from distill.data.photograph_pairs import PhotographPairs
 from distill.data.points_file import PointsFile
 from distill.data.spair_tree import Point, TreeImage, TreePair
 

@@ -1,8 +1,7 @@
-"""What all data sets of photographs share: settings, checks, scoring conventions, and how broken files are treated."""
+"""What all data sets of photographs share: settings, checks and scoring conventions."""
 
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar, TypeVar
@@ -15,6 +14,7 @@ from distill.core.errors import ConfigError, DataError, nearest
 from distill.core.numbers import is_whole
 from distill.core.types import Original, PairBatch
 from distill.data.annotations import ImageAnnotation, PairAnnotation, check_annotation
+from distill.data.broken_files import BrokenFiles, record
 from distill.data.image_config import ImageConfig
 from distill.data.images import read_size
 from distill.data.masks import lookup, read_mask
@@ -123,12 +123,12 @@ class PhotographPairs(Dataset[PairBatch], ABC):
             yield from (annotation for annotation in each if annotation is not None)
             return
         seen: set[Path] = set()
-        for annotation in self._sides(broken):
+        for annotation in self.sides(broken):
             if annotation.path not in seen:
                 seen.add(annotation.path)
                 yield annotation
 
-    def _sides(self, broken: dict[str, str]) -> Iterator[ImageAnnotation]:
+    def sides(self, broken: dict[str, str]) -> Iterator[ImageAnnotation]:
         """Yields what each pair says of its source and its target; errors of broken pairs go to ``broken``."""
         for index in range(len(self.pairs)):
             pair = record(broken, self.pair_name(index), self.pair_annotation, index)
@@ -248,27 +248,7 @@ class PhotographPairs(Dataset[PairBatch], ABC):
 
     def problems(self) -> dict[str, str]:
         """Reads everything and returns what is wrong, by the name of the pair or the photograph."""
-        if self.names is not None:
-            return self._problems_of(self.names)
-        found: dict[str, str] = {}
-        for annotation in self._sides(found):
-            self._image_problem(found, annotation.name, annotation)
-        return found
-
-    def _problems_of(self, names: Iterable[str]) -> dict[str, str]:
-        """Reads photographs, each of which is annotated once for all pairs, and returns what is wrong, by their name."""
-        found: dict[str, str] = {}
-        for name in names:
-            if name not in self._problems:
-                own: dict[str, str] = {}
-                annotation = record(own, name, self.image_annotation, name)
-                if annotation is not None:
-                    record(own, name, self.image, annotation)
-                self._problems[name] = own.get(name)
-            message = self._problems[name]
-            if message is not None:
-                found[name] = message
-        return found
+        return self._broken.everywhere()
 
     def pair_name(self, index: int) -> str:
         """Returns the name of a pair, for people and for lists of pairs: "source -> target"."""
@@ -296,9 +276,8 @@ class PhotographPairs(Dataset[PairBatch], ABC):
         self.skipped: dict[str, str] = {}
         self.ignored: dict[str, str] = {}
         self.notes: list[str] = []
-        self._checked: dict[bytes, str | None] = {}
         self._originals: dict[Path, Original] = {}
-        self._problems: dict[str, str | None] = {}
+        self._broken = BrokenFiles(self)
 
     def _check_symmetric_groups(self) -> None:
         """Raises for parts that are not named by their number, which otherwise only the final comparison would notice."""
@@ -340,38 +319,17 @@ class PhotographPairs(Dataset[PairBatch], ABC):
         return [(self.names[s], self.names[t]) for s, t in drawn]  # type: ignore[index]
 
     def _skip_broken(self) -> None:
-        kept = [pair for index, pair in enumerate(self.pairs) if self._pair_is_whole(index)]
+        kept = []
+        for index, pair in enumerate(self.pairs):
+            problem = self._broken.of_pair(index)
+            if problem is None:
+                kept.append(pair)
+            else:
+                self.skipped.setdefault(self.pair_name(index), problem)
         if not kept:
             first = next(iter(self.skipped.values()), "there are none")
             raise DataError(f"Expected pairs that can be read but all {len(self.pairs)} are broken; the first: {first}")
         self.pairs = kept
-
-    def _pair_is_whole(self, index: int) -> bool:
-        """Returns whether a pair can be read; if not, adds the reason to ``skipped``."""
-        name = self.pair_name(index)
-        if self.names is not None:
-            found = self._problems_of(self.pairs[index])
-            if found:
-                self.skipped[name] = next(iter(found.values()))
-            return not found
-        known = record(self.skipped, name, self.pair_annotation, index)
-        return known is not None and all(self._image_problem(self.skipped, name, n) for n in (known.src, known.trg))
-
-    def _image_problem(self, found: dict[str, str], name: str, annotation: ImageAnnotation) -> bool:
-        """Returns whether a photograph can be read and suits its annotation; if not, adds the reason to ``found``.
-
-        Each photograph is read once, unless a pair says something else of it than another.
-        """
-        key = (annotation.path, annotation.points.tobytes(), annotation.bbox.tobytes())
-        digest = hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
-        if digest not in self._checked:
-            own: dict[str, str] = {}
-            record(own, name, self.image, annotation)
-            self._checked[digest] = own.get(name)
-        message = self._checked[digest]
-        if message is not None:
-            found.setdefault(name, message)
-        return message is None
 
     def _limited(self, n_pairs: int | None, possible: int) -> int:
         """Returns how many of ``possible`` pairs are taken where ``n_pairs`` are asked for, all of them without a number.
@@ -404,15 +362,6 @@ class PhotographPairs(Dataset[PairBatch], ABC):
             return list(items)
         rows = np.random.default_rng([seed, len(items)]).permutation(len(items))[:count]
         return [items[row] for row in rows]
-
-
-def record(found: dict[str, str], name: str, read: Callable[..., T], *arguments: object) -> T | None:
-    """Returns what ``read`` returns, or None after writing down its error."""
-    try:
-        return read(*arguments)
-    except DataError as error:
-        found.setdefault(name, str(error))
-        return None
 
 
 def choose_categories(asked: str | Iterable[str] | None, split: str, known: Sequence[str]) -> list[str]:

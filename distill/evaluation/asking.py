@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from distill.core.checks import SLACK
+from distill.core.checks import check_confidence
 from distill.core.errors import DataError
 from distill.core.protocols import Benchmark, Matcher, PairMatcher, match
 from distill.core.types import Matches, PairBatch
@@ -81,9 +81,5 @@ def timed_answer(
     for what, values in (("points", answer.trg_kps), ("confidences", answer.confidence)):
         if not torch.isfinite(values[pairs.kps_mask]).all():
             raise DataError(f"Expected finite {what} from {name} but got NaN or infinity; check its weights.")
-    sure = answer.confidence[pairs.kps_mask]
-    if (abs(sure - 0.5) > 0.5 + SLACK).any():
-        raise DataError(
-            f"Expected confidences in [0, 1] from {name} but got {sure.min():.3g} to {sure.max():.3g}; scale them in the matcher."
-        )
+    check_confidence(answer.confidence[pairs.kps_mask], name)
     return answer, seconds

@@ -1,5 +1,6 @@
 """Students of the Hugging Face hub: one file of a repository, read as data like any other."""
 
+import os
 import re
 from pathlib import Path
 
@@ -16,7 +17,7 @@ def is_hub_id(path: str | Path) -> bool:
     match = _HUB_ID.fullmatch(str(path))
     if match is None or not isinstance(path, str) or Path(path).suffix in (".safetensors", ".ckpt", ".pt", ".onnx"):
         return False
-    return not Path(path).exists() and not Path(path).parent.is_dir()
+    return not os.path.exists(path) and not os.path.isdir(Path(path).parent)
 
 
 def hub_file(name: str, file: str) -> Path:

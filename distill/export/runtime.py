@@ -17,7 +17,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import ArrayLike, NDArray
 
-from distill.core.errors import ConfigError, DataError, WeightsError
+from distill.core.errors import ConfigError, DataError, WeightsError, in_one_line
+from distill.core.numbers import is_whole
 from distill.core.squares import RESIZES
 from distill.data.images import read_rgb
 from distill.export.runtime_images import Square
@@ -28,6 +29,9 @@ OUTPUTS = ("trg_kps", "confidence", "heatmap")
 ENCODE, CORRELATE = "encode.onnx", "correlate.onnx"
 MAPS = ("src_map", "trg_map", "src_kps")
 LARGEST_SIZE = 8192  # px, of the images that a file may ask for
+MOST_THREADS = 1024
+Provider = str | tuple[str, dict[str, Any]]
+"""A provider of ONNX Runtime by its name, or by its name and its options."""
 
 
 class Answer(NamedTuple):
@@ -54,8 +58,9 @@ class OnnxFile:
 
     Args:
         file: path of the file.
-        threads: of ONNX Runtime; 0 for its own choice.
-        providers: of ONNX Runtime, in order of preference, such as "CUDAExecutionProvider".
+        threads: of ONNX Runtime, at most 1,024; 0 for its own choice.
+        providers: of ONNX Runtime, in order of preference, such as "CUDAExecutionProvider", or ("CUDAExecutionProvider",
+            {"device_id": 1}) with options.
 
     Raises:
         ConfigError: when no file is given, ``threads`` is no number of threads, or ONNX Runtime has no such provider here.
@@ -67,7 +72,7 @@ class OnnxFile:
         metadata: what ``export`` wrote about the student, see :mod:`distill.export.about`.
     """
 
-    def __init__(self, file: str | Path | None, threads: int = 0, providers: Sequence[str] | None = None) -> None:
+    def __init__(self, file: str | Path | None, threads: int = 0, providers: Sequence[Provider] | None = None) -> None:
         self.file, self.session = open_session(file, threads, providers)
         self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
         self.size = self._checked_size()
@@ -104,7 +109,7 @@ class OnnxFile:
             answer = self.session.run(list(OUTPUTS), dict(zip(INPUTS, (src_img, trg_img, asked), strict=True)))
         except Exception as error:  # ONNX Runtime raises classes of its own that share no base but this
             raise WeightsError(
-                f"Expected an answer of {self.file} but ONNX Runtime says: {_one_line(error)}."
+                f"Expected an answer of {self.file} but ONNX Runtime says: {in_one_line(error)}."
             ) from error
         found, confidence, heatmap = _checked_answer(answer, asked.shape[:2], self.file)
         return found[:, :points], confidence[:, :points], heatmap[:, :points]
@@ -134,7 +139,7 @@ class Matcher:
         ConfigError, WeightsError: see :class:`OnnxFile`.
     """
 
-    def __init__(self, file: str | Path, threads: int = 0, providers: Sequence[str] | None = None) -> None:
+    def __init__(self, file: str | Path, threads: int = 0, providers: Sequence[Provider] | None = None) -> None:
         self.file = OnnxFile(file, threads, providers)
         self.size, self.resize = self.file.size, self.file.resize
 
@@ -178,7 +183,7 @@ class SplitMatcher:
     """
 
     def __init__(
-        self, encode: str | Path, correlate: str | Path, threads: int = 0, providers: Sequence[str] | None = None
+        self, encode: str | Path, correlate: str | Path, threads: int = 0, providers: Sequence[Provider] | None = None
     ) -> None:
         self.encode, self.correlate = (open_session(file, threads, providers)[1] for file in (encode, correlate))
         said = [dict(session.get_modelmeta().custom_metadata_map) for session in (self.encode, self.correlate)]
@@ -244,7 +249,7 @@ class SplitMatcher:
 
 
 def open_session(
-    file: str | Path | None, threads: int = 0, providers: Sequence[str] | None = None
+    file: str | Path | None, threads: int = 0, providers: Sequence[Provider] | None = None
 ) -> tuple[Path, onnxruntime.InferenceSession]:
     """Opens an ONNX file, which may need no other; see :class:`OnnxFile`."""
     if file is None:
@@ -253,12 +258,12 @@ def open_session(
         raise WeightsError(
             f"Expected an ONNX file but there is none at {file}; write it with: python -m distill export."
         )
-    wanted, present = list(providers or ["CPUExecutionProvider"]), onnxruntime.get_available_providers()
-    if not set(wanted) <= set(present):
-        raise ConfigError(f"Expected providers of ONNX Runtime among {present} but got {wanted}; choose one of these.")
-    if not isinstance(threads, int) or threads < 0:
+    wanted, present = providers or ["CPUExecutionProvider"], onnxruntime.get_available_providers()
+    if not isinstance(wanted, list | tuple) or any(_name(provider) not in present for provider in wanted):
+        raise ConfigError(f"Expected providers of ONNX Runtime among {present} but got {wanted}; list some of these.")
+    if not is_whole(threads, 0) or threads > MOST_THREADS:
         raise ConfigError(
-            f"Expected threads of ONNX Runtime as a whole number, 0 for its own choice, but got {threads!r}."
+            f"Expected threads of ONNX Runtime as a whole number up to {MOST_THREADS}, 0 for its own choice, but got {threads!r}."
         )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -266,12 +271,17 @@ def open_session(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4  # what is wrong is raised
     try:
-        return Path(file), onnxruntime.InferenceSession(Path(file).read_bytes(), options, providers=wanted)
+        return Path(file), onnxruntime.InferenceSession(Path(file).read_bytes(), options, providers=list(wanted))
     except Exception as error:  # as in OnnxFile.run
         raise WeightsError(
             f"Expected a whole ONNX file at {file}, which needs no other, but it cannot be read "
-            f"({_one_line(error)}); export it again."
+            f"({in_one_line(error)}); export it again."
         ) from error
+
+
+def _name(provider: object) -> object:
+    """Returns the name of a provider that may be given with its options."""
+    return provider[0] if isinstance(provider, tuple) and len(provider) == 2 else provider
 
 
 def _checked_answer(answer: Sequence[Any], asked: tuple[int, ...], file: str | Path) -> tuple[Floats, Floats, Floats]:
@@ -311,8 +321,4 @@ def _checked_resize(metadata: Mapping[str, str], file: str | Path) -> str:
 
 
 def _no_answer(error: Exception) -> WeightsError:
-    return WeightsError(f"Expected an answer of two files but ONNX Runtime says: {_one_line(error)}.")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return WeightsError(f"Expected an answer of two files but ONNX Runtime says: {in_one_line(error)}.")

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from distill.core.errors import DataError
+from distill.core.errors import DataError, in_one_line
 from distill.data.images import as_rgb
 
 LARGEST_IMAGE = 178_956_970  # px, of an image that is given; the limit of Pillow, see distill.data.images
@@ -67,8 +67,8 @@ def checked_points(points: ArrayLike, size: Floats) -> Floats:
         if given.dtype.kind not in "iuf":  # neither text nor truth values, which NumPy would convert
             raise TypeError(f"{given.dtype} {given!r:.60}")
         array = given.astype(np.float32)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"Expected points as (N, 2) numbers but got: {error}.") from error
+    except (TypeError, ValueError, RuntimeError) as error:  # the last of tensors of torch that require gradients
+        raise DataError(f"Expected points as (N, 2) numbers but got: {in_one_line(error)}.") from error
     if array.size == 0:
         return np.zeros((0, 2), np.float32)
     if array.ndim != 2 or array.shape[1] != 2:

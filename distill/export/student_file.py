@@ -1,6 +1,7 @@
 """A trained student as one safetensors file that says how to build it."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def read_student_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Tenso
         WeightsError: when the file is missing, truncated, or no student, or its configuration is none.
     """
     path = _file(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise WeightsError(
             f"Expected a student's file but there is none at {path}; give the student.safetensors of a fit."
         )
@@ -109,10 +110,10 @@ def _file(path: str | Path) -> Path:
         ConfigError: when it is no path.
         WeightsError: when this user may not read it.
     """
-    if not isinstance(path, str | Path):
+    if not isinstance(path, str | Path) or path == "":
         raise ConfigError(f"Expected the path of a student's file but got {path!r:.80}; give it as text.")
     check_readable(path)
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         check_readable(Path(path, BUNDLED))
         return Path(path, BUNDLED)
     return hub_file(str(path), BUNDLED) if is_hub_id(path) else Path(path)

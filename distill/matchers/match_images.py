@@ -1,8 +1,8 @@
 """From two images of any size to matches in their own pixels."""
 
-from collections.abc import Sequence
-
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,7 +25,7 @@ def match_images(
     matcher: Matcher,
     src_img: Tensor,
     trg_img: Tensor,
-    points: Tensor | Sequence[Sequence[float]],
+    points: Tensor | ArrayLike,
     size: int | None = None,
     device: str | torch.device | None = None,
     resize: str | None = None,
@@ -83,15 +83,20 @@ def match_images(
     return answer._replace(trg_kps=inside, heatmap=heatmap[None])
 
 
-def _as_tensor(points: Tensor | Sequence[Sequence[float]]) -> Tensor:
-    wrong = DataError(f"Expected points as numbers (N, 2), x and y in pixels, but got {repr(points)[:100]}.")
+def _as_tensor(points: Tensor | ArrayLike) -> Tensor:
+    shown = " ".join(repr(points).split())[:100]
+    wrong = DataError(f"Expected points as numbers (N, 2), x and y in pixels, but got {shown}.")
+    if isinstance(points, Tensor):
+        if points.dtype == torch.bool or points.is_complex() or points.is_meta or points.layout != torch.strided:
+            raise wrong
+        return points.float()
     try:
-        given = torch.as_tensor(points)
+        array = np.array(points)  # torch takes neither reversed arrays nor those of the other order of bytes
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise wrong from error
-    if given.dtype == torch.bool or given.is_complex() or given.is_meta:
+    if array.dtype.kind not in "iuf":  # neither text nor truth values, which NumPy would convert
         raise wrong
-    return given.float()
+    return torch.from_numpy(array.astype(np.float32))
 
 
 def square_for(matcher: Matcher | PairMatcher, size: int | None, resize: str | None) -> tuple[int, str]:

@@ -102,7 +102,7 @@ class SPairPairs(PhotographPairs):
         """See :class:`PhotographPairs`; with the points of all pairs, each of which has those alone that both of its images show."""
         broken = {} if broken is None else broken
         found: dict[Path, ImageAnnotation] = {}
-        for side in self._sides(broken):
+        for side in self.sides(broken):
             known = found.setdefault(side.path, side)
             _add(known, {int(number): side.points[number] for number in side.visible.nonzero()[0]})
         for known in found.values():

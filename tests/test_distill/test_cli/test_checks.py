@@ -64,6 +64,20 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("student.backbone=resnet99", "did you mean 'resnet50'?"),
         ("seed=-1", "Expected seed of at least 0 but got -1."),
         ("data.seed=-1", "Expected data.seed of at least 0 but got -1."),
+        ("seed=4294967296", "Expected seed of at most 4294967295 but got 4294967296."),
+        ("loss.terms={}", "Expected parts for loss.terms but got an empty mapping, which leaves it as it is"),
+        ("points=5", "Expected settings with a _target_ but got 5; write null"),
+        ("filter.curriculum=5", "Expected settings with a _target_ but got 5; write null"),
+        ("truth.repeat=2", "fit does not read truth.repeat here; it belongs to truth.points="),
+        ("trainer.accumulate_grad_batches=2", "+trainer.accumulate_grad_batches=... adds one."),
+        (
+            "callbacks={e:{_target_:lightning.pytorch.callbacks.EarlyStopping,monitor:val/los}}",
+            "Expected callbacks.e.monitor to name a figure but got 'val/los'; did you mean 'val/loss'?",
+        ),
+        (
+            "callbacks={k:{_target_:lightning.pytorch.callbacks.ModelCheckpoint,monitor:foo}}",
+            "Expected callbacks.k.monitor to name a figure but got 'foo'",
+        ),
         ("pictures=-1", "Expected pictures of at least 0"),
         ("trainer.check_val_every_n_epoch=0", "Expected trainer.check_val_every_n_epoch of at least 1 but got 0"),
         ("+trainer.accumulate_grad_batches=0", "Expected trainer.accumulate_grad_batches of at least 1 but got 0"),
@@ -102,6 +116,18 @@ def test_fit_refuses_before_it_labels_and_leaves_no_folder(extra, message, tmp_p
         pytest.skip("this machine has a GPU")
     assert message in refused(["fit", *SMALL, f"run.dir={tmp_path}/r", extra], capsys)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_mapping_is_refused_for_a_criterion_that_it_would_leave_there(tmp_path, capsys):
+    given = ["fit", *SMALL, f"run.dir={tmp_path}/r", "filter=agreement", "filter.criteria={}"]
+    assert "write ~filter.criteria.agreement to leave a part out." in refused(given, capsys)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["fit", *SMALL], ["evaluate", "matcher=oracle"]])
+def test_a_name_that_is_too_long_is_one_line(arguments, tmp_path, capsys):
+    message = refused([*arguments, f"run.dir={tmp_path}/{300 * 'n'}"], capsys)
+    assert "Expected names that the file system takes but got one of" in message and message.count("n") < 200
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,20 @@ def test_info_says_where_configurations_come_from():
     assert str(shipped("configs")) in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.parametrize("flag", ["--info", "-i"])
+def test_an_override_may_follow_info(flag, capsys):
+    command = [sys.executable, "-m", "distill", "label", flag, "seed=1"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert shown.returncode == 2 and "Expected a key of label but got seed" in shown.stderr
+    command[-1] = "data.seed=1"
+    assert "Defaults Tree" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_resolve_alone_is_refused(capsys):
+    assert main(["fit", "--resolve"]) == 2
+    assert "Expected --resolve beside --cfg job" in capsys.readouterr().err
+
+
 def test_a_mistyped_key_is_one_line_with_hydras_options_too(capsys):
     assert main(["fit", "--cfg", "job", "sede=1"]) == 2
     assert capsys.readouterr().err.startswith("error: Expected a key of fit but got sede; did you mean 'seed'?")

@@ -112,9 +112,9 @@ def test_an_answer_of_the_contract_is_returned_as_it_is():
     ("field", "value", "message"),
     [
         ("trg_kps", float("nan"), "finite trg_kps of Mine"),
-        ("confidence", 1.5, r"confidence in \[0, 1\] of Mine but got \[.*, 1.5\]"),
-        ("confidence", -0.5, r"confidence in \[0, 1\] of Mine but got \[-0.5, "),
-        ("confidence", float("nan"), r"confidence in \[0, 1\]"),
+        ("confidence", 1.5, r"confidences in \[0, 1\] of Mine but got .* to 1.5;"),
+        ("confidence", -0.5, r"confidences in \[0, 1\] of Mine but got -0.5 to "),
+        ("confidence", float("nan"), r"confidences in \[0, 1\]"),
         ("heatmap", -0.5, "heatmap of Mine whose best cell is at least 0 but got"),
         ("heatmap", float("inf"), "finite heatmap of Mine whose best cell is at least 0 but got"),
     ],

@@ -183,8 +183,8 @@ def test_a_report_by_the_papers_convention_does_not_name_the_base_of_the_usual_o
     ("sure", "message"),
     [
         (float("nan"), "Expected finite confidences from unsure but got NaN"),
-        (7.0, r"Expected confidences in \[0, 1\] from unsure but got 7 to 7; scale"),
-        (-0.2, r"Expected confidences in \[0, 1\] from unsure but got -0.2 to -0.2; scale"),
+        (7.0, r"Expected confidences in \[0, 1\] of unsure but got 7 to 7; scale"),
+        (-0.2, r"Expected confidences in \[0, 1\] of unsure but got -0.2 to -0.2; scale"),
     ],
 )
 def test_a_confidence_that_is_none_is_refused(few, sure, message):

@@ -100,6 +100,8 @@ def test_no_points_get_no_answers(folder):
         (None, [(True, False)], "points as .* numbers"),
         (None, [(1, 2), (3,)], "points as .* numbers"),
         (None, [(10**400, 2)], "points as .* numbers"),
+        (None, np.array([(1, 2), (3,)], dtype=object), "points as .* numbers but got: object"),
+        (None, torch.zeros(1, 2, requires_grad=True), "points as .* numbers but got: .* requires grad"),
         (None, [[1, 2]] * 100_000, "at most 10000 points at once but got 100000"),
     ],
 )
@@ -110,12 +112,22 @@ def test_what_is_no_query_is_refused_and_the_matcher_goes_on(folder, src, points
     assert matcher.match(image, image, POINTS).points.shape == (3, 2)
 
 
-def test_a_provider_that_is_not_there_is_refused(folder):
+@pytest.mark.parametrize("providers", [["NoSuchExecutionProvider"], "CPUExecutionProvider", 5, [5], [("CPU", {})]])
+def test_a_provider_that_is_not_there_is_refused(folder, providers):
     with pytest.raises(ConfigError, match="Expected providers of ONNX Runtime among"):
-        Matcher(folder / "student.onnx", providers=["NoSuchExecutionProvider"])
+        Matcher(folder / "student.onnx", providers=providers)
 
 
-@pytest.mark.parametrize("threads", ["two", -1, 1.5])
+def test_a_provider_may_have_options(folder):
+    image = read_image(folder / "a.png")
+    answers = [
+        Matcher(folder / "student.onnx", providers=providers).match(image, image, POINTS)
+        for providers in (None, [("CPUExecutionProvider", {"arena_extend_strategy": "kSameAsRequested"})])
+    ]
+    assert np.array_equal(answers[0].points, answers[1].points)
+
+
+@pytest.mark.parametrize("threads", ["two", -1, 1.5, True, 100_000])
 def test_a_number_of_threads_that_is_none_is_refused(folder, threads):
     with pytest.raises(ConfigError, match="threads of ONNX Runtime as a whole number"):
         Matcher(folder / "student.onnx", threads=threads)

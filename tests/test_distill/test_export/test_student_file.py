@@ -99,6 +99,21 @@ def test_a_missing_file_a_truncated_one_and_a_foreign_one_are_told_apart(tmp_pat
         load_student(None)
 
 
+@pytest.mark.parametrize("path", [5000 * "a", "a/" + 5000 * "b", "\0x", "a/\0b", "."])
+def test_a_path_that_no_file_can_have_is_one_of_a_missing_file(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsError, match=r"^Expected a student's file.* but"):
+        load_student(path)
+
+
+def test_an_empty_path_is_not_the_working_directory(student, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_student(student, CONFIG, tmp_path / "model.safetensors")
+    load_student(".")  # the folder of a bundle
+    with pytest.raises(ConfigError, match="Expected the path of a student's file but got ''"):
+        load_student("")
+
+
 def test_weights_of_another_network_are_refused(student):
     other = StudentMatcher("test_resnet", [8, 16], 24)
     with pytest.raises(WeightsError, match="fit the student but .*student.<name> settings"):

@@ -218,7 +218,7 @@ def test_a_modules_further_state_is_no_weight(repo):
         ((POINTS, torch.ones(1, 3), torch.ones(1, 2, 4, 4)), r"confidence \(1, 2\) .* but got \(1, 3\)"),
         ((POINTS, torch.ones(1, 2), torch.ones(1, 2, 4)), r"heatmap \(B, N, h, w\)"),
         ((POINTS / 0, torch.ones(1, 2), torch.ones(1, 2, 4, 4)), "NaN or infinity"),
-        ((POINTS, 2 * torch.ones(1, 2), torch.ones(1, 2, 4, 4)), r"confidence in \[0, 1\]"),
+        ((POINTS, 2 * torch.ones(1, 2), torch.ones(1, 2, 4, 4)), r"confidences in \[0, 1\]"),
         ((POINTS, torch.ones(1, 2), -torch.ones(1, 2, 4, 4)), "heatmap of .* whose best cell is at least 0"),
     ],
 )

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -20,7 +21,19 @@ class Shift(torch.nn.Module):
 SRC, TRG = torch.rand(1, 3, 50, 100), torch.rand(1, 3, 80, 40)
 
 
-@pytest.mark.parametrize("points", [[[20, 10], [50, 25]], torch.tensor([[[20.0, 10.0], [50.0, 25.0]]])])
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "points",
+    [
+        [[20, 10], [50, 25]],
+        torch.tensor([[[20.0, 10.0], [50.0, 25.0]]]),
+        [torch.tensor([20.0, 10.0]), torch.tensor([50.0, 25.0])],
+        [np.array([20.0, 10.0]), np.array([50.0, 25.0])],
+        np.array([[50.0, 25.0], [20.0, 10.0]])[::-1],
+        np.array([[20, 10], [50, 25]], dtype=">f4"),
+        np.broadcast_to(np.array([[20.0, 10.0], [50.0, 25.0]]), (1, 2, 2)),  # read-only
+    ],
+)
 def test_points_are_pixels_of_the_images_as_given(points):
     answer = match_images(Shift(), SRC, TRG, points)
     # (20, 10) of 100 x 50 is (0.2, 0.2); a quarter further right (0.45, 0.2); of 40 x 80 (18, 16).
@@ -50,6 +63,11 @@ def test_the_size_can_be_chosen():
         ((SRC, TRG, [["5", "6"]]), "Expected points as numbers"),
         ((SRC, TRG, torch.zeros(1, 2, device="meta")), "Expected points as numbers"),
         ((SRC, TRG, "points.csv"), "Expected points as numbers .* but got 'points.csv'"),
+        ((SRC, TRG, torch.zeros(1, 2).to_sparse()), "Expected points as numbers"),
+        (
+            (SRC, TRG, np.array([[1, 2], [3, 4]], dtype=object)),
+            r"Expected points as numbers .* but got array\(\[\[1, 2\], \[3, 4\]\], dtype=object\)",
+        ),
         ((SRC, TRG, None), "Expected points as numbers"),
         (
             (SRC, TRG, [[1, 1]], -1),
