@@ -75,15 +75,15 @@ def training_curve(file: Path) -> Plot | None:
     if not chosen:
         return None
     points = [point for name in chosen for point in logged[name]]
-    last, highest = max(step for step, _ in points), max(value for _, value in points)
+    last, lowest, highest = max(step for step, _ in points), *(f(value for _, value in points) for f in (min, max))
     is_pck = chosen[0].startswith("val/pck")
-    y = Axis("percent" if is_pck else "loss", 0, 100 if is_pck else highest or 1)
+    y = Axis("percent", 0, 100) if is_pck else Axis("loss", min(0, lowest), highest if highest > min(0, lowest) else 1)
     series = [Series(name, logged[name], colour(number)) for number, name in enumerate(chosen)]
     return plot("Training", Axis("step", 0, last or 1), y, series)
 
 
 def read_curve(file: Path) -> Curve:
-    """Returns the finite figures of a ``metrics.jsonl``, (step, value) by name; lines that are no JSON objects are left out.
+    """Returns the finite figures of a run's log, (step, value) by name; lines that are no JSON objects are left out.
 
     Raises:
         DataError: when the file cannot be read.
@@ -103,7 +103,7 @@ def read_curve(file: Path) -> Curve:
         step: Any = entry.get("step") if isinstance(entry, dict) else None
         if _is_finite(step):
             for name, value in entry.items():
-                if name not in ("step", "epoch") and _is_finite(value) and value >= 0:
+                if name not in ("step", "epoch") and _is_finite(value):
                     found[name].append((float(step), float(value)))
     return found
 

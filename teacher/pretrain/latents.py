@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import CLIPTokenizer
 
 from distill.core.errors import ConfigError
+from distill.core.files import replacing
 from distill.core.workers import quiet_worker
 from teacher.crops import crop
 
@@ -106,7 +107,8 @@ class LatentStore:
             _create(folder / "latents.npy", np.float16, (self.capacity, *latents.shape[1:]))
             _create(folder / "tokens.npy", np.int32, (self.capacity, *tokens.shape[1:]))
             _create(folder / "made.npy", np.bool_, (self.capacity // BLOCK,))
-            note.write_text(told, encoding="utf-8")
+            with replacing(note) as whole:
+                whole.write_text(told, encoding="utf-8")
         self._latents, self._tokens, self._made = (
             _open(folder / f"{name}.npy") for name in ("latents", "tokens", "made")
         )

@@ -28,7 +28,7 @@ def assemble(module: DiffusionTraining) -> StableDiffusionPipeline:
 
 
 def save_pipeline(module: DiffusionTraining, folder: Path) -> None:
-    """Writes the parts as a diffusers pipeline folder in half precision; the folder appears whole or not at all.
+    """Writes the parts as a diffusers pipeline folder in half precision; an older one is replaced once the new one is whole.
 
     diffusers loads it in single precision without further arguments.
     """
@@ -45,8 +45,17 @@ def save_pipeline(module: DiffusionTraining, folder: Path) -> None:
     # transformers loads weights in the precision that is named here, diffusers in single precision whatever the file's.
     _edit(draft / "text_encoder" / "config.json", dtype="float32")
     _edit(draft / "vae" / "config.json", block_out_channels=None)
-    shutil.rmtree(folder, ignore_errors=True)
+    _replace(folder, draft)
+
+
+def _replace(folder: Path, draft: Path) -> None:
+    """Puts ``draft`` in the place of ``folder``, which is removed last: a whole one is there at any time but between two renamings."""
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
     draft.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def save_autoencoder(autoencoder: AutoencoderTiny, folder: Path) -> None:

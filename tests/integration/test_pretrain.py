@@ -20,7 +20,7 @@ from distill.cli.config import compose
 from distill.cli.pretrain_checks import check_settings
 from distill.training.callbacks.step_progress import StepProgress
 from teacher import PromptOptimization
-from teacher.pretrain import AutoencoderTraining, DiffusionTraining, build_autoencoder, callbacks
+from teacher.pretrain import AutoencoderTraining, DiffusionTraining, build_autoencoder, callbacks, pipeline
 
 SMALL = [
     "size=32",
@@ -67,6 +67,35 @@ def test_the_folder_holds_a_pipeline_samples_and_the_curve(trained):
     rows = [json.loads(line) for line in (trained / "diffusion.jsonl").read_text().splitlines()]
     assert any("val/loss" in row for row in rows)
     assert [row["step"] for row in rows if 0 <= row.get("val/pck@0.10", -1) <= 100] == [2, 4, 4]
+
+
+def test_latents_are_those_of_any_device(trained):
+    about = json.loads((trained / "latents" / "about.json").read_text())["pictures"]
+    assert "device" not in about and about["size"] == 32
+
+
+def test_a_curve_is_drawn_of_a_log_that_was_cut(trained, tmp_path):
+    log = (trained / "diffusion.jsonl").read_text()
+    (tmp_path / "diffusion.jsonl").write_text(log + log[: len(log) // 3].rstrip("}\n"))
+    pretrain._draw_curve(tmp_path, 2)
+    assert (tmp_path / "curve.png").is_file()
+
+
+def test_an_older_pipeline_is_there_until_the_new_one_is(tmp_path, monkeypatch):
+    folder, draft, removed = tmp_path / "pipeline", tmp_path / "pipeline.draft", []
+    for made, text in ((folder, "old"), (draft, "new")):
+        made.mkdir()
+        (made / "model_index.json").write_text(text)
+    remove = shutil.rmtree
+
+    def told(path, **kwargs):
+        removed.append((path, (folder / "model_index.json").read_text()))
+        remove(path, **kwargs)
+
+    monkeypatch.setattr(shutil, "rmtree", told)
+    pipeline._replace(folder, draft)
+    assert removed[-1] == (tmp_path / "pipeline.old", "new") and folder not in dict(removed)
+    assert [path.name for path in tmp_path.iterdir()] == ["pipeline"]
 
 
 def test_diffusers_loads_it_and_draws_from_a_caption_without_further_arguments_or_warnings(trained):

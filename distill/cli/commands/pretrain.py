@@ -11,8 +11,6 @@ Examples:
   python -m distill pretrain run.dir=runs/short diffusion.steps=2000 autoencoder.steps=500
 """
 
-import hashlib
-import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -35,8 +33,10 @@ from distill.cli.pretrain_parts import (
 )
 from distill.cli.reporting import announce
 from distill.cli.run_folder import RunFolder, check_free, check_unchanged
+from distill.core.digest import state_digest
 from distill.core.errors import ConfigError
 from distill.core.workers import quiet_worker
+from distill.evaluation.figures import read_curve
 from distill.system.environment import available_cores, choose_device
 from distill.training.checkpoint import load_state, read_resumable
 from distill.training.train import run_fit
@@ -148,7 +148,13 @@ def _train_diffusion(cfg: DictConfig, folder: RunFolder, module: Any, validation
         autoencoder=module.autoencoder,
         tokenizer=module.tokenizer,
     )
-    about = {"pictures": OmegaConf.to_container(cfg.data, resolve=True), "autoencoder": _digest(module.autoencoder)}
+    drawn = {
+        name: value for name, value in cfg.data.items() if name != "device"
+    }  # which may change, see FREE_ON_RESUME
+    about = {
+        "pictures": OmegaConf.to_container(OmegaConf.create(drawn)),
+        "autoencoder": state_digest(module.autoencoder),
+    }
     about |= {"tokenizer": module.tokenizer.get_vocab(), "zoom": blocks.zoom, "length": part.tokenizer.length}
     workers = num_workers(cfg.num_workers)
     store = instantiate(part.latents.store, folder=folder / "latents", blocks=blocks, num_workers=workers, about=about)
@@ -179,13 +185,6 @@ def num_workers(asked: int | None) -> int:
     return asked if asked is not None else min(MOST_WORKERS, available_cores() - 1)
 
 
-def _digest(module: nn.Module) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for value in module.state_dict().values():
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _steps_done(checkpoint: Path) -> int:
     if not checkpoint.is_file():
         return 0
@@ -200,11 +199,11 @@ def _draw_curve(folder: RunFolder, pictures_a_step: int) -> None:
     from matplotlib import pyplot
 
     log = folder / "diffusion.jsonl"
-    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    logged = read_curve(log) if log.is_file() else {}
     figure, (losses, scores) = pyplot.subplots(1, 2, figsize=(11, 4))
     for axes, keys in ((losses, ("train/loss", "val/loss")), (scores, ("val/pck@0.10",))):
         for key in keys:
-            points = [(row["step"] * pictures_a_step, row[key]) for row in rows if key in row]
+            points = [(step * pictures_a_step, value) for step, value in logged.get(key, [])]
             if points:
                 axes.plot(*zip(*points, strict=True), label=key, marker="" if key == "train/loss" else ".")
                 axes.legend()

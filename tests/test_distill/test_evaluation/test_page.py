@@ -11,8 +11,9 @@ from distill.core.errors import DataError
 from distill.core.types import Matches
 from distill.evaluation import browser as browsing
 from distill.evaluation.compare import compare
-from distill.evaluation.figures import figures, read_curve
+from distill.evaluation.figures import figures, read_curve, training_curve
 from distill.evaluation.page import html_page
+from distill.evaluation.plots import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
 from distill.evaluation.tables import tables
 
 KEYS = ("per_category", "per_category_point")
@@ -217,6 +218,18 @@ def test_pck_curves_pass_through_the_figures_of_the_report(compared):
         near = {round(x, 3): value for x, value in curves[name].items()}
         for alpha, value in evaluation.report["pck"]["image"].items():
             assert near[float(alpha)] == pytest.approx(value, abs=1e-3)
+
+
+def test_losses_below_zero_are_drawn(tmp_path):
+    lines = [{"step": step, "val/loss": value} for step, value in ((0, 1.0), (4, -3.0))]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    drawn = training_curve(tmp_path / "metrics.jsonl")
+    assert drawn.series[0].points == [(0.0, 1.0), (4.0, -3.0)]
+    x, y = zip(
+        *(map(float, pair.split(",")) for pair in re.search(r'points="([^"]+)" class="series"', drawn.svg)[1].split()),
+        strict=True,
+    )
+    assert (x[0], x[1]) == (LEFT, WIDTH - RIGHT) and (y[0], y[1]) == (TOP, HEIGHT - BOTTOM)
 
 
 def test_a_training_curve_takes_finite_figures_of_whole_lines_only(curve, tmp_path):
