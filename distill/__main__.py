@@ -39,7 +39,7 @@ VERBS = {
     "propagate": "carry the points of a few photographs to a whole folder, and correct them",
     "pretrain": "train the small Stable Diffusion that the default teacher uses",
     "bench": "speed and memory of teacher and student, side by side",
-    "data": "check, download or describe a data set",
+    "data": "describe, check, pair, convert or download a data set",
     "doctor": "versions, devices, weights and data sets, with fixes",
 }
 

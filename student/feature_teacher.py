@@ -1,7 +1,6 @@
 """A teacher without a diffusion model: nearest neighbours with neighbourhood consensus, cycle and flip consistency."""
 
 import math
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -15,6 +14,7 @@ from distill.core.geometry import flip_points, gaussian_weight, image_size, resi
 from distill.core.numbers import is_number, is_whole
 from distill.core.precision import in_single, without_autocast
 from distill.core.readout import window_mass, windowed_soft_argmax
+from distill.core.tensor_cache import TensorCache
 from distill.core.types import Matches, PairBatch
 from student.backbone import whole_cells
 from student.fused_features import Describer, source_fingerprint
@@ -52,7 +52,7 @@ class FeatureTeacher:
         flip_tolerance: of the agreement with the flipped images, as a fraction of the longer side; infinite to average without
             effect on the confidence; None leaves both out, which halves the work.
         radius_cells: of the window of the soft-argmax.
-        feature_cache_size: number of images whose descriptors are kept in memory.
+        feature_cache_size: bound on the memory of kept descriptors of images, GiB; 0 keeps none.
         size: side of the squares that images are brought to before they are described, px; None for what the model
             says it wants (``model.size``), and as they are where it says nothing.
             Labels are made at that size from the original images, whatever size a student has.
@@ -78,12 +78,11 @@ class FeatureTeacher:
         cycle_tolerance: float | None = 0.1,
         flip_tolerance: float | None = 0.1,
         radius_cells: float = 2.0,
-        feature_cache_size: int = 1024,
+        feature_cache_size: float = 1.0,
         size: int | None = None,
         consensus_tolerance: float = 0.0,
         scale: float = 1.0,
     ) -> None:
-        amounts = {"feature_cache_size": feature_cache_size, "radius_cells": radius_cells}
         if size is not None and not is_whole(size):
             raise ConfigError(
                 f"Expected size of the feature teacher as whole px but got {size!r}; correct teacher.size."
@@ -92,7 +91,11 @@ class FeatureTeacher:
             raise ConfigError(
                 f"Expected scale of the feature teacher as a positive number but got {scale!r}; 1.0 describes images as they are."
             )
-        amounts |= {"size": 1 if size is None else size}
+        if not is_number(feature_cache_size) or not 0 <= feature_cache_size < math.inf:
+            raise ConfigError(
+                f"Expected feature_cache_size of the feature teacher in GiB but got {feature_cache_size!r}; 0 keeps nothing."
+            )
+        amounts = {"radius_cells": radius_cells, "size": 1 if size is None else size}
         tolerances = {"cycle_tolerance": cycle_tolerance, "flip_tolerance": flip_tolerance}
         amounts |= {name: value for name, value in tolerances.items() if value is not None}
         wrong = {name: value for name, value in amounts.items() if not value > 0}
@@ -105,10 +108,10 @@ class FeatureTeacher:
             consensus, side, math.ceil(target_side * scale), sigma_cells, temperature, tolerance=consensus_tolerance
         )
         self.flip, self.cycle_tolerance, self.flip_tolerance = flip, cycle_tolerance, flip_tolerance
-        self.radius_cells, self.feature_cache_size = radius_cells, feature_cache_size
+        self.radius_cells = radius_cells
         self.size, self.resize = getattr(model, "size", None) if size is None else size, getattr(model, "resize", None)
         self.scale = scale
-        self._features: OrderedDict[str, Tensor] = OrderedDict()
+        self._features = TensorCache(feature_cache_size)
 
     @property
     def n_parameters(self) -> int:
@@ -201,15 +204,14 @@ class FeatureTeacher:
 
     def _cached(self, hashes: Sequence[str], images: Tensor) -> Tensor:
         """Returns :meth:`describe` of images, from the cache where they are in it."""
-        new = {key: row for row, key in enumerate(hashes) if key not in self._features}
+        known = {key: self._features[key] for key in hashes if key in self._features}
+        new = {key: row for row, key in enumerate(hashes) if key not in known}
         if new:
-            for key, maps in zip(new, self.describe(self._sized(images[list(new.values())])).half().cpu(), strict=True):
-                self._features[key] = maps
+            described = self.describe(self._sized(images[list(new.values())])).half().cpu()
+            known |= {key: maps.clone() for key, maps in zip(new, described, strict=True)}
+            self._features.update((key, known[key]) for key in new)
         # Single precision first: under autocast on a CPU torch joins no half floats.
-        found = torch.stack([self._features[key].to(images.device, torch.float32) for key in hashes])
-        while len(self._features) > self.feature_cache_size:
-            self._features.popitem(last=False)
-        return found
+        return torch.stack([known[key].to(images.device, torch.float32) for key in hashes])
 
     def _match(self, src: Tensor, trg: Tensor, points: Tensor, src_size: Size, trg_size: Size) -> Matches:
         """Matches pairs; ``src`` and ``trg`` are (B, 2, C, h, w), ``points`` (B, N, 2)."""
@@ -249,8 +251,8 @@ class FeatureTeacher:
         scores = torch.einsum("bnc,bchw->bnhw", queries, trg_map) / self.consensus.temperature
         if not self.consensus.strength:
             return scores
-        votes = self.consensus.oriented_maps(src, trg_map, trg_flipped, flipped, points, size)
-        return self.consensus.add_to_logits(scores, votes)
+        agreement = self.consensus.oriented_maps(src, trg_map, trg_flipped, flipped, points, size)
+        return self.consensus.add_to_logits(scores, agreement)
 
     def _read_out(self, logits: Tensor, size: Size) -> Tensor:
         return windowed_soft_argmax(logits, size, radius_cells=self.radius_cells)

@@ -167,8 +167,8 @@ class StudentMatcher(nn.Module):
         with without_autocast(src_map):
             flipped_map = of_flipped(trg_map)
             flipped = self.consensus.prefers_flipped(src_map, trg_map, flipped_map)
-            votes = self.consensus.oriented_maps(src_map, trg_map, flipped_map, flipped, src_kps, src_size)
-            heatmap = self.consensus.add_to_logits(self._scores(src_map, trg_map, src_kps, src_size), votes)
+            agreement = self.consensus.oriented_maps(src_map, trg_map, flipped_map, flipped, src_kps, src_size)
+            heatmap = self.consensus.add_to_logits(self._scores(src_map, trg_map, src_kps, src_size), agreement)
             return self._read_out(heatmap, trg_size, self.consensus.confidence_temperature)
 
     @property

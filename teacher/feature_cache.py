@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from distill.core.tensor_cache import TensorCache
+from teacher.adaptive_batch import AdaptiveBatch
 from teacher.crop_sampling import crop_boxes, generator
 from teacher.crops import crop, crop_pixels
 from teacher.frozen_model import FrozenModel
-from teacher.memory import AdaptiveBatch, TensorCache
 from teacher.settings import Settings
 
 FROZEN_DRAWS = 4

@@ -15,10 +15,11 @@ from distill.core.errors import WeightsError
 from distill.core.geometry import image_size, sample_at
 from distill.core.precision import without_autocast
 from distill.core.readout import windowed_soft_argmax
+from distill.core.tensor_cache import TensorCache
 from distill.core.types import Matches, PairBatch
+from teacher.adaptive_batch import AdaptiveBatch
 from teacher.crop_sampling import generator
 from teacher.frozen_model import settle_precision
-from teacher.memory import AdaptiveBatch, TensorCache
 from teacher.prompt_optimization import content_hashes
 from teacher.settings import Amount, CheckedSettings, Count, Positive, Precision, Seed
 

@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 
-from distill.core.errors import WeightsError
+from distill.core.errors import WeightsError, in_one_line
 
 CONFIGS = {
     "unet": "config.json",
@@ -55,7 +55,7 @@ def locate_folder(model: str, variant: str | None = None, parts: tuple[str, ...]
     try:
         return Path(snapshot_download(model, allow_patterns=_hub_files(variant, parts)))
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = in_one_line(error)
         raise WeightsError(
             f"Expected a pipeline folder or a hub id as model but {model!r} is no folder here and could not be "
             f"downloaded ({reason}); check the name, or download it first."
@@ -116,8 +116,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0]
-        raise WeightsError(f"Expected a JSON object in {file} but got: {reason}; copy it again.") from error
+        raise WeightsError(f"Expected a JSON object in {file} but got: {in_one_line(error)}; copy it again.") from error
     if not isinstance(content, dict):
         raise WeightsError(f"Expected a JSON object in {file} but got a {type(content).__name__}; copy it again.")
     return content

@@ -16,11 +16,12 @@ from distill.core.checks import check_images, check_query
 from distill.core.consensus import NeighbourhoodConsensus
 from distill.core.geometry import image_size
 from distill.core.precision import without_autocast
+from distill.core.tensor_cache import GIB, TensorCache
 from distill.core.types import Matches, PairBatch
 from teacher import confidence
+from teacher.adaptive_batch import AdaptiveBatch
 from teacher.feature_cache import FeatureCache, KeyedImage
 from teacher.frozen_model import FrozenModel, settle_precision
-from teacher.memory import GIB, AdaptiveBatch, TensorCache
 from teacher.neighbourhood_consensus import ConsensusMaps, consensus_maps, flipped_consensus_maps
 from teacher.pipeline import Pipeline, as_device, check_folder, locate_folder, weights_digest
 from teacher.pipeline_checks import check_sizes

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from distill.core.errors import LabelError
+from distill.core.tensor_cache import TensorCache
+from teacher.adaptive_batch import AdaptiveBatch
 from teacher.feature_cache import FeatureCache, KeyedImage
-from teacher.memory import AdaptiveBatch, TensorCache
 from teacher.source_image import SourceImages
 
 Name = tuple[str, float, float]

@@ -9,13 +9,13 @@ from torch.nn import functional as F
 
 from distill.core.geometry import gaussian_heatmap, sample_at
 from distill.core.readout import argmax
+from teacher.adaptive_batch import AdaptiveBatch
 from teacher.attention import Layer
 from teacher.crop_attention import CropAttention, CropFeatures, at_draw
 from teacher.crop_sampling import WHOLE, generator
 from teacher.crops import into_crop
 from teacher.cuda_graph import repeat
 from teacher.feature_cache import FeatureCache, KeyedImage
-from teacher.memory import AdaptiveBatch
 from teacher.settings import Settings
 from teacher.target_image import TargetImages
 

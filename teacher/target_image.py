@@ -8,11 +8,11 @@ from torch import Tensor
 
 from distill.core.geometry import cell_centres
 from distill.core.readout import argmax, windowed_soft_argmax
+from teacher.adaptive_batch import AdaptiveBatch
 from teacher.crop_attention import CropAttention
 from teacher.crop_sampling import CORNERS, WHOLE, CropPlan
 from teacher.crops import paste
 from teacher.feature_cache import FeatureCache, KeyedImage
-from teacher.memory import AdaptiveBatch
 from teacher.settings import Settings
 
 

@@ -12,7 +12,7 @@ from huggingface_hub import hf_hub_download
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from distill.core.errors import WeightsError
+from distill.core.errors import WeightsError, in_one_line
 from distill.core.weights import check_finite
 from teacher.pipeline import meta_model
 from teacher.pipeline_checks import check_tensors
@@ -42,7 +42,7 @@ def locate_unet_weights(name: str) -> Path:
     try:
         return Path(hf_hub_download(hub[1], hub[2]))
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = in_one_line(error)
         raise WeightsError(
             f"Expected unet_weights to be a file, or one of the hub's, but {name!r} is no file here and could not be "
             f"downloaded ({reason}); check the name, or download it first."

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -99,17 +100,8 @@ def build(cfg: DictConfig) -> FitParts:
     student = started(instantiate(cfg.student), cfg.init_from)
     check_size(student, cfg.data.size)
     train, val, test = fit_pairs(cfg)
-    unlabelled = unlabelled_pairs(cfg, train)
-    if cfg.points is not None and unlabelled is not None:
-        unlabelled = instantiate(cfg.points, pairs=unlabelled)
-    if cfg.points is not None:
-        train = instantiate(cfg.points, pairs=train)
-    annotated, labelled = truth_pairs(cfg, train, (val, test)), train
-    truth = None
-    if annotated is not None:
-        train = JoinedPairs([train, *[annotated] * cfg.truth.repeat])
-        queries = (query_of(annotated, number) for number in range(len(annotated)))
-        truth = FewShotTruth(((query.src, query.trg) for query in queries), cfg.truth.weight)
+    labelled, unlabelled = (with_points(cfg, pairs) for pairs in (train, unlabelled_pairs(cfg, train)))
+    train, truth = with_truth(cfg, labelled, (val, test))
     if test is not None and not has_truth(test):
         raise DataError(
             f"Expected annotated points that test pairs of {test.name} have in common but found none; test.n_pairs=0 "
@@ -125,7 +117,7 @@ def build(cfg: DictConfig) -> FitParts:
     rates = (cfg.lr, cfg.backbone_lr, cfg.weight_decay, cfg.warmup)
     build_optimizer(student, cfg.optimizer, 1, *rates)  # raises now what it would after labelling
     store = (teacher.store.folder, teacher.fingerprint(), fallbacks)
-    collate = (LabelledCollate(*store, truth) if is_taught(cfg) else collate_pairs, LabelledCollate(*store))
+    collate = (LabelledCollate(*store, truth) if learns_from_teacher(cfg) else collate_pairs, LabelledCollate(*store))
     workers = cfg.num_workers if cfg.num_workers is not None else loading_processes(trainer.strategy.root_device.type)
     own = next((c for c in trainer.callbacks if isinstance(c, SelfDistillation)), None)
     later = None
@@ -139,6 +131,29 @@ def build(cfg: DictConfig) -> FitParts:
     return FitParts(device, *pairs, teacher, baseline, criteria, module, data, trainer, checkpoint, metrics)
 
 
+def with_points(cfg: DictConfig, pairs: Benchmark | None) -> Any:
+    """Returns pairs with the points that ``points`` places, or as they are where it places none."""
+    return pairs if pairs is None or cfg.points is None else instantiate(cfg.points, pairs=pairs)
+
+
+def with_truth(
+    cfg: DictConfig, labelled: Benchmark, others: Sequence[Benchmark | None]
+) -> tuple[Benchmark, FewShotTruth | None]:
+    """Returns the training pairs, and the truth where ``truth`` names annotated photographs, whose pairs are added.
+
+    Args:
+        cfg: of the fit.
+        labelled: pairs that the teacher labels.
+        others: pairs of validation and test, whose photographs the truth may not have.
+    """
+    annotated = truth_pairs(cfg, labelled, others)
+    if annotated is None:
+        return labelled, None
+    queries = (query_of(annotated, number) for number in range(len(annotated)))
+    truth = FewShotTruth(((query.src, query.trg) for query in queries), cfg.truth.weight)
+    return JoinedPairs([labelled, *[annotated] * cfg.truth.repeat]), truth
+
+
 def loading_processes(device: str) -> int:
     """Returns how many processes load the pairs of one that trains on a ``device`` of that type.
 
@@ -150,7 +165,7 @@ def loading_processes(device: str) -> int:
     return max(0, min(MOST_WORKERS, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE") or 1) - 1))
 
 
-def is_taught(cfg: DictConfig) -> bool:
+def learns_from_teacher(cfg: DictConfig) -> bool:
     """Returns whether the teacher's labels are trained on; false where self-distillation begins with the first epoch.
 
     Raises:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from distill.core.errors import DataError
+from distill.core.precision import in_single
 from distill.core.types import Matches
 
 SLACK = 1e-3  # how far resizing may leave [0, 1]
@@ -102,6 +103,7 @@ def check_points(points: Tensor, images: Tensor, name: str = "src_kps", min_poin
         raise DataError(f"Expected at least one point in {name} but got none; name a point to match.")
     if points.is_meta:
         return
+    points = in_single(points)  # small whole numbers do not hold the size of an image
     height, width = images.shape[-2:]
     size = points.new_tensor([width, height])
     outside = ~((points >= 0) & (points <= size)).all(-1)

@@ -17,7 +17,7 @@ from distill.core.errors import ConfigError
 from distill.core.geometry import resize_maps, sample_at
 from distill.core.precision import in_single, without_autocast
 
-FEWEST = 1e-9
+LEAST = 1e-9
 """Consensus is taken to be at least this before its logarithm is taken."""
 
 CELLS_PER_TOLERANCE = 1.6
@@ -157,7 +157,7 @@ class NeighbourhoodConsensus:
 
     def add_to_logits(self, logits: Tensor, consensus: Tensor) -> Tensor:
         """Returns ``logits`` (B, N, h, w) plus ``strength`` times the logarithm of the consensus of :meth:`maps`."""
-        log = resize_maps(consensus.clamp_min(FEWEST).log(), (logits.shape[-2], logits.shape[-1]))
+        log = resize_maps(consensus.clamp_min(LEAST).log(), (logits.shape[-2], logits.shape[-1]))
         return logits + self.strength * log
 
     def _agreement(self, src_map: Tensor, trg_map: Tensor) -> Tensor:

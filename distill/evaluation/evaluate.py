@@ -22,7 +22,7 @@ from distill.matchers.kept_heatmaps import Heatmaps
 from distill.matchers.stored_predictions import Predictions, StoredPredictions
 from distill.metrics.given_candidates import best_candidate, same_group
 from distill.metrics.interval import over_images
-from distill.metrics.pck import ALPHAS, image_pck, pck_correct
+from distill.metrics.pck import ALPHAS, image_pck, pck_correct, with_slack
 from distill.system.progress import PartsProgress
 
 Array = NDArray[np.float64]
@@ -68,7 +68,7 @@ class Evaluation:
     def near(self, points: list[Array], alpha: float) -> list[NDArray[np.bool_]]:
         """Returns for each pair (n,) which answers lie within ``alpha`` of ``points``, (n, 2) for each pair."""
         rows = zip(self.predictions, points, self.thresholds, strict=True)
-        return [np.linalg.norm(p - t, axis=-1) <= alpha * base * (1 + 1e-9) + 1e-9 for p, t, base in rows]
+        return [np.linalg.norm(p - t, axis=-1) <= with_slack(alpha * base) for p, t, base in rows]
 
 
 def evaluate(

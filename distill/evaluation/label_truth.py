@@ -27,7 +27,9 @@ class LabelTruth(Dataset[PairBatch]):
         self.has_truth, self.truth_name = True, "teacher's label"
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["benchmark"], name)
+        if "benchmark" not in self.__dict__:  # while a copy is made, or a loading process receives one
+            raise AttributeError(name)
+        return getattr(self.benchmark, name)
 
     def __len__(self) -> int:
         return len(self.benchmark)

@@ -16,7 +16,7 @@ from distill.metrics.calibration import calibration
 from distill.metrics.confidence import kept_pck
 from distill.metrics.geometry_aware import GeometryAwarePCK, Groups
 from distill.metrics.given_candidates import GivenCandidates, same_group
-from distill.metrics.pck import PCK, category_mean
+from distill.metrics.pck import PCK, category_mean, with_slack
 from distill.metrics.pck_dagger import PCKDagger
 
 VARIATIONS = ("viewpoint", "scale", "truncation", "occlusion")
@@ -103,8 +103,9 @@ def confidence_figures(found: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     And how far it can be taken at its word: see :func:`distill.metrics.calibration.calibration`.
     """
     distance = [np.linalg.norm(p - t, axis=-1) for p, t in zip(found["predictions"], found["truth"], strict=True)]
-    tolerance = [0.10 * base * (1 + 1e-9) + 1e-9 for base in found["thresholds"]]  # the slack of pck_correct
-    right = np.concatenate([d <= limit for d, limit in zip(distance, tolerance, strict=True)])
+    right = np.concatenate(
+        [d <= with_slack(0.10 * base) for d, base in zip(distance, found["thresholds"], strict=True)]
+    )
     sure = np.concatenate(found["confidence"])
     measured = calibration(np.clip(sure, 0, 1), right)
     return {

@@ -14,7 +14,8 @@ class Example:
     """A batch of pairs with the teacher's answers and the student's.
 
     Attributes:
-        pairs: with their images as the student was given them.
+        pairs: with images, points and ``kps_mask`` as the student was given them. After augmentation the other fields, such as
+            boxes, hashes and the points of ``trg_all_kps``, are still those of the images before it.
         label: of the teacher; its heatmap is non-negative, its confidence weighs the points.
         prediction: of the student; its heatmap holds logits.
         student: which made the prediction; None where there is none to ask further.
@@ -81,5 +82,5 @@ def dense_parts(example: Example) -> tuple[Any, Tensor, Tensor]:
 
 def weighted_mean(values: Tensor, confidence: Tensor, kps_mask: Tensor) -> Tensor:
     """Returns the mean of ``values`` (B, N) over the points that count, weighted by their confidence (B, N)."""
-    weight = confidence * kps_mask
+    weight = confidence.where(kps_mask, 0)  # what stands outside the mask may be NaN
     return (values.where(kps_mask, 0) * weight).sum() / weight.sum().clamp_min(1e-6)

@@ -58,7 +58,7 @@ class SimilarityDistillation:
         found = self._similarity(src_map, trg_map) / self.temperature
         divergence = sum(_divergence(wanted, found, dim) for dim in (1, 2))
         mask = example.pairs.kps_mask
-        weight = (example.label.confidence * mask).sum(1) / mask.sum(1).clamp_min(1)
+        weight = example.label.confidence.where(mask, 0).sum(1) / mask.sum(1).clamp_min(1)
         return (divergence * weight).sum() / weight.sum().clamp_min(1e-6)
 
     def _similarity(self, src_map: Tensor, trg_map: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from distill.core.errors import DataError
 from distill.core.geometry import image_size, map_points, resize_images
 from distill.core.heatmaps import recover
 from distill.core.numbers import is_whole
-from distill.core.protocols import Matcher, PairMatcher
+from distill.core.protocols import Matcher, PairMatcher, match_query
 from distill.core.squares import PADDING_GREY, content_box
 from distill.core.types import Matches
 from distill.data.photographs import check_resize
@@ -49,8 +49,9 @@ def match_images(
         of a letterboxed target are moved to its border.
 
     Raises:
-        ConfigError: when there is no such device, or way to resize.
-        DataError: unless the images are single ones in [0, 1], all points lie in the source, and ``size`` is 1 to 8192.
+        ConfigError: when there is no such device, or way to resize, or the matcher answers pairs of a data set only.
+        DataError: unless the images are single ones in [0, 1], all points lie in the source, and ``size`` is 1 to 8192; and when
+            the answer has other shapes than the contract's.
     """
     for name, image in (("src_img", src_img), ("trg_img", trg_img)):
         check_images(image, name)
@@ -70,7 +71,7 @@ def match_images(
     if device is None and isinstance(matcher, nn.Module):
         device = next((parameter.device for parameter in matcher.parameters()), None)
     with torch.inference_mode():
-        found = matcher(*(value.to(device) for value in query))
+        found = match_query(matcher, *(value.to(device) for value in query))
     answer = Matches(*(value.cpu() for value in found))
     places = map_points(answer.trg_kps, trg_box, _whole(trg_img))
     if resize == "squash":

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.metrics.pck import alpha_key
+from distill.metrics.pck import alpha_key, with_slack
 
 
 def agreement(
@@ -25,5 +25,7 @@ def agreement(
     """
     distance = np.concatenate([np.linalg.norm(a - b, axis=-1) for a, b in zip(first, second, strict=True)])
     base = np.concatenate([np.full(len(a), t) for a, t in zip(first, pck_threshold, strict=True)])
-    shares = {f"within_{alpha_key(alpha)}": float(100 * np.mean(distance <= alpha * base)) for alpha in alphas}
+    shares = {
+        f"within_{alpha_key(alpha)}": float(100 * np.mean(distance <= with_slack(alpha * base))) for alpha in alphas
+    }
     return {"median_px": float(np.median(distance)), "median_relative": float(np.median(distance / base))} | shares

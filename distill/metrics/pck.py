@@ -7,8 +7,11 @@ point (the share of right points among all). Both are reported; they are not com
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import Module
 from torchmetrics import Metric
@@ -16,6 +19,7 @@ from torchmetrics import Metric
 from distill.core.precision import in_double, in_single_where_needed
 
 ALPHAS = (0.01, 0.05, 0.10, 0.15)
+Amount = TypeVar("Amount", float, NDArray[np.float64], Tensor)
 
 
 def alpha_key(alpha: float) -> str:
@@ -37,8 +41,12 @@ def pck_correct(predicted: Tensor, truth: Tensor, pck_threshold: Tensor, alphas:
     """
     distance = (in_double(predicted) - in_double(truth)).norm(dim=-1)
     tolerance = in_double(pck_threshold)[:, None] * torch.tensor(list(alphas), dtype=torch.float64).to(distance)
-    # A point at exactly the tolerance is right; the slack is for rounding, far below a pixel.
-    return distance[..., None] <= tolerance[:, None] * (1 + 1e-9) + 1e-9
+    return distance[..., None] <= with_slack(tolerance[:, None])
+
+
+def with_slack(tolerance: Amount) -> Amount:
+    """Returns tolerances, px, that rounding cannot pass: far less than a pixel more. A point at exactly the tolerance is right."""
+    return tolerance * (1 + 1e-9) + 1e-9
 
 
 def image_pck(correct: Tensor, kps_mask: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from distill.core.precision import in_double
-from distill.metrics.pck import pck_correct
+from distill.metrics.pck import pck_correct, with_slack
 
 
 class Outcomes(NamedTuple):
@@ -66,7 +66,7 @@ def pck_dagger_outcomes(
     distance = torch.cdist(in_double(predicted), candidates, compute_mode="donot_use_mm_for_euclid_dist")
     distance = distance.masked_fill(~exist[:, None], torch.inf)
     nearest_is_own = own <= distance.amin(-1) + 1e-9
-    close = (distance <= alpha * in_double(pck_threshold)[:, None, None] * (1 + 1e-9) + 1e-9).any(-1)
+    close = (distance <= with_slack(alpha * in_double(pck_threshold)[:, None, None])).any(-1)
     within = pck_correct(predicted, truth, pck_threshold, [alpha])[..., 0]
     right = within & nearest_is_own
     return Outcomes(

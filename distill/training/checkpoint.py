@@ -19,7 +19,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises whatever a damaged or hostile file makes it stumble on
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        reason = in_one_line(error, 160)
         raise WeightsError(
             f"Expected a checkpoint of tensors and plain values at {path} but it cannot be read ({reason}); remove it, or "
             "choose another run.dir."

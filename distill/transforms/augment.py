@@ -41,7 +41,10 @@ class Augment:
         self.scale, self.shift, self.rotation, self.colour, self.flip = scale, shift, rotation, colour, flip
 
     def __call__(self, pairs: PairBatch, label: Matches) -> tuple[PairBatch, Matches]:
-        """Returns the transformed pairs and label; points outside an image are removed from ``kps_mask``."""
+        """Returns the transformed pairs and label; points outside an image are removed from ``kps_mask``.
+
+        Images, ``src_kps``, ``trg_kps`` and ``kps_mask`` are transformed; the other fields stay those of the images as they were.
+        """
         size = image_size(pairs.src_img)
         src, trg = (self._maps(len(image), image) for image in (pairs.src_img, pairs.trg_img))
         if self.flip > 0:

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 from distill.core.errors import ConfigError
 from distill.core.geometry import gaussian_heatmap
 from distill.core.protocols import DescribesAhead, Fingerprinted, PairMatcher
+from distill.core.tensor_cache import GIB, tensor_bytes
 from distill.data.pairs import collate_pairs, select_pairs
 from distill.matchers.memoized import MemoizedMatcher
 from student import FeatureTeacher, NearestNeighbour, StudentMatcher
@@ -96,10 +97,29 @@ def test_each_image_is_described_once(make_pairs):
 
 
 def test_the_memory_for_images_is_bounded(make_pairs):
-    matcher = FeatureTeacher(Colours(), side=16, feature_cache_size=2)
-    for seed in range(3):
-        matcher.match_pairs(make_pairs(2, size=64, seed=seed))
-        assert len(matcher._features) <= 2
+    counted = []
+
+    class Counting(Colours):
+        def describe(self, images):
+            counted.append(len(images) // 2)
+            return super().describe(images)
+
+    first, second = make_pairs(1, size=64, seed=0), make_pairs(1, size=64, seed=1)
+    image = FeatureTeacher(Colours(), side=16).describe(first.src_img).half()
+    matcher = FeatureTeacher(Counting(), side=16, feature_cache_size=2 * tensor_bytes(image) / GIB)
+    answer = matcher.match_pairs(first)
+    matcher.match_pairs(first)
+    assert counted == [1, 1] and len(matcher._features) == 2
+    matcher.match_pairs(second._replace(src_img=first.src_img, src_hash=first.src_hash))
+    assert counted == [1, 1, 1] and first.src_hash[0] in matcher._features  # what was used last is kept
+    matcher.match_pairs(second)
+    assert len(matcher._features) == 2 and matcher._features.currsize <= matcher._features.maxsize
+    none = FeatureTeacher(Counting(), side=16, feature_cache_size=0)
+    torch.testing.assert_close(none.match_pairs(first), answer)
+    assert not none._features
+    for wrong in (-1.0, float("inf"), "2", True):
+        with pytest.raises(ConfigError, match="feature_cache_size of the feature teacher in GiB but got"):
+            FeatureTeacher(Colours(), feature_cache_size=wrong)
 
 
 def test_the_size_that_it_looks_at_is_part_of_its_fingerprint_and_decides_its_answers():

@@ -11,11 +11,11 @@ Examples:
   python -m distill compare ckpt=runs/fit/student.safetensors "matchers=[student,nearest_neighbour_enlarged_flip,consensus]"
 """
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
+from torch import nn
 
 from distill.cli.config import instantiate
 from distill.cli.datasets import scored_pairs
@@ -23,7 +23,8 @@ from distill.cli.further_metrics import metrics_of
 from distill.cli.reporting import announce, answers_to, images_note, report
 from distill.cli.rows import TEACHER, build_rows, read_rows, student_files
 from distill.cli.run_folder import RunFolder
-from distill.core.protocols import Benchmark, PairMatcher, match
+from distill.core.protocols import Benchmark, Matcher, PairMatcher
+from distill.evaluation.asking import timed_answer
 from distill.evaluation.compare import Comparison, check_reference, check_stored, compare
 from distill.evaluation.figures import read_curve
 from distill.labels.cached import Cached
@@ -60,7 +61,7 @@ def run(cfg: DictConfig) -> Comparison:
         comparison.notes.extend(note for note in notes if note is not None)
         for name in timed if cfg.teacher_pairs else []:
             chosen = of_several_sources(benchmark, cfg.teacher_pairs)
-            cost = teacher_cost(instantiate(cfg.teacher), benchmark, chosen)
+            cost = teacher_cost(instantiate(cfg.teacher), benchmark, chosen, device)
             comparison.evaluations[name].report.update(cost)
             comparison.notes.append(
                 f"The teacher was timed on {len(chosen)} of the pairs, no two of one source image; the prompts of a source "
@@ -89,11 +90,14 @@ def of_several_sources(benchmark: Benchmark, n_pairs: int) -> list[int]:
     return [group[0] for group in groups[:: max(1, len(groups) // n_pairs)][:n_pairs]]
 
 
-def teacher_cost(teacher: PairMatcher, benchmark: Benchmark, numbers: Sequence[int]) -> dict[str, float | int | None]:
-    """Times a teacher whose caches are empty on some pairs: "latency_ms" per pair, and its "parameters"."""
+def teacher_cost(
+    teacher: Matcher | PairMatcher, benchmark: Benchmark, numbers: Sequence[int], device: str = "cpu"
+) -> dict[str, float | int | None]:
+    """Times a teacher whose caches are empty on some pairs, as the other matchers are: "latency_ms" per pair, and its "parameters"."""
     chosen = [benchmark[number] for number in numbers]
     parameters = getattr(teacher, "n_parameters", None)  # loads the weights, which is not to be timed
-    start = time.perf_counter()
-    for pairs in track(chosen, "time the teacher", unit="pairs"):
-        match(teacher, pairs)
-    return {"latency_ms": round(1000 * (time.perf_counter() - start) / len(chosen), 1), "parameters": parameters}
+    teacher = teacher.to(device) if isinstance(teacher, nn.Module) else teacher
+    seconds = [
+        timed_answer(teacher, pairs, TEACHER, device)[1] for pairs in track(chosen, "time the teacher", unit="pairs")
+    ]
+    return {"latency_ms": round(1000 * sum(seconds) / len(chosen), 1), "parameters": parameters}

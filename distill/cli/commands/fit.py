@@ -19,7 +19,7 @@ from lightning import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from distill.cli.fit_parts import FitParts, build, is_taught, settle
+from distill.cli.fit_parts import FitParts, build, learns_from_teacher, settle
 from distill.cli.processes import (
     expect_others,
     is_first_process,
@@ -59,7 +59,7 @@ def run(cfg: DictConfig) -> Comparison | None:
         check_unchanged(cfg)
     else:
         check_free(Path(cfg.run.dir), REPLACED)
-    taught, first = is_taught(cfg), is_first_process()
+    taught, first = learns_from_teacher(cfg), is_first_process()
     parts = build(on_own_device(cfg))
     with RunFolder.create(cfg, resume=cfg.run.resume) if first else RunFolder(cfg.run.dir) as folder:
         if first:

@@ -41,7 +41,7 @@ from distill.core.checks import check_points
 from distill.core.errors import DataError
 from distill.core.protocols import Matcher
 from distill.data.coco import write_coco
-from distill.data.images import read_image, read_size
+from distill.data.images import read_image, read_rgb, read_size
 from distill.data.keypoints import ImageKeypoints, check_threshold
 from distill.data.photographs import check_resize
 from distill.data.video import is_video
@@ -78,7 +78,7 @@ def run(cfg: DictConfig) -> dict:
             "Expected trg, a target image, a list of them or a folder, but got none; only a video needs none."
         )
     source = _source(cfg, src)
-    files, images = _targets(cfg, source)
+    files = _targets(cfg, source)
     device, matcher = choose_device(cfg.device), _matcher(cfg)
     found: dict[Path, Rows] = {}
     with RunFolder.numbered(cfg) as folder:
@@ -87,7 +87,7 @@ def run(cfg: DictConfig) -> dict:
         try:
             for number, file in enumerate(track(files, "match", enabled=len(files) > 1, unit="targets"), start=1):
                 try:
-                    trg_img = images[file] if images is not None else read_image(file)
+                    trg_img = read_image(file)
                 except DataError as error:
                     print(f"left out: {error}")
                     continue
@@ -125,13 +125,16 @@ def _source(cfg: DictConfig, src: Path) -> _Source:
     return _Source(src, image, points)
 
 
-def _targets(cfg: DictConfig, source: _Source) -> tuple[list[Path], dict[Path, Tensor] | None]:
-    """Returns the files, and their images where they are not those of a folder: an error before anything is made."""
+def _targets(cfg: DictConfig, source: _Source) -> list[Path]:
+    """Returns the files. Those that are named, not those of a folder, are read once: an error before anything is made."""
     files, from_folder = targets(cfg.trg, source.file)
     check_text([source.file, *files])
     if source.points.names:
         check_apart(source.file, files)
-    return files, None if from_folder else {file: read_image(file) for file in files}
+    if not from_folder:
+        for file in files:
+            read_rgb(file)
+    return files
 
 
 def _match_target(

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from torch import nn
 
 from distill.__main__ import main
 from distill.cli.commands import compare
@@ -93,14 +94,34 @@ def test_answers_of_the_matchers_before_one_that_fails_are_kept(tmp_path, capsys
 
 
 @pytest.mark.parametrize(("n_pairs", "wanted", "timed"), [(4, 2, 1), (12, 4, 3), (40, 2, 2), (40, 20, 10)])
-def test_a_teacher_is_timed_on_pairs_of_which_no_two_share_a_source(n_pairs, wanted, timed, monkeypatch):
+def test_a_teacher_is_timed_on_pairs_of_which_no_two_share_a_source(n_pairs, wanted, timed):
     """Each image of the world is the source of four pairs, whose prompts would serve one another."""
     sources = []
-    monkeypatch.setattr(compare, "match", lambda teacher, pairs: sources.append(pairs.src_original[0].hash))
+
+    class Noting(Oracle):
+        def match_pairs(self, pairs):
+            sources.append(pairs.src_original[0].hash)
+            return super().match_pairs(pairs)
+
     pairs = ShapesPairs("test", n_pairs, size=32)
-    chosen = compare.of_several_sources(pairs, wanted)
-    assert compare.teacher_cost(object(), pairs, chosen)["parameters"] is None
+    cost = compare.teacher_cost(Noting(), pairs, compare.of_several_sources(pairs, wanted))
+    assert cost["parameters"] is None and cost["latency_ms"] >= 0
     assert len(sources) == len(set(sources)) == timed
+
+
+def test_a_teacher_is_timed_where_the_other_matchers_are(monkeypatch):
+    asked = []
+
+    class Network(nn.Module):
+        def to(self, device):
+            asked.append(device)
+            return self
+
+    monkeypatch.setattr(
+        compare, "timed_answer", lambda teacher, pairs, name, device: (None, asked.append(device) or 2.0)
+    )
+    cost = compare.teacher_cost(Network(), ShapesPairs("test", 4, size=32), [0, 1], "cuda")
+    assert asked == ["cuda"] * 3 and cost["latency_ms"] == 2000
 
 
 def test_a_comparison_says_how_many_pairs_its_teacher_was_timed_on(tmp_path):

@@ -1,5 +1,6 @@
 import json
 import os
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,24 @@ def test_targets_may_have_the_longest_names_that_file_systems_hold(images):
     for kind in ("pictures", "flow"):
         made = sorted({path.stem for path in (images / "out" / kind).iterdir()})
         assert made == [f"0001_{'x' * 150}", f"0002_{'長' * 50}"]
+
+
+def test_the_images_of_many_named_targets_are_not_held_together(images, monkeypatch):
+    held, most, names = [], 0, []
+    for number in range(6):
+        names.append(images / f"t{number}.png")
+        names[-1].write_bytes((images / "b.png").read_bytes())
+
+    def counting(file):
+        nonlocal most
+        image = read_image(file)
+        held.append(weakref.ref(image))
+        most = max(most, sum(one() is not None for one in held))
+        return image
+
+    monkeypatch.setattr(match, "read_image", counting)
+    assert run(images, f"trg=[{','.join(map(str, names))}]", "points=[[1,1]]") == 0
+    assert len(held) == 7 and most <= 3  # the source, and the targets of this round and the one before
 
 
 def test_answers_before_a_target_that_ends_the_command_are_kept(images, monkeypatch):

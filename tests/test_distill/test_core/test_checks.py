@@ -11,6 +11,15 @@ IMAGE = torch.full((1, 3, 8, 8), 0.5)
 POINT = torch.tensor([[[4.0, 4.0]]])
 
 
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int8, torch.float16, torch.bfloat16, torch.int64])
+def test_points_of_any_kind_of_number_are_compared_with_images_of_any_size(kind):
+    large = torch.zeros(1, 3, 300, 2049)
+    check_query(large, large, torch.tensor([[[100, 120]]], dtype=kind))
+    small = torch.zeros(1, 3, 8, 99)
+    with pytest.raises(DataError, match=r"inside its image of 99 x 8 px but point 0 of image 0 is \(100, 120\)"):
+        check_query(small, small, torch.tensor([[[100, 120]]], dtype=kind))
+
+
 @pytest.mark.parametrize(
     ("src", "trg", "points", "message"),
     [

@@ -1,8 +1,12 @@
+import copy
+import pickle
+
 import pytest
 import torch
 
 from distill.core.errors import DataError
 from distill.core.types import Matches
+from distill.data.datasets.shapes import ShapesPairs
 from distill.evaluation import panels
 from distill.evaluation.compare import compare
 from distill.evaluation.evaluate import evaluate
@@ -24,6 +28,16 @@ def test_pck_against_labels_is_agreement_with_the_teacher(few):
     moved = LabelTruth(few, nine_px_on)
     report = evaluate(Oracle(), moved, "oracle", progress=False).report
     assert report["pck"]["point"]["0.01"] == pytest.approx(100), "the oracle reads the labels"
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pairs: pickle.loads(pickle.dumps(pairs))])
+def test_it_can_be_copied_and_sent_to_a_loading_process(copied):
+    pairs = LabelTruth(ShapesPairs("val", 2, size=32), BoxRelative())
+    again = copied(pairs)
+    assert len(again) == 2 and again.fingerprint() == pairs.fingerprint()
+    assert torch.equal(again[0].trg_kps, pairs[0].trg_kps)
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = again.nothing
 
 
 def test_pictures_call_a_label_a_label(few, monkeypatch):

@@ -49,6 +49,12 @@ def random_case(side: int = 8):
     return prediction, label, mask
 
 
+def test_what_stands_outside_the_mask_has_no_effect_whatever_it_is():
+    values, confidence = torch.tensor([[2.0, 4.0, math.nan]]), torch.tensor([[1.0, 0.5, math.nan]])
+    mask = torch.tensor([[True, True, False]])
+    assert weighted_mean(values, confidence, mask).item() == pytest.approx((2 + 0.5 * 4) / 1.5)
+
+
 def test_heatmap_kl_agrees_with_scipy(example):
     prediction, label, mask = random_case()
     expected = []

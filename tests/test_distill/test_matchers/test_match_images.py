@@ -41,6 +41,27 @@ def test_points_are_pixels_of_the_images_as_given(points):
     assert answer.confidence.tolist() == [[0.5, 0.5]]
 
 
+def test_matchers_of_pairs_and_answers_of_other_shapes_are_refused():
+    class OfPairs:
+        def match_pairs(self, pairs):
+            raise AssertionError
+
+    class Points(Shift):
+        def forward(self, src_img, trg_img, src_kps):
+            return src_kps
+
+    class Fewer(Shift):
+        def forward(self, src_img, trg_img, src_kps):
+            return Matches(*(field[:, :1] for field in super().forward(src_img, trg_img, src_kps)))
+
+    with pytest.raises(ConfigError, match="OfPairs answers pairs of a data set only"):
+        match_images(OfPairs(), SRC, TRG, [[1.0, 1.0]])
+    with pytest.raises(DataError, match="Expected Points to return Matches"):
+        match_images(Points(), SRC, TRG, [[1.0, 1.0]])
+    with pytest.raises(DataError, match=r"Expected trg_kps \(1, 2, 2\) of Fewer .* got \(1, 1, 2\)"):
+        match_images(Fewer(), SRC, TRG, [[1.0, 1.0], [2.0, 2.0]])
+
+
 def test_the_size_can_be_chosen():
     matcher = Shift()
     matcher.size = 64

@@ -4,7 +4,7 @@ import torch
 
 from distill.metrics.agreement import agreement
 from distill.metrics.geometry_aware import GeometryAwarePCK
-from distill.metrics.pck import PCK, image_pck, pck_correct
+from distill.metrics.pck import PCK, image_pck, pck_correct, with_slack
 from distill.metrics.pck_dagger import PCKDagger, pck_dagger_outcomes
 
 
@@ -109,6 +109,16 @@ def test_agreement_by_hand():
         "within_0.05": pytest.approx(200 / 3),
         "within_0.10": pytest.approx(200 / 3),
     }
+
+
+def test_rounding_makes_no_point_at_the_tolerance_wrong_in_any_figure():
+    """0.29 * 100 is 28.999999999999996."""
+    apart, place, base = np.array([[29.0, 0]]), np.array([[0.0, 0]]), [100.0]
+    assert agreement([apart], [place], base, [0.29])["within_0.29"] == 100
+    given = (*(torch.from_numpy(points)[None] for points in (apart, place)), torch.tensor(base))
+    assert pck_correct(*given, [0.29]).all()
+    right = pck_dagger_outcomes(given[0], given[1], torch.tensor([[True]]), given[2], alpha=0.29).right
+    assert right.all() and with_slack(0.29 * 100) < 29 + 1e-6
 
 
 def test_a_keypoint_that_only_the_target_shows_can_be_confused_too():

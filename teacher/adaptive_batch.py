@@ -1,41 +1,15 @@
-"""Bounded memory: batches that are halved, and caches that are bounded by bytes."""
+"""Batches that are halved where memory runs out."""
 
 import logging
-from collections.abc import Callable, Hashable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import torch
-from cachetools import LRUCache
-from torch import Tensor
+
+from distill.core.tensor_cache import TensorCache
 
 Result = TypeVar("Result")
 log = logging.getLogger(__name__)
-
-GIB = 2**30
-
-
-class TensorCache(LRUCache[Hashable, Any]):
-    """A dictionary bounded by the bytes of the tensors in its values. The least recently used are dropped.
-
-    A value that is larger than the bound is not kept.
-
-    Args:
-        size: bound, GiB; 0 keeps nothing.
-    """
-
-    def __init__(self, size: float) -> None:
-        super().__init__(maxsize=size * GIB, getsizeof=tensor_bytes)
-
-    def __setitem__(self, key: Hashable, value: Any) -> None:
-        if tensor_bytes(value) <= self.maxsize:
-            super().__setitem__(key, value)
-
-
-def tensor_bytes(value: Any) -> int:
-    """Returns the bytes of a tensor, or of all tensors in a nested sequence."""
-    if isinstance(value, Tensor):
-        return value.numel() * value.element_size()
-    return sum(map(tensor_bytes, value)) if isinstance(value, list | tuple) else 0
 
 
 class AdaptiveBatch:
