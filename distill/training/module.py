@@ -89,34 +89,9 @@ class Distillation(LightningModule):
         super().__init__()
         losses = {name: loss for name, loss in losses.items() if loss is not None}
         weights = {name: weight for name, weight in weights.items() if weight is not None}
-        if not losses or set(losses) != set(weights):
-            raise ConfigError(
-                f"Expected a weight for each loss but got losses {list(losses)} and weights {list(weights)}; give loss.weights "
-                "the names of loss.terms, null leaves one out."
-            )
-        if min(weights.values()) < 0 or not any(weights.values()):
-            raise ConfigError(
-                f"Expected weights of at least 0, and one above it, but got {weights}; correct loss.weights."
-            )
-        for name, loss in losses.items():
-            if not callable(loss):
-                raise ConfigError(
-                    f"Expected loss.terms.{name} to be called with an example but {type(loss).__name__} has no __call__; add it."
-                )
-        if TOTAL in losses:
-            raise ConfigError(f"Expected losses with names of their own but got {TOTAL!r}, their sum's; rename it.")
-        if not isinstance(student, nn.Module) or type(student).forward is nn.Module.forward:
-            raise ConfigError(
-                f"Expected a student that is a torch.nn.Module with forward(src_img, trg_img, src_kps) but "
-                f"{type(student).__name__} {'has no forward' if isinstance(student, nn.Module) else 'is no module'}; add it."
-            )
+        _check_losses(losses, weights)
+        _check_student(student, losses)
         self.dense = isinstance(student, DenseStudent)
-        wanting = [name for name, loss in losses.items() if getattr(loss, "dense", False)]
-        if wanting and not self.dense:
-            raise ConfigError(
-                f"Expected a student with forward_with_descriptors, describe and correlate for the losses {', '.join(wanting)} but "
-                f"{type(student).__name__} has none; loss=distillation does without."
-            )
         self.student = student
         self._teacher, self._labeller = UnregisteredReference(teacher), UnregisteredReference(teacher)
         self.losses, self.weights = losses, weights
@@ -248,3 +223,36 @@ class Distillation(LightningModule):
             return Example(batch, label, check_answer(self.student(*query), batch.src_kps, name))
         prediction, src_map, trg_map = self.student.forward_with_descriptors(*query)  # type: ignore[operator]
         return Example(batch, label, check_answer(prediction, batch.src_kps, name), self.student, src_map, trg_map)
+
+
+def _check_losses(losses: Mapping[str, Loss], weights: Mapping[str, float]) -> None:
+    """Raises a :class:`ConfigError` unless each loss can be called and has a weight, and one of them counts."""
+    if not losses or set(losses) != set(weights):
+        raise ConfigError(
+            f"Expected a weight for each loss but got losses {list(losses)} and weights {list(weights)}; give loss.weights "
+            "the names of loss.terms, null leaves one out."
+        )
+    if min(weights.values()) < 0 or not any(weights.values()):
+        raise ConfigError(f"Expected weights of at least 0, and one above it, but got {weights}; correct loss.weights.")
+    for name, loss in losses.items():
+        if not callable(loss):
+            raise ConfigError(
+                f"Expected loss.terms.{name} to be called with an example but {type(loss).__name__} has no __call__; add it."
+            )
+    if TOTAL in losses:
+        raise ConfigError(f"Expected losses with names of their own but got {TOTAL!r}, their sum's; rename it.")
+
+
+def _check_student(student: nn.Module, losses: Mapping[str, Loss]) -> None:
+    """Raises a :class:`ConfigError` unless ``student`` is a matcher, with descriptors where a loss needs them."""
+    if not isinstance(student, nn.Module) or type(student).forward is nn.Module.forward:
+        raise ConfigError(
+            f"Expected a student that is a torch.nn.Module with forward(src_img, trg_img, src_kps) but "
+            f"{type(student).__name__} {'has no forward' if isinstance(student, nn.Module) else 'is no module'}; add it."
+        )
+    wanting = [name for name, loss in losses.items() if getattr(loss, "dense", False)]
+    if wanting and not isinstance(student, DenseStudent):
+        raise ConfigError(
+            f"Expected a student with forward_with_descriptors, describe and correlate for the losses {', '.join(wanting)} but "
+            f"{type(student).__name__} has none; loss=distillation does without."
+        )
