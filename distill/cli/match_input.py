@@ -13,7 +13,7 @@ from torch import Tensor
 from distill.core.errors import DataError
 from distill.data.coco import is_coco
 from distill.data.images import is_text, readable_suffixes, shown_name
-from distill.data.json_values import is_number, shown
+from distill.data.json_values import is_bounded_number, shown
 from distill.data.keypoints import UPLOADED
 from distill.data.label_studio import is_label_studio, path_in
 from distill.data.points_file import read_points_file
@@ -197,7 +197,7 @@ def _image_names(content: Any) -> list[str] | None:
 
 def _pairs(given: Any, file: Path | None = None) -> Points:
     pairs = given if isinstance(given, list) else []
-    if not pairs or not all(isinstance(p, list) and len(p) == 2 and all(map(is_number, p)) for p in pairs):
+    if not pairs or not all(isinstance(p, list) and len(p) == 2 and all(map(is_bounded_number, p)) for p in pairs):
         place = "" if file is None else f" in {file}"
         raise DataError(
             f"Expected points as [[x,y],...], x and y in pixels of the source,{place} but got {shown(given)}; correct them."

@@ -42,14 +42,28 @@ def gaussian_weight(first: Tensor, second: Tensor, size: tuple[int, int], tolera
     return torch.exp(-squared / (2 * tolerance**2))
 
 
+def relative_points(points: Tensor, box: Tensor) -> Tensor:
+    """Returns points (..., 2), x, y px, as fractions of the sides of boxes from their corners: 0 at x0, y0 and 1 at x1, y1.
+
+    With the box that an original image fills, these are x / W and y / H, which labels are keyed by. They are computed in the
+    precision of the points, in single precision at least; keys need double precision.
+
+    Args:
+        points: (..., 2).
+        box: (..., 4) x0, y0, x1, y1 px, one for all points or shaped to be broadcast with them.
+    """
+    points = in_single(points)
+    box = box.to(points)
+    return (points - box[..., :2]) / (box[..., 2:] - box[..., :2])
+
+
 def map_points(points: Tensor, from_box: Tensor, to_box: Tensor) -> Tensor:
     """Maps points (B, N, 2), x, y px, so that ``from_box`` (B, 4) comes to lie on ``to_box`` (B, 4).
 
     A point of the border comes to lie on the border exactly, and none inside comes to lie outside.
     """
-    points = in_single(points)
-    old, new = from_box.to(points)[:, None], to_box.to(points)[:, None]
-    share = (points - old[..., :2]) / (old[..., 2:] - old[..., :2])  # exactly 1 at the far border
+    share = relative_points(points, from_box[:, None])  # exactly 1 at the far border
+    new = to_box.to(share)[:, None]
     return torch.lerp(new[..., :2], new[..., 2:], share)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from distill.core.precision import in_double
 
 STEPS = 20  # of mean shift; from an answer with support it converges in a few
-FEWEST = 1e-6  # the least weight of an answer, so that answers of no confidence are still counted among themselves
+LEAST_WEIGHT = 1e-6  # of an answer, so that answers of no confidence are still counted among themselves
 
 
 class Vote(NamedTuple):
@@ -44,7 +44,7 @@ def vote(points: Tensor, weights: Tensor, sigma: float) -> Vote:
     """
     given = torch.isfinite(points).all(-1)
     known = in_double(torch.where(given[..., None], points, 0))
-    weight = torch.where(given, in_double(weights).clamp_min(FEWEST), 0)
+    weight = torch.where(given, in_double(weights).clamp_min(LEAST_WEIGHT), 0)
     least = torch.finfo(known.dtype).tiny
 
     def kernel(at: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def vote(points: Tensor, weights: Tensor, sigma: float) -> Vote:
         mode = (near[..., None] * known).sum(1, keepdim=True) / near.sum(1)[:, None, None].clamp_min(least)
     nearness = kernel(mode)[:, 0] * given
     near, total = (nearness * weight).sum(1), weight.sum(1)
-    agreement = near / total.clamp_min(FEWEST / 2)
+    agreement = near / total.clamp_min(LEAST_WEIGHT / 2)
     confidence = agreement * near / nearness.sum(1).clamp_min(least)
     answered = given.any(1)
     return Vote(

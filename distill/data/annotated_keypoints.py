@@ -144,8 +144,21 @@ def _check_truth(benchmark: PhotographPairs) -> None:
 def _checked_annotations(benchmark: PhotographPairs, broken: dict[str, str]) -> Iterator[ImageAnnotation]:
     """Yields what is known of each photograph that it suits; errors about the others go to ``broken``, by name."""
     for annotation in benchmark.image_annotations(broken):
-        if record(broken, annotation.name, benchmark.checked, annotation) is not None:
+        if record(broken, annotation.name, _checked, benchmark, annotation) is not None:
             yield annotation
+
+
+def _checked(benchmark: PhotographPairs, annotation: ImageAnnotation) -> ImageAnnotation:
+    """Returns ``annotation`` after comparing it with its photograph, which is decoded where broken ones are left out.
+
+    A photograph with a sound header and damaged pixels may be copied as it is, or end a conversion that has to turn it.
+
+    Raises:
+        DataError: when the photograph cannot be read, or they do not belong together.
+    """
+    if benchmark.on_error == "skip":
+        benchmark.image(annotation)
+    return benchmark.checked(annotation)
 
 
 def _keypoints(benchmark: PhotographPairs, annotation: ImageAnnotation) -> ImageKeypoints:
@@ -179,8 +192,9 @@ def _unsure_annotation(
     path, points = root_of(benchmark) / name, np.array(list(image.points.values()))
     height, width = read_size(path, benchmark.exif_orientation)
     bbox, visible = np.array([0.0, 0.0, width, height]), np.ones(len(points), bool)
-    return benchmark.checked(
-        ImageAnnotation(path, points, visible, bbox, category_of(name), name, file.path, image.size, has_box=False)
+    return _checked(
+        benchmark,
+        ImageAnnotation(path, points, visible, bbox, category_of(name), name, file.path, image.size, has_box=False),
     )
 
 

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from distill.data.json_values import by_id, entry_of, is_number, numbers_in, objects_in, shown
+from distill.data.json_values import by_id, entry_of, is_bounded_number, numbers_in, objects_in, shown
 from distill.data.keypoints import Box, ImageKeypoints, NameFinder, parts_by_category
 
 PIXEL_CENTRE = 0.5  # px, from a pixel's index to its centre
@@ -243,7 +243,7 @@ def _size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
     if not {"height", "width"} <= entry.keys():
         return None
     sides = entry["height"], entry["width"]
-    if not all(is_number(side) and side == int(side) > 0 for side in sides):
+    if not all(is_bounded_number(side) and side == int(side) > 0 for side in sides):
         raise ValueError(f"width and height of image {entry['id']} are {shown(sides[::-1])}, which are no sides in px")
     return int(sides[0]), int(sides[1])
 
@@ -288,7 +288,7 @@ def _confidences(annotation: Mapping[str, Any], count: int) -> list[float | None
     if given is None:
         return [None] * count
     known = [value for value in given if value is not None] if isinstance(given, list) else [-1]
-    if not all(is_number(value) and 0 <= value <= 1 for value in known) or len(given) != count:
+    if not all(is_bounded_number(value) and 0 <= value <= 1 for value in known) or len(given) != count:
         raise ValueError(
             f"{CONFIDENCE} of annotation {annotation.get('id')} is {shown(given)} where {count} numbers in [0, 1] or nulls "
             "are expected"

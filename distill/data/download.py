@@ -3,6 +3,7 @@
 The standard library does it: ``pooch`` 1.9 starts an interrupted download again from the first byte.
 """
 
+import errno
 import hashlib
 import http.client
 import os
@@ -14,15 +15,20 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 
-from distill.core.errors import DataError
+from distill.core.errors import DataError, in_one_line
 
 CHUNK = 1 << 20
 TIMEOUT = 60  # seconds without a byte
 MAX_RATIO = 100  # how many times as large as the archive its files may be; photographs hardly grow
 SMALL = 100 * 2**20  # bytes that the files of an archive may have in any case
 MAX_MEMBERS = 2_000_000  # SPair-71k has a file for each of its 70,958 pairs
+NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+"""Errors of a disk that is full or may not be written to."""
+DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, LZMAError, EOFError, OSError, RuntimeError, ValueError)
+"""What unpacking a damaged archive raises; an OSError is often something else, see :func:`_is_of_disk`."""
 
 
 @dataclass(frozen=True)
@@ -159,9 +165,10 @@ def download(source: Source, folder: Path, progress: Callable[[int, int | None],
             _verify(part, source)
             os.replace(part, file)
     except (OSError, http.client.HTTPException) as error:
-        raise DataError(
-            f"Expected to download {source.url} but got: {error}; run the command again, it goes on where it stopped."
-        ) from error
+        again = "run the command again, it goes on where it stopped"
+        if isinstance(error, OSError) and error.errno in NO_PLACE:
+            again = f"make room in {place} or choose another data.root, and {again}"
+        raise DataError(f"Expected to download {source.url} but got: {error}; {again}.") from error
     if file.suffix in (".zip", ".tgz") or file.name.endswith(".tar.gz"):
         extract(file, place)
         file.unlink()
@@ -173,8 +180,9 @@ def extract(archive: Path, folder: Path) -> None:
     """Unpacks a ZIP or TAR archive; looks at all members before it writes the first.
 
     Raises:
-        DataError: when the archive is damaged, a member is a link or device or lies outside of the folder, or the files
-            are too many or too large: see ``MAX_MEMBERS`` and ``MAX_RATIO``, and the free space of the disk.
+        DataError: when the archive is damaged, it cannot be read or the folder cannot be written to, a member is a link or
+            device or lies outside of the folder, or the files are too many or too large: see ``MAX_MEMBERS`` and
+            ``MAX_RATIO``, and the free space of the disk. The archive stays where it is.
     """
     try:
         if archive.suffix == ".zip":
@@ -195,10 +203,26 @@ def extract(archive: Path, folder: Path) -> None:
                 for member in members:  # hence modes without set-user-id and the like here, and the reader may write
                     member.mode = 0o755 if member.isdir() else 0o644
                 tarred.extractall(folder, members)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
+    except DAMAGED as error:
+        if _is_of_disk(error):
+            raise DataError(
+                f"Expected to unpack {archive} in {folder} but got: {error}; the archive was kept: make room or correct the "
+                "permissions, and run the command again."
+            ) from error
         raise DataError(
-            f"Expected an archive in {archive} but it is damaged ({error}); remove it and download again."
+            f"Expected an archive in {archive} but it is damaged ({in_one_line(error, None)}); remove it and download again."
         ) from error
+
+
+def _is_of_disk(error: Exception) -> bool:
+    """Returns whether an error of unpacking says nothing of the archive: of a file, a folder or the disk.
+
+    The readers of archives raise OSErrors without a number, and seek to places that are not there, which is EINVAL and
+    names no file.
+    """
+    if not isinstance(error, OSError) or error.errno is None:
+        return False
+    return error.errno != errno.EINVAL or error.filename is not None
 
 
 def _check_sizes(archive: Path, folder: Path, sizes: Iterable[int]) -> None:

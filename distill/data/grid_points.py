@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from distill.core.errors import ConfigError, DataError, nearest
-from distill.core.geometry import cell_centres
+from distill.core.geometry import cell_centres, relative_points
 from distill.core.protocols import Benchmark
 from distill.core.types import PairBatch
 from distill.data.pairs import Query
@@ -95,8 +95,8 @@ class GridPoints(Dataset[PairBatch]):
         """Returns a batch of one pair."""
         pair = self._benchmark[index]
         x0, y0, x1, y1 = pair.src_content[0].tolist()  # of the photograph, without its padding
-        box = (pair.src_bbox[0].view(2, 2) - torch.tensor([x0, y0])) / torch.tensor([x1 - x0, y1 - y0])
-        fractions = self._wanted(pair.src_original[0].hash, box.flatten())
+        box = relative_points(pair.src_bbox[0].view(2, 2), pair.src_content[0]).flatten()
+        fractions = self._wanted(pair.src_original[0].hash, box)
         points = (fractions * fractions.new_tensor([x1 - x0, y1 - y0]) + fractions.new_tensor([x0, y0]))[None]
         return pair._replace(
             src_kps=points,

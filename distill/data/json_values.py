@@ -4,8 +4,10 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-LARGEST = 1e9
-"""Of a coordinate, px; larger numbers are mistakes, and the largest whole numbers of JSON are no floats."""
+from distill.core import numbers
+
+LARGEST_COORDINATE = 1e9
+"""px; larger numbers are mistakes, and the largest whole numbers of JSON are no floats."""
 
 
 def object_in(value: Any, what: str) -> dict[str, Any]:
@@ -50,14 +52,14 @@ def numbers_in(value: Any, count: int, what: str, meaning: str = "") -> list[flo
     Raises:
         ValueError: unless it is a list of ``count`` finite numbers; text and true or false are none.
     """
-    if not isinstance(value, list) or len(value) != count or not all(map(is_number, value)):
+    if not isinstance(value, list) or len(value) != count or not all(map(is_bounded_number, value)):
         raise ValueError(f"{what} is {shown(value)} where {count} numbers are expected{f': {meaning}' * bool(meaning)}")
     return [float(number) for number in value]
 
 
-def is_number(value: Any) -> bool:
-    """Returns whether a value is a number of ordinary size; true and false are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
+def is_bounded_number(value: Any) -> bool:
+    """Returns whether a value is a number that can be a coordinate, within :data:`LARGEST_COORDINATE`; NaN, true and false are none."""
+    return numbers.is_number(value) and -LARGEST_COORDINATE <= value <= LARGEST_COORDINATE
 
 
 def by_id(entries: Iterable[dict[str, Any]], what: str) -> dict[Any, dict[str, Any]]:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.core.errors import DataError
+from distill.data.pair_sampling import check_pairs_per_image
 
 
 def nearest_pairs(features: NDArray, categories: Sequence[str], per_image: int) -> list[tuple[int, int]]:
@@ -20,8 +21,10 @@ def nearest_pairs(features: NDArray, categories: Sequence[str], per_image: int) 
         Pairs (image, its neighbour) of numbers, image by image.
 
     Raises:
+        ConfigError: for a ``per_image`` below 1.
         DataError: when no category has two images.
     """
+    check_pairs_per_image(per_image, "pairs_per_image")
     directions = features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
     names = np.asarray(categories)
     members = {category: np.flatnonzero(names == category) for category in dict.fromkeys(categories)}

@@ -7,7 +7,8 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.core.errors import DataError
+from distill.core.errors import ConfigError, DataError
+from distill.core.numbers import is_whole
 
 MAX_PAIRS = 100_000
 """The most pairs that are drawn where no number is given; 100,000 pairs of names take about 20 MiB."""
@@ -21,6 +22,12 @@ Array = NDArray[np.int64]
 def count_pairs(categories: Sequence[str]) -> int:
     """Returns how many ordered pairs of different images of one category there are."""
     return sum(count * (count - 1) for count in Counter(categories).values())
+
+
+def check_pairs_per_image(count: int, key: str = "data.pairs_per_image") -> None:
+    """Raises a :class:`ConfigError` unless ``count``, how many targets a source image gets, is a whole number of at least 1."""
+    if not is_whole(count, 1):
+        raise ConfigError(f"Expected {key} as a whole number of at least 1 but got {count!r}; 4 is usual.")
 
 
 def sample_pairs(categories: Sequence[str], n_pairs: int, seed: int, per_source: int = 1) -> list[tuple[int, int]]:
@@ -41,8 +48,10 @@ def sample_pairs(categories: Sequence[str], n_pairs: int, seed: int, per_source:
         (source, target) numbers of images.
 
     Raises:
+        ConfigError: for a ``per_source`` below 1.
         DataError: when there are fewer such pairs than asked for.
     """
+    check_pairs_per_image(per_source)
     members: dict[str, list[int]] = defaultdict(list)
     for number, category in enumerate(categories):
         members[category].append(number)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill.core.errors import DataError
-from distill.core.geometry import image_size, map_points
+from distill.core.geometry import image_size, map_points, relative_points
 from distill.core.types import Original, PairBatch
 
 Threshold = Literal["bbox", "img", "kps_bbox"]
@@ -77,9 +77,7 @@ class Query(NamedTuple):
     @classmethod
     def of(cls, pair: PairBatch) -> "Query":
         """Returns the query of a batch of one pair."""
-        points = pair.src_kps[0, pair.kps_mask[0]].double()
-        x0, y0, x1, y1 = pair.src_content[0].double().unbind()
-        relative = (points - torch.stack([x0, y0])) / torch.stack([x1 - x0, y1 - y0])
+        relative = relative_points(pair.src_kps[0, pair.kps_mask[0]].double(), pair.src_content[0])
         return cls(pair.src_original[0].hash, pair.trg_original[0].hash, relative.numpy())
 
 

@@ -27,7 +27,7 @@ from distill.data.coco import PIXEL_CENTRE
 from distill.data.keypoints import ImageKeypoints, NameFinder, category_of, parts_by_category
 
 SCORER = "distill"  # DeepLabCut's name for whoever labelled
-LARGEST = 2**29
+LARGEST_BYTES = 2**29
 """Bytes of a SLEAP file's tables, unpacked: those of several million points."""
 EMBEDDED = re.compile(r"/video\d+/video")
 """Names of a SLEAP file's embedded images."""
@@ -75,11 +75,21 @@ def _load_slp(file: Path) -> Any:
     sleap_io = _sleap_io(file)
     try:
         _check_hdf5(file)
-        return sleap_io.load_slp(str(file), open_videos=False)
+        labels = sleap_io.load_slp(str(file), open_videos=False)
+        _check_frames(labels)
+        return labels
     except Exception as error:  # h5py and sleap-io raise exceptions of many types for damaged files
         raise DataError(
             f"Expected labels of SLEAP in {file} but they cannot be read ({error}); restore the file."
         ) from error
+
+
+def _check_frames(labels: Any) -> None:
+    """Raises a ValueError when a frame has a number that its list of images has no image for, counted from 0."""
+    for frame in labels:
+        files = frame.video.filename
+        if not isinstance(files, str) and not 0 <= frame.frame_idx < len(files):
+            raise ValueError(f"a frame has number {frame.frame_idx}, counted from 0, in a list of {len(files)} images")
 
 
 def _load_deeplabcut(file: Path) -> Any:
@@ -226,8 +236,8 @@ def _check_hdf5(file: Path) -> None:
                     raise ValueError(f"its table {found.name} lies in other files")
                 elif isinstance(found, h5py.Dataset) and not EMBEDDED.fullmatch(found.name):
                     total += _unpacked(found)
-    if total > LARGEST:
-        raise ValueError(f"its tables grow to {total / 2**20:.0f} MiB, more than {LARGEST / 2**20:.0f}")
+    if total > LARGEST_BYTES:
+        raise ValueError(f"its tables grow to {total / 2**20:.0f} MiB, more than {LARGEST_BYTES / 2**20:.0f}")
 
 
 def _unpacked(table: Any) -> int:
@@ -246,7 +256,7 @@ def _unpacked(table: Any) -> int:
     for place in np.ndindex(table.shape or ()):
         value = table[place]
         total += value.nbytes if isinstance(value, np.ndarray) else len(value)
-        if total > LARGEST:
+        if total > LARGEST_BYTES:
             break
     return total
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from distill.core.errors import DataError, in_one_line
 from distill.data.npz import UNREADABLE, NpzFile
 
-LARGEST = 100 * 2**20  # bytes of both arrays, unpacked
+LARGEST_BYTES = 100 * 2**20  # bytes of both arrays, unpacked
 
 MARGIN = 0.5  # of a frame's side that annotators may click beyond its border
 
@@ -52,7 +52,7 @@ def read_tracks(path: str | Path) -> Tracks:
         )
     try:
         with NpzFile(path) as file:
-            (shape, dtype), (other_shape, other_dtype) = file.headers(("points", "occluded"), LARGEST).values()
+            (shape, dtype), (other_shape, other_dtype) = file.headers(("points", "occluded"), LARGEST_BYTES).values()
             fits = len(shape) == 3 and shape[2] == 2 and other_shape == shape[:2] and 0 not in shape
             if not (fits and np.issubdtype(dtype, np.floating) and other_dtype == np.bool_):
                 raise DataError(

@@ -5,12 +5,12 @@ import io
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
+from distill.core.geometry import relative_points
 from distill.core.protocols import Benchmark
 from distill.core.types import Original, PairBatch
 from distill.data.pairs import to_original
@@ -117,9 +117,7 @@ def _answer(evaluation: Evaluation, place: int, size: NDArray) -> dict[str, Any]
 
 
 def _fractions(points: Tensor, content: Tensor) -> list[list[float]]:
-    x0, y0, x1, y1 = content.double().unbind()
-    relative = (points.double() - torch.stack([x0, y0])) / torch.stack([x1 - x0, y1 - y0])
-    return _rounded(relative.numpy())
+    return _rounded(relative_points(points.double(), content).numpy())
 
 
 def _rounded(points: NDArray) -> list[list[float]]:

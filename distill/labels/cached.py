@@ -118,8 +118,9 @@ class Cached:
 
     def _what_is_missing(self, pairs: PairBatch, missing: torch.Tensor) -> str:
         row = int(missing.any(1).nonzero()[0, 0])
+        folders = " and ".join(map(str, self.store.folders))
         return (
-            f"Expected a label for every point in {self.store.folder} ({len(self.store)} labels) but {int(missing.sum())} "
+            f"Expected a label for every point in {folders} ({len(self.store)} labels) but {int(missing.sum())} "
             f"of {int(pairs.kps_mask.sum())} are missing, such as of {pairs.src_id[row]} -> {pairs.trg_id[row]}; "
             f"make them with: python -m distill label labels.dir={self.store.folder}"
         )

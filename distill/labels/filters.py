@@ -14,6 +14,7 @@ from distill.core.errors import ConfigError
 from distill.core.geometry import cell_centres, flip_points, gaussian_weight, image_size
 from distill.core.protocols import Matcher, PairMatcher, match, match_query, move_to_device_of
 from distill.core.types import Matches, PairBatch
+from distill.data.pairs import exchanged
 
 
 class Criterion(Protocol):
@@ -48,7 +49,7 @@ class RelaxedCycle:
     """Weighs labels by relaxed cycle consistency.
 
     Another matcher matches the labelled target point back to the source. The weight is a Gaussian of the distance between
-    its answer and the source point.
+    its answer and the source point. A label outside the target is moved to its border first: no matcher takes such a query.
 
     Args:
         matcher: that matches back; a fast one suffices.
@@ -63,7 +64,8 @@ class RelaxedCycle:
 
     def __call__(self, pairs: PairBatch, label: Matches) -> Tensor:
         """See :class:`Criterion`."""
-        back = _ask(self.matcher, pairs.trg_img, pairs.src_img, label.trg_kps)
+        query = exchanged(pairs, label.trg_kps)
+        back = _ask(self.matcher, query.src_img, query.trg_img, query.src_kps)
         return gaussian_weight(back, pairs.src_kps, image_size(pairs.src_img), self.tolerance)
 
 

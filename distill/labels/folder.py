@@ -12,7 +12,7 @@ from distill.labels.locks import FILE as LOCKS
 from distill.labels.records import Columns, joined
 from distill.labels.shard import Shard, open_shard, write_shard
 
-LARGEST = 1 << 17
+LABELS_PER_FILE = 1 << 17
 """Labels in one file after compacting, at most."""
 
 
@@ -106,7 +106,7 @@ class LabelFolder:
         old, parts = set(self._known), [columns for _, columns in self.read(first)]
         sizes = sorted({part.heatmap.shape[1:] for part in parts})
         wholes = [joined(part for part in parts if part.heatmap.shape[1:] == size) for size in sizes]
-        new = [w.take(slice(at, at + LARGEST)) for w in wholes for at in range(0, len(w), LARGEST)]
+        new = [w.take(slice(at, at + LABELS_PER_FILE)) for w in wholes for at in range(0, len(w), LABELS_PER_FILE)]
         gone = old - set(self.write(new))
         # It names files that go; a command that is stopped below leaves none that is wrong.
         (self.path / FILE).unlink(missing_ok=True)

@@ -27,7 +27,8 @@ def export(folder: Path, file: Path) -> int:
 
     Raises:
         ConfigError: for another suffix, or a file that is there already.
-        LabelError: when there are no labels, they are damaged, or the file cannot be written.
+        LabelError: when there are no labels, they are damaged, or the file cannot be written to its end.
+        DataError: when the folder of the file cannot be made or written to.
     """
     if file.suffix not in SUFFIXES:
         raise ConfigError(

@@ -65,6 +65,7 @@ def label_keypoints(
     """
     answers: dict[str, dict[int, list[tuple[Tensor, Tensor]]]] = defaultdict(lambda: defaultdict(list))
     found, splits = {}, {}
+    names: dict[str, Sequence[str] | None] = {}
     for benchmark in benchmarks:
         if not benchmark.has_truth:
             raise DataError(
@@ -72,7 +73,6 @@ def label_keypoints(
                 "data.points, or choose label.format=spair71k."
             )
         check_numbers(benchmark)
-        names = part_names(benchmark)
         for label in _labels(store, benchmark):
             trg = label.pair.trg
             name = name_of(benchmark, trg)
@@ -81,9 +81,9 @@ def label_keypoints(
             if name not in found:
                 size = photograph_size(benchmark, trg)
                 found[name] = ImageKeypoints({}, trg.known_box, size, category=trg.category)
-                splits[name] = split_of(benchmark)
-        for name, by_part in answers.items():
-            _fill(found[name], by_part, names, unsure)
+                splits[name], names[name] = split_of(benchmark), part_names(benchmark)
+    for name, by_part in answers.items():
+        _fill(found[name], by_part, names[name], unsure)
     if not found:
         raise LabelError(f"Expected labels of these pairs in {store.folder} but found none; set labels.dir and data.")
     return found, splits

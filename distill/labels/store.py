@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.core.errors import ConfigError, LabelError
-from distill.core.geometry import image_size
+from distill.core.geometry import image_size, relative_points
 from distill.core.heatmaps import recover
 from distill.core.types import Matches, PairBatch
 from distill.data.pairs import Query
@@ -61,8 +61,13 @@ class LabelStore:
         return self._main.fingerprint
 
     def __len__(self) -> int:
-        """How many labels there are, those included that are not written yet."""
+        """How many labels there are in the folder, the fallbacks and memory; one that several folders have counts once."""
         return self._written + len(self._unwritten)
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders that labels are read from: the store's own, then the fallbacks of the same teacher."""
+        return [folder.path for folder in (self._main, *self._fallbacks)]
 
     @property
     def files(self) -> list[Path]:
@@ -100,11 +105,14 @@ class LabelStore:
         for folder in (self._main, *self._fallbacks):
             at = folder.find(keys[:, left])
             hits = left[at >= 0]
-            parts += [(hits[members], columns) for members, columns in folder.read(at[at >= 0])]
+            for members, columns in folder.read(at[at >= 0]):
+                of = hits[members]
+                _check_identity(folder.path, pairs, places[of], points[of], columns)
+                parts.append((of, columns))
             left = left[at < 0]
-        parts += self._from_memory(keys, left)
-        for members, columns in parts:
-            self._check_identity(pairs, places[members], points[members], columns)
+        for members, columns in self._from_memory(keys, left):
+            _check_identity(self.folder, pairs, places[members], points[members], columns)
+            parts.append((members, columns))
         return _assembled(pairs, places, parts)
 
     def add(self, pairs: PairBatch, labels: Matches, mask: Tensor) -> None:
@@ -114,8 +122,8 @@ class LabelStore:
         chosen = labels.heatmap.detach().float().cpu()[places[:, 0], places[:, 1]]
         content = pairs.trg_content.detach().float().cpu()[places[:, 0]]
         heatmaps = _over(chosen, content, image_size(pairs.trg_img), inwards=True).numpy().astype(np.float16)
-        found = labels.trg_kps.detach().cpu().double().numpy()[places[:, 0], places[:, 1]]
-        found = _relative(found, content.double().numpy()).astype(np.float32)
+        answers = labels.trg_kps.detach().cpu()[places[:, 0], places[:, 1]].double()
+        found = relative_points(answers, content).float().numpy()
         confidence = labels.confidence.detach().float().cpu().numpy()[places[:, 0], places[:, 1]]
         for row, (key, b) in enumerate(zip(keys[0].tolist(), places[:, 0].tolist(), strict=True)):
             src, trg = pairs.src_original[b], pairs.trg_original[b]
@@ -158,7 +166,14 @@ class LabelStore:
         self._count()
 
     def _count(self) -> None:
-        self._written = sum(folder.index.distinct() for folder in (self._main, *self._fallbacks))
+        self._written = 0
+        before: list[LabelFolder] = []
+        for folder in (self._main, *self._fallbacks):
+            self._written += folder.index.distinct()
+            if before and len(folder.index):
+                keys = np.unique(folder.index.key)
+                self._written -= int(np.any([other.index.find(keys) >= 0 for other in before], axis=0).sum())
+            before.append(folder)
 
     def _from_memory(self, keys: NDArray[np.uint64], members: NDArray[np.int64]) -> list[Part]:
         if not self._unwritten:
@@ -169,18 +184,19 @@ class LabelStore:
         )
         return [(np.array([member]), Columns.of([record])) for member, record in found if record is not None]
 
-    def _check_identity(self, pairs: PairBatch, places: NDArray, points: NDArray, columns: Columns) -> None:
-        """Refuses records that the index says are of other images or points than they are."""
-        hashes = [image.hash for image in columns.images]
-        near = np.abs(columns.src_point - points).max(1) < 2 / GRID
-        for row, (b, close) in enumerate(zip(places[:, 0].tolist(), near.tolist(), strict=True)):
-            named = hashes[columns.src[row]], hashes[columns.trg[row]]
-            if not close or named != (pairs.src_original[b].hash, pairs.trg_original[b].hash):
-                raise LabelError(
-                    f"Expected an index that fits its files in {self.folder} but it names another label for "
-                    f"{pairs.src_id[b]} -> {pairs.trg_id[b]}; make it again with: python -m distill label repair "
-                    f"labels.dir={self.folder}"
-                )
+
+def _check_identity(folder: Path, pairs: PairBatch, places: NDArray, points: NDArray, columns: Columns) -> None:
+    """Refuses records of a folder whose index says that they are of other images or points than they are."""
+    hashes = [image.hash for image in columns.images]
+    near = np.abs(columns.src_point - points).max(1) < 2 / GRID
+    for row, (b, close) in enumerate(zip(places[:, 0].tolist(), near.tolist(), strict=True)):
+        named = hashes[columns.src[row]], hashes[columns.trg[row]]
+        if not close or named != (pairs.src_original[b].hash, pairs.trg_original[b].hash):
+            raise LabelError(
+                f"Expected an index that fits its files in {folder} but it names another label for "
+                f"{pairs.src_id[b]} -> {pairs.trg_id[b]}; make it again with: python -m distill label repair "
+                f"labels.dir={folder}"
+            )
 
 
 def _assembled(pairs: PairBatch, places: NDArray, parts: Sequence[Part]) -> tuple[Matches, Tensor]:
@@ -225,18 +241,13 @@ def _over(heatmaps: Tensor, content: Tensor, size: tuple[int, int], inwards: boo
 def _located(pairs: PairBatch, places: NDArray) -> tuple[NDArray[np.float64], NDArray[np.uint64]]:
     """Returns (P, 2) x / W, y / H of the points at ``places`` (P, 2), row and column, and the keys (9, P) of each."""
     rows, columns = places[:, 0], places[:, 1]
-    points = pairs.src_kps.detach().cpu().numpy()[rows, columns].astype(np.float64)
-    relative = _relative(points, pairs.src_content.detach().cpu().numpy()[rows].astype(np.float64))
+    points = pairs.src_kps.detach().cpu()[rows, columns].double()
+    relative = relative_points(points, pairs.src_content.detach().cpu()[rows]).numpy()
     src, trg = (
         np.array([image_number(original.hash) for original in originals], np.uint64)
         for originals in (pairs.src_original, pairs.trg_original)
     )
     return relative, _keys_around(src[rows], trg[rows], relative)
-
-
-def _relative(points: NDArray[np.float64], content: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns points (P, 2), x, y px, as fractions of the sides of the boxes ``content`` (P, 4) from their corners."""
-    return (points - content[:, :2]) / (content[:, 2:] - content[:, :2])
 
 
 def _keys_around(src: NDArray[np.uint64], trg: NDArray[np.uint64], points: NDArray) -> NDArray[np.uint64]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from distill.core.errors import ConfigError, DataError
 from distill.core.files import replacing
+from distill.core.geometry import relative_points
 from distill.core.types import Matches, Original, PairBatch
 from distill.data.npz import UNREADABLE
 from distill.matchers.kept_heatmaps import Heatmaps
@@ -217,9 +218,8 @@ def _turns(points: NDArray[np.float64]) -> NDArray[np.intp]:
 
 
 def _relative(points: Tensor, content: Tensor) -> NDArray[np.float64]:
-    """Returns points (n, 2), x, y px, as fractions of the sides of ``content`` (4,) from its corner."""
-    x0, y0, x1, y1 = content.tolist()
-    return (points.cpu().double().numpy() - (x0, y0)) / (x1 - x0, y1 - y0)
+    """Returns points (n, 2), x, y px, as fractions of the sides of ``content`` (4,) from its corner, on the CPU."""
+    return relative_points(points.cpu().double(), content.cpu()).numpy()
 
 
 def _split_heatmaps(arrays: Mapping[str, NDArray]) -> list[NDArray[np.uint8]]:

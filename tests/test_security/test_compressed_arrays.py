@@ -192,7 +192,7 @@ def test_texts_of_sleap_that_many_rows_share_are_refused(tmp_path, monkeypatch):
 
     from distill.data.sleap import read_slp
 
-    monkeypatch.setattr("distill.data.sleap.LARGEST", 2**25)
+    monkeypatch.setattr("distill.data.sleap.LARGEST_BYTES", 2**25)
     path, rows = tmp_path / "shared.slp", 600
     with h5py.File(path, "w") as file:
         table = file.create_dataset("videos_json", (rows,), h5py.string_dtype())

@@ -16,9 +16,9 @@ Examples:
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,8 @@ from distill.core.errors import ConfigError, DataError, nearest
 from distill.core.files import new_folder
 from distill.core.protocols import Benchmark
 from distill.data.annotated_keypoints import annotated_keypoints, annotated_pairs, check_photographs, root_of
+from distill.data.annotations import ImageAnnotation
+from distill.data.broken_files import record
 from distill.data.datasets.folder import FolderPairs, of_split
 from distill.data.download import RECIPES, download
 from distill.data.keypoint_files import check_format, write_keypoints
@@ -44,6 +46,8 @@ from distill.data.photograph_pairs import EmptySplit, NoPairs, PhotographPairs
 from distill.data.spair_tree import write_spair_tree
 from distill.evaluation.pictures import contact_sheet
 from distill.system.progress import Shown, bar, track
+
+T = TypeVar("T")
 
 CHECK_CACHE_MIB = 64  # each photograph is read once or twice, so that keeping more of them serves nothing
 
@@ -85,8 +89,9 @@ def describe(cfg: DictConfig) -> dict:
             "pairs_per_category": dict(sorted(categories.items())),
         }
         if isinstance(benchmark, PhotographPairs):
+            sizes = _sizes(benchmark)
             description |= {
-                "sizes": _sizes(benchmark),
+                "sizes": sizes,
                 "pairs_fingerprint": benchmark.fingerprint(),
                 "skipped": benchmark.skipped,
                 "ignored": benchmark.ignored,
@@ -132,10 +137,32 @@ class _Sheet:
 
 def _sizes(benchmark: PhotographPairs, most: int = 5) -> dict[str, int]:
     """Returns how many photographs have which size, the most frequent first; rarer ones are counted together."""
-    sizes = Counter(benchmark.read(annotation.path).original_size for annotation in benchmark.image_annotations())
+    photographs = _each_photograph(benchmark, lambda annotation: benchmark.read(annotation.path))
+    sizes = Counter(photograph.original_size for _, photograph in photographs)
     common = {f"{width} x {height} px": count for (height, width), count in sizes.most_common(most)}
     others = sizes.total() - sum(common.values())
     return common | ({f"{len(sizes) - most} other sizes": others} if others else {})
+
+
+def _each_photograph(
+    benchmark: PhotographPairs, read: Callable[[ImageAnnotation], T]
+) -> Iterator[tuple[ImageAnnotation, T]]:
+    """Yields what is annotated in each photograph, and what ``read`` returns of it.
+
+    A photograph or an annotation that is broken is left out and added to the data set's ``skipped`` where ``data.on_error`` is skip.
+
+    Raises:
+        DataError: where one is broken and ``data.on_error`` is raise.
+    """
+    broken: dict[str, str] = {}
+    annotations = list(benchmark.image_annotations(broken))
+    benchmark.leave_out(broken)
+    for annotation in track(annotations, "read photographs"):
+        found = record(broken, annotation.name, read, annotation)
+        if found is not None:
+            yield annotation, found
+        else:
+            benchmark.leave_out(broken)
 
 
 def check(cfg: DictConfig) -> dict:
@@ -235,6 +262,7 @@ def pair(cfg: DictConfig) -> dict:
 
     Raises:
         ConfigError: for a data set that takes no list of pairs.
+        DataError: when a photograph or an annotation is broken; data.on_error=skip leaves it out, and it is named.
     """
     if "pairs" not in cfg.data:
         raise ConfigError("Expected a data set that takes a list of pairs; choose data=folder or data=cub.")
@@ -249,16 +277,12 @@ def pair(cfg: DictConfig) -> dict:
                 f"note: the backbone {cfg.describer.backbone} is untrained, so it compares colour and texture more than content; "
                 "describer.weights=pretrained loads trained weights"
             )
-        broken: dict[str, str] = {}
-        annotations = list(benchmark.image_annotations(broken))
-        benchmark.leave_out(broken)
-        _print_left_out(benchmark.skipped)
-        for annotation in track(annotations, "describe"):
-            image = benchmark.image(annotation)
+        for annotation, image in _each_photograph(benchmark, benchmark.image):
             with torch.no_grad():
                 features.append(describer.describe(image.image[None])[0].mean((-2, -1)).numpy())
             names.append(annotation.name)
             categories.append(annotation.category)
+        _print_left_out(benchmark.skipped)
         chosen = nearest_pairs(np.stack(features), categories, cfg.pairs_per_image)
         folder.write_text("pairs.csv", pair_list([(names[image], names[other]) for image, other in chosen]))
         print(f"{len(chosen)} pairs of {len(names)} photographs; train on them with train.pairs={folder / 'pairs.csv'}")

@@ -96,7 +96,7 @@ def _make(cfg: DictConfig) -> int:
         if cfg.label.compact:
             teacher.store.compact()
         teacher.store.refresh()
-        print(f"{made} points labelled, {len(teacher.store)} labels in {cfg.labels.dir}")
+        print(f"{made} points labelled, {len(teacher.store)} labels in {' and '.join(map(str, teacher.store.folders))}")
     return made
 
 

@@ -16,7 +16,6 @@ Examples:
   python -m distill propagate measure root=photos points=all_points.csv ckpt=runs/fit/student.safetensors
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -75,12 +74,13 @@ def make(cfg: DictConfig) -> dict[str, Any]:
 
     Raises:
         ConfigError: for settings that cannot work, and what :func:`inputs` raises.
-        DataError: when none of the photographs can be read.
+        DataError: when none of the photographs can be read, or the COCO file of the points cannot be added to.
     """
     check_threshold(cfg.unsure)
     check_review(cfg.review.count, cfg.review.side)
     config = propagate_config(cfg)
     root, file, names, known = inputs(cfg)
+    base = _base(file)
     todo, device = plan(names, known, list(map(str, cfg.new_parts))), choose_device(cfg.device)
     for part, without in lacking_parts(names, known, todo).items():
         print(
@@ -100,7 +100,7 @@ def make(cfg: DictConfig) -> dict[str, Any]:
                 f"Expected photographs that can be read in {root} but none of {len(todo.wanted)} can; see above."
             )
         images = known | {found.name: with_carried(known.get(found.name), found, todo, cfg.unsure) for found in carried}
-        content = write_coco(images, _base(file))
+        content = write_coco(images, base)
         folder.write_json("keypoints.json", content)
         if cfg.review.count:
             page, unread = review_page(root, images, content, cfg.review.count, cfg.review.side)
@@ -205,12 +205,10 @@ def apply(cfg: DictConfig) -> dict[str, Any]:
         if cfg[key] is None:
             raise ConfigError(f"Expected a file of {key} but got none; add {key}=<file>.")
     target = Path(cfg.annotations)
-    base = read_json(target, _coco, "COCO keypoints", "give the file that propagate wrote")
-    known = [str(entry.get("file_name")) for entry in objects_in(base["images"], "images")]
+    sizes = read_json(target, _coco_sizes, "COCO keypoints", "give the file that propagate wrote")
     images = read_json(
-        Path(cfg.corrections), lambda c: read_coco_images(_coco(c), known), "corrections", "save them again"
+        Path(cfg.corrections), lambda c: read_coco_images(_coco(c), sizes), "corrections", "save them again"
     )
-    sizes = {str(entry.get("file_name")): (entry.get("height"), entry.get("width")) for entry in base["images"]}
     for name, image in images.items():
         if image.size is None or image.size != sizes[name]:
             raise DataError(
@@ -307,11 +305,28 @@ def _counted(todo: Plan) -> str:
 
 
 def _base(file: Path) -> Mapping[str, Any] | None:
-    """Returns the content of a COCO file, whose other entries are kept; None for another format."""
+    """Returns the content of a COCO file, whose other entries are kept; None for another format.
+
+    Raises:
+        DataError: when it cannot be added to, such as for an image without a name: what has no keypoints is not read before.
+    """
     if file.suffix.lower() != ".json":
         return None
-    content = json.loads(file.read_text(encoding="utf-8-sig"))
-    return content if is_coco(content) else None
+
+    def parse(content: Any) -> Mapping[str, Any] | None:
+        """Returns ``content`` where it is COCO's."""
+        if not is_coco(content):
+            return None
+        write_coco({}, content)
+        return content
+
+    return read_json(file, parse, "COCO keypoints", "correct it")
+
+
+def _coco_sizes(content: Any) -> dict[str, tuple[Any, Any]]:
+    """Returns height and width as a COCO file says them of each image, by its name."""
+    entries = objects_in(_coco(content)["images"], "images")
+    return {str(entry.get("file_name")): (entry.get("height"), entry.get("width")) for entry in entries}
 
 
 def _coco(content: Any) -> dict[str, Any]:

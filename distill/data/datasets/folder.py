@@ -83,8 +83,6 @@ class FolderPairs(PhotographPairs):
             )
         if n_points < 1:
             raise ConfigError(f"Expected data.n_points of at least 1 but got {n_points}.")
-        if pairs_per_image < 1:
-            raise ConfigError(f"Expected data.pairs_per_image of at least 1 but got {pairs_per_image}.")
         image_config = ImageConfig.of(image_options)
         self._configure(image_config)
         self.root, self.split, self.seed = Path(root).expanduser(), split, seed

@@ -113,6 +113,12 @@ def test_pairs_stay_within_a_category_and_the_most_similar_come_first():
     assert found == [(0, 2), (0, 1), (1, 2), (1, 0), (2, 0), (2, 1), (3, 1), (3, 2)]
 
 
+@pytest.mark.parametrize("count", [0, -1, 1.5])
+def test_an_image_is_paired_with_one_other_at_least(count):
+    with pytest.raises(ConfigError, match=f"Expected pairs_per_image as a whole number of at least 1 but got {count}"):
+        nearest_pairs(np.eye(3), ["a"] * 3, count)
+
+
 def test_a_data_set_without_lists_of_pairs_cannot_be_paired(capsys):
     assert main(["data", "pair", "data=shapes"]) == 2
     assert "choose data=folder or data=cub" in capsys.readouterr().err
@@ -227,6 +233,48 @@ def test_a_photograph_that_cannot_be_read_stops_pairing_or_is_named(folder, tmp_
     assert main([*arguments, f"run.dir={tmp_path}/q", "data.on_error=skip"]) == 0
     out = capsys.readouterr().out
     assert "3.png" in out and "of 5 photographs" in out
+
+
+def with_a_cut_photograph(folder, orientation=1):
+    """Adds a photograph with a sound header and half of its pixels, which takes part in no pair that can be read."""
+    file, exif = folder / "cat" / "cut.jpg", Image.Exif()
+    exif[0x0112] = orientation
+    noise = np.random.default_rng(1).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(file, exif=exif)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    return ["data=folder", f"data.root={folder}", "data.size=32"]
+
+
+def test_what_is_left_out_of_the_pairs_is_left_out_of_the_description_too(folder, tmp_path, capsys):
+    arguments = ["data", "describe", *with_a_cut_photograph(folder)]
+    assert main([*arguments, f"run.dir={tmp_path}/d"]) == 2
+    assert "cut.jpg cannot be read" in capsys.readouterr().err
+    assert main([*arguments, f"run.dir={tmp_path}/s", "data.on_error=skip"]) == 0
+    description = json.loads((tmp_path / "s" / "description.json").read_text())
+    assert description["pairs"] == 30 and description["sizes"] == {"60 x 40 px": 6}
+    assert "cut.jpg cannot be read" in description["skipped"]["cat/cut.jpg"]
+
+
+def test_a_photograph_whose_pixels_are_damaged_stops_pairing_or_is_named(folder, tmp_path, capsys):
+    arguments = ["data", "pair", *with_a_cut_photograph(folder), "describer.backbone=resnet10t"]
+    assert main([*arguments, f"run.dir={tmp_path}/p"]) == 2
+    assert "cut.jpg cannot be read" in capsys.readouterr().err
+    assert main([*arguments, f"run.dir={tmp_path}/q", "data.on_error=skip"]) == 0
+    out = capsys.readouterr().out
+    assert "cut.jpg cannot be read" in out and "of 6 photographs" in out
+    assert "cut.jpg" not in (tmp_path / "q" / "pairs.csv").read_text()
+
+
+@pytest.mark.parametrize("format_", ["yolo_pose", "coco"])
+def test_a_photograph_whose_pixels_are_damaged_is_left_out_of_a_conversion(folder, tmp_path, capsys, format_):
+    """Copies of turned photographs are decoded; other photographs would have been copied with their damage."""
+    rows = [f"cat/{name},nose,20,20" for name in (*(f"{number}.png" for number in range(6)), "cut.jpg")]
+    arguments = ["data", "convert", *with_a_cut_photograph(folder, orientation=6), "data.on_error=skip"]
+    (folder / "points.csv").write_text("\n".join(["image,part,x,y", *rows]) + "\n")
+    to = tmp_path / ("to.json" if format_ == "coco" else "to")
+    assert main([*arguments, f"format={format_}", f"to={to}"]) == 0
+    out = capsys.readouterr().out
+    assert "6 images in" in out and "cut.jpg cannot be read" in out
 
 
 def test_a_data_set_of_the_users_own_has_no_address(tmp_path, capsys):

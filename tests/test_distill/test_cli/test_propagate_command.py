@@ -281,6 +281,26 @@ def test_annotations_that_are_damaged_are_named_where_corrections_are_written(la
     assert f"keypoints of annotation {of_b['id']} is" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("images", [3, {}, [3], None])
+def test_annotations_of_another_structure_are_named_where_corrections_are_written(layout, images, capsys):
+    file, saved = layout / "keypoints.json", layout / "corrections.json"
+    file.write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
+    saved.write_text(json.dumps(tools_file()))
+    assert main(["propagate", "apply", f"corrections={saved}", f"annotations={file}"]) == 2
+    error = capsys.readouterr().err
+    assert f"Expected COCO keypoints in {file} but images " in error and "give the file that propagate wrote" in error
+
+
+def test_a_file_that_cannot_be_added_to_is_named_before_a_point_is_carried(layout, capsys):
+    """What has no keypoints is read only when the file is written again."""
+    content = tools_file()
+    del content["images"][1]["file_name"]
+    (layout / "cvat.json").write_text(json.dumps(content))
+    assert propagate(layout, f"points={layout}/cvat.json") == 2
+    assert f"in {layout}/cvat.json but the key 'file_name' is missing" in capsys.readouterr().err
+    assert not (layout / "out").exists()
+
+
 def test_a_drawn_box_stays_when_points_are_carried_and_corrected(layout):
     content = tools_file()
     content["annotations"][1]["bbox"] = [10, 10, 40, 30]

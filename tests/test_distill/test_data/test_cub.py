@@ -121,6 +121,8 @@ def test_bad_settings_are_named(layout):
         CUBPairs(str(layout), "tets", 4)
     with pytest.raises(ConfigError, match="at least 16 px"):
         CUBPairs(str(layout), "test", 4, size=4)
+    with pytest.raises(ConfigError, match="data.pairs_per_image as a whole number of at least 1 but got 0"):
+        CUBPairs(str(layout), "test", 4, pairs_per_image=0)
 
 
 @pytest.mark.parametrize("folder", ["CUB_crops", "CUB_200_2011"])

@@ -1,5 +1,7 @@
+import errno
 import hashlib
 import io
+import os
 import tarfile
 import threading
 import zipfile
@@ -134,6 +136,55 @@ def test_a_damaged_archive_is_told(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match="it is damaged"):
         extract(tmp_path / name, tmp_path / "out")
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tgz"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EIO])
+def test_an_archive_that_cannot_be_written_out_is_not_told_to_be_damaged(tmp_path, monkeypatch, suffix, number):
+    path = archive(tmp_path / f"a{suffix}", ["good.txt"])
+
+    def refuse(*arguments, **settings):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("zipfile.ZipFile.extractall", refuse)
+    monkeypatch.setattr("tarfile.TarFile.extractall", refuse)
+    with pytest.raises(DataError, match="Expected to unpack .* but got: .* the archive was kept: make room") as told:
+        extract(path, tmp_path / "out")
+    assert os.strerror(number) in str(told.value) and "damaged" not in str(told.value) and path.exists()
+
+
+def test_a_folder_in_the_place_of_a_file_is_not_told_to_be_damage_of_the_archive(tmp_path):
+    (tmp_path / "out" / "good.txt").mkdir(parents=True)
+    with pytest.raises(DataError, match="Expected to unpack .*good.txt"):
+        extract(archive(tmp_path / "a.zip", ["good.txt"]), tmp_path / "out")
+
+
+def test_a_download_to_a_full_disk_says_what_can_be_done(server, tmp_path, monkeypatch):
+    def full(url, part, progress):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("distill.data.download._fetch", full)
+    with pytest.raises(
+        DataError, match="No space left on device; make room in .* or choose another data.root, and run"
+    ):
+        download(Source(f"{server}/file.csv"), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["zip", "lzma", "gz", "bz2", "xz"])
+def test_an_archive_that_is_damaged_inside_is_told(tmp_path, kind):
+    path, content = tmp_path / ("a.zip" if kind in ("zip", "lzma") else "a.tgz"), os.urandom(5000)
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA if kind == "lzma" else zipfile.ZIP_DEFLATED) as zipped:
+            zipped.writestr("a.bin", content)
+    else:
+        with tarfile.open(path, f"w:{kind}") as tarred:
+            info = tarfile.TarInfo("a.bin")
+            info.size = len(content)
+            tarred.addfile(info, io.BytesIO(content))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:40] + bytes(9) + whole[49:] if path.suffix == ".zip" else whole[:2500])
+    with pytest.raises(DataError, match="it is damaged .* remove it and download again"):
+        extract(path, tmp_path / "out")
 
 
 def test_every_benchmark_says_how_one_comes_by_it():

@@ -25,6 +25,7 @@ from distill.data.keypoints import ImageKeypoints
 from distill.data.label_studio import read_label_studio, write_label_studio
 from distill.data.points_file import read_keypoints, read_points_file
 from distill.data.readers import _unique, read_json
+from distill.data.sleap import labelled_images
 from distill.data.yolo_pose import yolo_line
 
 SIZE = (40, 60)
@@ -149,6 +150,26 @@ def test_a_damaged_slp_file_is_named(layout):
     (layout / "kps.slp").write_bytes(b"no HDF5")
     with pytest.raises(DataError, match="labels of SLEAP in .*kps.slp but they cannot be read"):
         read_points_file(layout / "kps.slp", list(keypoints()))
+
+
+@pytest.mark.parametrize("number", [1, 5, -1])
+def test_a_frame_that_its_list_of_images_lacks_is_named(number, layout):
+    """A negative number named another image of the list."""
+    h5py = pytest.importorskip("h5py")
+    file = layout / "kps.slp"
+    write_keypoints({"cat/a.jpg": keypoints()["cat/a.jpg"]}, layout, file, "sleap")
+    with h5py.File(file, "r+") as opened:
+        rows, attributes = opened["frames"][:], dict(opened["frames"].attrs)
+        signed = np.dtype([(name, "<i8") for name in rows.dtype.names])
+        rows = rows.astype(signed)
+        rows["frame_idx"] = number
+        del opened["frames"]
+        opened.create_dataset("frames", data=rows).attrs.update(attributes)
+    for read in (lambda: read_points_file(file, list(keypoints())), lambda: labelled_images(file)):
+        with pytest.raises(
+            DataError, match=f"kps.slp but .*a frame has number {number}, counted from 0, in a list of 1 images"
+        ):
+            read()
 
 
 def test_yolo_pose_has_fractions_and_visibilities(layout, tmp_path):

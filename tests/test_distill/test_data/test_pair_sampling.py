@@ -1,3 +1,4 @@
+import math
 import time
 import tracemalloc
 from collections import defaultdict
@@ -6,7 +7,7 @@ from itertools import islice, zip_longest
 import numpy as np
 import pytest
 
-from distill.core.errors import DataError
+from distill.core.errors import ConfigError, DataError
 from distill.data import pair_sampling
 from distill.data.pair_sampling import count_pairs, sample_pairs
 
@@ -71,6 +72,13 @@ def test_pairs_of_many_images_are_drawn_in_little_time_and_memory(n_images):
     seconds, (_, peak) = time.process_time() - start, tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(set(pairs)) == 100 and peak < 50 * 2**20 and seconds < 8
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5, math.nan, True])
+def test_a_source_has_one_target_at_least(count):
+    """With none the draw never ended."""
+    with pytest.raises(ConfigError, match="data.pairs_per_image as a whole number of at least 1 but got"):
+        sample_pairs(["a", "a"], 1, seed=0, per_source=count)
 
 
 def test_more_pairs_than_there_are_is_an_error():

@@ -1,9 +1,13 @@
+import numpy as np
 import pytest
 import torch
 
 from distill.core.errors import DataError
+from distill.core.geometry import relative_points
 from distill.data.pair_sampling import sample_pairs
-from distill.data.pairs import collate_pairs, select_pairs, to_original
+from distill.data.pairs import Query, collate_pairs, select_pairs, to_original
+from distill.labels.store import LabelStore
+from distill.matchers.oracle import Oracle
 
 
 def test_batches_are_padded_to_the_most_points(make_pairs):
@@ -28,6 +32,33 @@ def test_selecting_rows_takes_everything_of_them(make_pairs):
 def test_points_go_back_to_original_pixels(make_pairs):
     pair = make_pairs(1)._replace(trg_size=torch.tensor([[64, 16]]))
     assert to_original(torch.tensor([[[16.0, 16.0]]]), pair)[0, 0].tolist() == [8.0, 32.0]
+
+
+@pytest.mark.parametrize("precision", [np.float32, np.float64])
+def test_points_relative_to_a_box_are_those_of_numpy_to_the_bit(precision):
+    """Labels are keyed by them."""
+    random = np.random.default_rng(0)
+    corners = random.integers(0, 100, (1000, 2)) + random.random((1000, 2)).astype(np.float32)
+    boxes = np.concatenate([corners, corners + random.uniform(1, 900, (1000, 2))], 1).astype(np.float32)
+    points = random.uniform(0, 1000, (1000, 2)).astype(precision)
+    wide = boxes.astype(precision)
+    expected = (points - wide[:, :2]) / (wide[:, 2:] - wide[:, :2])
+    found = relative_points(torch.from_numpy(points), torch.from_numpy(boxes))
+    assert expected.dtype == precision and np.array_equal(found.numpy(), expected)
+    each = [relative_points(torch.from_numpy(points[n : n + 1]), torch.from_numpy(boxes[n])) for n in range(1000)]
+    assert torch.equal(torch.cat(each), found)
+
+
+def test_a_query_and_a_stored_label_have_one_key(make_pairs):
+    content = torch.tensor([[3.0, 1.0, 29.0, 32.0]])
+    pair = make_pairs(50)._replace(src_content=content)
+    points = pair.src_kps[0].double().numpy()
+    expected = (points - [3, 1]) / [26, 31]
+    assert np.array_equal(Query.of(pair).points, expected)
+    store = LabelStore("nowhere", {})
+    store.add(pair, Oracle().match_pairs(pair), pair.kps_mask)
+    assert np.array_equal([r.src_point for r in store._unwritten.values()], expected.astype(np.float32))
+    assert store.known(Query.of(pair)).all() and len(store) == 50
 
 
 @pytest.mark.parametrize(("threshold", "expected"), [("bbox", 28.0), ("img", 32.0)])

@@ -62,6 +62,7 @@ def test_every_image_serves_as_source_about_as_often_as_asked_for():
         ({"split": "test", "n_pairs": 0}, "data.n_pairs of at least 1"),
         ({"split": "test", "n_pairs": None}, "data.n_pairs of at least 1"),
         ({"split": "test", "size": 8}, "at least 16 px"),
+        ({"split": "test", "pairs_per_image": 0}, "data.pairs_per_image as a whole number of at least 1"),
         ({"split": "test", "difficulty": "hrad"}, "did you mean 'hard'"),
     ],
 )

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from distill.core.errors import ConfigError
 from distill.data.datasets.shapes import images
 from distill.data.datasets.shapes.images import SPLITS, CaptionedShapes
 from distill.data.datasets.shapes.render import NOTHING, cast, render
@@ -108,3 +109,8 @@ def test_pictures_and_depths_do_not_depend_on_autocast():
         found, again = render(scenes, 24), cast(scenes, places, places.flip(0))
     for before, after in zip((*expected, *rays), (*found, *again), strict=True):
         assert torch.equal(before, after)
+
+
+def test_a_batch_of_pictures_has_one_at_least():
+    with pytest.raises(ConfigError, match="batch_size, of pictures, as a whole number of at least 1 but got 0"):
+        CaptionedShapes(32, 0, "easy", batch_size=0)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from distill.__main__ import main
-from distill.core.errors import ConfigError, LabelError
+from distill.core.errors import ConfigError, DataError, LabelError
 from distill.data.pairs import collate_pairs
 from distill.labels.audit import audit
 from distill.labels.cached import Cached
@@ -294,6 +294,8 @@ def test_an_export_overwrites_nothing_and_knows_its_suffixes(tmp_path, few):
     with pytest.raises(LabelError, match="found none"):
         export(tmp_path / "empty", tmp_path / "b.csv")
     assert (tmp_path / "a.csv").read_text() == "mine" and not (tmp_path / "b.csv").exists()
+    with pytest.raises(DataError, match="Expected a place to write .*c.csv but got: .*; choose another folder"):
+        export(folder, tmp_path / "a.csv" / "c.csv")
 
 
 def test_the_words_after_label_look_after_a_store(tmp_path, few, capsys):

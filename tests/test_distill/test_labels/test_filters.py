@@ -5,8 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from distill.core.checks import check_query
 from distill.core.errors import ConfigError, LabelError
-from distill.core.geometry import gaussian_heatmap
+from distill.core.geometry import gaussian_heatmap, gaussian_weight
 from distill.core.types import Matches
 from distill.data.datasets.shapes import ShapesPairs
 from distill.data.grid_points import GridPoints
@@ -65,8 +66,27 @@ def test_the_other_matcher_goes_where_the_pairs_are(make_pairs, criterion):
 
 def test_the_cycle_weighs_by_the_distance_on_coming_back(make_pairs):
     pairs = make_pairs(3, size=32)
+    pairs = pairs._replace(src_kps=pairs.src_kps * 0.8)  # so that labels lie inside
     weight = RelaxedCycle(shifted(-1.0), tolerance=0.1)(pairs, label_of(pairs, 4.0))
     torch.testing.assert_close(weight, torch.full((1, 3), math.exp(-((3 / 32) ** 2) / (2 * 0.1**2))))
+
+
+def test_the_cycle_begins_at_the_border_for_a_label_outside_the_target(make_pairs):
+    """Students refuse points outside an image; what padding holds is no point."""
+    pairs = collate_pairs([make_pairs(2, size=32), make_pairs(1, size=32)])
+    asked = []
+
+    def strict(src_img, trg_img, src_kps):
+        check_query(src_img, trg_img, src_kps)
+        asked.append(src_kps)
+        return shifted(0)(src_img, trg_img, src_kps)
+
+    outside = torch.tensor([[[-0.5, 10.0], [40.0, 33.0]], [[5.0, 6.0], [math.nan, math.nan]]])
+    label = label_of(pairs)._replace(trg_kps=outside)
+    weight = RelaxedCycle(strict, tolerance=0.1)(pairs, label)
+    border = torch.tensor([[[0.0, 10.0], [32.0, 32.0]], [[5.0, 6.0], [0.0, 0.0]]])
+    assert torch.equal(asked[0], border)
+    torch.testing.assert_close(weight, gaussian_weight(border, pairs.src_kps, (32, 32), 0.1))
 
 
 def test_agreement_weighs_by_the_distance_between_two_answers(make_pairs):

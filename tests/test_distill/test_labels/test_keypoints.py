@@ -8,8 +8,12 @@ import pytest
 from PIL import Image
 
 from distill.__main__ import main
+from distill.core.vote import vote
+from distill.data.datasets.folder import FolderPairs
 from distill.data.datasets.spair71k import SPairPairs
 from distill.data.points_file import read_keypoints
+from distill.labels.keypoints import label_keypoints
+from distill.labels.store import LabelStore
 
 NAMES = ["cat/a.png", "cat/b.png", "cat/c.png"]
 
@@ -39,6 +43,19 @@ def test_labels_of_each_photograph_are_one_vote_of_all_its_sources(labelled):
     for number, name in enumerate(NAMES):
         assert found[name].points["nose"] == pytest.approx((10 + 5 * number, 8 + number), abs=0.02)
         assert found[name].confidence == {"nose": 1.0, "tail": 1.0} and found[name].category == "cat"
+
+
+def test_answers_of_several_splits_are_voted_on_once(labelled, monkeypatch):
+    """All three data sets have all pairs; each photograph has two sources in each, and two parts."""
+    folder, _ = labelled
+    calls = []
+    monkeypatch.setattr("distill.labels.keypoints.vote", lambda *given: calls.append(given) or vote(*given))
+    splits = [FolderPairs(f"{folder}/photos", split, size=32) for split in ("train", "val", "all")]
+    found, of_split = label_keypoints(LabelStore(folder / "labels"), splits, unsure=0.5)
+    assert [tuple(points.shape) for points, _, _ in calls] == [(1, 6, 2)] * 6
+    assert set(of_split) == set(found) == set(NAMES) and set(of_split.values()) == {"train"}
+    for number, name in enumerate(NAMES):
+        assert found[name].points["nose"] == pytest.approx((10 + 5 * number, 8 + number), abs=0.02)
 
 
 def test_labels_are_exported_with_the_boxes_that_are_known(labelled, tmp_path):

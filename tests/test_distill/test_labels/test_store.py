@@ -13,6 +13,7 @@ from distill.labels import LabelStore
 from distill.labels.cached import Cached
 from distill.labels.folder import LabelFolder
 from distill.labels.generate import label
+from distill.labels.index import Index, write_index
 from distill.labels.records import Columns, Image, Record
 from distill.matchers.oracle import Oracle
 
@@ -79,6 +80,48 @@ def test_offered_labels_are_used_when_they_are_the_teachers_own_and_left_aside_o
     Cached(tmp_path / "own", same, fallbacks=[tmp_path / "shipped"]).match_pairs(few[0])
     Cached(tmp_path / "own", other, fallbacks=[tmp_path / "shipped"]).match_pairs(few[0])
     assert (same.asked, other.asked) == (0, 3)
+
+
+def written(folder: Path, *pairs: PairBatch) -> LabelStore:
+    store = LabelStore(folder, Oracle(4).fingerprint())
+    for pair in pairs:
+        store.add(pair, Oracle(4).match_pairs(pair), pair.kps_mask)
+    store.flush()
+    return store
+
+
+def test_a_label_that_several_folders_have_counts_once(tmp_path, few):
+    """The pairs have 3, 1, 4 and 2 points."""
+    written(tmp_path / "own", few[0], few[1])
+    written(tmp_path / "first", few[1], few[2])
+    written(tmp_path / "second", few[2], few[0], few[3])
+    store = LabelStore(tmp_path / "own", Oracle(4).fingerprint(), [tmp_path / "first", tmp_path / "second"])
+    assert len(store) == 10 and len(LabelStore(tmp_path / "own", None, [tmp_path / "own"])) == 4
+    store.refresh()
+    assert len(store) == 10
+    assert len(LabelStore(tmp_path / "new", Oracle(4).fingerprint(), [tmp_path / "first", tmp_path / "none"][:1])) == 5
+
+
+def test_a_wrong_index_of_a_fallback_is_named_with_the_fallback(tmp_path, few):
+    written(tmp_path / "own", few[0])
+    shipped = tmp_path / "shipped"
+    written(shipped, few[1])
+    written(shipped, few[2])
+    index = LabelFolder(shipped).index
+    wrong = Index(index.files, index.key, index.file, np.roll(index.row, 1) % 1)
+    write_index(shipped, wrong, Oracle(4).fingerprint())
+    store = LabelStore(tmp_path / "own", Oracle(4).fingerprint(), [shipped])
+    with pytest.raises(LabelError, match="an index that fits its files in .*") as told:
+        store.lookup(collate_pairs(few.items))
+    assert f"in {shipped} but" in str(told.value) and f"repair labels.dir={shipped}" in str(told.value)
+    assert str(tmp_path / "own") not in str(told.value)
+
+
+def test_missing_labels_name_every_folder_that_was_looked_in(tmp_path, few):
+    written(tmp_path / "shipped", few[0])
+    cached = Cached(tmp_path / "own", Oracle(4), fallbacks=[tmp_path / "shipped"], read_only=True)
+    with pytest.raises(LabelError, match=rf"every point in {tmp_path}/own and {tmp_path}/shipped \(3 labels\)"):
+        cached.match_pairs(few[2])
 
 
 def test_missing_labels_without_a_teacher_are_an_error_that_says_how_to_make_them(tmp_path, few):

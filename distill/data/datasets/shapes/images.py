@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from distill.core.errors import ConfigError
+from distill.core.numbers import is_whole
 from distill.data.datasets.shapes.render import render
 from distill.data.datasets.shapes.scene import Scene, find_difficulty, sample_scene
 
@@ -37,7 +38,7 @@ class CaptionedShapes(IterableDataset[dict[str, Any]]):
         shares: how often each of several difficulties is drawn, in any unit; without it, equally often.
 
     Raises:
-        ConfigError: for an unknown difficulty, and for shares that do not fit the difficulties.
+        ConfigError: for an unknown difficulty, for shares that do not fit the difficulties, and for a batch size below 1.
     """
 
     def __init__(
@@ -58,6 +59,10 @@ class CaptionedShapes(IterableDataset[dict[str, Any]]):
             raise ConfigError(
                 f"Expected data.shares to hold one number for each of {len(self.difficulties)} difficulties, none negative "
                 f"and not all 0, but got {shares}; correct it."
+            )
+        if not is_whole(batch_size, 1):
+            raise ConfigError(
+                f"Expected batch_size, of pictures, as a whole number of at least 1 but got {batch_size!r}."
             )
         self.shares = np.array(weights) / sum(weights)
         self.size, self.seed = size, seed

@@ -18,7 +18,7 @@ from distill.data.datasets.shapes.images import SPLITS
 from distill.data.datasets.shapes.render import cast, render
 from distill.data.datasets.shapes.scene import Scene, find_difficulty, sample_scene
 from distill.data.pair_list import pairs_fingerprint
-from distill.data.pair_sampling import sample_pairs
+from distill.data.pair_sampling import check_pairs_per_image, sample_pairs
 from distill.data.pairs import AnnotatedImage, ImageView, Query, Threshold, make_pair
 from distill.data.symmetry import named_groups
 
@@ -69,7 +69,7 @@ class ShapesPairs(Dataset[PairBatch]):
         pairs_per_image: how many targets a source image has.
 
     Raises:
-        ConfigError: for an unknown split or difficulty, no number of pairs, or a size below 16.
+        ConfigError: for an unknown split or difficulty, no number of pairs, a number per image below 1, or a size below 16.
     """
 
     name = "shapes"
@@ -95,6 +95,7 @@ class ShapesPairs(Dataset[PairBatch]):
             )
         if size < 16:
             raise ConfigError(f"Expected data.size of at least 16 px but got {size}.")
+        check_pairs_per_image(pairs_per_image)
         find_difficulty(difficulty)
         self.split, self.seed, self.size, self.difficulty = split, seed, size, difficulty
         names = list(CATEGORIES)
