@@ -15,9 +15,8 @@ from torch import nn
 from distill.core.errors import ExportError
 from distill.core.protocols import Benchmark, Matcher
 from distill.evaluation.evaluate import evaluate
-from distill.export.gate import ALPHA
+from distill.export.gate import ALPHA, Gate
 from distill.export.onnx import example, export_student
-from distill.export.onnx_matcher import OnnxMatcher
 from distill.export.runtime import OnnxFile
 from distill.system.memory import PeakMemory
 
@@ -35,7 +34,7 @@ class StudentBench:
         threads: numbers of threads of torch and of ONNX Runtime.
         precisions: of the exported files, see :mod:`distill.export.precision`.
         compiled: whether the module is also measured as torch.compile makes it, which needs a C++ compiler.
-        pairs: that PCK is measured on; None leaves it out.
+        pairs: that PCK is measured on, by which the best of several int8 files is chosen too; None leaves it out.
         calibration: training pairs that int8 takes the range of activations from.
         device: of the torch module; ONNX Runtime runs on the CPU.
     """
@@ -68,8 +67,8 @@ def student_rates(student: nn.Module, name: str, bench: StudentBench) -> list[di
     student, before = student.to(bench.device).eval(), torch.get_num_threads()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="distill-bench-") as folder:
-        files = dict(_files(student, Path(folder), bench))
-        figures = _figures(student, files, bench)
+        files, gates = _files(student, Path(folder), bench)
+        figures = _figures(student, gates, bench)
         try:
             for threads in bench.threads:
                 torch.set_num_threads(threads)
@@ -83,30 +82,34 @@ def student_rates(student: nn.Module, name: str, bench: StudentBench) -> list[di
     return rows
 
 
-def _files(student: nn.Module, folder: Path, bench: StudentBench) -> Iterator[tuple[str, Path]]:
-    """Exports the student in each precision; says which one torch or ONNX Runtime cannot make."""
+def _files(student: nn.Module, folder: Path, bench: StudentBench) -> tuple[dict[str, Path], dict[str, Gate | None]]:
+    """Exports the student in each precision; returns the files and their PCK by way to run.
+
+    A file is also measured where its answers are far from the student's, as they may be with random weights. Prints which precision
+    torch or ONNX Runtime cannot make.
+    """
+    files: dict[str, Path] = {}
+    gates: dict[str, Gate | None] = {}
     for precision in bench.precisions:
-        file = folder / f"{precision}.onnx"
+        way, file = f"ONNX Runtime {precision}", folder / f"{precision}.onnx"
         try:
-            export_student(student, file, bench.size, None, precision, bench.calibration)
+            deviation = export_student(
+                student, file, bench.size, None, precision, bench.calibration, bench.pairs, insist=True
+            )
         except ExportError as error:
             print(f"note: no {precision} file: {error}")
             continue
-        yield f"ONNX Runtime {precision}", file
+        files[way], gates[way] = file, deviation.gate
+    return files, gates
 
 
-def _figures(student: nn.Module, files: Mapping[str, Path], bench: StudentBench) -> dict[str, dict[str, float]]:
+def _figures(student: nn.Module, gates: Mapping[str, Gate | None], bench: StudentBench) -> dict[str, dict[str, float]]:
     """Returns PCK by way to run; torch.compile changes how the module is computed, not what."""
     if bench.pairs is None:
         return {}
-    asked: dict[str, Matcher] = {"torch": student, **{way: OnnxMatcher(file) for way, file in files.items()}}
-    reports = {
-        way: evaluate(
-            matcher, bench.pairs, "student", device=bench.device if way == "torch" else "cpu", progress=False
-        ).report
-        for way, matcher in asked.items()
-    }
-    return {way: {f"pck@{ALPHA}": round(report["pck"]["image"][ALPHA], 2)} for way, report in reports.items()}
+    report = evaluate(student, bench.pairs, "student", device=bench.device, progress=False).report
+    found = {"torch": report["pck"]["image"][ALPHA], **{way: gate.file for way, gate in gates.items() if gate}}
+    return {way: {f"pck@{ALPHA}": round(value, 2)} for way, value in found.items()}
 
 
 def _ways(

@@ -3,11 +3,11 @@
 All variants run in one process, on the same weights, pairs and points.
 """
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 from torch.utils.data import Subset
 
 from distill.core.errors import ConfigError
@@ -71,19 +71,23 @@ def _plain(node: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in OmegaConf.to_container(node, resolve=True).items()}  # type: ignore[union-attr]
 
 
-def measure(matcher: Matcher | PairMatcher, name: str, pairs: Benchmark) -> dict[str, Any]:
+def measure(matcher: Matcher | PairMatcher, name: str, pairs: Benchmark, device: str = "cpu") -> dict[str, Any]:
     """Returns points per second, time and UNet passes per point, peak memory and PCK per image and per point of ``matcher`` on ``pairs``.
 
+    The time is that of the answers alone, by the wall clock, read when they have reached the CPU.
+
     Args:
-        matcher: newly built, so that its caches are empty.
+        matcher: newly built, so that its caches are empty. A torch module is moved to ``device``.
         name: of the variant.
         pairs: that are matched.
+        device: where the pairs are sent.
     """
     before = getattr(matcher, "passes", None)  # loads the weights, which is not to be timed
-    start = time.perf_counter()
-    with PeakMemory(device_of(matcher, "cpu")) as memory:
-        report = evaluate(matcher, pairs, name, batch_size=1, progress=False).report
-    seconds, points = time.perf_counter() - start, report["n_points"]
+    matcher = matcher.to(device) if isinstance(matcher, nn.Module) else matcher
+    with PeakMemory(device_of(matcher, device)) as memory:
+        evaluation = evaluate(matcher, pairs, name, batch_size=1, device=device, progress=False)
+    report, seconds = evaluation.report, evaluation.answers.seconds
+    points = report["n_points"]
     passes = None if before is None else round((getattr(matcher, "passes", 0) - before) / points, 1)
     return {
         "what": "teacher",
@@ -101,13 +105,14 @@ def measure(matcher: Matcher | PairMatcher, name: str, pairs: Benchmark) -> dict
 
 
 def measure_variants(
-    found: Iterable[tuple[str, dict[str, Any], FirstPairs]], build: Callable[[Any], Any]
+    found: Iterable[tuple[str, dict[str, Any], FirstPairs]], build: Callable[[Any], Any], device: str = "cpu"
 ) -> Iterator[dict[str, Any]]:
     """Yields a row for each variant, as it is measured.
 
     Args:
         found: what :func:`planned` returns.
         build: makes a matcher from its configuration.
+        device: see :func:`measure`.
     """
     for name, config, pairs in found:
-        yield measure(build(config), name, pairs)
+        yield measure(build(config), name, pairs, device)

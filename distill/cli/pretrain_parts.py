@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 from torch import nn
 
 from distill.cli.config import instantiate
 from distill.core.errors import ConfigError
+from distill.training.callbacks.checkpoint_after_validation import CheckpointAfterValidation
 from distill.training.callbacks.json_lines import JsonLines
 from distill.training.callbacks.step_progress import StepProgress
 from distill.training.whole_checkpoints import write_whole_checkpoints
@@ -94,8 +94,13 @@ def trainer_of(cfg: DictConfig, folder: Path, name: str, device: str, callbacks:
     Raises:
         ConfigError: when Lightning does not take the settings.
     """
-    keep = ModelCheckpoint(
-        folder / "checkpoints", save_top_k=0, save_last=True, every_n_train_steps=cfg.diffusion.checkpoint_every
+    validate_every = cfg.diffusion.validate_every if name == "diffusion" else None
+    keep = CheckpointAfterValidation(
+        validate_every,
+        dirpath=folder / "checkpoints",
+        save_top_k=0,
+        save_last=True,
+        every_n_train_steps=cfg.diffusion.checkpoint_every,
     )
     keep.CHECKPOINT_NAME_LAST = name
     trainer = instantiate(
@@ -106,7 +111,7 @@ def trainer_of(cfg: DictConfig, folder: Path, name: str, device: str, callbacks:
         precision=cfg.precision,
         logger=JsonLines(folder, f"{name}.jsonl"),
         callbacks=[*callbacks, keep, _progress(name)],
-        val_check_interval=cfg.diffusion.validate_every if name == "diffusion" else None,
+        val_check_interval=validate_every,
         check_val_every_n_epoch=None if name == "diffusion" else 1,
         num_sanity_val_steps=0,
         gradient_clip_val=1.0 if name == "autoencoder" else None,

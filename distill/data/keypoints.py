@@ -99,6 +99,8 @@ class NameFinder:
         Raises:
             ValueError: when it is not known or ambiguous.
         """
+        if file_name in self.known:  # a name may hold a backslash that separates nothing
+            return file_name
         path = file_name.replace("\\", "/")
         if path in self.known:
             return path

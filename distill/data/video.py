@@ -4,7 +4,8 @@ The container's format is that of the file's suffix and is not guessed: formats 
 playlists, are never opened.
 """
 
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ class Frame(NamedTuple):
     Attributes:
         number: from 0 on.
         seconds: from the first frame on; a file may count from another time.
-        pixels: (H, W, 3) bytes, RGB, turned as the file says.
+        pixels: (H, W, 3) bytes, RGB, turned and mirrored as the file says.
     """
 
     number: int
@@ -65,18 +66,39 @@ def read_frames(path: str | Path, every: int = 1) -> Iterator[Frame]:
                     f"{stream.height} px; make it smaller."
                 )
             stream.codec_context.options = {"max_pixels": str(LARGEST_FRAME)}  # later frames may have other sizes
-            start, number, time = 0.0, -1, 0.0
+            start, number, time, held = 0.0, -1, 0.0, 0.0
             for number, frame in enumerate(video.decode(stream)):
                 time = float(frame.time or 0.0)
                 start = time if number == 0 else start
+                held = float((getattr(frame, "duration", None) or 0) * (frame.time_base or 0))
                 if number % every == 0:
-                    pixels = np.rot90(
-                        frame.to_ndarray(format="rgb24"), round((getattr(frame, "rotation", 0) or 0) / 90)
-                    )
-                    yield Frame(number, time - start, np.ascontiguousarray(pixels))
-            _check_whole(path, video, number + 1, time + (time - start) / max(number, 1))
+                    yield Frame(number, time - start, upright(frame.to_ndarray(format="rgb24"), _matrix(frame)))
+            _check_whole(path, video, number + 1, time + max(held, (time - start) / max(number, 1)))
     except av.error.FFmpegError as error:
         raise DataError(f"Expected a whole video at {path} but it cannot be read ({error}); copy it again.") from error
+
+
+def upright(pixels: NDArray[np.uint8], matrix: Sequence[float] | None) -> NDArray[np.uint8]:
+    """Returns the pixels (H, W, 3) of a frame as they are shown, turned and mirrored by the display matrix of the video.
+
+    Args:
+        pixels: as they are stored.
+        matrix: a, b, c, d, by which the pixel x, y is shown at a x + c y, b x + d y (FFmpeg, libavutil/display.h). Angles other than
+            right ones are rounded to these; None, or zeros, for pixels that are shown as they are stored.
+    """
+    a, b, c, d = matrix or (1, 0, 0, 1)
+    if abs(b) + abs(c) > abs(a) + abs(d):  # rows become columns
+        pixels, a, d = pixels.transpose(1, 0, 2), c, b
+    return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+
+
+def _matrix(frame: Any) -> tuple[float, float, float, float] | None:
+    """Returns the part of a frame's display matrix that :func:`upright` takes."""
+    given = frame.side_data.get("DISPLAYMATRIX")
+    if given is None:
+        return None
+    a, b, _, c, d = struct.unpack("=5i", bytes(given)[:20])
+    return a, b, c, d
 
 
 def _check_whole(path: str | Path, video: Any, frames: int, end: float) -> None:

@@ -27,9 +27,9 @@ from distill.core.digest import state_digest
 from distill.core.files import replacing
 from distill.core.version import __version__
 from distill.export.licences import weights_licence
+from distill.export.student_file import ABOUT_FIELDS
 
 FORMAT = "distill-onnx-1"
-STORIES = ("teacher", "data", "figures", "licences")
 
 
 def file_metadata(
@@ -42,7 +42,7 @@ def file_metadata(
         size: side of the square images, px.
         precision: of the file.
         config: what builds the student.
-        about: "teacher", "data", "figures", "licences" as far as they are known, see :func:`distill.export.student_file.read_about`.
+        about: what is known of :data:`distill.export.student_file.ABOUT_FIELDS`.
     """
     count = sum(parameter.numel() for parameter in student.parameters())
     backbone = config.get("backbone") or getattr(getattr(student, "backbone", None), "name", None)
@@ -54,10 +54,10 @@ def file_metadata(
         "resize": config.get("resize", "squash"),
         "points": "x, y in px of the source image; the centre of the top-left pixel is (0.5, 0.5)",
     }
-    stories = {key: about.get(key, {}) for key in STORIES}
+    fields = {key: about.get(key, {}) for key in ABOUT_FIELDS}
     licence = backbone_licence(student, config)
     if licence is not None:
-        stories["licences"] = {"backbone": licence, **stories["licences"]}
+        fields["licences"] = {"backbone": licence, **fields["licences"]}
     return {
         "format": FORMAT,
         "version": __version__,
@@ -68,7 +68,7 @@ def file_metadata(
         "input": json.dumps(described),
         "student": json.dumps(dict(config)),
         "fingerprint": state_digest(student),
-        **{key: json.dumps(value) for key, value in stories.items()},
+        **{key: json.dumps(value) for key, value in fields.items()},
     }
 
 

@@ -100,12 +100,7 @@ def _listed(about: Mapping[str, Any], keys: tuple[str, ...]) -> str:
     """Returns what is known under ``keys`` as a list, or that it was not recorded."""
     lines = []
     for key in keys:
-        value = about.get(key) or {}
-        told = (
-            ", ".join(f"{name} {_plain(inner)}" for name, inner in value.items())
-            if isinstance(value, dict)
-            else str(value)
-        )
+        told = ", ".join(f"{name} {_plain(inner)}" for name, inner in about.get(key, {}).items())
         lines.append(f"- {key}: {told or 'not recorded in the file'}")
     return "\n".join(lines)
 

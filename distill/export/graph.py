@@ -6,7 +6,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from distill.core.errors import ExportError
+from distill.core.errors import ExportError, in_one_line
 from distill.system.garbage import without_collection
 
 OPSET = 18  # newer ones break TensorRT, older ones WebGPU
@@ -52,7 +52,7 @@ def trace(
         cause = error.__cause__ or error
         raise ExportError(
             f"Expected a student that torch exports to ONNX but {name} is none: {type(cause).__name__}, "
-            f"{_first_line(cause)}; the student itself works without the file. Backbones that export: resnet, mobilenet, "
+            f"{in_one_line(cause, 160).rstrip('.')}; the student itself works without the file. Backbones that export: resnet, mobilenet, "
             "convnext, swin, fastvit, dinov2."
         ) from error
     assert program is not None  # only the older exporter, dynamo=False, returns None
@@ -83,7 +83,3 @@ def _name_dimensions(model: onnx.ModelProto, free: Mapping[str, Mapping[int, str
         for dimension in tensor.type.tensor_type.shape.dim:
             if dimension.dim_param:
                 dimension.dim_param = names.get(dimension.dim_param, dimension.dim_param)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0][:160].rstrip(".")

@@ -85,10 +85,10 @@ def _weights(node: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def inherited_licence(path: str) -> str:
     """Returns what a student's file, as a teacher or to start from, says of the licences that it has inherited itself."""
-    told: Any = None
+    told: Mapping[str, Any] = {}
     if Path(path).exists():  # a file, or the folder of a bundle
         with suppress(WeightsError):
-            told = read_about(path).get("licences")
-    if not isinstance(told, Mapping) or not told:
+            told = read_about(path).get("licences", {})
+    if not told:
         return weights_licence(path)
     return "made from " + ", ".join(f"{what} ({licence})" for what, licence in told.items())

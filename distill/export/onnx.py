@@ -10,17 +10,15 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-import numpy as np
 import onnx
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
 from distill.core.errors import ConfigError, ExportError, WeightsError, nearest
 from distill.core.files import replacing
-from distill.core.protocols import Benchmark
+from distill.core.protocols import Benchmark, Matcher
 from distill.core.types import Matches, PairBatch
 from distill.export import gate
 from distill.export.about import file_metadata
@@ -30,8 +28,6 @@ from distill.export.onnx_matcher import OnnxMatcher
 from distill.export.precision import PRECISIONS, Feed, encoder_parts, in_half, int8_candidates
 from distill.export.runtime import INPUTS, OUTPUTS
 
-T = TypeVar("T")
-
 TRACED = (2, 3)  # pairs, points; neither 0 nor 1, which the exporter would take for constants
 CHECKED = ((1, 1), (3, 7), (2, 16))
 
@@ -40,8 +36,9 @@ class Deviation(NamedTuple):
     """The largest differences between an ONNX file and the student that it was made from.
 
     Attributes:
-        points_px: of ``trg_kps``, in px, leaving out ties (see :func:`verify`).
-        ties: share of the points that two equally good cells have pulled apart.
+        points_px: of ``trg_kps``, in px, leaving out ties.
+        ties: share of the points that are farther apart than :func:`near_px`. Where two cells of a heatmap are equally high to
+            within the precision, either answer is right.
         confidence: of ``confidence``.
         heatmap: of ``heatmap``, relative to the range of its scores.
         gate: PCK of both on pairs, where there were any.
@@ -52,6 +49,27 @@ class Deviation(NamedTuple):
     confidence: float
     heatmap: float
     gate: Gate | None = None
+
+    @property
+    def loss(self) -> tuple[float, ...]:
+        """What is least of the best of several files: the loss of PCK, or, without pairs, ties and then ``points_px``."""
+        return (self.gate.loss,) if self.gate is not None else (self.ties, self.points_px)
+
+
+BOUNDS = {
+    "fp32": Deviation(points_px=0.05, ties=0.02, confidence=1e-3, heatmap=1e-3),
+    "fp16": Deviation(points_px=1.0, ties=0.1, confidence=0.05, heatmap=0.02),
+    "int8": Deviation(points_px=1.0, ties=0.4, confidence=0.5, heatmap=1.0),
+}
+"""The largest deviations of a file that no PCK is measured of, by precision; those of "fp32" hold in any case.
+
+Of 27 random and trained students with nine backbones the files reach, in "fp16", 0.02 (ties), 0.006 (confidence) and 0.001 (heatmap);
+in "int8", the better of two each, 0.30, 0.14 and 0.64, the last where a flip is preferred in one of two. Files with 5-bit activations,
+or calibrated on black images, have ties of 0.48 to 1.
+"""
+
+CELL_SHARE = 1 / 8
+"""Of the side of a heatmap's cell: how far 8 bits move points even where the cell is the same, for cells of more than 8 px."""
 
 
 def export_student(
@@ -68,7 +86,8 @@ def export_student(
     """Writes ``student`` to an ONNX file and checks that the file gives the student's answers.
 
     The file appears under its name only after the check; a failure leaves nothing behind. In single precision its answers
-    must be the student's to within rounding; in every precision its PCK on ``pairs`` may be at most half a point lower.
+    must be the student's to within rounding; in every precision its PCK on ``pairs`` may be at most half a point lower. A file of
+    reduced precision without ``pairs`` must keep to :data:`BOUNDS`.
 
     Args:
         student: a module with the contract's ``forward(src_img, trg_img, src_kps) -> Matches``; left as it is.
@@ -78,7 +97,8 @@ def export_student(
         precision: "fp32", "fp16" or "int8" of the encoder, see :mod:`distill.export.precision`.
         calibration: training pairs of ``size`` px, which "int8" takes the range of activations from.
         pairs: validation pairs of ``size`` px that student and file are compared on by PCK; None leaves that out.
-        insist: whether to write a file that loses more than half a point of PCK.
+        insist: whether to write a file that loses more than half a point of PCK, or, without ``pairs``, one of reduced precision
+            that is beyond :data:`BOUNDS`.
         about: what else the metadata says of the student, see :mod:`distill.export.about`.
 
     Raises:
@@ -97,15 +117,15 @@ def export_student(
             """Returns how far the file of a graph is off."""
             onnx.helper.set_model_props(model, metadata)
             onnx.save(model, unfinished)
-            bounds = {} if precision == "fp32" else {"tolerance_px": 1.0, "tolerance": math.inf}
-            found = verify(unfinished, student, size, **bounds)
-            return found if measured is None else found._replace(gate=measured(OnnxMatcher(unfinished)))
+            matcher = OnnxMatcher(unfinished)
+            found = verify(matcher, student, size, precision)
+            return found if measured is None else found._replace(gate=measured(matcher))
 
         graphs = candidates(partial(_traced, size=size), student, size, precision, calibration, _feed)
-        deviation, model = best_of(graphs, deviation_of, _loss)
+        deviation, model = best_of(graphs, deviation_of)
+        if not insist:
+            check(deviation, precision)
         if deviation.gate is not None:
-            if not insist:
-                gate.check(deviation.gate, precision)
             onnx.helper.set_model_props(model, gate.with_figures(metadata, deviation.gate))
         onnx.save(model, unfinished)
     return deviation
@@ -177,24 +197,15 @@ def candidates(
 
 
 def best_of(
-    graphs: Iterable[onnx.ModelProto], measure: Callable[[onnx.ModelProto], T], loss: Callable[[T], float]
-) -> tuple[T, onnx.ModelProto]:
-    """Returns what was measured of the graph that loses least, and that graph; the first of equal ones. At most two are held."""
-    return min(((measure(graph), graph) for graph in graphs), key=lambda found: loss(found[0]))
-
-
-def _loss(deviation: Deviation) -> float:
-    return deviation.gate.loss if deviation.gate is not None else deviation.points_px
+    graphs: Iterable[onnx.ModelProto], measure: Callable[[onnx.ModelProto], Deviation]
+) -> tuple[Deviation, onnx.ModelProto]:
+    """Returns the deviation of the graph that loses least, and that graph; the first of equal ones. At most two are held."""
+    return min(((measure(graph), graph) for graph in graphs), key=lambda found: found[0].loss)
 
 
 def _feed(pairs: PairBatch) -> Feed:
     query = (pairs.src_img, pairs.trg_img, pairs.src_kps)
     return {name: value.float().numpy() for name, value in zip(INPUTS, query, strict=True)}
-
-
-def to_onnx(student: nn.Module, size: int) -> onnx.ModelProto:
-    """Returns the graph of ``student`` (on the CPU, in evaluation mode) for images of ``size`` px, in single precision."""
-    return finish(_traced(student, size))
 
 
 def _traced(student: nn.Module, size: int) -> onnx.ModelProto:
@@ -225,44 +236,72 @@ class _AnyNumberOfPoints(nn.Module):
         return Matches(*(field[:, :-1] for field in self.student(src_img, trg_img, points)))
 
 
-def verify(path: Path, student: nn.Module, size: int, tolerance_px: float = 0.05, tolerance: float = 1e-3) -> Deviation:
-    """Compares an ONNX file with the student, at other numbers of pairs and points than the traced ones.
+def verify(matcher: Matcher, student: nn.Module, size: int, precision: str = "fp32") -> Deviation:
+    """Compares an exported student with the student, at other numbers of pairs and points than the traced ones.
 
-    The images are sharp random blocks and noise: smooth ones hide differences in resizing and padding. Where two
-    cells of a heatmap are equally high to within rounding, either answer is right; such ties may be 2 % of the points.
+    The images are sharp random blocks and noise: smooth ones hide differences in resizing and padding.
+
+    Args:
+        matcher: asks the file.
+        student: that it was made of, as :func:`prepared` returns it.
+        size: side of the square images, px.
+        precision: of the file.
 
     Raises:
         WeightsError: when the student gives NaN or infinity.
-        ExportError: when the file does, or they differ by more than ``tolerance_px`` (points, px)
-            or ``tolerance`` (confidence; heatmap relative to its range; infinity to measure without a bound).
+        ExportError: when the file does, or, in single precision, is beyond :data:`BOUNDS`.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     apart, confidence, heatmap = [], 0.0, 0.0
     for seed, (pairs, points) in enumerate(CHECKED, start=1):
         query = example(pairs, points, size, seed)
         with torch.inference_mode():
-            expected = Matches(*(t.numpy() for t in student(*query)))
-        answer = Matches(*session.run(OUTPUTS, {n: t.numpy() for n, t in zip(INPUTS, query, strict=True)}))
-        if not all(np.isfinite(field).all() for field in expected):
+            expected, answer = Matches(*student(*query)), matcher(*query)
+        if not _is_finite(expected):
             raise WeightsError("Expected a student with finite answers but it gives NaN or infinity; train it again.")
-        apart.append(np.linalg.norm(answer.trg_kps - expected.trg_kps, axis=-1).ravel())
+        if not _is_finite(answer):
+            advice = "use the student itself" if precision == "fp32" else "export precision=fp32"
+            raise ExportError(f"Expected the ONNX file to give finite answers but it gives NaN or infinity; {advice}.")
+        apart.append((answer.trg_kps - expected.trg_kps).norm(dim=-1).flatten())
         confidence = max(confidence, _largest(answer.confidence, expected.confidence))
-        spread = float(np.ptp(np.asarray(expected.heatmap))) or 1.0
+        spread = float(expected.heatmap.max() - expected.heatmap.min()) or 1.0
         heatmap = max(heatmap, _largest(answer.heatmap, expected.heatmap) / spread)
-    distance = np.concatenate(apart)
-    tied = ~(distance <= tolerance_px)
-    deviation = Deviation(float(distance[~tied].max(initial=0)), float(tied.mean()), confidence, heatmap)
-    if not np.isfinite(distance).all():
-        raise ExportError("Expected the ONNX file to give finite answers but it gives NaN or infinity; export fp32.")
-    if math.isfinite(tolerance) and (deviation.ties > 0.02 or not (confidence <= tolerance and heatmap <= tolerance)):
+    distance = torch.cat(apart)
+    near = distance <= near_px(precision, size / expected.heatmap.shape[-1])
+    points_px = float((distance * near).max())
+    deviation = Deviation(points_px, float((~near).float().mean()), confidence, heatmap)
+    if precision == "fp32":
+        check(deviation, precision)
+    return deviation
+
+
+def near_px(precision: str, cell: float) -> float:
+    """Returns up to how many px two answers are near each other, by the side of a heatmap's cell in px."""
+    bound = BOUNDS[precision].points_px
+    return bound if precision == "fp32" else max(bound, CELL_SHARE * cell)
+
+
+def check(deviation: Deviation, precision: str) -> None:
+    """Raises an :class:`ExportError` when a file loses more than half a point of PCK or, without pairs, is beyond :data:`BOUNDS`."""
+    if deviation.gate is not None:
+        gate.check(deviation.gate, precision)
+        return
+    bounds = BOUNDS[precision]
+    near = deviation.ties <= bounds.ties
+    if not (near and deviation.confidence <= bounds.confidence and deviation.heatmap <= bounds.heatmap):
+        if precision == "fp32":
+            cells, advice = (
+                "",
+                "use the student itself, or another backbone, whose operations ONNX computes as torch does",
+            )
+        else:
+            cells = f" or {CELL_SHARE:g} cells"
+            advice = "export precision=fp32, set gate_pairs above 0 so that PCK decides, or add insist=true"
         raise ExportError(
             f"Expected the ONNX file to give the student's answers but {deviation.ties:.0%} of the points differ by more "
-            f"than {tolerance_px} px, the confidence by up to {confidence:.2g} and the heatmap by {heatmap:.2g} of its "
-            "range; the student uses an operation that ONNX computes otherwise."
+            f"than {bounds.points_px:g} px{cells}, the confidence by up to {deviation.confidence:.2g} and the heatmap by "
+            f"{deviation.heatmap:.2g} of its range, where {precision} may reach {bounds.ties:.0%}, {bounds.confidence:g} and "
+            f"{bounds.heatmap:g}; {advice}."
         )
-    return deviation
 
 
 def example(pairs: int, points: int, size: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -277,5 +316,9 @@ def example(pairs: int, points: int, size: int, seed: int) -> tuple[Tensor, Tens
     return images[0].contiguous(), images[1].contiguous(), torch.rand(pairs, points, 2, generator=generator) * size
 
 
-def _largest(answer: Any, expected: Any) -> float:
-    return float(np.abs(answer - expected).max())
+def _largest(answer: Tensor, expected: Tensor) -> float:
+    return float((answer - expected).abs().max())
+
+
+def _is_finite(answer: Matches) -> bool:
+    return all(bool(field.isfinite().all()) for field in answer)

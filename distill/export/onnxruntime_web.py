@@ -22,7 +22,7 @@ INTEGRITY = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7Q
 """SHA-512 of the package, base64, as the registry publishes it."""
 REGISTRY = "https://registry.npmjs.org"
 TIMEOUT = 60  # seconds without a byte
-LARGEST = 64 * 2**20  # bytes, of the package and of each of its files
+LARGEST_BYTES = 64 * 2**20  # bytes, of the package and of each of its files
 
 FILES = {
     "wasm": {
@@ -106,8 +106,8 @@ def _copy(answer: IO[bytes], target: IO[bytes]) -> None:
     done = 0
     while chunk := answer.read(1 << 20):
         done += len(chunk)
-        if done > LARGEST:
-            raise OSError(f"it is larger than {LARGEST} bytes")
+        if done > LARGEST_BYTES:
+            raise OSError(f"it is larger than {LARGEST_BYTES} bytes")
         target.write(chunk)
 
 
@@ -141,9 +141,9 @@ def _member(package: Path, name: str) -> bytes:
             return (package / name).read_bytes()
         with tarfile.open(package) as archive:
             member = archive.getmember(f"package/{name}")
-            opened = archive.extractfile(member) if member.isfile() and member.size <= LARGEST else None
+            opened = archive.extractfile(member) if member.isfile() and member.size <= LARGEST_BYTES else None
             if opened is None:
-                raise OSError(f"{name} is no file of at most {LARGEST} bytes")
+                raise OSError(f"{name} is no file of at most {LARGEST_BYTES} bytes")
             return opened.read()
     except (OSError, KeyError, EOFError, tarfile.TarError, zlib.error) as error:
         raise _damaged(package, error) from error

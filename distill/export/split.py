@@ -6,19 +6,17 @@
 :class:`distill.core.types.Matches` out.
 """
 
-import math
 import tempfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
 
-from distill.core.errors import ConfigError, ExportError
+from distill.core.errors import ConfigError
 from distill.core.files import replacing
 from distill.core.protocols import Benchmark
 from distill.core.types import Matches, PairBatch
@@ -26,13 +24,21 @@ from distill.export import gate
 from distill.export.about import file_metadata
 from distill.export.gate import Gate
 from distill.export.graph import finish, trace
-from distill.export.onnx import TRACED, best_of, candidates, check_settings, example, network_name, prepared
+from distill.export.onnx import (
+    TRACED,
+    Deviation,
+    best_of,
+    candidates,
+    check,
+    check_settings,
+    example,
+    network_name,
+    prepared,
+    verify,
+)
 from distill.export.onnx_matcher import OnnxMatcher
 from distill.export.precision import Feed
-from distill.export.runtime import CORRELATE, ENCODE, OUTPUTS, Descriptors, SplitMatcher
-
-TOLERANCE = {"fp32": 1e-3, "fp16": 0.02, "int8": math.inf}
-"""Of the heatmap, relative to its range; 8 bits are judged by PCK alone."""
+from distill.export.runtime import CORRELATE, ENCODE, OUTPUTS, SplitMatcher
 
 
 def export_split(
@@ -80,26 +86,20 @@ def export_split(
     correlation = _correlation(student, size)
     with tempfile.TemporaryDirectory(prefix="distill-split-") as made:
 
-        def deviation_of(encoder: onnx.ModelProto) -> tuple[float, Gate | None]:
-            """Returns how far the files with this encoder are off: scores and PCK."""
+        def deviation_of(encoder: onnx.ModelProto) -> Deviation:
+            """Returns how far the files with this encoder are off."""
             _save({ENCODE: encoder, CORRELATE: correlation}, metadata, made)
-            matcher = SplitMatcher(Path(made, ENCODE), Path(made, CORRELATE))
-            differs = _verified(matcher, student, size, TOLERANCE[precision])
-            return differs, None if measured is None else measured(OnnxMatcher(made))
+            found = verify(_ImageByImage(made), student, size, precision)
+            return found if measured is None else found._replace(gate=measured(OnnxMatcher(made)))
 
         encoders = candidates(partial(_encoder, size=size), student, size, precision, calibration, _feed)
-        (differs, found), encoder = best_of(encoders, deviation_of, _loss)
-    if found is not None:
-        if not insist:
-            gate.check(found, precision)
-        metadata = gate.with_figures(metadata, found)
+        deviation, encoder = best_of(encoders, deviation_of)
+    if not insist:
+        check(deviation, precision)
+    if deviation.gate is not None:
+        metadata = gate.with_figures(metadata, deviation.gate)
     _save({ENCODE: encoder, CORRELATE: correlation}, metadata, folder)
-    return differs, found
-
-
-def _loss(measured: tuple[float, Gate | None]) -> float:
-    differs, found = measured
-    return found.loss if found is not None else differs
+    return deviation.heatmap, deviation.gate
 
 
 def _save(graphs: Mapping[str, onnx.ModelProto], metadata: Mapping[str, str], folder: str | Path) -> None:
@@ -157,20 +157,15 @@ def _correlation(student: nn.Module, size: int) -> onnx.ModelProto:
     return finish(trace(_Correlate(student, size), network_name(student), inputs, OUTPUTS, free))
 
 
-def _verified(matcher: SplitMatcher, student: nn.Module, size: int, tolerance: float) -> float:
-    """Returns the largest difference of a heatmap, relative to its range, over pairs and numbers of points."""
-    largest = 0.0
-    for seed, points in enumerate((1, 7, 16), start=1):
-        src_img, trg_img, kps = example(1, points, size, seed)
-        with torch.inference_mode():
-            expected = student(src_img, trg_img, kps).heatmap[0].numpy()
-        src, trg = (matcher.describe(image[0].permute(1, 2, 0).numpy()) for image in (src_img, trg_img))
-        assert isinstance(src, Descriptors)
-        found = matcher.match(src, trg, kps[0].numpy()).heatmap
-        largest = max(largest, float(np.abs(found - expected).max()) / (float(np.ptp(expected)) or 1.0))
-    if not largest <= tolerance:
-        raise ExportError(
-            f"Expected the two files to give the student's scores but they differ by {largest:.2g} of their range; export "
-            "one file with split=false."
-        )
-    return largest
+class _ImageByImage:
+    """Describes each image by itself, as :class:`SplitMatcher` is used; :class:`OnnxMatcher` describes those of a batch together."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.files = SplitMatcher(Path(folder, ENCODE), Path(folder, CORRELATE))
+
+    def __call__(self, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Matches:
+        answers = []
+        for images, points in zip(zip(src_img, trg_img, strict=True), src_kps, strict=True):
+            src, trg = (self.files.describe(image.permute(1, 2, 0).numpy()) for image in images)
+            answers.append(self.files.match(src, trg, points.numpy()))
+        return Matches(*(torch.stack([torch.from_numpy(f) for f in field]) for field in zip(*answers, strict=True)))

@@ -20,6 +20,8 @@ from distill.export.trusted import build_student, read_description, without_sour
 _FORMAT = "distill-student-2"
 BUNDLED = "model.safetensors"
 """The name of a student's file in a bundle, see :mod:`distill.export.bundle`."""
+ABOUT_FIELDS = ("teacher", "data", "figures", "licences")
+"""What a student's file may say of itself, each a mapping of plain values."""
 
 
 def save_student(
@@ -32,7 +34,7 @@ def save_student(
         config: what builds it, with its ``_target_``, "size", the side of the images it was trained on, px, and "resize", how these
             were brought to squares, "squash" (which is meant without it) or "letterbox".
         path: of the file.
-        about: "teacher", "data", "figures" and "licences", plain values, for people and for the metadata of exported files.
+        about: :data:`ABOUT_FIELDS` as far as they are known, for people and for the metadata of exported files.
 
     Raises:
         OSError: when there is no room; an older file stays.
@@ -86,10 +88,10 @@ def read_student_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Tenso
 
 
 def read_about(path: str | Path) -> dict[str, Any]:
-    """Returns what a student's file says of its "teacher", "data", "figures" and "licences"; empty if it does not.
+    """Returns what a student's file says of itself: :data:`ABOUT_FIELDS`, each a mapping, as far as the file has them.
 
     Raises:
-        WeightsError: when it cannot be read, or what it says is no JSON object.
+        WeightsError: when it cannot be read, or what it says, or one of these fields, is no JSON object.
     """
     try:
         with safe_open(_file(path), "pt") as file:
@@ -98,8 +100,14 @@ def read_about(path: str | Path) -> dict[str, Any]:
         raise WeightsError(f"Expected a student's file at {path} but what it says of itself cannot be read.") from error
     if not isinstance(about, dict):
         raise WeightsError(
-            f"Expected a student's file at {path} that says of itself a JSON object but got {about!r:.80}."
+            f"Expected a student's file at {path} that says of itself a JSON object but got {about!r:.80}; give another file."
         )
+    for key in ABOUT_FIELDS:
+        if not isinstance(about.get(key, {}), dict):
+            raise WeightsError(
+                f"Expected a student's file at {path} that says of its {key} a JSON object but got {about[key]!r:.80}; give "
+                "another file."
+            )
     return about
 
 

@@ -195,6 +195,40 @@ def test_an_interrupted_run_ends_with_the_weights_of_one_that_was_not(optimizer,
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
+def test_a_validation_that_was_interrupted_is_made_when_the_run_goes_on(tmp_path, monkeypatch):
+    settings = [*UNSCORED, "diffusion.steps=6", "autoencoder.steps=2", "precision=32-true"]
+    assert main(["pretrain", f"run.dir={tmp_path}/whole", *settings]) == 0
+    validate = DiffusionTraining.validation_step
+
+    def interrupted(self, batch, batch_idx):
+        if self.global_step == 4:
+            raise KeyboardInterrupt
+        return validate(self, batch, batch_idx)
+
+    with monkeypatch.context() as context:
+        context.setattr(DiffusionTraining, "validation_step", interrupted)
+        assert main(["pretrain", f"run.dir={tmp_path}/parts", *settings]) == 130
+    checkpoint = torch.load(tmp_path / "parts" / "checkpoints" / "diffusion.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 2
+    assert main(["pretrain", f"run.dir={tmp_path}/parts", *settings]) == 0
+    logged = [
+        [
+            row
+            for row in map(json.loads, (tmp_path / f / "diffusion.jsonl").read_text().splitlines())
+            if "val/loss" in row
+        ]
+        for f in ("whole", "parts")
+    ]
+    assert [row["step"] for row in logged[0]] == [1, 3, 5] and logged[1] == logged[0]  # counted from 0
+    samples = [sorted(path.name for path in (tmp_path / f / "samples").iterdir()) for f in ("whole", "parts")]
+    assert samples[1] == samples[0]
+    whole, parts = (
+        load_file(tmp_path / f / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+        for f in ("whole", "parts")
+    )
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
 def test_a_finished_run_stays_as_it_is(trained, tmp_path):
     given = [f"autoencoder.init_from={trained}/pipeline/vae", "diffusion.averaging.decay=0.99"]
     command = ["pretrain", f"run.dir={tmp_path}/run", "diffusion.steps=2", *UNSCORED, *given]

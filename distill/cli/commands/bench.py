@@ -131,12 +131,12 @@ def _students(cfg: DictConfig, benchmark: Benchmark) -> Callable[[], list[dict]]
 
 
 def _teacher(cfg: DictConfig, benchmark: Benchmark) -> Callable[[], list[dict]]:
-    return partial(_measured_teacher, planned(cfg, benchmark))
+    return partial(_measured_teacher, planned(cfg, benchmark), choose_device(cfg.device))
 
 
-def _measured_teacher(found: Iterable[tuple[str, dict[str, Any], FirstPairs]]) -> list[dict]:
+def _measured_teacher(found: Iterable[tuple[str, dict[str, Any], FirstPairs]], device: str) -> list[dict]:
     rows = []
-    for row in measure_variants(found, instantiate):
+    for row in measure_variants(found, instantiate, device):
         rows.append({**row, "threads": torch.get_num_threads()})
         print(f"{row['variant']}: {row['seconds_per_point']:g} s/point", flush=True)
     return rows

@@ -13,7 +13,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from distill.cli.config import compose, instantiate, shipped
-from distill.core.errors import DataError, DistillError
+from distill.core.errors import DataError, DistillError, in_one_line
 from distill.data.download import licence_of
 from distill.export.licences import UNKNOWN, weights_licence
 from distill.system.environment import describe
@@ -88,14 +88,14 @@ def _data_problems(root: Path) -> list[str]:
 def _problems(what: str, config: dict) -> list[str]:
     try:
         instantiate(config)
-    except DistillError as error:
-        return [f"{what}: {error}"]
+    except Exception as error:  # a broken installation raises whatever its parts do
+        return [f"{what}: {error if isinstance(error, DistillError) else in_one_line(error)}"]
     return []
 
 
 def _import_problem(name: str) -> str | None:
     try:
         importlib.import_module(name)
-    except ImportError as error:
-        return f"{name}: {error}; pip install --upgrade {name}"
+    except Exception as error:  # such as a RuntimeError of torchvision beside another torch
+        return f"{name}: {in_one_line(error)}; pip install --upgrade {name}"
     return None

@@ -12,9 +12,11 @@ Examples:
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -73,7 +75,10 @@ def run(cfg: DictConfig) -> Comparison | None:
         if not first:
             return None
         say_if_nothing_was_logged(parts.trainer, folder)
-        return finish(cfg, parts, keep(cfg, parts.student, folder, origin(cfg, parts)), folder)
+        student = keep(cfg, parts.student, folder, origin(cfg, parts))
+        # A compiled student would be compiled once more here, which its time would count.
+        with torch.compiler.set_stance("force_eager") if cfg.compile else nullcontext():
+            return finish(cfg, parts, student, folder)
 
 
 def devices(parts: FitParts) -> str:
@@ -111,7 +116,7 @@ def origin(cfg: DictConfig, parts: FitParts) -> dict[str, Any]:
     if cfg.init_from is not None:  # the student goes on from weights that have a lineage of their own
         licences["init_from"] = f"{Path(cfg.init_from).name}: {inherited_licence(cfg.init_from)}"
     known = {"teacher": teacher, "data": data, "licences": licences}
-    return {story: {key: value for key, value in told.items() if value} for story, told in known.items()}
+    return {field: {key: value for key, value in told.items() if value} for field, told in known.items()}
 
 
 def model_names(teacher: Mapping[str, Any]) -> list[str]:

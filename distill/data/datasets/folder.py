@@ -16,7 +16,7 @@ other files that are not used are listed in ``ignored``.
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Unpack, get_args
 
@@ -262,6 +262,7 @@ def find_photographs(root: Path, setting: str = "data.root") -> tuple[list[str],
 
     Raises:
         DataError: when there is no photograph.
+        PermissionError: when the folder may not be read; a sub-folder that may not be is ignored.
     """
     if not root.is_dir():
         found = f"{root} is a file" if root.exists() else f"there is none at {root}"
@@ -271,20 +272,25 @@ def find_photographs(root: Path, setting: str = "data.root") -> tuple[list[str],
     ignored: dict[str, str] = {}
     readable = readable_suffixes()
     for entry in _visible(root):
-        if not entry.is_dir():
-            if is_text(entry.name) and Path(entry.name).suffix.lower() in readable:
+        if not os.path.isdir(entry.path):
+            if _may_be_read(entry, entry.name, readable):
                 direct.append(entry.name)
             else:
-                ignored[shown_name(entry.name)] = _why_ignored(entry.name)
+                ignored[shown_name(entry.name)] = _why_ignored(entry, entry.name)
             continue
-        for file in _visible(entry.path):
+        try:
+            files = _visible(entry.path)
+        except OSError as error:
+            ignored[f"{shown_name(entry.name)}/"] = f"cannot be read ({error.strerror})"
+            continue
+        for file in files:
             name = f"{entry.name}/{file.name}"
-            if is_text(name) and file.is_dir():
+            if is_text(name) and os.path.isdir(file.path):
                 ignored[f"{name}/"] = "folders in a sub-folder are not read"
-            elif is_text(name) and Path(file.name).suffix.lower() in readable:
+            elif _may_be_read(file, name, readable):
                 names.append((entry.name, file.name))
             else:
-                ignored[shown_name(name)] = _why_ignored(name)
+                ignored[shown_name(name)] = _why_ignored(file, name)
     if names:
         ignored |= dict.fromkeys(direct, "lies beside the sub-folders, not in one of them")
     names = names or [(name,) for name in direct]
@@ -300,17 +306,26 @@ def find_photographs(root: Path, setting: str = "data.root") -> tuple[list[str],
 
 
 def _visible(folder: str | Path) -> Iterable[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
-    except OSError:
-        return []
+    with os.scandir(folder) as entries:
+        return [entry for entry in entries if not entry.name.startswith(".")]
 
 
-def _why_ignored(name: str) -> str:
+def _may_be_read(file: os.DirEntry[str], name: str, readable: Collection[str]) -> bool:
+    """Returns whether a file may be a photograph by its name, relative to the folder; what is missing behind a link is named later."""
+    return is_text(name) and Path(name).suffix.lower() in readable and not _is_special(file)
+
+
+def _is_special(file: os.DirEntry[str]) -> bool:
+    """Returns whether something is neither a file nor a link to nothing: reading a pipe would wait for ever."""
+    return os.path.exists(file.path) and not os.path.isfile(file.path)
+
+
+def _why_ignored(file: os.DirEntry[str], name: str) -> str:
     """Returns why a file that cannot be read as an image is left out."""
     if not is_text(name):
         return "its name is not UTF-8"
+    if _is_special(file):
+        return "no file"
     is_image = Path(name).suffix.lower() in SUFFIXES
     return "this image format cannot be read here; HEIC needs pillow-heif" if is_image else "no image"
 

@@ -9,6 +9,8 @@ from lightning.pytorch.callbacks import (
     EarlyStopping,
     EMAWeightAveraging,
     ModelCheckpoint,
+    StochasticWeightAveraging,
+    WeightAveraging,
 )
 
 from distill.core.errors import ConfigError
@@ -95,7 +97,7 @@ def callbacks(
         then: what comes after the training, see :class:`distill.training.callbacks.progress.TrainingProgress`.
 
     Raises:
-        ConfigError: for a decay outside (0, 1), or early stopping without anything to watch.
+        ConfigError: for a decay outside (0, 1), beside another average of the weights, or early stopping without anything to watch.
     """
     if ema is not None and not 0 < ema < 1:
         raise ConfigError(
@@ -106,6 +108,11 @@ def callbacks(
             f"Expected patience of at least 1 and a monitor whose progress counts but got {patience} and "
             f"{checkpoint.monitor}; set monitor=val/pck_teacher@0.10."
         )
+    for name, callback in (others or {}).items():
+        if ema is not None and isinstance(callback, WeightAveraging | StochasticWeightAveraging):
+            raise ConfigError(
+                f"Expected one average of the weights but got ema={ema} and callbacks.{name}, which would not be kept; set ema=null."
+            )
     chosen: list[Any] = [
         OwnTermination(),
         self_distillation,

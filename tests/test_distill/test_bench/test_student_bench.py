@@ -3,11 +3,15 @@
 import pytest
 import torch
 
+from distill.bench import student as student_bench
 from distill.bench.chart import accuracy_chart
 from distill.bench.student import StudentBench, student_rates
 from distill.cli.commands.bench import print_rows
 from distill.data.datasets.shapes import ShapesPairs
 from distill.evaluation.evaluate import evaluate
+from distill.export import onnx as export_module
+from distill.export.onnx import Deviation, export_student
+from distill.export.onnx_matcher import OnnxMatcher
 from student import StudentMatcher
 
 
@@ -25,6 +29,33 @@ def test_each_way_to_run_has_its_time_memory_and_pck():
     assert all(row["pck@0.10"] == pytest.approx(expected, abs=0.01) for row in rows)
     assert all(("file_mib" in row) == ("ONNX" in row["variant"]) for row in rows)
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.slow
+def test_files_of_reduced_precision_are_chosen_by_the_pairs_whose_pck_is_told(monkeypatch):
+    asked, reached = [], []
+
+    def noting(student, file, size, config, precision, calibration, pairs, insist):
+        asked.append((precision, pairs, insist))
+        deviation = export_student(student, file, size, config, precision, calibration, pairs, insist)
+        reached.append(evaluate(OnnxMatcher(file), bench.pairs, "file", progress=False).report["pck"]["image"]["0.10"])
+        return deviation
+
+    monkeypatch.setattr(student_bench, "export_student", noting)
+    torch.manual_seed(0)
+    student = StudentMatcher("test_resnet", [8], 8).eval()
+    train, val = (ShapesPairs(size=32, split=split, n_pairs=4) for split in ("train", "val"))
+    bench = StudentBench(32, [1], 1, [1], ["fp16", "int8"], pairs=val, calibration=train)
+    rows = student_rates(student, "tiny", bench)
+    assert asked == [("fp16", val, True), ("int8", val, True)]
+    assert [row["pck@0.10"] for row in rows[1:]] == pytest.approx(reached, abs=0.01)
+
+
+@pytest.mark.slow
+def test_a_file_far_from_its_random_student_is_measured_all_the_same(monkeypatch):
+    monkeypatch.setitem(export_module.BOUNDS, "fp16", Deviation(0.0, 0.0, 0.0, 0.0))
+    rows = student_rates(StudentMatcher("test_resnet", [8], 8).eval(), "tiny", StudentBench(32, [1], 1, [1], ["fp16"]))
+    assert [row["variant"] for row in rows] == ["tiny, torch", "tiny, ONNX Runtime fp16"]
 
 
 def test_the_chart_has_a_mark_for_each_way_and_number_of_threads_of_one_pair(tmp_path):

@@ -1,8 +1,11 @@
 """What ``doctor`` tells."""
 
+import importlib
+
 import pytest
 
 from distill.__main__ import main
+from distill.cli.commands import doctor
 from distill.export.licences import UNKNOWN
 
 
@@ -24,6 +27,25 @@ def test_doctor_tells_problems_by_its_exit_code_and_recognises_data_sets(photos,
     (tmp_path / "cub" / "images.txt").write_text("1 a.jpg\n")
     assert main(["doctor", f"data_root={tmp_path}/cub"]) == 2
     assert "image_class_labels.txt" in capsys.readouterr().out
+
+
+def test_a_broken_installation_is_a_problem_whatever_it_raises(monkeypatch, capsys):
+    imported = importlib.import_module
+
+    def broken(name, *rest):
+        if name == "torchvision":
+            raise RuntimeError("operator torchvision::nms\ndoes not exist")
+        return imported(name, *rest)
+
+    def instantiate(config):
+        raise OSError("libcudart.so.12: cannot open shared object file")
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    monkeypatch.setattr(doctor, "instantiate", instantiate)
+    assert main(["doctor"]) == 2
+    shown = capsys.readouterr().out
+    assert "problem: torchvision: operator torchvision::nms does not exist; pip install --upgrade torchvision" in shown
+    assert "problem: teacher's model: libcudart.so.12: cannot open shared object file" in shown
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Parts of fit that need no training."""
 
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,35 @@ from distill.cli.datasets import fit_pairs, pairs_of, unlabelled_pairs
 from distill.cli.fit_parts import loading_processes, settle
 from distill.cli.run_folder import RunFolder
 from distill.data.datasets.folder import of_split
+
+
+def test_a_compiled_student_is_compared_as_it_is_kept(tmp_path, monkeypatch):
+    """The report's time of a pair counted the compiling."""
+    done = []
+
+    @contextmanager
+    def set_stance(name):
+        done.append(name)
+        yield
+        done.append("over")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: done.append("compile"))
+    monkeypatch.setattr(torch.compiler, "set_stance", set_stance)
+    monkeypatch.setattr(fit, "finish", lambda *given: done.append("compare"))
+    for name in ("make_labels", "train", "keep"):
+        monkeypatch.setattr(fit, name, lambda *given: None)
+    small = [
+        "student.backbone=test_resnet",
+        "student.strides=[8,16]",
+        "data.size=64",
+        "teacher=oracle",
+        "train.n_pairs=8",
+    ]
+    cfg = compose(
+        "fit", [*small, "val.n_pairs=8", "test.n_pairs=8", "trainer=smoke", f"run.dir={tmp_path}/run", "compile=true"]
+    )
+    fit.run(cfg)
+    assert done[-3:] == ["force_eager", "compare", "over"] and set(done[:-3]) == {"compile"}
 
 
 @pytest.mark.parametrize("n_pairs", [4, None])

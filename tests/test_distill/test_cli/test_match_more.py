@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import struct
 from fractions import Fraction
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from distill.__main__ import main
 from distill.core.errors import DataError
-from distill.data.video import VideoWriter, read_frames
+from distill.data.video import VideoWriter, read_frames, upright
 from distill.metrics.position_accuracy import position_accuracy
 
 MATCHER = ["matcher=nearest_neighbour", "matcher.backbone=test_resnet", "matcher.strides=[4]", "size=64", "device=cpu"]
@@ -21,6 +22,74 @@ MATCHER = ["matcher=nearest_neighbour", "matcher.backbone=test_resnet", "matcher
 def texture() -> np.ndarray:
     pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
     return np.asarray(Image.fromarray(pixels).resize((96, 96), Image.Resampling.BICUBIC))
+
+
+def shown_at(matrix: tuple[float, ...], pixels: np.ndarray) -> np.ndarray:
+    """Moves each pixel by itself to where FFmpeg's documentation says that the matrix shows it."""
+    a, b, c, d = matrix
+    height, width = pixels.shape[:2]
+    places = {(x, y): (round(a * x + c * y), round(b * x + d * y)) for x in range(width) for y in range(height)}
+    left, top = (min(place[axis] for place in places.values()) for axis in (0, 1))
+    right, bottom = (max(place[axis] for place in places.values()) for axis in (0, 1))
+    shown = np.zeros((bottom - top + 1, right - left + 1, 3), np.uint8)
+    for (x, y), (u, v) in places.items():
+        shown[v - top, u - left] = pixels[y, x]
+    return shown
+
+
+TURNS = [
+    (1, 0, 0, 1),
+    (0, 1, -1, 0),
+    (-1, 0, 0, -1),
+    (0, -1, 1, 0),
+    (-1, 0, 0, 1),
+    (1, 0, 0, -1),
+    (0, 1, 1, 0),
+    (0, -1, -1, 0),
+]
+
+
+@pytest.mark.parametrize("matrix", TURNS)
+def test_frames_are_turned_and_mirrored_as_they_are_shown(matrix):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 3), np.uint8)
+    np.testing.assert_array_equal(upright(pixels, [65536 * part for part in matrix]), shown_at(matrix, pixels))
+
+
+def test_frames_without_a_matrix_or_with_zeros_are_shown_as_they_are():
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 3), np.uint8)
+    for matrix in (None, (0, 0, 0, 0)):
+        np.testing.assert_array_equal(upright(pixels, matrix), pixels)
+
+
+def test_a_mirrored_video_is_read_mirrored(clip):
+    before = next(read_frames(clip)).pixels
+    content = bytearray(clip.read_bytes())
+    at = content.find(b"tkhd") + 4 + 4 + (20 if content[content.find(b"tkhd") + 4] == 0 else 32) + 16
+    content[at : at + 36] = struct.pack(">9i", -65536, 0, 0, 0, 65536, 0, 64 * 65536, 0, 1 << 30)
+    clip.write_bytes(content)
+    np.testing.assert_array_equal(next(read_frames(clip)).pixels, before[:, ::-1])
+
+
+def test_a_video_whose_last_picture_is_held_is_whole(tmp_path, texture):
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "still.mkv"), "w") as video:
+        stream = video.add_stream("ffv1", rate=10)
+        stream.width, stream.height, stream.pix_fmt, stream.codec_context.time_base = (
+            64,
+            64,
+            "yuv444p",
+            Fraction(1, 1000),
+        )
+        packets = []
+        for number in range(4):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(texture[:64, :64])).reformat(format="yuv444p")
+            frame.pts, frame.time_base = 100 * number, Fraction(1, 1000)
+            packets += stream.encode(frame)
+        for number, packet in enumerate([*packets, *stream.encode()]):
+            if packet.size:
+                packet.duration, packet.time_base = 5000 if number == 3 else 100, Fraction(1, 1000)
+                video.mux(packet)
+    assert [frame.number for frame in read_frames(tmp_path / "still.mkv")] == [0, 1, 2, 3]
 
 
 @pytest.fixture

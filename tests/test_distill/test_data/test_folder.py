@@ -229,6 +229,23 @@ def test_hidden_files_and_folders_do_not_count_and_other_files_are_named(layout)
     }
 
 
+def test_pipes_links_to_themselves_and_folders_that_may_not_be_read_are_named(layout, monkeypatch):
+    os.mkfifo(layout / "dog" / "pipe.jpg")
+    listed = os.scandir
+
+    def scandir(folder):
+        if str(folder).endswith("cow"):
+            raise PermissionError(13, "Permission denied")
+        return listed(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    pairs = FolderPairs(str(layout))
+    assert pairs.ignored["dog/pipe.jpg"] == "no file" and pairs.ignored["cow/"] == "cannot be read (Permission denied)"
+    (layout / "dog" / "loop.jpg").symlink_to("loop.jpg")
+    assert "dog/loop.jpg" in FolderPairs(str(layout)).problems()
+    assert any("loop.jpg" in name for name in FolderPairs(str(layout), on_error="skip").skipped)
+
+
 def test_photographs_directly_in_the_folder_are_one_category_and_their_masks_lie_directly_in_theirs(layout, tmp_path):
     root, masks = layout / "cat", tmp_path / ".masks"
     masks.mkdir()

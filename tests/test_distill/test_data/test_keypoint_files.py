@@ -21,7 +21,7 @@ from distill.data.datasets.folder import FolderPairs
 from distill.data.datasets.spair71k import SPairPairs
 from distill.data.image_copies import safe_names
 from distill.data.keypoint_files import FORMATS, check_format, write_keypoints
-from distill.data.keypoints import ImageKeypoints
+from distill.data.keypoints import ImageKeypoints, NameFinder
 from distill.data.label_studio import read_label_studio, write_label_studio
 from distill.data.points_file import read_keypoints, read_points_file
 from distill.data.readers import _unique, read_json
@@ -664,3 +664,8 @@ def test_a_place_to_write_is_needed(layout, capsys):
     assert "Expected a data set of photographs in a folder" in capsys.readouterr().err
     assert main(["data", "convert", "data=folder", f"data.root={layout}", f"to={layout}/x.json"]) == 2
     assert "Expected annotated points in" in capsys.readouterr().err
+
+
+def test_a_backslash_in_a_name_separates_nothing_where_there_is_such_a_file():
+    find = NameFinder(["a/back\\slash.jpg", "a/b.jpg"])
+    assert find("a/back\\slash.jpg") == "a/back\\slash.jpg" and find("a\\b.jpg") == "a/b.jpg"

@@ -2,6 +2,7 @@ import copy
 import subprocess
 import sys
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -9,7 +10,9 @@ from torch import nn
 
 from distill.core.errors import ConfigError, DataError, ExportError, WeightsError
 from distill.core.types import Matches
-from distill.export.onnx import export_student, verify
+from distill.export import onnx as export_module
+from distill.export.gate import Gate
+from distill.export.onnx import BOUNDS, Deviation, best_of, check, export_student, near_px, verify
 from distill.export.onnx_matcher import OnnxMatcher
 from student import StudentMatcher
 
@@ -54,7 +57,91 @@ def test_another_students_file_is_found_out(exported):
     for parameter in other.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     with pytest.raises(ExportError, match="ONNX file to give the student's answers"):
-        verify(exported[1], other, 64)
+        verify(OnnxMatcher(exported[1]), other, 64)
+
+
+def with_added(path, output: str, number: float) -> onnx.ModelProto:
+    """Returns the graph of a file with ``number`` added to one of its outputs."""
+    model = onnx.load(path)
+    for node in model.graph.node:
+        node.output[:] = ["before" if name == output else name for name in node.output]
+        node.input[:] = ["before" if name == output else name for name in node.input]
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(number, np.float32), "added"))
+    model.graph.node.append(onnx.helper.make_node("Add", ["before", "added"], [output]))
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+@pytest.fixture
+def exported_as(exported, tmp_path, monkeypatch):
+    """Exports the student in half precision, for which the given graphs are taken."""
+
+    def export(*graphs, **settings):
+        monkeypatch.setattr(export_module, "candidates", lambda *_: iter(graphs))
+        return export_student(exported[0], tmp_path / "s.onnx", 64, precision="fp16", **settings), tmp_path / "s.onnx"
+
+    return export
+
+
+def test_a_file_whose_points_are_all_far_off_never_wins(exported, exported_as, make_pairs):
+    """Points that are farther off than the bound are left out of the largest distance, which was all that counted."""
+    student, path, _ = exported
+    worse = with_added(path, "trg_kps", 40.0)
+    for graphs in ([worse, onnx.load(path)], [onnx.load(path), worse]):
+        deviation, file = exported_as(*graphs)
+        assert deviation.ties == 0 and deviation.points_px < 0.05
+        pair = make_pairs(9, size=64)
+        with torch.no_grad():
+            expected = student(pair.src_img, pair.trg_img, pair.src_kps).trg_kps
+        found = OnnxMatcher(file)(pair.src_img, pair.trg_img, pair.src_kps).trg_kps
+        torch.testing.assert_close(found, expected, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize(("output", "number"), [("trg_kps", 2.0), ("confidence", -0.1), ("heatmap", 3.0)])
+def test_a_file_of_reduced_precision_that_answers_otherwise_is_refused_without_pairs(
+    exported, exported_as, tmp_path, output, number
+):
+    worse = with_added(exported[1], output, number)
+    told = "student's answers but .* where fp16 may reach 10%, 0.05 and 0.02; export precision=fp32, set gate_pairs above 0"
+    with pytest.raises(ExportError, match=told):
+        exported_as(worse)
+    assert not list(tmp_path.iterdir())
+    exported_as(worse, insist=True)
+
+
+@pytest.mark.parametrize("output", ["trg_kps", "confidence", "heatmap"])
+def test_a_file_that_gives_nan_is_refused_in_any_case(exported, exported_as, tmp_path, output):
+    with pytest.raises(ExportError, match="gives NaN or infinity; export precision=fp32"):
+        exported_as(with_added(exported[1], output, float("nan")), insist=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("precision", BOUNDS)
+def test_a_file_may_reach_its_bounds_and_no_more_where_no_pck_decides(precision):
+    bounds = BOUNDS[precision]
+    check(bounds, precision)
+    assert all(np.isfinite(bounds[:4])), precision
+    for name in ("ties", "confidence", "heatmap"):
+        beyond = bounds._replace(**{name: 1.01 * getattr(bounds, name)})
+        with pytest.raises(ExportError, match=f"where {precision} may reach"):
+            check(beyond, precision)
+        check(beyond._replace(gate=Gate(80.0, 79.8, 40, "per image")), precision)
+
+
+def test_the_best_of_several_files_loses_least_pck_or_without_pairs_has_fewest_ties():
+    def best(*found: Deviation) -> int:
+        return found.index(best_of(range(len(found)), lambda number: found[number])[0])
+
+    far, near = Deviation(0.0, 1.0, 0.0, 0.0), Deviation(0.9, 0.0, 0.0, 0.0)
+    assert best(far, near) == 1 and best(near, far) == 0 and best(near, near._replace(points_px=0.8)) == 1
+    lost = Gate(80.0, 79.0, 40, "per image")
+    assert best(near._replace(gate=lost), far._replace(gate=lost._replace(file=79.5))) == 1
+    assert best(far._replace(gate=lost), near._replace(gate=lost)) == 0, "which is the smaller file"
+
+
+def test_answers_of_reduced_precision_are_near_within_a_pixel_or_an_eighth_of_a_cell():
+    assert [near_px(precision, 16) for precision in BOUNDS] == [0.05, 2, 2]
+    assert [near_px(precision, 4) for precision in BOUNDS] == [0.05, 1, 1]
 
 
 class Overflowing(nn.Module):
@@ -76,7 +163,7 @@ def test_a_student_of_nan_leaves_no_file(exported, tmp_path):
     with pytest.raises(WeightsError, match="finite answers but its fusion.refine.3.bias holds NaN"):
         export_student(student, tmp_path / "nan.onnx", 64)
     with pytest.raises(WeightsError, match="finite answers but it gives NaN"):  # what only its answers show
-        verify(exported[1], Overflowing(exported[0]), 64)
+        verify(OnnxMatcher(exported[1]), Overflowing(exported[0]), 64)
     assert not list(tmp_path.iterdir())
 
 
@@ -179,3 +266,15 @@ def test_a_student_that_does_not_export_ends_in_one_line_and_leaves_no_file(tmp_
         export_student(Unexportable(), tmp_path / "x.onnx", 64)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
     assert not list(tmp_path.iterdir())
+
+
+class Failing(nn.Module):
+    """Cannot be traced, and says why in the second line."""
+
+    def forward(self, src_img, trg_img, src_kps):
+        raise RuntimeError("It failed:\n  the second line says why.")
+
+
+def test_what_torch_says_of_a_failure_is_told_beyond_its_first_line(tmp_path):
+    with pytest.raises(ExportError, match="RuntimeError, It failed: the second line says why; the student itself"):
+        export_student(Failing(), tmp_path / "x.onnx", 64)

@@ -16,8 +16,9 @@ from distill.core.types import Matches
 from distill.data.datasets.shapes import ShapesPairs
 from distill.export import gate
 from distill.export.gate import Gate
-from distill.export.onnx import export_student
+from distill.export.onnx import BOUNDS, export_student
 from distill.export.precision import encoder_parts, in_half
+from distill.export.split import export_split
 from distill.matchers.oracle import Oracle
 from student import StudentMatcher
 
@@ -127,6 +128,35 @@ def test_the_gate_measures_both_on_the_same_pairs(pairs):
 def test_eight_bits_without_pairs_to_calibrate_on_are_refused(student, tmp_path):
     with pytest.raises(ConfigError, match="training pairs to calibrate int8 on but got none"):
         export_student(student, tmp_path / "s.onnx", 64, precision="int8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_without_pairs_the_answers_themselves_are_checked(precision, student, pairs, tmp_path):
+    deviation = export_student(student, tmp_path / "s.onnx", 64, precision=precision, calibration=pairs["train"])
+    bounds = BOUNDS[precision]
+    assert deviation.gate is None and 0 < deviation.heatmap <= bounds.heatmap and deviation.ties <= bounds.ties
+    differs, gated = export_split(student, tmp_path, 64, precision=precision, calibration=pairs["train"])
+    assert gated is None and 0 < differs <= bounds.heatmap
+
+
+class Black(ShapesPairs):
+    """Pairs of black images, whose activations say nothing of the range of others."""
+
+    def __getitem__(self, index):
+        pair = super().__getitem__(index)
+        return pair._replace(src_img=0 * pair.src_img, trg_img=0 * pair.trg_img)
+
+
+@pytest.mark.slow
+def test_a_badly_calibrated_file_is_refused_without_pairs(student, tmp_path):
+    black = Black(size=64, split="train", n_pairs=2)
+    told = r"answers but \d\d% of the points differ by more than 1 px or 0.125 cells, .* gate_pairs above 0 .* or add insist"
+    with pytest.raises(ExportError, match=told):
+        export_student(student, tmp_path / "s.onnx", 64, precision="int8", calibration=black)
+    with pytest.raises(ExportError, match=told):
+        export_split(student, tmp_path, 64, precision="int8", calibration=black)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -8,7 +8,16 @@ import torch
 from safetensors.torch import save_file
 
 from distill.core.errors import ConfigError, WeightsError
-from distill.export.student_file import load_into, load_student, read_student_file, save_student
+from distill.export.bundle import write_bundle
+from distill.export.licences import UNKNOWN, inherited_licence
+from distill.export.student_file import (
+    ABOUT_FIELDS,
+    load_into,
+    load_student,
+    read_about,
+    read_student_file,
+    save_student,
+)
 from student import StudentMatcher
 
 CONFIG = {"_target_": "student.StudentMatcher", "backbone": "test_resnet", "strides": [8, 16], "width": 16, "size": 64}
@@ -163,3 +172,24 @@ def test_a_students_file_says_how_its_images_were_resized(tmp_path, student):
         save_student(student, CONFIG | {"resize": wrong}, path)
         with pytest.raises(WeightsError, match="the way to resize .*, which must be squash or letterbox"):
             load_student(path)
+
+
+@pytest.mark.parametrize("wrong", [["x"], "MIT", 5, None])
+@pytest.mark.parametrize("field", ABOUT_FIELDS)
+def test_what_a_file_says_of_itself_are_mappings(tmp_path, student, field, wrong):
+    """A file of somebody else ended with a traceback where its licences are a list."""
+    path = tmp_path / "s.safetensors"
+    save_student(student, CONFIG, path, {field: wrong})
+    told = f"says of its {field} a JSON object but got .*; give another file"
+    with pytest.raises(WeightsError, match=told):
+        read_about(path)
+    with pytest.raises(WeightsError, match=told):
+        write_bundle(path, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists() and inherited_licence(str(path)) == UNKNOWN
+
+
+def test_a_file_may_say_nothing_of_itself_and_more_than_is_read(tmp_path, student):
+    path = tmp_path / "s.safetensors"
+    for about in ({}, {"licences": {}}, {"data": {"name": "cub"}, "notes": ["mine"]}):
+        save_student(student, CONFIG, path, about)
+        assert read_about(path) == about

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from lightning import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from trainings import QUIET
 
 from distill.core.errors import ConfigError
@@ -101,5 +101,8 @@ def test_a_search_for_a_learning_rate_needs_a_hundred_steps(tmp_path, epochs, ac
 def test_settings_of_what_runs_beside_are_checked(tmp_path):
     with pytest.raises(ConfigError, match="ema, a decay"):
         callbacks(checkpoints(tmp_path, None), ema=1.0)
+    with pytest.raises(ConfigError, match="one average of the weights but got ema=0.99 and callbacks.mine"):
+        callbacks(checkpoints(tmp_path, None), ema=0.99, others={"mine": StochasticWeightAveraging(1e-3)})
+    assert callbacks(checkpoints(tmp_path, None), others={"mine": StochasticWeightAveraging(1e-3)})
     with pytest.raises(ConfigError, match="a monitor whose progress counts"):
         callbacks(checkpoints(tmp_path, None), patience=3)
