@@ -281,7 +281,9 @@ def open_session(
 
 def _name(provider: object) -> object:
     """Returns the name of a provider that may be given with its options."""
-    return provider[0] if isinstance(provider, tuple) and len(provider) == 2 else provider
+    if isinstance(provider, tuple) and len(provider) == 2 and isinstance(provider[1], dict):
+        return provider[0]
+    return provider
 
 
 def _checked_answer(answer: Sequence[Any], asked: tuple[int, ...], file: str | Path) -> tuple[Floats, Floats, Floats]:

@@ -55,6 +55,10 @@ def match_images(
     """
     for name, image in (("src_img", src_img), ("trg_img", trg_img)):
         check_images(image, name)
+        if image.is_meta:
+            raise DataError(
+                f"Expected {name} with pixels but got a tensor of shapes alone, on the device meta; read the image."
+            )
         if len(image) != 1:
             raise DataError(f"Expected one {name} but got {len(image)}; call match_images once for each pair.")
     if size is not None and (not is_whole(size) or not 1 <= size <= LARGEST_SIZE):

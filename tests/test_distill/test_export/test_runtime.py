@@ -112,7 +112,10 @@ def test_what_is_no_query_is_refused_and_the_matcher_goes_on(folder, src, points
     assert matcher.match(image, image, POINTS).points.shape == (3, 2)
 
 
-@pytest.mark.parametrize("providers", [["NoSuchExecutionProvider"], "CPUExecutionProvider", 5, [5], [("CPU", {})]])
+@pytest.mark.parametrize(
+    "providers",
+    [["NoSuchExecutionProvider"], "CPUExecutionProvider", 5, [5], [("CPU", {})], [("CPUExecutionProvider", 5)]],
+)
 def test_a_provider_that_is_not_there_is_refused(folder, providers):
     with pytest.raises(ConfigError, match="Expected providers of ONNX Runtime among"):
         Matcher(folder / "student.onnx", providers=providers)

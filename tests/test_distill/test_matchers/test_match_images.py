@@ -74,6 +74,7 @@ def test_the_size_can_be_chosen():
         ((SRC[0], TRG, [[1, 1]]), r"src_img of shape \(B, 3, H, W\)"),
         ((SRC, (TRG * 255).byte(), [[1, 1]]), "trg_img as floats"),
         ((SRC.repeat(2, 1, 1, 1), TRG, [[1, 1]]), "one src_img but got 2"),
+        ((SRC, TRG.to("meta"), [[1, 1]]), "Expected trg_img with pixels but got a tensor of shapes alone"),
         ((SRC, TRG, [[101, 1]]), "every point of points inside"),
         (
             (SRC, TRG, [[1, 2], [3]]),
