@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 from torch.utils.data import Subset
 
 from distill.core.errors import ConfigError
-from distill.core.protocols import Benchmark, Matcher, PairMatcher
+from distill.core.protocols import Benchmark, Matcher, PairMatcher, on_device
 from distill.evaluation.evaluate import evaluate
 from distill.metrics.pck import alpha_key
 from distill.system.memory import PeakMemory, device_of
@@ -83,7 +82,7 @@ def measure(matcher: Matcher | PairMatcher, name: str, pairs: Benchmark, device:
         device: where the pairs are sent.
     """
     before = getattr(matcher, "passes", None)  # loads the weights, which is not to be timed
-    matcher = matcher.to(device) if isinstance(matcher, nn.Module) else matcher
+    matcher = on_device(matcher, device)
     with PeakMemory(device_of(matcher, device)) as memory:
         evaluation = evaluate(matcher, pairs, name, batch_size=1, device=device, progress=False)
     report, seconds = evaluation.report, evaluation.answers.seconds

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from distill.cli.config import instantiate
 from distill.core.errors import ConfigError, nearest
-from distill.core.protocols import Fingerprinted, Matcher, PairMatcher
+from distill.core.protocols import Fingerprinted, Matcher, PairMatcher, on_device
 from distill.export.onnx_matcher import OnnxMatcher
 from distill.export.student_file import load_student, read_student_file
 from distill.export.trusted import check_plan, is_ours, plain_arguments
@@ -79,7 +78,7 @@ def build_rows(cfg: DictConfig, rows: Sequence[Row], device: str) -> dict[str, A
     """
     backbone = backbone_of(cfg, rows)
     matchers = {row.name: _build(cfg, row, backbone) for row in rows}
-    return {name: m.to(device) if isinstance(m, nn.Module) else m for name, m in matchers.items()}
+    return {name: on_device(matcher, device) for name, matcher in matchers.items()}
 
 
 def student_files(cfg: DictConfig, rows: Sequence[Row]) -> list[str]:

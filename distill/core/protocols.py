@@ -1,13 +1,15 @@
 """The contract that teachers, students and baselines share."""
 
 from collections.abc import MutableMapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
 from distill.core.checks import check_answer
 from distill.core.errors import ConfigError
 from distill.core.types import Matches, PairBatch
+
+T = TypeVar("T")
 
 
 class Matcher(Protocol):
@@ -105,6 +107,11 @@ def match_query(matcher: Matcher | PairMatcher, src_img: Tensor, trg_img: Tensor
             "give it a __call__(src_img, trg_img, src_kps), or use evaluate or compare."
         )
     return check_answer(matcher(src_img, trg_img, src_kps), src_kps, type(matcher).__name__)
+
+
+def on_device(matcher: T, device: str) -> T:
+    """Returns ``matcher``, moved to ``device`` in place if it is a torch module; others move themselves to their images."""
+    return matcher.to(device) if isinstance(matcher, nn.Module) else matcher
 
 
 def move_to_device_of(network: object, images: Tensor) -> None:

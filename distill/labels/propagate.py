@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.core.errors import ConfigError, DataError, nearest
 from distill.core.geometry import gaussian_weight, image_size
-from distill.core.protocols import Matcher, PairMatcher, match
+from distill.core.protocols import Matcher, PairMatcher, match, on_device
 from distill.core.types import PairBatch
 from distill.core.vote import vote
 from distill.data.keypoints import ImageKeypoints
@@ -201,7 +201,7 @@ class Propagator:
         config: PropagateConfig,
         device: str = "cpu",
     ) -> None:
-        self.matcher = matcher.to(device) if isinstance(matcher, nn.Module) else matcher
+        self.matcher = on_device(matcher, device)
         self.root, self.known, self.todo, self.config, self.device = root, known, todo, config, device
         self.shown = {name: persons_points(known[name]).keys() for names in todo.sources.values() for name in names}
         used = dict.fromkeys(root / source for name in todo.wanted for source in self._sources(name))

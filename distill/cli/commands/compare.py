@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
-from torch import nn
 
 from distill.cli.config import instantiate
 from distill.cli.datasets import scored_pairs
@@ -23,7 +22,7 @@ from distill.cli.further_metrics import metrics_of
 from distill.cli.reporting import announce, answers_to, images_note, report
 from distill.cli.rows import TEACHER, build_rows, read_rows, student_files
 from distill.cli.run_folder import RunFolder
-from distill.core.protocols import Benchmark, Matcher, PairMatcher
+from distill.core.protocols import Benchmark, Matcher, PairMatcher, on_device
 from distill.evaluation.asking import timed_answer
 from distill.evaluation.compare import Comparison, check_reference, check_stored, compare
 from distill.evaluation.figures import read_curve
@@ -96,7 +95,7 @@ def teacher_cost(
     """Times a teacher whose caches are empty on some pairs, as the other matchers are: "latency_ms" per pair, and its "parameters"."""
     chosen = [benchmark[number] for number in numbers]
     parameters = getattr(teacher, "n_parameters", None)  # loads the weights, which is not to be timed
-    teacher = teacher.to(device) if isinstance(teacher, nn.Module) else teacher
+    teacher = on_device(teacher, device)
     seconds = [
         timed_answer(teacher, pairs, TEACHER, device)[1] for pairs in track(chosen, "time the teacher", unit="pairs")
     ]

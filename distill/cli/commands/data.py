@@ -89,9 +89,8 @@ def describe(cfg: DictConfig) -> dict:
             "pairs_per_category": dict(sorted(categories.items())),
         }
         if isinstance(benchmark, PhotographPairs):
-            sizes = _sizes(benchmark)
             description |= {
-                "sizes": sizes,
+                "sizes": _sizes(benchmark),  # which adds to what is skipped
                 "pairs_fingerprint": benchmark.fingerprint(),
                 "skipped": benchmark.skipped,
                 "ignored": benchmark.ignored,

@@ -89,7 +89,7 @@ def _problems(what: str, config: dict) -> list[str]:
     try:
         instantiate(config)
     except Exception as error:  # a broken installation raises whatever its parts do
-        return [f"{what}: {error if isinstance(error, DistillError) else in_one_line(error)}"]
+        return [f"{what}: {in_one_line(error, None)}"]
     return []
 
 

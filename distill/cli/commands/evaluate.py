@@ -15,14 +15,13 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from omegaconf import DictConfig
-from torch import nn
 
 from distill.cli.config import instantiate
 from distill.cli.datasets import scored_pairs
 from distill.cli.further_metrics import metrics_of
 from distill.cli.reporting import announce, images_note
 from distill.cli.run_folder import RunFolder
-from distill.core.protocols import UsesPromptCache
+from distill.core.protocols import UsesPromptCache, on_device
 from distill.evaluation.evaluate import Evaluation, check_annotated, evaluate
 from distill.system.environment import choose_device, describe
 
@@ -35,9 +34,7 @@ def run(cfg: DictConfig, prompts: MutableMapping[Any, Any] | None = None) -> Eva
         prompts: where a matcher that optimises prompts keeps them, so that several evaluations share them.
     """
     device, name = choose_device(cfg.device), matcher_name(cfg.matcher)
-    matcher = instantiate(cfg.matcher)
-    if isinstance(matcher, nn.Module):
-        matcher = matcher.to(device)
+    matcher = on_device(instantiate(cfg.matcher), device)
     if prompts is not None and isinstance(matcher, UsesPromptCache):
         matcher.use_prompt_cache(prompts)
     benchmark, metrics = scored_pairs(cfg.data), metrics_of(cfg)

@@ -33,7 +33,7 @@ from distill.cli.processes import (
 from distill.cli.reporting import announce, answers_to, report
 from distill.cli.run_folder import RunFolder, check_free, check_unchanged
 from distill.core.errors import ExportError
-from distill.core.protocols import Benchmark, Matcher, PairMatcher
+from distill.core.protocols import Benchmark, Matcher, PairMatcher, on_device
 from distill.data.download import licence_of
 from distill.evaluation.compare import Comparison, compare
 from distill.evaluation.label_truth import LabelTruth
@@ -177,8 +177,8 @@ def finish(cfg: DictConfig, parts: FitParts, student: nn.Module, folder: RunFold
     if cfg.test.n_pairs == 0:  # null: all pairs
         return None
     networks = {"student": student} | ({} if parts.baseline is None else {"nearest_neighbour": parts.baseline})
-    on_device = {name: net.to(parts.device) if isinstance(net, nn.Module) else net for name, net in networks.items()}
-    others: dict[str, Matcher | PairMatcher] = {**on_device, "box_relative": BoxRelative()}
+    moved = {name: on_device(network, parts.device) for name, network in networks.items()}
+    others: dict[str, Matcher | PairMatcher] = {**moved, "box_relative": BoxRelative()}
     options: dict[str, Any] = {"device": parts.device, "metrics": parts.metrics, "keep": answers_to(folder)}
     if parts.test is not None:
         pairs: Benchmark = parts.test

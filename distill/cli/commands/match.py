@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.cli.config import instantiate
 from distill.cli.match_input import Points, check_apart, check_text, name_with_folder, read_points, targets
@@ -39,7 +39,7 @@ from distill.cli.reporting import announce
 from distill.cli.run_folder import RunFolder
 from distill.core.checks import check_points
 from distill.core.errors import DataError
-from distill.core.protocols import Matcher
+from distill.core.protocols import Matcher, on_device
 from distill.data.coco import write_coco
 from distill.data.images import read_image, read_rgb, read_size
 from distill.data.keypoints import ImageKeypoints, check_threshold
@@ -159,8 +159,7 @@ def numbered(number: int, file: Path) -> str:
 
 
 def _matcher(cfg: DictConfig) -> Matcher:
-    matcher, device = instantiate(cfg.matcher), choose_device(cfg.device)
-    return matcher.to(device) if isinstance(matcher, nn.Module) else matcher
+    return on_device(instantiate(cfg.matcher), choose_device(cfg.device))
 
 
 def answer(matcher: Matcher, src_img: Tensor, trg_img: Tensor, points: Points, cfg: DictConfig, device: str) -> Rows:
