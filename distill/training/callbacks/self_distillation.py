@@ -83,7 +83,13 @@ class SelfDistillation(Callback):
                 "self_distillation=null leaves it out."
             )
         self._check_student(student)
-        check_size = getattr(self.teacher(model=copy.deepcopy(student)), "check_size", None)
+        try:
+            made = self.teacher(model=copy.deepcopy(student))
+        except TypeError as error:  # an argument that it does not take
+            raise ConfigError(
+                f"Expected settings in self_distillation.teacher that it takes but got: {in_one_line(error)}; correct them."
+            ) from error
+        check_size = getattr(made, "check_size", None)
         if callable(check_size):
             check_size(size)
 

@@ -60,6 +60,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
             "Expected a trained student in init_from for self_distillation.start_epoch=0",
         ),
         ("experiment=shapes_hard", "Expected a trained student in init_from for self_distillation.start_epoch=0"),
+        ("+self_distillation.teacher.foo=1", "settings in self_distillation.teacher that it takes but got: Fea"),
         ("student.weights=pretrained", "connect to the network, or name a file or folder"),
         ("student.backbone=resnet99", "did you mean 'resnet50'?"),
         ("seed=-1", "Expected seed of at least 0 but got -1."),
