@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from distill.core.types import PairBatch
     from distill.data.pairs import AnnotatedImage
 
-os.environ["HF_HUB_OFFLINE"] = (
-    "1"  # read when huggingface_hub is imported; else tests of what is missing wait for the network
-)
+# Read when huggingface_hub is imported; else tests of what is missing wait for the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -3,6 +3,7 @@
 from collections.abc import MutableMapping
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from distill.core.checks import check_answer
@@ -109,12 +110,6 @@ def match_query(matcher: Matcher | PairMatcher, src_img: Tensor, trg_img: Tensor
     return check_answer(matcher(src_img, trg_img, src_kps), src_kps, type(matcher).__name__)
 
 
-def on_device(matcher: T, device: str) -> T:
+def on_device(matcher: T, device: str | torch.device) -> T:
     """Returns ``matcher``, moved to ``device`` in place if it is a torch module; others move themselves to their images."""
     return matcher.to(device) if isinstance(matcher, nn.Module) else matcher
-
-
-def move_to_device_of(network: object, images: Tensor) -> None:
-    """Moves ``network`` to the device of ``images``, in place, if it is a torch module."""
-    if isinstance(network, nn.Module):
-        network.to(images.device)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from distill.core.errors import ConfigError
 from distill.core.geometry import cell_centres, flip_points, gaussian_weight, image_size
-from distill.core.protocols import Matcher, PairMatcher, match, match_query, move_to_device_of
+from distill.core.protocols import Matcher, PairMatcher, match, match_query, on_device
 from distill.core.types import Matches, PairBatch
 from distill.data.pairs import exchanged
 
@@ -166,7 +166,7 @@ class Filtered:
 
 def _ask(matcher: Matcher, src_img: Tensor, trg_img: Tensor, src_kps: Tensor) -> Tensor:
     """Returns the answer (B, N, 2) of a matcher, which is brought to where the images are."""
-    move_to_device_of(matcher, src_img)
+    on_device(matcher, src_img.device)
     return match_query(matcher, src_img, trg_img, src_kps).trg_kps
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill.core.errors import ConfigError
-from distill.core.protocols import move_to_device_of
+from distill.core.protocols import on_device
 from distill.losses.base import Example, dense_parts
 
 
@@ -52,7 +52,7 @@ class SimilarityDistillation:
         """See :class:`distill.losses.base.Loss`; pairs weigh as much as their labels' mean confidence."""
         _, src_map, trg_map = dense_parts(example)
         images = torch.cat([example.pairs.src_img, example.pairs.trg_img])
-        move_to_device_of(self.guide, images)
+        on_device(self.guide, images.device)
         with torch.no_grad():
             wanted = self._similarity(*self.guide.describe(images).chunk(2)) / self.guide_temperature
         found = self._similarity(src_map, trg_map) / self.temperature

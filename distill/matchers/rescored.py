@@ -6,7 +6,7 @@ from torch import Tensor
 from distill.core.checks import check_query
 from distill.core.errors import ConfigError
 from distill.core.geometry import gaussian_weight, image_size
-from distill.core.protocols import Matcher, PairMatcher, match, match_query, move_to_device_of
+from distill.core.protocols import Matcher, PairMatcher, match, match_query, on_device
 from distill.core.types import Matches, PairBatch
 
 
@@ -42,14 +42,14 @@ class RescoredMatcher:
             ConfigError: when one of the matchers needs more than two images and points.
         """
         check_query(src_img, trg_img, src_kps)
-        move_to_device_of(self.confidence_from, trg_img)
+        on_device(self.confidence_from, trg_img.device)
         answer = match_query(self.matcher, src_img, trg_img, src_kps)
         return self._rescored(answer, match_query(self.confidence_from, src_img, trg_img, src_kps), image_size(trg_img))
 
     @torch.no_grad()
     def match_pairs(self, pairs: PairBatch) -> Matches:
         """See :class:`distill.core.protocols.PairMatcher`."""
-        move_to_device_of(self.confidence_from, pairs.trg_img)
+        on_device(self.confidence_from, pairs.trg_img.device)
         answer = match(self.matcher, pairs)
         return self._rescored(answer, match(self.confidence_from, pairs), image_size(pairs.trg_img))
 

@@ -85,7 +85,7 @@ class SelfDistillation(Callback):
         self._check_student(student)
         try:
             made = self.teacher(model=copy.deepcopy(student))
-        except TypeError as error:  # an argument that it does not take
+        except TypeError as error:  # an argument that it does not take, or not of this type
             raise ConfigError(
                 f"Expected settings in self_distillation.teacher that it takes but got: {in_one_line(error)}; correct them."
             ) from error
