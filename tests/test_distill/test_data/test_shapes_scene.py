@@ -1,4 +1,6 @@
-"""FeatureCache: deterministic, in frame, and described by what is in them."""
+"""Scenes: deterministic, in frame, and described by what is in them."""
+
+import dataclasses
 
 import numpy as np
 import pytest
@@ -102,7 +104,12 @@ def test_the_caption_names_category_colours_and_background():
 @pytest.mark.parametrize(
     ("difficulty", "main", "palette"),
     # hard: one of twelve colours for the main one, three of twelve for the palette
-    [("easy", 1.0, 1.0), ("medium", 0.75 + 0.2 / 3 + 0.05 / 12, 0.95 + 0.05 / 4), ("hard", 1 / 12, 1 / 4)],
+    [
+        ("easy", 1.0, 1.0),
+        ("medium", 0.75 + 0.2 / 3 + 0.05 / 12, 0.95 + 0.05 / 4),
+        ("varied", 0.4 + 0.1 / 3 + 0.5 / 12, 0.5 + 0.5 / 4),
+        ("hard", 1 / 12, 1 / 4),
+    ],
 )
 def test_parts_have_their_usual_colours_as_often_as_the_world_says(difficulty, main, palette):
     usual = allowed = drawn = 0
@@ -119,3 +126,10 @@ def test_parts_have_their_usual_colours_as_often_as_the_world_says(difficulty, m
 def test_an_unknown_difficulty_names_the_nearest():
     with pytest.raises(ConfigError, match="did you mean 'medium'"):
         sample_scene(0, 0, "medum")
+
+
+def test_each_amount_of_the_varied_world_lies_between_those_of_medium_and_hard():
+    bounds = [np.hstack(dataclasses.astuple(DIFFICULTIES[name])) for name in ("medium", "varied", "hard")]
+    # Amounts that fall from medium to hard, such as the smallest size, count as their negatives.
+    medium, varied, hard = np.stack(bounds) * np.sign(bounds[2] - bounds[0])
+    assert (medium < varied).all() and (varied < hard).all()

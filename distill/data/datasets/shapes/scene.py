@@ -80,6 +80,7 @@ DIFFICULTIES: dict[str, Difficulty] = {
     "easy": Difficulty(10, (0, 10), 3, (0.75, 0.9), 1.0, 0.0, 0.02, 0.0, 0, 0.8),
     "medium": MEDIUM,
     "colourful": replace(MEDIUM, main_colour=0.3, any_colour=0.5),
+    "varied": Difficulty(50, (-4, 28), 10, (0.5, 0.92), 0.4, 0.5, 0.065, 0.25, 3, 1.15),  # between medium and hard
     "hard": Difficulty(180, (-10, 40), 15, (0.45, 0.95), 0.0, 1.0, 0.08, 0.4, 5, 1.3),
 }
 
