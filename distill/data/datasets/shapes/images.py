@@ -31,7 +31,8 @@ class CaptionedShapes(IterableDataset[dict[str, Any]]):
     Args:
         size: side in pixels.
         seed: of the world.
-        difficulty: "easy", "medium", "colourful", "varied" or "hard", or several of them, of which each picture shows one.
+        difficulty: a name in :data:`~distill.data.datasets.shapes.scene.DIFFICULTIES`, or several of them, of which each
+            picture shows one.
         batch_size: B.
         start: how many pictures to pass over, those that an interrupted run has seen.
         device: where to render.

@@ -65,7 +65,7 @@ class ShapesPairs(Dataset[PairBatch]):
         n_pairs: how many pairs.
         seed: of the world and of the pairing.
         size: side of the images, px.
-        difficulty: "easy", "medium", "colourful", "varied" or "hard".
+        difficulty: a name in :data:`~distill.data.datasets.shapes.scene.DIFFICULTIES`.
         pairs_per_image: how many targets a source image has.
 
     Raises:
